@@ -1,0 +1,296 @@
+"""The lake: a bucket of Google Cloud Storage, reached through a `GcsBucket` block. Keys here are inside the block's folder."""
+
+import datetime as dt
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, PreconditionFailed, Unauthorized
+from google.auth.exceptions import GoogleAuthError
+from google.cloud.storage import Blob, Bucket
+from prefect_gcp.cloud_storage import GcsBucket
+
+from flows.connectors import scratch
+from flows.tlc.clean import Chunk, Tally
+from flows.tlc.eras import Shape
+from flows.tlc.errors import MisconfiguredBlock, TripDataError
+from flows.tlc.manifest import Manifest, RawFile
+from flows.tlc.pipeline import ahead
+from flows.tlc.reading import csv_chunks, parquet_chunks
+from flows.tlc.schema import arrow_schema
+from flows.tlc.trips import TripMonth
+
+# A request carries one of these; the client's own 60 s for a whole upload would kill a slow line's big month.
+CHUNK = 8 << 20
+TIMEOUT = (15, 300)  # seconds to connect, to wait for an answer
+_ROW_GROUP = 128 << 10  # rows
+_STAGING = "staging"
+
+
+class Overtaken(Exception):
+    """Another run changed the object first."""
+
+
+class Gone(TripDataError):
+    """An object that should be in the lake is not there."""
+
+
+@dataclass(frozen=True)
+class LakeObject:
+    """An object of the lake, at one generation."""
+
+    key: str
+    generation: int
+    size: int
+    metadata: Mapping[str, str]
+
+
+class Lake:
+    """Objects by key: streamed in, streamed out, replaced only if nobody else did."""
+
+    def __init__(self, block: GcsBucket) -> None:
+        self._folder = block.bucket_folder
+        self.block = block
+        with self._explained("reached"):
+            client = block.gcp_credentials.get_cloud_storage_client()
+        self._bucket: Bucket = client.bucket(block.bucket)
+
+    @contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        """Turn the client's errors about the bucket itself into one a person can act on."""
+        name = self.block.bucket
+        try:
+            yield
+        except NotFound as error:
+            if "bucket" in str(error.message).lower():
+                raise MisconfiguredBlock(
+                    f"bucket {name!r} does not exist; create it, or correct the GcsBucket block"
+                    " (python -m blocks.register takes LAKE_BUCKET)."
+                ) from error
+            raise
+        except (Forbidden, Unauthorized, GoogleAuthError) as error:
+            raise MisconfiguredBlock(
+                f"bucket {name!r} cannot be {doing} with the block's credentials ({type(error).__name__});"
+                " give the service account Storage Object Admin on it, or correct the credentials."
+            ) from error
+
+    def check(self) -> None:
+        """Raise `MisconfiguredBlock` unless the bucket exists and may be read."""
+        with self._explained("read"):
+            next(
+                iter(self._bucket.client.list_blobs(self._bucket, prefix=self._folder, max_results=1, timeout=TIMEOUT)),
+                None,
+            )
+
+    def path(self, key: str) -> str:
+        """The object's whole name in the bucket."""
+        return f"{self._folder}{key}"
+
+    def uri(self, key: str) -> str:
+        """`gs://…`, as BigQuery wants it."""
+        return f"gs://{self.block.bucket}/{self.path(key)}"
+
+    @property
+    def location(self) -> str | None:
+        """Where the bucket is, or None if the credentials may not ask."""
+        try:
+            self._bucket.reload(timeout=TIMEOUT)
+        except GoogleAPIError:
+            return None
+        return str(self._bucket.location) if self._bucket.location else None
+
+    def stat(self, key: str) -> LakeObject | None:
+        """The object now under `key`, or None."""
+        with self._explained("read"):
+            blob = self._bucket.get_blob(self.path(key), timeout=TIMEOUT)
+        return None if blob is None else self._object(key, blob)
+
+    def _object(self, key: str, blob: Blob) -> LakeObject:
+        return LakeObject(key, int(blob.generation), int(blob.size), dict(blob.metadata or {}))
+
+    def read(self, key: str, generation: int) -> Iterator[bytes]:
+        """The bytes of one generation of an object, in chunks."""
+        blob = self._bucket.blob(self.path(key), generation=generation)
+        try:
+            with self._explained("read"), blob.open("rb", chunk_size=CHUNK, timeout=TIMEOUT) as file:
+                while piece := file.read(CHUNK):
+                    yield piece
+        except NotFound as error:
+            raise Gone(
+                f"{self.uri(key)} (generation {generation}) is not in the lake any more;"
+                " it was deleted or replaced while this run was at work. Run again."
+            ) from error
+
+    @contextmanager
+    def writer(self, key: str, metadata: Mapping[str, str] | None = None) -> Iterator[IO[bytes]]:
+        """A file to write a new object to; it appears whole when the block ends, and not at all on an error."""
+        blob = self._bucket.blob(self.path(key))
+        blob.metadata = dict(metadata or {})
+        with (
+            self._explained("written"),
+            blob.open("wb", chunk_size=CHUNK, ignore_flush=True, timeout=TIMEOUT) as file,
+        ):
+            yield file
+
+    def describe(self, key: str, metadata: Mapping[str, str]) -> LakeObject:
+        """Add metadata to the object just written, and tell what it is."""
+        with self._explained("written"):
+            blob = self._bucket.get_blob(self.path(key), timeout=TIMEOUT)
+            if blob is None:
+                raise Gone(
+                    f"{self.uri(key)} vanished right after it was written; is a lifecycle rule at work? Run again."
+                )
+            blob.metadata = {**(blob.metadata or {}), **metadata}
+            blob.patch(timeout=TIMEOUT, if_generation_match=blob.generation)
+        return self._object(key, blob)
+
+    def publish(self, staged: str, generation: int, key: str, replaces: int) -> LakeObject:
+        """Copy a staged object to `key`, inside the store.
+
+        Raises `Overtaken` unless `key` is still at generation `replaces` (0: absent).
+        """
+        source = self._bucket.blob(self.path(staged))
+        with self._explained("written"):
+            try:
+                blob = self._bucket.copy_blob(
+                    source,
+                    self._bucket,
+                    self.path(key),
+                    source_generation=generation,
+                    if_generation_match=replaces,
+                    timeout=TIMEOUT,
+                )
+            except PreconditionFailed as error:
+                raise Overtaken(self.uri(key)) from error
+            except NotFound as error:
+                raise Gone(f"{self.uri(staged)} is not in the lake any more; run again.") from error
+            blob.reload(timeout=TIMEOUT)
+        return self._object(key, blob)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects that may or may not be there."""
+        for key in keys:
+            with self._explained("written"):
+                try:
+                    self._bucket.blob(self.path(key)).delete(timeout=TIMEOUT)
+                except NotFound:
+                    continue
+
+    def manifest(self, trip_month: TripMonth) -> Manifest | None:
+        """What the lake says it holds of a month."""
+        blob = self._bucket.blob(self.path(trip_month.manifest_key))
+        with self._explained("read"):
+            try:
+                return Manifest.model_validate_json(blob.download_as_bytes(timeout=TIMEOUT))
+            except NotFound as error:
+                if "bucket" in str(error.message).lower():
+                    raise
+                return None
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Say what the lake holds of a month: the last act of publishing it."""
+        blob = self._bucket.blob(self.path(manifest.trip_month.manifest_key))
+        with self._explained("written"):
+            blob.upload_from_string(manifest.model_dump_json(indent=1), "application/json", timeout=TIMEOUT)
+
+    def chunks(self, raw: RawFile, on_shape: Callable[[Shape], None]) -> Iterator[Chunk]:
+        """The trips of a raw file, as a stream; Parquet, which has to be read out of order, passes through a temporary file."""
+        trip_month, ending = raw.published.trip_month, raw.published.ending
+        pieces = self.read(raw.key, raw.generation)
+        if ending != ".parquet":
+            yield from csv_chunks(trip_month, ending, ahead(pieces), on_shape)
+            return
+        scratch.require_room(raw.size, str(trip_month))
+        with tempfile.TemporaryFile(dir=scratch.folder()) as file:
+            for piece in pieces:
+                file.write(piece)
+            file.seek(0)
+            yield from parquet_chunks(trip_month, file, on_shape)
+
+    def write_trips(self, trip_month: TripMonth, run: str, chunks: Iterable[Chunk]) -> tuple[LakeObject, str, Tally]:
+        """Write canonical trips to a staged object, and what was set aside to another (its key, or "" if nothing was).
+
+        One row group in memory at a time, whatever the month's size.
+        """
+        key = f"{_STAGING}/{trip_month.color}/{trip_month.stem}-{run}.parquet"
+        schema = arrow_schema(trip_month.color)
+        tally = Tally()
+        rejects: list[pa.Table] = []
+        with self.writer(key, {"run": run}) as out, parquet_writer(pa.PythonFile(out, mode="w"), schema) as parquet:
+            held: list[pa.Table] = []
+            for chunk in chunks:
+                tally.add(chunk)
+                if chunk.rejects.num_rows:
+                    rejects.append(chunk.rejects)
+                held.append(chunk.trips)
+                if sum(table.num_rows for table in held) >= _ROW_GROUP:
+                    parquet.write_table(pa.concat_tables(held), _ROW_GROUP)
+                    held = []
+            parquet.write_table(pa.concat_tables([schema.empty_table(), *held]), _ROW_GROUP)
+            tally.check(trip_month)  # before the object appears
+        quarantine = ""
+        if rejects:
+            quarantine = f"{_STAGING}/{trip_month.quarantine_key.replace('.parquet', f'-{run}.parquet')}"
+            with self.writer(quarantine) as out:
+                pq.write_table(pa.concat_tables(rejects), pa.PythonFile(out, mode="w"))
+        staged = self.stat(key)
+        if staged is None:
+            raise Gone(f"{self.uri(key)} vanished right after it was written; is a lifecycle rule at work? Run again.")
+        return staged, quarantine, tally
+
+    def sweep(self, trip_month: TripMonth) -> None:
+        """Delete what runs of this month that died more than a day ago left staged."""
+        before = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
+        with self._explained("read"):
+            for folder in (trip_month.color, f"quarantine/{trip_month.color}"):
+                prefix = self.path(f"{_STAGING}/{folder}/{trip_month.stem}-")
+                for blob in self._bucket.client.list_blobs(self._bucket, prefix=prefix, timeout=TIMEOUT):
+                    if blob.updated and blob.updated < before:
+                        blob.delete(timeout=TIMEOUT)
+
+    def current(self, trip_month: TripMonth) -> Manifest | None:
+        """The month's manifest, if the object it tells of is the one that is there."""
+        manifest = self.manifest(trip_month)
+        if manifest is None:
+            return None
+        present = self.stat(trip_month.key)
+        return manifest if present and present.generation == manifest.generation else None
+
+    def schema(self, manifest: Manifest) -> pa.Schema:
+        """The columns of a published month, from its Parquet footer."""
+        blob = self._bucket.blob(self.path(manifest.trip_month.key), generation=manifest.generation)
+        with self._explained("read"), blob.open("rb", chunk_size=1 << 20, timeout=TIMEOUT) as file:
+            return pq.read_schema(file)
+
+    def trips(self, key: str, generation: int) -> Iterator[pa.Table]:
+        """The trips of a canonical object, a row group at a time, by way of a temporary file."""
+        present = self.stat(key)
+        scratch.require_room(present.size if present else 0, self.uri(key))
+        with tempfile.TemporaryDirectory(dir=scratch.folder()) as folder:
+            path = Path(folder) / "trips.parquet"
+            with self._explained("read"):
+                self.block.download_object_to_path(key, path)
+            present = self.stat(key)
+            if present is None or present.generation != generation:
+                raise Gone(f"{self.uri(key)} was replaced while this run was at work. Run again.")
+            parquet = pq.ParquetFile(path)
+            for group in range(parquet.num_row_groups):
+                yield parquet.read_row_group(group)
+
+
+def parquet_writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of canonical Parquet: what BigQuery, DuckDB and pandas all read as it is meant."""
+    # The key is a run of numbers: deltas store it in a few bytes where a dictionary would need all eight a row.
+    dictionary = [name for name in schema.names if name != "row_number"]
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        use_dictionary=dictionary,
+        column_encoding={"row_number": "DELTA_BINARY_PACKED"},
+        compression="snappy",
+    )

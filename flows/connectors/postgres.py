@@ -1,0 +1,323 @@
+"""Postgres: stage a month with COPY where nobody reads it, then publish it in one transaction.
+
+Names are folded to lower case; a table is `{color}`, partitioned by `file_month`, a partition `{color}_{year}_{month}`.
+"""
+
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg2
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection  # noqa: N812 - a class in lower case
+from psycopg2.extensions import cursor as Cursor  # noqa: N812
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from flows.tlc.errors import MisconfiguredBlock, NotReconciled
+from flows.tlc.manifest import LOADS_COLUMNS, Manifest
+from flows.tlc.schema import KEY, KINDS, columns
+from flows.tlc.trips import COLORS, TripMonth
+
+_COPY_BUFFER = 1 << 20
+_LOCK_SPACE = 0x7A21  # advisory locks of this project, among all others in a database
+
+
+@dataclass(frozen=True)
+class Published:
+    """What publishing did to the month's rows."""
+
+    inserted: int
+    updated: int
+    removed: int
+
+
+class _Stream(io.RawIOBase):
+    """Pieces of bytes as the file that COPY reads."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
+        self._held = memoryview(b"")
+
+    def read(self, size: int = _COPY_BUFFER) -> bytes:
+        """At most `size` bytes; none at the end."""
+        while not self._held:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return b""
+            self._held = memoryview(piece)
+        taken, self._held = self._held[:size], self._held[size:]
+        return bytes(taken)
+
+
+def encode(trips: pa.Table) -> bytes:
+    """Trips as the text that COPY … (FORMAT csv) reads: nulls unquoted and empty, `file_month` left to the table's default."""
+    encoded = []
+    names = []
+    for name, column in zip(trips.column_names, trips.columns, strict=True):
+        if name == KEY[0].name:
+            continue
+        if pa.types.is_timestamp(column.type):
+            seconds = pc.cast(column, pa.timestamp("s"), safe=False)
+            if pc.all(pc.equal(seconds.cast(column.type), column), min_count=0).as_py() is not False:
+                column = seconds  # noqa: PLW2901 - a third less text to make and to parse
+        names.append(name)
+        encoded.append(column)
+    out = pa.BufferOutputStream()
+    options = pa_csv.WriteOptions(include_header=False, quoting_style="needed", batch_size=16384)
+    pa_csv.write_csv(pa.table(encoded, names=names), out, options)
+    return bytes(out.getvalue())
+
+
+def _names(color: str) -> list[sql.Identifier]:
+    return [sql.Identifier(column.postgres_name) for column in columns(color)]
+
+
+def _listed(names: Iterable[sql.Composable], prefix: str = "") -> sql.Composed:
+    return sql.SQL(", ").join(sql.SQL(prefix) + name for name in names)
+
+
+class Postgres:
+    """The trips of a database, month by month."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        try:
+            pooled = self._engine.raw_connection()
+        except SQLAlchemyError as error:
+            where = self._engine.url.render_as_string(hide_password=True)
+            raise MisconfiguredBlock(
+                f"{where} cannot be reached: {str(getattr(error, 'orig', error)).strip()}."
+                " Correct the SqlAlchemyConnector block (python -m blocks.register takes POSTGRES_URL)."
+            ) from None  # the chained text could hold the password
+        connection: Any = pooled.driver_connection
+        try:
+            yield connection
+        finally:
+            # Never back to a pool: a session may hold locks, and a broken one must not serve again.
+            pooled.invalidate()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Cursor]:
+        with self._connection() as connection, connection, connection.cursor() as cursor:
+            yield cursor
+
+    @contextmanager
+    def claim(self, trip_month: TripMonth, on_wait: Any) -> Iterator[None]:
+        """Hold a month for one run: another run of the same month waits here, and `on_wait()` is called if this one must."""
+        with self._connection() as connection, connection.cursor() as cursor:
+            connection.autocommit = True
+            key = (_LOCK_SPACE, _lock_number(trip_month))
+            cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", key)
+            if not _value(cursor):
+                on_wait()
+                cursor.execute("SELECT pg_advisory_lock(%s, %s)", key)
+            yield
+
+    def check(self) -> None:
+        """Raise `MisconfiguredBlock` unless the database answers."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT 1")
+
+    def ensure_tables(self, color: str) -> None:
+        """Create the color's table and `loads` where they are missing, and add columns the schema has gained."""
+        trip_columns = sql.SQL(", ").join(
+            sql.SQL("{} {}").format(sql.Identifier(c.postgres_name), sql.SQL(KINDS[c.kind].postgres))
+            for c in columns(color)
+        )
+        loads_columns = sql.SQL(", ").join(
+            sql.SQL("{} {}").format(sql.Identifier(c.postgres_name), sql.SQL(KINDS[c.kind].postgres))
+            for c in LOADS_COLUMNS
+        )
+        with self._transaction() as cursor:
+            # IF NOT EXISTS alone is a race: two first runs at once would meet in the catalog's unique index.
+            cursor.execute("SELECT pg_advisory_xact_lock(%s, 0)", (_LOCK_SPACE,))
+            cursor.execute(
+                sql.SQL(
+                    "CREATE TABLE IF NOT EXISTS {} ({}, PRIMARY KEY (file_month, row_number)) PARTITION BY LIST (file_month)"
+                ).format(sql.Identifier(color), trip_columns)
+            )
+            cursor.execute(
+                sql.SQL("CREATE TABLE IF NOT EXISTS loads ({}, PRIMARY KEY (color, file_month))").format(loads_columns)
+            )
+            cursor.execute("SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass(%s)", (color,))
+            if not _value(cursor):
+                raise MisconfiguredBlock(
+                    f"the database has a table {color!r} that this project did not make (it is not partitioned by file_month);"
+                    " rename it, or point the block at another database."
+                )
+            cursor.execute("SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0", (color,))
+            present = {name for (name,) in cursor.fetchall()}
+            for column in columns(color):
+                if column.postgres_name not in present:
+                    cursor.execute(
+                        sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(
+                            sql.Identifier(color),
+                            sql.Identifier(column.postgres_name),
+                            sql.SQL(KINDS[column.kind].postgres),
+                        )
+                    )
+
+    def manifest(self, trip_month: TripMonth) -> Manifest | None:
+        """What the database holds of a month, by one SELECT; None if it never did or the partition is gone."""
+        names = [column.name for column in LOADS_COLUMNS]
+        with self._transaction() as cursor:
+            try:
+                cursor.execute(
+                    sql.SQL(
+                        "SELECT {} FROM loads WHERE color = %s AND file_month = %s AND to_regclass(%s) IS NOT NULL"
+                    ).format(_listed(map(sql.Identifier, names))),
+                    (trip_month.color, trip_month.file_month, trip_month.postgres_partition),
+                )
+            except psycopg2.errors.UndefinedTable:
+                return None
+            row = cursor.fetchone()
+        return Manifest.from_row(dict(zip(names, row, strict=True))) if row else None
+
+    def stage(self, trip_month: TripMonth, pieces: Iterable[bytes]) -> str:
+        """COPY encoded trips into a new table of their own, replacing an abandoned one; its name is returned.
+
+        The table has no key yet: one index built at the end costs less than one grown row by row.
+        """
+        staging = f"{trip_month.postgres_partition}_staging"
+        fed = [sql.Identifier(c.postgres_name) for c in columns(trip_month.color) if c is not KEY[0]]
+        with self._transaction() as cursor:
+            cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(staging)))
+            cursor.execute(
+                sql.SQL(
+                    "CREATE TABLE {staging} (LIKE {table}, CHECK (file_month IS NOT NULL AND file_month = {month}))"
+                ).format(
+                    staging=sql.Identifier(staging),
+                    table=sql.Identifier(trip_month.color),
+                    month=sql.Literal(trip_month.file_month),
+                )
+            )
+            cursor.execute(
+                sql.SQL("ALTER TABLE {} ALTER COLUMN file_month SET DEFAULT {}").format(
+                    sql.Identifier(staging), sql.Literal(trip_month.file_month)
+                )
+            )
+            # FREEZE: nobody sees the table before this transaction ends, so rows need no second visit by vacuum.
+            copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv, FREEZE)").format(sql.Identifier(staging), _listed(fed))
+            cursor.copy_expert(copy, _Stream(pieces), size=_COPY_BUFFER)
+        return staging
+
+    def discard(self, staging: str) -> None:
+        """Drop a staging table that will not be published."""
+        with self._transaction() as cursor:
+            cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(staging)))
+
+    def publish(self, staging: str, manifest: Manifest) -> Published:
+        """Make a staged month the month, and say so in `loads`, in one transaction; readers see the old one or the new one."""
+        trip_month = manifest.trip_month
+        partition = trip_month.postgres_partition
+        with self._transaction() as cursor:
+            cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (partition,))
+            publish = self._merge if _value(cursor) else self._attach
+            published = publish(cursor, trip_month, staging)
+            cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(partition)))
+            if (count := _value(cursor)) != manifest.loaded:
+                raise NotReconciled(
+                    f"{trip_month}: {manifest.loaded} rows were staged for Postgres, {count} would be published. Nothing was."
+                )
+            self._write_manifest(cursor, manifest)
+        return published
+
+    def _attach(self, cursor: Cursor, trip_month: TripMonth, staging: str) -> Published:
+        """A new month: the staged table becomes its partition; no row is written twice."""
+        names = {
+            "table": sql.Identifier(trip_month.color),
+            "staging": sql.Identifier(staging),
+            "partition": sql.Identifier(trip_month.postgres_partition),
+            "month": sql.Literal(trip_month.file_month),
+        }
+        for statement in (
+            "ALTER TABLE {staging} ADD PRIMARY KEY (file_month, row_number)",
+            "ALTER TABLE {staging} RENAME TO {partition}",
+            "ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES IN ({month})",
+        ):
+            cursor.execute(sql.SQL(statement).format(**names))
+        cursor.execute(sql.SQL("SELECT count(*) FROM {partition}").format(**names))
+        return Published(inserted=_value(cursor), updated=0, removed=0)
+
+    def _merge(self, cursor: Cursor, trip_month: TripMonth, staging: str) -> Published:
+        """A month already there: only rows that differ are written, rows that vanished are removed."""
+        fed = _names(trip_month.color)
+        values = [sql.Identifier(c.postgres_name) for c in columns(trip_month.color) if c not in KEY]
+        names = {
+            "partition": sql.Identifier(trip_month.postgres_partition),
+            "staging": sql.Identifier(staging),
+            "names": _listed(fed),
+            "new_names": _listed(fed, "new."),
+            "old_values": _listed(values, "old."),
+            "new_values": _listed(values, "new."),
+            "updates": sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(name) for name in values),
+        }
+        cursor.execute(sql.SQL("ANALYZE {staging}").format(**names))
+        cursor.execute(
+            sql.SQL(
+                "WITH written AS ("
+                " INSERT INTO {partition} ({names})"
+                " SELECT {new_names} FROM {staging} new LEFT JOIN {partition} old USING (row_number)"
+                # Without this test every row would be locked and rewritten; with it, only what changed.
+                " WHERE old.row_number IS NULL OR ({old_values}) IS DISTINCT FROM ({new_values})"
+                " ON CONFLICT (file_month, row_number) DO UPDATE SET {updates}"
+                " RETURNING (xmax = 0) AS is_new)"
+                " SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM written"
+            ).format(**names)
+        )
+        inserted, updated = cursor.fetchone() or (0, 0)
+        cursor.execute(
+            sql.SQL(
+                "DELETE FROM {partition} old WHERE NOT EXISTS"
+                " (SELECT FROM {staging} new WHERE new.row_number = old.row_number)"
+            ).format(**names)
+        )
+        removed = cursor.rowcount
+        cursor.execute(sql.SQL("DROP TABLE {staging}").format(**names))
+        return Published(inserted, updated, removed)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Say in `loads` what the database holds of a month whose rows are as they were."""
+        with self._transaction() as cursor:
+            self._write_manifest(cursor, manifest)
+
+    def _write_manifest(self, cursor: Cursor, manifest: Manifest) -> None:
+        row = manifest.row()
+        names = list(map(sql.Identifier, row))
+        cursor.execute(
+            sql.SQL("INSERT INTO loads ({}) VALUES ({}) ON CONFLICT (color, file_month) DO UPDATE SET {}").format(
+                _listed(names),
+                sql.SQL(", ").join(sql.Placeholder() * len(row)),
+                sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(name) for name in names),
+            ),
+            list(row.values()),
+        )
+
+    def count(self, trip_month: TripMonth) -> int:
+        """Rows of a month."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                sql.SQL("SELECT count(*) FROM {} WHERE file_month = %s").format(sql.Identifier(trip_month.color)),
+                (trip_month.file_month,),
+            )
+            return int(_value(cursor))
+
+
+def _lock_number(trip_month: TripMonth) -> int:
+    """The month's number among this project's advisory locks; 0 is the lock on the tables themselves."""
+    colors: tuple[str, ...] = COLORS
+    return 1 + colors.index(trip_month.color) + len(colors) * (12 * trip_month.year + trip_month.month)
+
+
+def _value(cursor: Cursor) -> Any:
+    row = cursor.fetchone()
+    return row[0] if row else None

@@ -1,0 +1,250 @@
+"""The warehouse: a BigQuery dataset, a table a color, partitioned by `file_month`; a month is replaced at one stroke."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import pandas_gbq
+import pyarrow as pa
+from google.api_core.exceptions import Conflict, Forbidden, NotFound, Unauthorized
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import bigquery
+from prefect_gcp import GcpCredentials
+
+from flows.tlc.errors import MisconfiguredBlock, NotReconciled, SchemaMismatch
+from flows.tlc.manifest import LOADS_COLUMNS, Manifest
+from flows.tlc.schema import KINDS, Column, arrow_schema, columns
+from flows.tlc.trips import TripMonth
+
+_ATTEMPTS = 10  # job ids of one month's load; a failed one can never be used again
+_LOADS = "loads"
+
+
+def _fields(of: Iterable[Column]) -> list[bigquery.SchemaField]:
+    return [bigquery.SchemaField(c.name, KINDS[c.kind].bigquery, description=c.meaning) for c in of]
+
+
+class Warehouse:
+    """Months of trips in a dataset, and the `loads` table that says where they came from."""
+
+    def __init__(self, block: GcpCredentials, dataset: str) -> None:
+        self._block = block
+        self._client: bigquery.Client = block.get_bigquery_client()
+        self._dataset = bigquery.DatasetReference(self._client.project, dataset)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (Forbidden, Unauthorized, GoogleAuthError) as error:
+            raise MisconfiguredBlock(
+                f"BigQuery dataset {self._dataset} cannot be used with the block's credentials ({type(error).__name__});"
+                " give the service account BigQuery Data Editor and Job User, or correct the credentials."
+            ) from error
+
+    def _table(self, name: str) -> bigquery.TableReference:
+        return self._dataset.table(name)
+
+    def _sql_name(self, name: str) -> str:
+        return f"`{self._dataset.project}.{self._dataset.dataset_id}.{name}`"
+
+    def ensure_tables(self, color: str, location: str | None) -> None:
+        """Create the dataset (in the bucket's `location`: loads need that) and tables where missing; add gained columns."""
+        with self._explained():
+            dataset = bigquery.Dataset(self._dataset)
+            dataset.location = location
+            self._client.create_dataset(dataset, exists_ok=True)
+            trips = bigquery.Table(self._table(color), schema=_fields(columns(color)))
+            trips.time_partitioning = bigquery.TimePartitioning(type_="MONTH", field="file_month")
+            self._ensure(trips)
+            self._ensure(bigquery.Table(self._table(_LOADS), schema=_fields(LOADS_COLUMNS)))
+
+    def _ensure(self, wanted: bigquery.Table) -> None:
+        table = self._client.create_table(wanted, exists_ok=True)
+        table = self._client.get_table(table.reference)
+        partitioning = table.time_partitioning
+        if wanted.time_partitioning and (partitioning is None or partitioning.field != wanted.time_partitioning.field):
+            raise MisconfiguredBlock(
+                f"BigQuery has a table {table.full_table_id} that this project did not make (it is not partitioned by"
+                " file_month); rename it, or choose another dataset."
+            )
+        present = {field.name.lower(): field for field in table.schema}
+        for field in wanted.schema:
+            old = present.get(field.name.lower())
+            if old is not None and _TYPE_NAMES.get(old.field_type, old.field_type) != field.field_type:
+                raise SchemaMismatch(
+                    f"BigQuery column {table.full_table_id}.{old.name} is {old.field_type}, the canonical schema has"
+                    f" {field.field_type}; move the table away and load its months again."
+                )
+        gained = [field for field in wanted.schema if field.name.lower() not in present]
+        if gained:
+            table.schema = [*table.schema, *gained]
+            self._client.update_table(table, ["schema"])
+
+    def manifest(self, trip_month: TripMonth) -> Manifest | None:
+        """What the warehouse holds of a month; None if it never did, or no longer has as many rows as it should."""
+        names = ", ".join(f"`{column.name}`" for column in LOADS_COLUMNS)
+        query = f"SELECT {names} FROM {self._sql_name(_LOADS)} WHERE color = @color AND file_month = @file_month"  # noqa: S608
+        try:
+            rows = self._query(query, trip_month)
+            manifest = Manifest.from_row(dict(rows[0])) if rows else None
+            return manifest if manifest and self.count(trip_month) == manifest.loaded else None
+        except NotFound:
+            return None
+
+    def count(self, trip_month: TripMonth) -> int:
+        """Rows of a month."""
+        query = f"SELECT COUNT(*) AS n FROM {self._sql_name(trip_month.color)} WHERE file_month = @file_month"  # noqa: S608
+        return int(self._query(query, trip_month)[0]["n"])
+
+    def _query(self, query: str, trip_month: TripMonth, *more: bigquery.ScalarQueryParameter) -> list[bigquery.Row]:
+        parameters = [
+            bigquery.ScalarQueryParameter("color", "STRING", trip_month.color),
+            bigquery.ScalarQueryParameter("file_month", "DATE", trip_month.file_month),
+            *more,
+        ]
+        used = [p for p in parameters if f"@{p.name}" in query]
+        with self._explained():
+            job = self._client.query(query, job_config=bigquery.QueryJobConfig(query_parameters=used))
+            return list(job.result())
+
+    def require_same_types(self, trip_month: TripMonth, published: pa.Schema) -> None:
+        """Raise unless a Parquet file's columns are exactly the table's, by name and type; BigQuery's own check is by guess."""
+        wanted = arrow_schema(trip_month.color)
+        wrong = [
+            f"{field.name}: {published.field(field.name).type if field.name in published.names else 'absent'},"
+            f" canonical {field.type}"
+            for field in wanted
+            if field.name not in published.names or published.field(field.name).type != field.type
+        ]
+        wrong += [f"{name}: unknown to the canonical schema" for name in published.names if name not in wanted.names]
+        if wrong:
+            raise SchemaMismatch(
+                f"{trip_month}: the lake's file is not canonical ({'; '.join(wrong)})."
+                " Load the month into the lake again with this version."
+            )
+
+    def load_from_lake(self, manifest: Manifest, uri: str) -> None:
+        """Replace the month by a load job that reads `uri` itself; no trip passes through this machine.
+
+        The job's id is made of what it loads: a retry, or another run of the same month, finds the first one's job
+        instead of loading twice. Only a failed job, or one whose rows are no longer there, gets a further id.
+        """
+        trip_month = manifest.trip_month
+        config = bigquery.LoadJobConfig(
+            source_format=bigquery.SourceFormat.PARQUET,
+            schema=_fields(columns(trip_month.color)),
+            write_disposition=bigquery.WriteDisposition.WRITE_TRUNCATE,
+            create_disposition=bigquery.CreateDisposition.CREATE_NEVER,
+        )
+        target = self._table(f"{trip_month.color}${trip_month.partition}")
+        location = self._client.get_dataset(self._dataset).location
+        for attempt in range(_ATTEMPTS):
+            job_id = "-".join(
+                (
+                    "load",
+                    self._dataset.dataset_id,
+                    trip_month.stem,
+                    str(manifest.generation),
+                    manifest.sha256[:12],
+                    str(attempt),
+                )
+            )
+            last = attempt == _ATTEMPTS - 1
+            with self._explained():
+                try:
+                    job: Any = self._client.load_table_from_uri(
+                        uri, target, job_id=job_id, location=location, job_config=config
+                    )
+                except Conflict:
+                    job = self._client.get_job(job_id, location=location)
+                    if self._settle(job) and self.count(trip_month) == manifest.loaded:
+                        return
+                    if not last:
+                        continue
+                job.result()
+                return
+
+    def _settle(self, job: Any) -> bool:
+        """Wait for somebody's job; whether it went well."""
+        try:
+            job.result()
+        except Exception:
+            return False
+        return True
+
+    def stage_frames(self, trip_month: TripMonth, run: str, tables: Iterable[pa.Table]) -> str:
+        """Upload trips through pandas into a table of this run's own, gone by itself after a day; its name is returned."""
+        staging = f"{trip_month.stem.replace('-', '_')}_staging_{run.replace('-', '')[:12]}"
+        fields = columns(trip_month.color)
+        with self._explained():
+            self._client.delete_table(self._table(staging), not_found_ok=True)
+            table = bigquery.Table(self._table(staging), schema=_fields(fields))
+            table.expires = pd.Timestamp.now("UTC").to_pydatetime() + pd.Timedelta(days=1)
+            self._client.create_table(table)
+            for trips in tables:
+                frame = trips.to_pandas(types_mapper=_PANDAS.get, date_as_object=True)
+                # The successor of DataFrame.to_gbq, which only calls it and warns.
+                pandas_gbq.to_gbq(
+                    frame,
+                    f"{self._dataset.dataset_id}.{staging}",
+                    project_id=self._dataset.project,
+                    if_exists="append",
+                    table_schema=[{"name": c.name, "type": KINDS[c.kind].bigquery} for c in fields],
+                    location=self._client.get_dataset(self._dataset).location,
+                    credentials=self._block.get_credentials_from_service_account(),
+                    progress_bar=False,
+                )
+        return staging
+
+    def replace_from_staging(self, manifest: Manifest, staging: str) -> None:
+        """Replace the month by a staged table in one statement, which is atomic; then drop the staged table."""
+        trip_month = manifest.trip_month
+        staged = int(
+            self._query(f"SELECT COUNT(*) AS n FROM {self._sql_name(staging)}", trip_month)[0]["n"]  # noqa: S608
+        )
+        if staged != manifest.loaded:
+            raise NotReconciled(
+                f"{trip_month}: the lake has {manifest.loaded} rows, {staged} were staged for BigQuery. Nothing was published."
+            )
+        names = ", ".join(f"`{column.name}`" for column in columns(trip_month.color))
+        self._query(
+            f"MERGE {self._sql_name(trip_month.color)} t USING {self._sql_name(staging)} s ON FALSE"  # noqa: S608
+            f" WHEN NOT MATCHED BY TARGET THEN INSERT ({names}) VALUES ({names})"
+            " WHEN NOT MATCHED BY SOURCE AND t.file_month = @file_month THEN DELETE",
+            trip_month,
+        )
+        self._client.delete_table(self._table(staging), not_found_ok=True)
+
+    def require_reconciled(self, manifest: Manifest) -> None:
+        """Raise unless the month has as many rows here as in the lake."""
+        if (count := self.count(manifest.trip_month)) != manifest.loaded:
+            raise NotReconciled(
+                f"{manifest.trip_month}: the lake has {manifest.loaded} rows, BigQuery {count}."
+                " The month is not marked as loaded; run again."
+            )
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Say in `loads` what the warehouse holds of a month."""
+        row = manifest.row()
+        kinds = {column.name: KINDS[column.kind].bigquery for column in LOADS_COLUMNS}
+        values = ", ".join(f"@{name} AS `{name}`" for name in row)
+        names = ", ".join(f"`{name}`" for name in row)
+        updates = ", ".join(f"`{name}` = s.`{name}`" for name in row)
+        self._query(
+            f"MERGE {self._sql_name(_LOADS)} t USING (SELECT {values}) s"  # noqa: S608
+            " ON t.color = s.color AND t.file_month = s.file_month"
+            f" WHEN MATCHED THEN UPDATE SET {updates} WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({names})",
+            manifest.trip_month,
+            *(
+                bigquery.ScalarQueryParameter(name, kinds[name], value)
+                for name, value in row.items()
+                if name not in ("color", "file_month")
+            ),
+        )
+
+
+# The API answers with the older names of some types.
+_TYPE_NAMES = {"INTEGER": "INT64", "FLOAT": "FLOAT64"}
+_PANDAS = {pa.int64(): pd.Int64Dtype(), pa.string(): pd.StringDtype()}

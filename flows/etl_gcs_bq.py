@@ -1,0 +1,80 @@
+"""Lake → warehouse: `python flows/etl_gcs_bq.py green 2021 1 2 3`."""
+
+from prefect import flow, get_run_logger
+
+from flows.tasks.command import run_as_program
+from flows.tasks.extract import extract_from_lake
+from flows.tasks.load import load_to_bigquery
+from flows.tasks.months import each_month
+from flows.tasks.stores import lake_of, warehouse_of
+from flows.tasks.transform import Via, transform_for_bigquery
+from flows.tlc.manifest import Outcome
+from flows.tlc.trips import Color, Month, TripMonth, Year, trip_months
+
+
+@flow(name="etl-gcs-bq", flow_run_name="{color} {year}-{month:02d} via {via}", validate_parameters=True)
+def etl_gcs_bq(
+    color: Color,
+    year: Year,
+    month: Month,
+    block_name: str = "ny-taxi-gcs",
+    credentials_block: str = "de-zoom-key",
+    via: Via = "load_job",
+    dataset: str = "trips_data_all",
+) -> Outcome:
+    """Bring one month of trips from the lake into BigQuery, exactly once.
+
+    Args:
+        color: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
+        year: Year of the file's name.
+        month: Month of the file's name, 1 to 12.
+        block_name: Name of the GcsBucket block that is the lake.
+        credentials_block: Name of the GcpCredentials block to use BigQuery with.
+        via: load_job (BigQuery reads the bucket itself) or dataframe (through this machine, where it may not).
+        dataset: BigQuery dataset; made in the bucket's location if it is not there.
+    """
+    [trip_month] = trip_months(color, year, [month])
+    manifest = extract_from_lake(trip_month, block_name)
+    loaded = warehouse_of(credentials_block, dataset).manifest(trip_month)
+    if loaded and loaded.same_rows(manifest):
+        get_run_logger().info("%s is unchanged in the lake and in BigQuery; nothing to do", trip_month)
+        return Outcome.of("warehouse", "unchanged", loaded)
+    staging = transform_for_bigquery(manifest, via, block_name, credentials_block, dataset)
+    return load_to_bigquery(manifest, staging, block_name, credentials_block, dataset)
+
+
+@flow(name="etl-gcs-bq-parent-flow", flow_run_name="{color} {year} {months} via {via}", validate_parameters=True)
+def etl_gcs_bq_parent_flow(
+    color: Color,
+    year: Year,
+    months: list[Month],
+    block_name: str = "ny-taxi-gcs",
+    credentials_block: str = "de-zoom-key",
+    via: Via = "load_job",
+    dataset: str = "trips_data_all",
+    at_once: int = 2,
+) -> list[Outcome]:
+    """Bring months of trips from the lake into BigQuery, exactly once; a month that fails stops no other.
+
+    Args:
+        color: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
+        year: Year of the files' names.
+        months: Months of the files' names, each 1 to 12.
+        block_name: Name of the GcsBucket block that is the lake.
+        credentials_block: Name of the GcpCredentials block to use BigQuery with.
+        via: load_job (BigQuery reads the bucket itself) or dataframe (through this machine, where it may not).
+        dataset: BigQuery dataset; made in the bucket's location if it is not there.
+        at_once: How many months are worked on at the same time.
+    """
+    chosen = trip_months(color, year, months)
+    lake_of(block_name).check()
+    warehouse_of(credentials_block, dataset)
+
+    def load(trip_month: TripMonth) -> Outcome:
+        return etl_gcs_bq(color, trip_month.year, trip_month.month, block_name, credentials_block, via, dataset)
+
+    return each_month("etl-gcs-bq", chosen, at_once, load)
+
+
+if __name__ == "__main__":
+    run_as_program(etl_gcs_bq_parent_flow)

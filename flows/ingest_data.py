@@ -1,0 +1,62 @@
+"""Web → Postgres: `python flows/ingest_data.py yellow 2021 1 2 3`."""
+
+from prefect import flow, get_run_logger
+
+from flows.connectors.web import look_up, source_of
+from flows.tasks.command import run_as_program
+from flows.tasks.extract import extract_to_scratch
+from flows.tasks.load import load_to_postgres
+from flows.tasks.months import each_month
+from flows.tasks.stores import postgres_of
+from flows.tasks.transform import transform_for_postgres
+from flows.tlc.manifest import Outcome
+from flows.tlc.trips import Color, Month, Rows, TripMonth, Year, trip_months
+
+
+@flow(name="ingest-data", flow_run_name="{color} {year} {months}", validate_parameters=True)
+def ingest_data(
+    color: Color,
+    year: Year,
+    months: list[Month],
+    block_name: str = "pg-connector",
+    source: str = "official",
+    rows: Rows = "with_passengers",
+    at_once: int = 1,
+) -> list[Outcome]:
+    """Bring months of trips into Postgres, exactly once; a month that fails stops no other.
+
+    Args:
+        color: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
+        year: Year of the files' names.
+        months: Months of the files' names, each 1 to 12.
+        block_name: Name of the SqlAlchemyConnector block that is the database.
+        source: official (TLC's Parquet), mirror (DataTalksClub's CSV), or a URL template with {color}, {year}, {month:02d}.
+        rows: with_passengers to leave out trips with a passenger_count of zero, or all.
+        at_once: How many months are worked on at the same time.
+    """
+    chosen = trip_months(color, year, months)
+    publisher = source_of(source)
+    log = get_run_logger()
+    postgres = postgres_of(block_name)
+    postgres.check()
+
+    def load(trip_month: TripMonth) -> Outcome:
+        published = look_up(publisher, trip_month)
+        with postgres.claim(trip_month, lambda: log.info("another run is loading %s; waiting for it", trip_month)):
+            manifest = postgres.manifest(trip_month)
+            if manifest and manifest.covers(published, rows):
+                log.info("%s is unchanged at its source and in Postgres; nothing to do", trip_month)
+                return Outcome.of("database", "unchanged", manifest)
+            raw = extract_to_scratch(published)
+            if manifest and manifest.holds(raw, rows):
+                log.info("%s was published again with the same bytes; nothing to do", trip_month)
+                postgres.write_manifest(manifest.seen_at(raw))
+                return Outcome.of("database", "unchanged", manifest)
+            staged = transform_for_postgres(raw, rows, block_name)
+            return load_to_postgres(staged, block_name)
+
+    return each_month("ingest-data", chosen, at_once, load)
+
+
+if __name__ == "__main__":
+    run_as_program(ingest_data)

@@ -1,0 +1,49 @@
+"""A flow as a program: its parameters are the command line, its success the exit status."""
+
+import inspect
+import sys
+from typing import Annotated, Any
+
+import typer
+from prefect import Flow
+
+from flows.tlc.errors import TripDataError
+
+
+def run_as_program(flow: Flow[..., Any]) -> None:
+    """Run `flow` with parameters from the command line: those without a default in order, the others as `--options`."""
+    described = flow.fn.__doc__ or ""
+    help_texts = _help_texts(described)
+
+    def command(**parameters: Any) -> None:
+        try:
+            flow(**parameters)
+        except TripDataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+    signature = inspect.signature(flow.fn, eval_str=True)
+    command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[
+            p.replace(
+                annotation=Annotated[
+                    p.annotation,
+                    (typer.Argument if p.default is inspect.Parameter.empty else typer.Option)(
+                        help=help_texts.get(name)
+                    ),
+                ],
+                kind=inspect.Parameter.KEYWORD_ONLY,
+            )
+            for name, p in signature.parameters.items()
+        ],
+        return_annotation=None,
+    )
+    command.__doc__ = described.split("Args:")[0].strip()
+    typer.run(command)
+
+
+def _help_texts(docstring: str) -> dict[str, str]:
+    """The lines of a docstring's `Args:`; the UI's form shows the same."""
+    _, _, args = docstring.partition("Args:")
+    lines = [line.strip() for line in args.split("Returns:")[0].splitlines() if line.strip()]
+    return dict(line.split(": ", 1) for line in lines if ": " in line)

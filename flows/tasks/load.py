@@ -1,0 +1,140 @@
+"""Load: publish a staged month at one stroke, and say what was published."""
+
+import dataclasses
+import datetime as dt
+import time
+
+from prefect import get_run_logger, task
+from prefect.runtime import flow_run
+
+from flows.connectors.lake import Lake, LakeObject, Overtaken
+from flows.connectors.postgres import Postgres
+from flows.connectors.warehouse import Warehouse
+from flows.tasks.policy import RETRIES
+from flows.tasks.report import report
+from flows.tasks.stores import lake_of, postgres_of, warehouse_of
+from flows.tlc.compare import Changes, compare
+from flows.tlc.manifest import Manifest, Outcome, StagedMonth
+
+_OTHERS_TIME = 30.0  # seconds that another run gets between its object and its manifest
+
+
+def _run_id() -> str:
+    return str(flow_run.get_id() or "")
+
+
+@task(name="load to lake", task_run_name="load {staged.raw.published.trip_month} → lake", **RETRIES)
+def load_to_lake(staged: StagedMonth, replaces: int, block_name: str) -> Outcome:
+    """Publish the staged Parquet under the month's own key, then its manifest, last."""
+    outcome, manifest = publish_in_lake(lake_of(block_name), staged, replaces, _run_id())
+    get_run_logger().info("%s", outcome)
+    report(outcome, manifest)
+    return outcome
+
+
+def publish_in_lake(lake: Lake, staged: StagedMonth, replaces: int, run_id: str) -> tuple[Outcome, Manifest]:
+    """Publish a staged month, unless another run of it was first: then that run's month stands.
+
+    `replaces` is the generation of the month's object when this run began (0: there was none).
+    """
+    trip_month = staged.raw.published.trip_month
+    staged_keys = [key for key in (staged.key, staged.quarantine_key) if key]
+    changes = _changes(lake, staged, replaces)
+    while True:
+        try:
+            published = lake.publish(staged.key, staged.generation, trip_month.key, replaces)
+            break
+        except Overtaken:
+            present = lake.stat(trip_month.key)
+            if present and present.metadata.get("run") and staged.key.endswith(f"-{present.metadata['run']}.parquet"):
+                published = present  # by this very run, in an attempt that died before its manifest
+                break
+            if manifest := _manifest_of_the_other(lake, staged, present):
+                lake.delete(staged_keys)
+                return Outcome.of("lake", "unchanged", manifest), manifest
+            replaces = present.generation if present else 0  # its run died there, or somebody deleted it
+    if staged.quarantine_key:
+        kept = lake.stat(trip_month.quarantine_key)
+        aside = lake.stat(staged.quarantine_key)
+        if aside:
+            lake.publish(aside.key, aside.generation, trip_month.quarantine_key, kept.generation if kept else 0)
+    else:
+        lake.delete([trip_month.quarantine_key])
+    manifest = staged.manifest(
+        run_id,
+        key=trip_month.key,
+        generation=published.generation,
+        quarantine_key=trip_month.quarantine_key if staged.quarantine_key else "",
+    )
+    lake.write_manifest(manifest)
+    lake.delete(staged_keys)
+    if changes is None:
+        return Outcome.of("lake", "loaded", manifest, inserted=manifest.loaded), manifest
+    return Outcome.of("lake", "replaced", manifest, **dataclasses.asdict(changes)), manifest
+
+
+def _changes(lake: Lake, staged: StagedMonth, replaces: int) -> Changes | None:
+    """What publishing will change for a reader of the month's present object; None if there is none."""
+    present = lake.stat(staged.raw.published.trip_month.key)
+    if not replaces or present is None or present.generation != replaces:
+        return None
+    return compare(lake.trips(present.key, present.generation), lake.trips(staged.key, staged.generation))
+
+
+def _manifest_of_the_other(lake: Lake, staged: StagedMonth, present: LakeObject | None) -> Manifest | None:
+    """The manifest of the run that overtook this one, waited for; None if that run died before it wrote one."""
+    trip_month = staged.raw.published.trip_month
+    until = time.monotonic() + _OTHERS_TIME
+    while present is not None and time.monotonic() < until:
+        manifest = lake.current(trip_month)
+        if manifest and manifest.generation == present.generation:
+            return manifest
+        time.sleep(1)
+    return None
+
+
+@task(name="load to BigQuery", task_run_name="load {manifest.trip_month} → BigQuery", **RETRIES)
+def load_to_bigquery(
+    manifest: Manifest, staging: str | None, block_name: str, credentials_block: str, dataset: str
+) -> Outcome:
+    """Replace the month's partition at one stroke, check its rows against the lake's, and say so in `loads`."""
+    lake = lake_of(block_name)
+    warehouse = warehouse_of(credentials_block, dataset)
+    outcome, loaded = publish_in_bigquery(warehouse, manifest, staging, lake.uri(manifest.key), _run_id())
+    get_run_logger().info("%s", outcome)
+    report(outcome, loaded)
+    return outcome
+
+
+def publish_in_bigquery(
+    warehouse: Warehouse, manifest: Manifest, staging: str | None, uri: str, run_id: str
+) -> tuple[Outcome, Manifest]:
+    """Publish a month of the lake in BigQuery: from a staging table if there is one, else straight from `uri`."""
+    had = warehouse.count(manifest.trip_month)
+    if staging is None:
+        warehouse.load_from_lake(manifest, uri)
+    else:
+        warehouse.replace_from_staging(manifest, staging)
+    warehouse.require_reconciled(manifest)
+    loaded = manifest.model_copy(update={"flow_run_id": run_id, "published_at": dt.datetime.now(dt.UTC)})
+    warehouse.write_manifest(loaded)
+    if had:
+        return Outcome.of("warehouse", "replaced", loaded, inserted=loaded.loaded, removed=had), loaded
+    return Outcome.of("warehouse", "loaded", loaded, inserted=loaded.loaded), loaded
+
+
+@task(name="load to Postgres", task_run_name="load {staged.raw.published.trip_month} → Postgres", **RETRIES)
+def load_to_postgres(staged: StagedMonth, block_name: str) -> Outcome:
+    """Publish the staged rows in one transaction: a new month is attached, a known one gets what differs."""
+    outcome, manifest = publish_in_postgres(postgres_of(block_name), staged, _run_id())
+    get_run_logger().info("%s", outcome)
+    report(outcome, manifest)
+    return outcome
+
+
+def publish_in_postgres(postgres: Postgres, staged: StagedMonth, run_id: str) -> tuple[Outcome, Manifest]:
+    """Publish a staged month in the database, with its row in `loads`."""
+    known = postgres.manifest(staged.raw.published.trip_month) is not None
+    manifest = staged.manifest(run_id)
+    changes = postgres.publish(staged.key, manifest)
+    return Outcome.of("database", "replaced" if known else "loaded", manifest, **dataclasses.asdict(changes)), manifest

@@ -1,0 +1,44 @@
+"""Many months in one run: some at once, each on its own; one that fails stops no other."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+
+from prefect import get_run_logger
+
+from flows.tasks.report import report_months
+from flows.tlc.errors import TripDataError
+from flows.tlc.manifest import Outcome
+from flows.tlc.trips import TripMonth
+
+
+class MonthsFailed(TripDataError):
+    """Some months of a run could not be loaded; all others were."""
+
+
+def each_month(
+    name: str, trip_months: Sequence[TripMonth], at_once: int, load: Callable[[TripMonth], Outcome]
+) -> list[Outcome]:
+    """Do every month that can be done, `at_once` at a time, then raise `MonthsFailed` naming the rest."""
+    if at_once < 1:
+        raise TripDataError(f"at_once is {at_once}; it must be at least 1.")
+    log = get_run_logger()
+    done: list[Outcome] = []
+    failed: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(at_once, thread_name_prefix="month") as pool:
+        # Each month carries a copy of the context, so that Prefect knows whose child its runs are.
+        running = [(m, pool.submit(copy_context().run, load, m)) for m in trip_months]
+        for trip_month, future in running:
+            try:
+                done.append(future.result())
+            except Exception as error:
+                reason = str(error) or type(error).__name__
+                failed.append((str(trip_month), reason))
+                log.error("%s could not be loaded: %s", trip_month, reason)
+    report_months(f"{name}-months", done, failed)
+    if failed:
+        raise MonthsFailed(
+            f"{len(failed)} of {len(running)} months could not be loaded:\n"
+            + "\n".join(f"  - {month}: {reason}" for month, reason in failed)
+        )
+    return done

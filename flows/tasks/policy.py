@@ -1,0 +1,44 @@
+"""What every task here has in common: when it is tried again, how long it may take, what its cache depends on."""
+
+import datetime as dt
+import platform
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prefect import Task
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.tasks import exponential_backoff
+
+from flows.tlc.errors import TripDataError
+from flows.tlc.sources import PublishedFile
+
+CACHE_FOR = dt.timedelta(days=1)
+TIMEOUT = 6 * 60 * 60  # seconds; the largest month on a slow line
+
+
+def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """A wrong file, month or block stays wrong; anything else may pass."""
+    return not isinstance(state.result(raise_on_failure=False), TripDataError)
+
+
+RETRIES: Mapping[str, Any] = {
+    "retries": 3,
+    "retry_delay_seconds": exponential_backoff(backoff_factor=3),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": worth_retrying,
+    "timeout_seconds": TIMEOUT,
+}
+
+
+def cached_by(*places: str, on_this_machine: bool = False) -> Callable[[TaskRunContext, dict[str, Any]], str | None]:
+    """A cache key made of what the published file is, and of where it was put; never of its data."""
+
+    def key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
+        published: PublishedFile = parameters["published"]
+        if published.identity is None:
+            return None
+        where = [str(parameters[place]) for place in places] + ([platform.node()] if on_this_machine else [])
+        return " ".join([context.task.task_key, published.identity, *where])
+
+    return key

@@ -1,0 +1,94 @@
+"""How far a month has come: a bar on a terminal, a log line every few seconds elsewhere."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefect import get_run_logger
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+_EVERY = 10.0  # seconds between two log lines
+
+
+class Meter:
+    """Counts rows of one month and tells, now and then."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._rows = 0
+        self._begun = self._told = time.monotonic()
+        self._log = get_run_logger()
+        self._bar, self._id = _join(what)
+
+    def add(self, rows: int) -> None:
+        """Count `rows` more."""
+        self._rows += rows
+        now = time.monotonic()
+        if self._bar:
+            rate = self._rows / max(now - self._begun, 1e-9)
+            self._bar.update(self._id, completed=self._rows, detail=f"{self._rows:,} rows, {rate:,.0f}/s")
+        elif now - self._told >= _EVERY:
+            self._told = now
+            self._log.info(
+                "%s: %s rows so far, %s rows/s",
+                self._what,
+                f"{self._rows:,}",
+                f"{self._rows / (now - self._begun):,.0f}",
+            )
+
+    def close(self) -> None:
+        """Say the whole."""
+        seconds = time.monotonic() - self._begun
+        if self._bar:
+            _leave(self._id)
+        self._log.info("%s: %s rows in %.1f s", self._what, f"{self._rows:,}", seconds)
+
+
+_lock = threading.Lock()
+_shared: Progress | None = None
+_open: set[TaskID] = set()
+
+
+def _join(what: str) -> tuple[Progress | None, TaskID]:
+    """One live display for all months of a process: two would overwrite each other."""
+    global _shared  # noqa: PLW0603
+    if not sys.stderr.isatty():
+        return None, TaskID(0)
+    with _lock:
+        if _shared is None:
+            _shared = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            _shared.start()
+        task_id = _shared.add_task(what, total=None, detail="")
+        _open.add(task_id)
+        return _shared, task_id
+
+
+def _leave(task_id: TaskID) -> None:
+    global _shared  # noqa: PLW0603
+    with _lock:
+        _open.discard(task_id)
+        if _shared and not _open:
+            _shared.stop()
+            _shared = None
+        elif _shared:
+            _shared.remove_task(task_id)
+
+
+@contextmanager
+def meter(what: str) -> Iterator[Meter]:
+    """A meter for the time of a block."""
+    counting = Meter(what)
+    try:
+        yield counting
+    finally:
+        counting.close()

@@ -1,0 +1,125 @@
+"""Transform: from the file as published to canonical trips, staged where nobody reads them yet."""
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+import pyarrow as pa
+from prefect import task
+from prefect.runtime import flow_run
+
+from flows.connectors import scratch, web
+from flows.connectors.lake import Lake
+from flows.connectors.postgres import Postgres, encode
+from flows.tasks.policy import RETRIES
+from flows.tasks.progress import meter
+from flows.tasks.stores import lake_of, postgres_of, warehouse_of
+from flows.tlc.clean import Chunk, Tally, filtered
+from flows.tlc.eras import Shape
+from flows.tlc.errors import UnreadableFile
+from flows.tlc.manifest import Manifest, RawFile, StagedMonth
+from flows.tlc.pipeline import ahead
+from flows.tlc.reading import csv_chunks, parquet_chunks
+from flows.tlc.trips import Rows
+
+Via = Literal["load_job", "dataframe"]
+
+
+def counted(chunks: Iterable[Chunk], add: Callable[[int], None]) -> Iterator[Chunk]:
+    """The same chunks; their source rows are told to `add`."""
+    for chunk in chunks:
+        add(chunk.source_rows)
+        yield chunk
+
+
+@task(name="transform in lake", task_run_name="transform {raw.published.trip_month}", **RETRIES)
+def transform_in_lake(raw: RawFile, rows: Rows, block_name: str) -> StagedMonth:
+    """Stream the raw file into canonical Parquet, staged in the lake, and set aside what does not fit."""
+    with meter(f"transform {raw.published.trip_month}") as progress:
+        return canonical_in_lake(lake_of(block_name), raw, rows, flow_run.get_id() or "local", progress.add)
+
+
+def canonical_in_lake(lake: Lake, raw: RawFile, rows: Rows, run: str, add: Callable[[int], None]) -> StagedMonth:
+    """Write a raw file's trips to a staged Parquet object of run `run`."""
+    started_at = dt.datetime.now(dt.UTC)
+    trip_month = raw.published.trip_month
+    lake.sweep(trip_month)
+    shapes: list[Shape] = []
+    chunks = filtered(counted(lake.chunks(raw, shapes.append), add), rows)
+    staged, quarantine, tally = lake.write_trips(trip_month, run, chunks)
+    return StagedMonth.of(
+        raw,
+        rows,
+        shapes[0].era.name,
+        shapes[0].published,
+        tally,
+        started_at,
+        key=staged.key,
+        generation=staged.generation,
+        quarantine_key=quarantine,
+    )
+
+
+@task(name="transform for Postgres", task_run_name="transform {raw.published.trip_month}", **RETRIES)
+def transform_for_postgres(raw: RawFile, rows: Rows, block_name: str) -> StagedMonth:
+    """Convert the file's chunks and COPY them into a staging table; parsing and copying overlap."""
+    with meter(f"transform {raw.published.trip_month}") as progress:
+        return staged_in_postgres(postgres_of(block_name), raw, rows, progress.add)
+
+
+def staged_in_postgres(postgres: Postgres, raw: RawFile, rows: Rows, add: Callable[[int], None]) -> StagedMonth:
+    """COPY a published file's trips into the month's staging table, chunk by chunk until the file runs out."""
+    started_at = dt.datetime.now(dt.UTC)
+    tally = Tally()
+    shapes: list[Shape] = []
+
+    def pieces() -> Iterator[bytes]:
+        for chunk in filtered(counted(chunks_of(raw, shapes.append), add), rows):
+            tally.add(chunk)
+            yield encode(chunk.trips)
+        tally.check(raw.published.trip_month)  # inside the COPY: a month that fails leaves no staging table
+
+    postgres.ensure_tables(raw.published.trip_month.color)
+    staging = postgres.stage(raw.published.trip_month, ahead(pieces()))
+    return StagedMonth.of(raw, rows, shapes[0].era.name, shapes[0].published, tally, started_at, key=staging)
+
+
+def chunks_of(raw: RawFile, on_shape: Callable[[Shape], None]) -> Iterator[Chunk]:
+    """The chunks of a file in the scratch cache, fetched again if the cache does not have exactly those bytes."""
+    published = raw.published
+    path = scratch.path_of(raw)
+    if path is None:
+        again = scratch.keep(published, web.read)
+        path = scratch.path_of(raw)
+        if path is None:
+            raise UnreadableFile(
+                f"{published.trip_month}: {published.url} changed while it was being loaded"
+                f" (sha256 {again.sha256[:12]}…, was {raw.sha256[:12]}…). Nothing was loaded; run again."
+            )
+    if published.ending == ".parquet":
+        with path.open("rb") as file:
+            yield from parquet_chunks(published.trip_month, file, on_shape)
+    else:
+        yield from csv_chunks(published.trip_month, published.ending, scratch.read(path), on_shape)
+
+
+@task(name="transform for BigQuery", task_run_name="transform {manifest.trip_month} for BigQuery", **RETRIES)
+def transform_for_bigquery(
+    manifest: Manifest, via: Via, block_name: str, credentials_block: str, dataset: str
+) -> str | None:
+    """Make sure types agree; through a data frame, also stage the rows, and return the staging table's name."""
+    lake = lake_of(block_name)
+    warehouse = warehouse_of(credentials_block, dataset)
+    trip_month = manifest.trip_month
+    warehouse.require_same_types(trip_month, lake.schema(manifest))
+    warehouse.ensure_tables(trip_month.color, lake.location)
+    if via == "load_job":
+        return None
+    with meter(f"transform {trip_month} for BigQuery") as progress:
+
+        def tables() -> Iterator[pa.Table]:
+            for trips in lake.trips(trip_month.key, manifest.generation):
+                progress.add(trips.num_rows)
+                yield trips
+
+        return warehouse.stage_frames(trip_month, flow_run.get_id() or "local", tables())

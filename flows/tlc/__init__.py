@@ -1,0 +1,1 @@
+"""The domain: trip months, schema eras, cleaning, manifests. Pure: nothing here opens a file, a socket or a Prefect run."""

@@ -1,0 +1,36 @@
+"""What can be wrong with a request or with a published file; every text names the month and says what to do next.
+
+None of these is worth a retry: the same input gives the same answer.
+"""
+
+
+class TripDataError(Exception):
+    """A trip month cannot be loaded, for a reason that a person has to act on."""
+
+
+class UnknownMonth(TripDataError):
+    """The color, year or month asked for does not exist."""
+
+
+class NotPublished(TripDataError):
+    """The source has no file for this month (yet)."""
+
+
+class UnreadableFile(TripDataError):
+    """The file is not what its name says: an HTML page, a Git LFS pointer, a truncated download, rubbish."""
+
+
+class SchemaMismatch(TripDataError):
+    """The file's columns are not those of its era."""
+
+
+class TooManyRejects(TripDataError):
+    """More rows would be quarantined than a sound file can have."""
+
+
+class NotReconciled(TripDataError):
+    """Rows were lost or invented between two stores; nothing was published."""
+
+
+class MisconfiguredBlock(TripDataError):
+    """A block is missing, or what it points to (bucket, database, credentials) cannot be used."""

@@ -1,0 +1,253 @@
+"""What a store holds of a month, and where it came from: the lake's catalog entry, and a row of every `loads` table."""
+
+import datetime as dt
+import json
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from flows.tlc.clean import Tally
+from flows.tlc.schema import SCHEMA_VERSION, Column
+from flows.tlc.sources import PublishedFile
+from flows.tlc.trips import Rows, TripMonth
+
+
+def package_version() -> str:
+    """The version of this package, for manifests."""
+    try:
+        return version("nyc-taxi-flows")
+    except PackageNotFoundError:  # run from a bare checkout
+        return "unknown"
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class RawFile(_Value):
+    """A published file as the lake (or a scratch folder) keeps it, byte for byte."""
+
+    published: PublishedFile
+    key: str
+    generation: int
+    size: int
+    sha256: str
+
+
+class Manifest(_Value):
+    """One month in one store. No secrets, nothing of the machine that loaded it."""
+
+    color: str
+    file_month: dt.date
+    url: str
+    etag: str | None
+    last_modified: str | None
+    size: int
+    sha256: str
+    era: str
+    columns: tuple[str, ...]
+    rule: Rows
+    source_rows: int
+    loaded: int
+    filtered: dict[str, int]
+    quarantined: dict[str, int]
+    key: str = ""
+    generation: int = 0
+    quarantine_key: str = ""
+    schema_version: int = SCHEMA_VERSION
+    package_version: str
+    flow_run_id: str
+    started_at: dt.datetime
+    published_at: dt.datetime
+
+    @property
+    def trip_month(self) -> TripMonth:
+        """The month this is about."""
+        return TripMonth(self.color, self.file_month.year, self.file_month.month)
+
+    def row(self) -> dict[str, Any]:
+        """The same facts, flat, as a row of a `loads` table."""
+        facts = self.model_dump()
+        return {
+            column.name: json.dumps(facts[column.name]) if column.name in _JSON else facts[column.name]
+            for column in LOADS_COLUMNS
+        }
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "Manifest":
+        """The manifest that `row()` made."""
+        return cls.model_validate({name: json.loads(value) if name in _JSON else value for name, value in row.items()})
+
+    def covers(self, published: PublishedFile, rule: Rows) -> bool:
+        """Whether the store already holds exactly this file, under this rule and today's schema."""
+        return (
+            published.identity is not None
+            and published.identity == f"{self.url} {self.etag} {self.size}"
+            and self._same_terms(rule)
+        )
+
+    def holds(self, raw: RawFile, rule: Rows) -> bool:
+        """Whether the store already holds these bytes; for sources that tell no version, and for a touched file."""
+        return raw.sha256 == self.sha256 and self._same_terms(rule)
+
+    def seen_at(self, raw: RawFile) -> "Manifest":
+        """The same month, now known to be what `raw` was published as."""
+        published = raw.published
+        return self.model_copy(
+            update={"url": published.url, "etag": published.etag, "last_modified": published.last_modified}
+        )
+
+    def same_rows(self, other: "Manifest") -> bool:
+        """Whether both tell of the same rows: the same object of the lake, or made of the same bytes in the same way."""
+        return (self.sha256, self.rule, self.schema_version, self.loaded) == (
+            other.sha256,
+            other.rule,
+            other.schema_version,
+            other.loaded,
+        )
+
+    def _same_terms(self, rule: Rows) -> bool:
+        return (self.rule, self.schema_version) == (rule, SCHEMA_VERSION)
+
+
+_JSON = {"columns", "filtered", "quarantined"}
+
+# The `loads` table of BigQuery and Postgres: a row a month, committed with the data.
+LOADS_COLUMNS = (
+    Column("color", "text", "TLC's file prefix"),
+    Column("file_month", "date", "first day of the month in the file's name"),
+    Column("url", "text", "where the file was published"),
+    Column("etag", "text", "its version, by its publisher"),
+    Column("last_modified", "text", "its time, by its publisher"),
+    Column("size", "integer", "bytes as published"),
+    Column("sha256", "text", "of the bytes as published"),
+    Column("era", "text", "which row of flows/tlc/eras.py it is like"),
+    Column("columns", "text", "column names as published, JSON"),
+    Column("rule", "text", "which rows were wanted: all, or with_passengers"),
+    Column("source_rows", "integer", "rows in the file = loaded + filtered + quarantined"),
+    Column("loaded", "integer", "rows in this store"),
+    Column("filtered", "text", "rows left out by the rule, JSON: rule to count"),
+    Column("quarantined", "text", "rows that did not fit, JSON: reason to count"),
+    Column("key", "text", "the object in the lake these rows came from, if they did"),
+    Column("generation", "integer", "its generation"),
+    Column("quarantine_key", "text", "the object in the lake that holds the quarantined rows, if any"),
+    Column("schema_version", "integer", "version of the canonical schema"),
+    Column("package_version", "text", "version of this package"),
+    Column("flow_run_id", "text", "the Prefect flow run that published it"),
+    Column("started_at", "instant", "when the month was begun"),
+    Column("published_at", "instant", "when it was published"),
+)
+
+
+class StagedMonth(_Value):
+    """A month written where nobody reads it yet, counted and checked, ready to publish."""
+
+    raw: RawFile
+    rule: Rows
+    era: str
+    columns: tuple[str, ...]
+    source_rows: int
+    loaded: int
+    filtered: dict[str, int]
+    quarantined: dict[str, int]
+    key: str
+    generation: int = 0
+    quarantine_key: str = ""
+    started_at: dt.datetime
+
+    @classmethod
+    def of(  # noqa: D102 - a constructor
+        cls,
+        raw: RawFile,
+        rule: Rows,
+        era: str,
+        columns: tuple[str, ...],
+        tally: Tally,
+        started_at: dt.datetime,
+        *,
+        key: str,
+        generation: int = 0,
+        quarantine_key: str = "",
+    ) -> "StagedMonth":
+        tally.check(raw.published.trip_month)
+        return cls(
+            raw=raw,
+            rule=rule,
+            era=era,
+            columns=columns,
+            source_rows=tally.source_rows,
+            loaded=tally.loaded,
+            filtered={rule: count for rule, count in tally.filtered.items() if count},
+            quarantined=dict(tally.quarantined),
+            key=key,
+            generation=generation,
+            quarantine_key=quarantine_key,
+            started_at=started_at,
+        )
+
+    def manifest(self, flow_run_id: str, *, key: str = "", generation: int = 0, quarantine_key: str = "") -> Manifest:
+        """What is to be said of this month once it is published, at this moment."""
+        published = self.raw.published
+        return Manifest(
+            color=published.trip_month.color,
+            file_month=published.trip_month.file_month,
+            url=published.url,
+            etag=published.etag,
+            last_modified=published.last_modified,
+            size=self.raw.size,
+            sha256=self.raw.sha256,
+            era=self.era,
+            columns=self.columns,
+            rule=self.rule,
+            source_rows=self.source_rows,
+            loaded=self.loaded,
+            filtered=self.filtered,
+            quarantined=self.quarantined,
+            key=key,
+            generation=generation,
+            quarantine_key=quarantine_key,
+            package_version=package_version(),
+            flow_run_id=flow_run_id,
+            started_at=self.started_at,
+            published_at=dt.datetime.now(dt.UTC),
+        )
+
+
+class Outcome(_Value):
+    """What a run did to one month in one store."""
+
+    trip_month: TripMonth
+    store: str
+    status: Literal["loaded", "replaced", "unchanged"]
+    loaded: int
+    source_rows: int
+    filtered: dict[str, int]
+    quarantined: dict[str, int]
+    inserted: int = 0
+    updated: int = 0
+    removed: int = 0
+
+    @classmethod
+    def of(
+        cls, store: str, status: Literal["loaded", "replaced", "unchanged"], manifest: Manifest, **changes: int
+    ) -> "Outcome":
+        """What became of the month that `manifest` tells of."""
+        return cls(
+            trip_month=manifest.trip_month,
+            store=store,
+            status=status,
+            loaded=manifest.loaded,
+            source_rows=manifest.source_rows,
+            filtered=manifest.filtered,
+            quarantined=manifest.quarantined,
+            **changes,
+        )
+
+    def __str__(self) -> str:
+        counts = [f"{self.source_rows:,} rows published", f"{self.loaded:,} in the {self.store}"]
+        counts += [f"{count:,} left out ({rule})" for rule, count in self.filtered.items()]
+        counts += [f"{count:,} quarantined ({reason})" for reason, count in self.quarantined.items()]
+        if self.status == "replaced":
+            counts.append(f"{self.inserted:,} inserted, {self.updated:,} updated, {self.removed:,} removed")
+        return f"{self.trip_month}: {self.status}; {', '.join(counts)}"

@@ -1,0 +1,174 @@
+"""The canonical schema of every color: what a trip looks like in every store, whatever its file looked like.
+
+Names, order and meaning are TLC's own, of the newest files:
+https://www.nyc.gov/site/tlc/about/tlc-trip-record-data.page (data dictionaries).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+# Raised whenever a column is added or changes type; manifests carry it, so that an older month is known as such.
+SCHEMA_VERSION = 1
+
+Kind = Literal["integer", "number", "datetime", "text", "date", "instant"]
+
+
+@dataclass(frozen=True)
+class KindOf:
+    """What one kind of value is called in each system."""
+
+    arrow: pa.DataType
+    bigquery: str
+    postgres: str
+
+
+# Times are New York wall-clock: no zone in any store. Whole numbers are integers with null; money is double.
+KINDS: dict[Kind, KindOf] = {
+    "integer": KindOf(pa.int64(), "INT64", "bigint"),
+    "number": KindOf(pa.float64(), "FLOAT64", "double precision"),
+    "datetime": KindOf(pa.timestamp("us"), "DATETIME", "timestamp"),
+    "text": KindOf(pa.string(), "STRING", "text"),
+    "date": KindOf(pa.date32(), "DATE", "date"),
+    "instant": KindOf(
+        pa.timestamp("us", "UTC"), "TIMESTAMP", "timestamptz"
+    ),  # when we did something, not a trip's time
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a trip."""
+
+    name: str
+    kind: Kind
+    meaning: str
+
+    @property
+    def postgres_name(self) -> str:
+        """Folded, so that `SELECT VendorID` needs no quotes."""
+        return self.name.lower()
+
+
+def _columns(*rows: tuple[str, Kind, str]) -> tuple[Column, ...]:
+    return tuple(Column(*row) for row in rows)
+
+
+# TLC has no trip id, and identical trips do occur: these two make the key, in every store.
+KEY = _columns(
+    ("file_month", "date", "first day of the month in the name of the file that published this trip"),
+    ("row_number", "integer", "position of the trip in that file, from 1"),
+)
+
+_VENDOR = "1 Creative Mobile Technologies, 2 Curb (VeriFone), 6 Myle, 7 Helix"
+_RATE = "1 standard, 2 JFK, 3 Newark, 4 Nassau or Westchester, 5 negotiated, 6 group, 99 unknown"
+_PAYMENT = "0 flex fare, 1 credit card, 2 cash, 3 no charge, 4 dispute, 5 unknown, 6 voided"
+_CBD = "US$, MTA congestion relief zone, since 2025-01"
+_REQUEST = "how the trip was requested, since 2026-06"
+
+TRIP_COLUMNS: dict[str, tuple[Column, ...]] = {
+    "yellow": _columns(
+        ("VendorID", "integer", _VENDOR),
+        ("tpep_pickup_datetime", "datetime", "meter engaged"),
+        ("tpep_dropoff_datetime", "datetime", "meter disengaged"),
+        ("passenger_count", "integer", "as entered by the driver"),
+        ("trip_distance", "number", "miles, by the meter"),
+        ("RatecodeID", "integer", _RATE),
+        ("store_and_fwd_flag", "text", "Y: kept in the vehicle before it was sent"),
+        ("PULocationID", "integer", "taxi zone of the pickup"),
+        ("DOLocationID", "integer", "taxi zone of the dropoff"),
+        ("payment_type", "integer", _PAYMENT),
+        ("fare_amount", "number", "US$, time and distance"),
+        ("extra", "number", "US$, rush hour and overnight"),
+        ("mta_tax", "number", "US$"),
+        ("tip_amount", "number", "US$, credit card tips only"),
+        ("tolls_amount", "number", "US$"),
+        ("improvement_surcharge", "number", "US$"),
+        ("total_amount", "number", "US$, without cash tips"),
+        ("congestion_surcharge", "number", "US$, New York State, since 2019"),
+        ("Airport_fee", "number", "US$, pickups at LaGuardia and JFK"),
+        ("cbd_congestion_fee", "number", _CBD),
+        ("request_source", "text", _REQUEST),
+    ),
+    "green": _columns(
+        ("VendorID", "integer", _VENDOR),
+        ("lpep_pickup_datetime", "datetime", "meter engaged"),
+        ("lpep_dropoff_datetime", "datetime", "meter disengaged"),
+        ("store_and_fwd_flag", "text", "Y: kept in the vehicle before it was sent"),
+        ("RatecodeID", "integer", _RATE),
+        ("PULocationID", "integer", "taxi zone of the pickup"),
+        ("DOLocationID", "integer", "taxi zone of the dropoff"),
+        ("passenger_count", "integer", "as entered by the driver"),
+        ("trip_distance", "number", "miles, by the meter"),
+        ("fare_amount", "number", "US$, time and distance"),
+        ("extra", "number", "US$, rush hour and overnight"),
+        ("mta_tax", "number", "US$"),
+        ("tip_amount", "number", "US$, credit card tips only"),
+        ("tolls_amount", "number", "US$"),
+        ("ehail_fee", "number", "US$"),
+        ("improvement_surcharge", "number", "US$"),
+        ("total_amount", "number", "US$, without cash tips"),
+        ("payment_type", "integer", _PAYMENT),
+        ("trip_type", "integer", "1 street hail, 2 dispatch"),
+        ("congestion_surcharge", "number", "US$, New York State, since 2019"),
+        ("cbd_congestion_fee", "number", _CBD),
+        ("request_source", "text", _REQUEST),
+    ),
+    "fhv": _columns(
+        ("dispatching_base_num", "text", "TLC licence of the base that dispatched"),
+        ("pickup_datetime", "datetime", "trip begun"),
+        ("dropOff_datetime", "datetime", "trip ended"),
+        ("PUlocationID", "integer", "taxi zone of the pickup"),
+        ("DOlocationID", "integer", "taxi zone of the dropoff"),
+        ("SR_Flag", "integer", "1: part of a shared ride"),
+        ("Affiliated_base_number", "text", "TLC licence of the base the vehicle belongs to"),
+    ),
+    "fhvhv": _columns(
+        ("hvfhs_license_num", "text", "HV0002 Juno, HV0003 Uber, HV0004 Via, HV0005 Lyft"),
+        ("dispatching_base_num", "text", "TLC licence of the base that dispatched"),
+        ("originating_base_num", "text", "TLC licence of the base that got the request"),
+        ("request_datetime", "datetime", "asked for"),
+        ("on_scene_datetime", "datetime", "driver arrived, accessible vehicles"),
+        ("pickup_datetime", "datetime", "trip begun"),
+        ("dropoff_datetime", "datetime", "trip ended"),
+        ("PULocationID", "integer", "taxi zone of the pickup"),
+        ("DOLocationID", "integer", "taxi zone of the dropoff"),
+        ("trip_miles", "number", "miles"),
+        ("trip_time", "integer", "seconds"),
+        ("base_passenger_fare", "number", "US$, before tolls, tips, taxes and fees"),
+        ("tolls", "number", "US$"),
+        ("bcf", "number", "US$, Black Car Fund"),
+        ("sales_tax", "number", "US$"),
+        ("congestion_surcharge", "number", "US$, New York State"),
+        ("airport_fee", "number", "US$, LaGuardia, JFK and Newark"),
+        ("tips", "number", "US$"),
+        ("driver_pay", "number", "US$, without tolls and tips"),
+        ("shared_request_flag", "text", "Y: passenger agreed to share"),
+        ("shared_match_flag", "text", "Y: passenger did share"),
+        ("access_a_ride_flag", "text", "Y: on behalf of the MTA; a blank for Uber"),
+        ("wav_request_flag", "text", "Y: wheelchair-accessible vehicle asked for"),
+        ("wav_match_flag", "text", "Y: wheelchair-accessible vehicle came"),
+        ("cbd_congestion_fee", "number", _CBD),
+        ("SR_Flag", "integer", "1: part of a shared ride; the CSVs of 2019 to 2021 alone have it"),
+    ),
+}
+
+
+def columns(color: str) -> tuple[Column, ...]:
+    """Every column of a stored trip of this color, in order: TLC's, then the key."""
+    return TRIP_COLUMNS[color] + KEY
+
+
+def arrow_schema(color: str) -> pa.Schema:
+    """The canonical schema as Arrow and Parquet have it."""
+    return pa.schema([(column.name, KINDS[column.kind].arrow) for column in columns(color)])
+
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("row_number", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("original", pa.string(), nullable=False),
+    ]
+)

@@ -1,0 +1,77 @@
+"""Where a month's file is published, what it is, and the kinds of file that count: the ending tells."""
+
+import string
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from flows.tlc.errors import UnknownMonth
+from flows.tlc.trips import TripMonth
+
+Ending = Literal[".parquet", ".csv", ".csv.gz"]
+ENDINGS: tuple[Ending, ...] = (".parquet", ".csv.gz", ".csv")
+
+# TLC's own files, and DataTalksClub's mirror of the CSVs TLC published until 2022.
+TEMPLATES = {
+    "official": "https://d37ci6vzurychx.cloudfront.net/trip-data/{color}_tripdata_{year}-{month:02d}.parquet",
+    "mirror": "https://github.com/DataTalksClub/nyc-tlc-data/releases/download/{color}/{color}_tripdata_{year}-{month:02d}.csv.gz",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place that publishes months: a URL template whose ending tells the files' format."""
+
+    template: str
+
+    def __post_init__(self) -> None:
+        names = []
+        try:
+            names = [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
+        except ValueError as error:
+            raise UnknownMonth(f"source {self.template!r} is not a URL template: {error}.") from error
+        if not self.template.startswith(("http://", "https://", "file://")):
+            words = ", ".join(TEMPLATES)
+            raise UnknownMonth(
+                f"source {self.template!r} is neither one of {words} nor an http(s):// or file:// URL template."
+            )
+        if unknown := set(names) - {"color", "year", "month"}:
+            raise UnknownMonth(
+                f"source {self.template!r} has unknown fields {sorted(unknown)}; use color, year, month."
+            )
+        if not {"year", "month"} <= set(names):
+            raise UnknownMonth(
+                f"source {self.template!r} would give every month one file; it needs {{year}} and {{month:02d}}."
+            )
+        if not self.template.endswith(ENDINGS):
+            raise UnknownMonth(
+                f"source {self.template!r} must end in one of {', '.join(ENDINGS)}: that tells the format."
+            )
+
+    @property
+    def ending(self) -> Ending:
+        """The ending of every file here."""
+        return next(ending for ending in ENDINGS if self.template.endswith(ending))
+
+    def url(self, trip_month: TripMonth) -> str:
+        """Where this source publishes a month."""
+        return trip_month.url(self.template)
+
+
+class PublishedFile(BaseModel):
+    """What the source said of a month's file when asked, before any byte of it was read."""
+
+    model_config = ConfigDict(frozen=True)
+
+    trip_month: TripMonth
+    url: str
+    ending: Ending
+    etag: str | None
+    last_modified: str | None
+    size: int | None
+
+    @property
+    def identity(self) -> str | None:
+        """What the file *is*: address, version and size; None where the source tells no version."""
+        return f"{self.url} {self.etag} {self.size}" if self.etag else None

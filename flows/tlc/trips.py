@@ -1,0 +1,118 @@
+"""Which months exist, and what everything about a month is called: its file, its URL, its keys, its partitions."""
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from flows.tlc.errors import UnknownMonth
+
+Color = Literal["yellow", "green", "fhv", "fhvhv"]
+Rows = Literal["all", "with_passengers"]
+
+# What the UI's form checks as one types; `trip_months` checks it for everybody, and says more.
+Year = Annotated[int, Field(json_schema_extra={"minimum": 2009, "maximum": 2100})]
+Month = Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 12})]
+
+COLORS: tuple[Color, ...] = get_args(Color)
+
+# https://www.nyc.gov/site/tlc/about/tlc-trip-record-data.page
+FIRST_MONTH: dict[str, tuple[int, int]] = {
+    "yellow": (2009, 1),
+    "green": (2013, 8),
+    "fhv": (2015, 1),
+    "fhvhv": (2019, 2),
+}
+
+
+@dataclass(frozen=True, order=True)
+class TripMonth:
+    """One published file's worth of trips: the only place where a month's names are made."""
+
+    color: str
+    year: int
+    month: int
+
+    def __post_init__(self) -> None:
+        if self.color not in COLORS:
+            raise UnknownMonth(f"color {self.color!r} is unknown; use one of {', '.join(COLORS)}.")
+        if not 1 <= self.month <= 12:
+            raise UnknownMonth(f"month {self.month} does not exist; months are 1 to 12.")
+        if (self.year, self.month) < FIRST_MONTH[self.color]:
+            first = "{}-{:02d}".format(*FIRST_MONTH[self.color])
+            raise UnknownMonth(
+                f"{self.color} {self.year}-{self.month:02d}: TLC's {self.color} files begin with {first}."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.color} {self.year}-{self.month:02d}"
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its ending, as TLC gives it."""
+        return f"{self.color}_tripdata_{self.year}-{self.month:02d}"
+
+    @property
+    def file_month(self) -> dt.date:
+        """First day of the month in the file's name; one half of every row's primary key."""
+        return dt.date(self.year, self.month, 1)
+
+    @property
+    def next_month(self) -> dt.date:
+        """First day of the month after."""
+        return dt.date(self.year + self.month // 12, self.month % 12 + 1, 1)
+
+    @property
+    def partition(self) -> str:
+        """BigQuery's partition id, as in `yellow$202101`."""
+        return f"{self.year}{self.month:02d}"
+
+    @property
+    def postgres_partition(self) -> str:
+        """The Postgres table that holds this month's rows."""
+        return f"{self.color}_{self.year}_{self.month:02d}"
+
+    def raw_key(self, ending: str) -> str:
+        """Where the lake keeps the bytes as published."""
+        return f"raw/{self.color}/{self.stem}{ending}"
+
+    @property
+    def key(self) -> str:
+        """Where the lake keeps the trips, canonical."""
+        return f"{self.color}/{self.stem}.parquet"
+
+    @property
+    def quarantine_key(self) -> str:
+        """Where the lake keeps rows that did not fit, with their reasons."""
+        return f"quarantine/{self.color}/{self.stem}.parquet"
+
+    @property
+    def manifest_key(self) -> str:
+        """Where the lake says what it holds of this month; written last."""
+        return f"manifests/{self.color}/{self.stem}.json"
+
+    def url(self, template: str) -> str:
+        """This month's address by a template with `{color}`, `{year}` and `{month}`."""
+        return template.format(color=self.color, year=self.year, month=self.month)
+
+
+def trip_months(color: str, year: int, months: Sequence[int], today: dt.date | None = None) -> list[TripMonth]:
+    """The months asked for, each once, in the order given; refused as a whole if one of them cannot exist."""
+    if not months:
+        raise UnknownMonth("months is empty; name at least one, such as [1, 2, 3].")
+    latest = today or dt.datetime.now(dt.UTC).date()
+    chosen = []
+    wrong = []
+    for month in dict.fromkeys(months):
+        try:
+            trip_month = TripMonth(color, year, month)
+            if trip_month.file_month > latest:
+                raise UnknownMonth(f"{trip_month} is in the future.")
+            chosen.append(trip_month)
+        except UnknownMonth as error:
+            wrong.append(str(error))
+    if wrong:
+        raise UnknownMonth(" ".join(dict.fromkeys(wrong)) + " Nothing was started.")
+    return chosen
