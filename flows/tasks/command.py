@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from prefect import Flow
@@ -22,12 +22,13 @@ def run_as_program(flow: Flow[..., Any]) -> None:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
 
-    signature = inspect.signature(flow.fn, eval_str=True)
+    signature = inspect.signature(flow.fn)
+    types = get_type_hints(flow.fn)  # without the extras that are for the UI's form
     command.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[
             p.replace(
                 annotation=Annotated[
-                    p.annotation,
+                    types[name],
                     (typer.Argument if p.default is inspect.Parameter.empty else typer.Option)(
                         help=help_texts.get(name)
                     ),

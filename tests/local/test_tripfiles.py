@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from local.shapes import CSV_SHAPES, FIRST_MONTH, PARQUET_NAMES, PARQUET_TYPES, WRITERS
+from local.shapes import CSV_SHAPES, FIRST_MONTH, PARQUET_NAMES, PARQUET_TYPES, WRITERS, parquet_shape
 from local.tripfiles import ALL, NONE, Color, Faults, Quirk, changes, rows_of_edition, write_month
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -35,7 +35,7 @@ def eras() -> list[tuple[Any, int, int]]:
     sinces |= {(color, since) for color, since, _ in PARQUET_NAMES}
     sinces |= {(color, row[2]) for row in PARQUET_TYPES for color in row[0].split()}
     sinces |= {(color, writer.since) for color in ("yellow", "green", "fhv", "fhvhv") for writer in WRITERS}
-    months = {(color, *map(int, since.split("-"))) for color, since in sinces}
+    months = {(color, int(since[:4]), int(since[5:])) for color, since in sinces}
     return sorted(months | {(color, year, month % 12 + 1) for color, year, month in months})
 
 
@@ -83,28 +83,27 @@ def test_a_parquet_footer_says_the_same_as_the_real_one(real: Path, tmp_path: Pa
     for at in range(real_file.metadata.num_columns):
         ours, theirs = made.metadata.row_group(0).column(at), real_file.metadata.row_group(0).column(at)
         assert (ours.compression, ours.is_stats_set) == (theirs.compression, theirs.is_stats_set)
-        assert set(ours.encodings) == set(theirs.encodings)
+        assert ours.has_dictionary_page == theirs.has_dictionary_page
 
 
 @needs_real_files
-def test_every_official_month_has_the_columns_it_was_published_with(tmp_path: Path) -> None:
+def test_every_official_month_has_the_columns_it_was_published_with() -> None:
     with (DATA / "published-months.csv").open(newline="") as file:
-        published = list(csv.DictReader(file))
-    for row in published:
-        assert table(tmp_path, *month_of(Path(row["file"])), rows=2).column_names == row["columns"].split(), row["file"]
+        for row in csv.DictReader(file):
+            color, year, month = month_of(Path(row["file"]))
+            assert parquet_shape(color, f"{year}-{month:02d}").schema().names == row["columns"].split(), row["file"]
 
 
 @pytest.mark.parametrize(("color", "year", "month"), eras())
 def test_the_same_arguments_make_the_same_bytes_in_every_era(
     color: Color, year: int, month: int, tmp_path: Path
 ) -> None:
-    formats = {"parquet": "parquet", "csv": "csv.gz"}
-    for file_format, ending in formats.items():
-        if f"{year}-{month:02d}" >= FIRST_MONTH[color, file_format]:
+    for file_format, ending, last in (("parquet", "parquet", "9999-12"), ("csv", "csv.gz", "2021-07")):
+        if FIRST_MONTH[color, file_format] <= f"{year}-{month:02d}" <= last:
             paths = [tmp_path / f"{name}.{ending}" for name in ("one", "two")]
-            one, two = (write(path, color, year, month, rows=300) for path in paths)
+            one, two = (write(path, color, year, month, rows=150) for path in paths)
             assert one == two
-            assert one.rows == 300
+            assert one.rows == 150
             assert len({hashlib.sha256(path.read_bytes()).digest() for path in paths}) == 1
 
 

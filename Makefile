@@ -1,0 +1,84 @@
+# `make` alone lists what there is. Needs make, Python 3.11 or 3.12 and, for the first `make install`, a package index.
+
+PY := .venv/bin/python
+INSTALLED := .venv/installed
+
+# Settings for the user's own Prefect must not lead anything here to it. PREFECT_PORT is ours: the port of the local UI.
+$(foreach name,$(filter-out PREFECT_PORT,$(filter PREFECT_%,$(.VARIABLES))),$(eval unexport $(name)))
+
+.PHONY: help install demo up down status test lint bench clean
+
+help:
+	@echo 'make demo      sample months through deployments and an agent, web to lake to warehouse and web to Postgres'
+	@echo '               (SOURCE=official COLOR=green YEAR=2020 MONTHS=1 takes files from TLC itself)'
+	@echo 'make up        start the local services and leave their addresses in .local/env  (PREFECT_PORT=4201)'
+	@echo 'make status    which of them run, and where'
+	@echo 'make down      stop them; what they store stays'
+	@echo 'make test      the whole test suite, with coverage  (ARGS="-k lake")'
+	@echo 'make lint      ruff, mypy and the import rules'
+	@echo 'make bench     this project against others  (QUICK=1)'
+	@echo 'make install   everything from poetry.lock into .venv; the others do it when needed  (PYTHON=python3.12)'
+	@echo 'make clean     down, and remove everything that was installed or stored'
+
+install: $(INSTALLED)
+
+$(INSTALLED): poetry.lock pyproject.toml local/requirements.py
+	@set -e; \
+	for python in $(or $(PYTHON),python3.11 python3.12 python3); do \
+	    if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then break; fi; \
+	    python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo 'Error: $(or $(PYTHON),Python 3.11 or 3.12) not found, or of another version: install one, or name it: make install PYTHON=/path/to/python3.11' >&2; \
+	    exit 1; \
+	fi; \
+	free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1000000) }'); \
+	if [ "$$free" -lt 4 ]; then \
+	    echo "Error: $$free GB free on the disk of this folder, 4 GB needed: make room and try again" >&2; \
+	    exit 1; \
+	fi; \
+	echo "installing the locked packages into .venv, hashes checked: one to three minutes, 1.5 GB"; \
+	$$python -m venv .venv >.venv.log 2>&1 || { \
+	    tail -n 3 .venv.log >&2; \
+	    echo "Error: $$python -m venv failed: on Debian and Ubuntu, apt-get install python3-venv" >&2; \
+	    exit 1; \
+	}; \
+	rm -f .venv.log; \
+	$(PY) local/requirements.py main local dev >.venv/requirements.txt; \
+	pip="$(PY) -m pip --disable-pip-version-check --no-input -q install --no-deps"; \
+	$$pip --require-hashes --no-compile -r .venv/requirements.txt && $$pip --no-build-isolation -e . || { \
+	    echo 'Error: the packages could not be installed, see above; when that is put right, the same command goes on' >&2; \
+	    exit 1; \
+	}; \
+	touch $@; \
+	echo installed
+
+demo: $(INSTALLED)
+	@$(PY) -m local.demo $(if $(SOURCE),--source '$(SOURCE)') $(if $(COLOR),--color '$(COLOR)') \
+	    $(if $(YEAR),--year '$(YEAR)') $(if $(MONTHS),--months '$(MONTHS)')
+
+up: $(INSTALLED)
+	@$(PY) -m local up
+
+down:
+	@if [ -x $(PY) ]; then $(PY) -m local down; fi
+
+status: $(INSTALLED)
+	@$(PY) -m local status || true
+
+test: $(INSTALLED)
+	@$(PY) -m pytest --cov --cov-report=term $(ARGS)
+
+lint: $(INSTALLED)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports
+
+bench: $(INSTALLED)
+	@$(PY) -m bench $(if $(QUICK),--quick)
+
+clean: down
+	@rm -rf .local .venv .venv.log .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo 'removed .local, .venv and caches'

@@ -1,0 +1,261 @@
+"""`python -m local up|down|status`: the stand-ins in the background, as `make up`, `make down` and `make status` have them.
+
+A supervisor process holds the services (`local.stack.Stack`). For as long as it lives it keeps a lock on
+`supervisor.pid`, which the kernel drops with the process: a pid is believed only while its file is locked, so neither a
+crash nor a recycled pid misleads.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+
+from local.stack import SERVICES, STATE_MARK, Stack, StackError, port_is_free, write_env_file
+
+ROOT = Path(__file__).resolve().parent.parent
+_NEEDED_GB = 2
+_STOP_SECONDS = 60
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 if it did what it says, 1 with a line on stderr if not."""
+    parser = argparse.ArgumentParser(prog="python -m local", description="The local stand-in services.")
+    parser.add_argument("--state", type=Path, default=ROOT / ".local", help="folder of all their files")
+    parser.add_argument(
+        "--services", type=lambda words: words.split(","), default=SERVICES, help="which to start, by commas"
+    )
+    parser.add_argument("command", choices=["up", "down", "status", "supervise"])
+    options = parser.parse_args(arguments)
+    state: Path = options.state.resolve()
+    commands: dict[str, Callable[[], int]] = {
+        "up": lambda: up(state, options.services),
+        "down": lambda: down(state),
+        "status": lambda: status(state),
+        "supervise": lambda: supervise(state, options.services),
+    }
+    try:
+        return commands[options.command]()
+    except (StackError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+    return 1
+
+
+def up(state: Path, services: Sequence[str] = SERVICES) -> int:
+    """Start the services in the background and leave their addresses in `env`; nothing to do if they are up."""
+    if _supervisor(state):
+        _wait(
+            lambda: (state / "env").exists() or not _supervisor(state),
+            "the services that another `up` is starting",
+            seconds=240,
+        )
+        print(f"already up: `source {_short(state / 'env')}` to use it, `make down` to stop it")
+        return 0
+    _prefect_port()
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(state).free / 1e9) < _NEEDED_GB:
+        raise StackError(f"{free:.1f} GB free on the disk of {state}, {_NEEDED_GB} GB needed: make room there first")
+    _clear_leftovers(state)
+    started = time.monotonic()
+    print(f"starting the local services, 10 to 60 seconds; their logs are in {_short(state / 'log')}", flush=True)
+    supervisor = subprocess.Popen(
+        [sys.executable, "-m", "local", "--state", str(state), "--services", ",".join(services), "supervise"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,  # what it has to say until all is ready; from then on it writes to its log
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        for line in supervisor.stdout or ():
+            print(line, end="", flush=True)
+    except KeyboardInterrupt:
+        supervisor.terminate()
+        supervisor.wait()
+        raise
+    if not (state / "env").exists():
+        return supervisor.wait() or 1
+    print(
+        f"ready after {time.monotonic() - started:.0f} s: `source {_short(state / 'env')}` to use it, `make down` to stop it"
+    )
+    return 0
+
+
+def down(state: Path) -> int:
+    """Stop everything that runs for this state folder, and nothing else."""
+    pid = _supervisor(state)
+    if pid:
+        print("stopping the local services", flush=True)
+        os.kill(pid, signal.SIGTERM)
+        try:
+            _wait(lambda: not _supervisor(state), "the services to stop")
+        except StackError:
+            os.kill(pid, signal.SIGKILL)
+    found = _clear_leftovers(state)
+    print("stopped" if pid or found else "nothing to stop")
+    return 0
+
+
+def status(state: Path) -> int:
+    """Print each service, whether it runs, and where; 1 unless all do."""
+    running = _supervisor(state) is not None
+    file = state / "ports.json"
+    ports: dict[str, int] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    all_up = True
+    print(f"{'service':<10} {'state':<5} address")
+    for service in SERVICES:
+        if service == "agent":
+            is_up = running and any("agent" in process.cmdline() for process in _processes(state))
+            address = "work queue default"
+        else:
+            is_up = running and service in ports and not port_is_free(ports[service])
+            scheme = "postgresql" if service == "postgres" else "http"
+            address = f"{scheme}://127.0.0.1:{ports.get(service)}"
+        all_up &= is_up
+        print(f"{service:<10} {'up' if is_up else 'down':<5} {address if is_up else ''}".rstrip())
+    return 0 if all_up else 1
+
+
+def supervise(state: Path, services: Sequence[str]) -> int:
+    """Hold the services until SIGTERM. `up` starts this; it is not meant for people."""
+    with (state / "supervisor.pid").open("a+", encoding="ascii") as pid_file:
+        try:
+            _wait(lambda: _lock(pid_file.fileno()), "another `up`", seconds=2)
+        except StackError:
+            raise StackError("another `up` is under way: wait for it, or `make down`") from None
+        pid_file.truncate(0)
+        pid_file.write(str(os.getpid()))
+        pid_file.flush()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _leave)
+        with Stack(
+            state,
+            services,
+            say=lambda service, where: print(f"  {service:<10} {where}", flush=True),
+            prefect_port=_prefect_port(),
+        ) as stack:
+            try:
+                write_env_file(stack, state / "env")
+                log = os.open(state / "log" / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                _watch(stack)
+            finally:
+                (state / "env").unlink(missing_ok=True)
+    return 0
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    for again in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(again, signal.SIG_IGN)  # stopping is under way and must not be cut short
+    raise SystemExit(0)
+
+
+def _watch(stack: Stack) -> NoReturn:
+    """Note in the log, once, each service that ends by itself."""
+    lost: set[str] = set()
+    while True:
+        time.sleep(1)
+        for service, executor in stack.executors.items():
+            if service not in lost and not executor.running():
+                lost.add(service)
+                code = executor.process.returncode if executor.process else None
+                now = time.strftime("%Y-%m-%d %H:%M:%S")
+                print(
+                    f"{now} {service} ended by itself (exit status {code}): see {service}.log; `make down up` restarts",
+                    flush=True,
+                )
+
+
+def _prefect_port() -> int | None:
+    text = os.environ.get("PREFECT_PORT")
+    if not text:
+        return None
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise StackError(f"PREFECT_PORT={text} is not a port: give a number from 1 to 65535")
+    if not port_is_free(int(text)):
+        raise StackError(f"port {text} (PREFECT_PORT) is in use: stop what listens there, or give another port")
+    return int(text)
+
+
+def _lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _supervisor(state: Path) -> int | None:
+    """The pid of this folder's supervisor, if it lives."""
+    try:
+        with (state / "supervisor.pid").open(encoding="ascii") as file:
+            if _lock(file.fileno()):
+                return None
+            return int(file.read() or 0) or None
+    except FileNotFoundError:
+        return None
+
+
+def _wait(until: Callable[[], object], what: str, seconds: float = _STOP_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not until():
+        if time.monotonic() > deadline:
+            raise StackError(f"waited {seconds:.0f} s in vain for {what}")
+        time.sleep(0.1)
+
+
+def _processes(state: Path) -> list[psutil.Process]:
+    """The services running for this folder, whoever started them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            try:
+                ours = process.environ().get(STATE_MARK) == str(state)
+            except psutil.AccessDenied:
+                ours = False
+            # PostgreSQL under another uid may hide its environment, in a container even from root.
+            if ours or str(state / "postgres" / "data") in process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            continue  # ended meanwhile, or not ours to look at
+    return found
+
+
+def _clear_leftovers(state: Path) -> bool:
+    """Stop what a killed supervisor left running, and remove its files; True if there was a process."""
+    leftovers = _processes(state)
+    for process in leftovers:
+        _signal(process, signal.SIGINT if "./postgres" in process.cmdline() else signal.SIGTERM)
+    for process in psutil.wait_procs(leftovers, timeout=15)[1]:
+        _signal(process, signal.SIGKILL)
+    psutil.wait_procs(leftovers, timeout=5)
+    for name in ("env", "supervisor.pid"):
+        (state / name).unlink(missing_ok=True)
+    return bool(leftovers)
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

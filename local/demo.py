@@ -1,0 +1,275 @@
+"""`make demo`: sample months through deployments and the agent into all three stores, then every row accounted for.
+
+Nothing is called directly: blocks are registered, deployments applied, and runs asked for on the command line, as in
+production. The counts at the end are the demo's own, taken from the stores and from the files as published.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import text
+
+import blocks
+from flows.tlc.errors import UnknownMonth
+from flows.tlc.sources import TEMPLATES
+from flows.tlc.trips import TripMonth, trip_months
+from local.__main__ import ROOT, up
+
+STATE = ROOT / ".local"
+PREFECT = str(Path(sys.executable).with_name("prefect"))
+LAKE, WAREHOUSE, DATABASE = (
+    "etl-parent-flow/parametrized ny-taxi ETL",
+    "etl-gcs-bq-parent-flow/parametrized ny-taxi warehouse",
+    "ingest-data/parametrized ny-taxi ingest",
+)
+
+
+class DemoError(Exception):
+    """A step of the demo failed; the message says which, and where to look."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some months of one color, from one source."""
+
+    color: str
+    year: int
+    months: tuple[int, ...]
+    source: str
+
+    @property
+    def trip_months(self) -> list[TripMonth]:
+        """The months themselves; refused if one of them cannot exist."""
+        return trip_months(self.color, self.year, self.months)
+
+
+# Both formats: TLC's Parquet, and the CSV it published before.
+SAMPLES = (Sample("yellow", 2021, (1, 2, 3), "mirror"), Sample("green", 2021, (1, 2, 3), "official"))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows of one month, by stage, each counted where it lies."""
+
+    trip_month: TripMonth
+    published: int
+    quarantined: int
+    lake: int
+    warehouse: int
+    with_passengers: int
+    database: int
+
+    @property
+    def reconciled(self) -> bool:
+        """Whether every row is where it should be."""
+        return (
+            self.published - self.quarantined == self.lake == self.warehouse and self.with_passengers == self.database
+        )
+
+
+def environment() -> dict[str, str]:
+    """This process's environment with the addresses of `.local/env`."""
+    said = subprocess.run(
+        ["bash", "-c", f"set -a; . {shlex.quote(str(STATE / 'env'))}; env -0"], check=True, capture_output=True, text=True
+    )  # fmt: skip
+    return dict(line.split("=", 1) for line in said.stdout.split("\0") if "=" in line)
+
+
+def prepare(env: Mapping[str, str], say: Console) -> None:
+    """Register blocks and apply deployments, unless that was done with the very same values before."""
+    manifests = sorted((ROOT / "deployments").glob("*.yaml"))
+    digest = hashlib.sha256(json.dumps([env[k] for k in ("LAKE_BUCKET", "POSTGRES_URL", "PREFECT_API_URL")]).encode())
+    for path in [*manifests, Path(env["GOOGLE_APPLICATION_CREDENTIALS"]), *sorted((ROOT / "blocks").glob("*.py"))]:
+        digest.update(path.read_bytes())
+    stamp = Path(env["PREFECT_HOME"]) / "prepared"
+    if stamp.exists() and stamp.read_text(encoding="ascii") == digest.hexdigest():
+        return
+    for command in (
+        [sys.executable, "-m", "blocks.register"],
+        [PREFECT, "deployment", "apply", *(str(path.relative_to(ROOT)) for path in manifests)],
+    ):
+        say.print(
+            "$ " + shlex.join(["prefect" if a == PREFECT else "python" if a == sys.executable else a for a in command])
+        )
+        done = subprocess.run(command, cwd=ROOT, env=dict(env), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise DemoError(f"that failed:\n{done.stdout}{done.stderr}")
+    stamp.write_text(digest.hexdigest(), encoding="ascii")
+
+
+async def run(env: Mapping[str, str], say: Console, deployment: str, sample: Sample, **more: str) -> None:
+    """Ask for one run of a deployment and wait until the agent has done it."""
+    parameters: dict[str, object] = {
+        "color": sample.color, "year": sample.year, "months": json.dumps(list(sample.months)), **more,
+    }  # fmt: skip
+    words = ["deployment", "run", deployment]
+    for name, value in parameters.items():
+        words += ["-p", f"{name}={value}"]
+    say.print("$ " + shlex.join(["prefect", *words]), highlight=False)
+    process = await asyncio.create_subprocess_exec(
+        PREFECT, *words, "--watch", env=dict(env), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output = (await process.communicate())[0].decode()
+    if process.returncode:
+        link = re.search(r"https?://\S+", output)
+        raise DemoError(
+            f"{deployment} ({sample.color} {sample.year} {list(sample.months)}) did not complete."
+            f" See {link.group(0) if link else env['PREFECT_UI_URL']}, and {STATE.name}/log/agent.log."
+        )
+
+
+async def run_all(env: Mapping[str, str], say: Console, samples: Sequence[Sample]) -> None:
+    """Web → lake and web → Postgres of every sample, then lake → warehouse."""
+    into = [run(env, say, LAKE, s, source=s.source) for s in samples]
+    into += [run(env, say, DATABASE, s, source=s.source) for s in samples]
+    await asyncio.gather(*into)
+    await asyncio.gather(*(run(env, say, WAREHOUSE, s) for s in samples))
+
+
+def count(env: Mapping[str, str], samples: Sequence[Sample]) -> list[Counts]:
+    """Count every month in the file as published and in all three stores."""
+    os.environ.update(env)
+    # Prefect reads its settings when it is imported, and must not before they are there.
+    from prefect_gcp import GcpCredentials
+    from prefect_gcp.cloud_storage import GcsBucket
+    from prefect_sqlalchemy import SqlAlchemyConnector
+
+    bucket = GcsBucket.load(blocks.GCS_BUCKET)
+    project = GcpCredentials.load(blocks.GCP_CREDENTIALS).get_bigquery_client()
+    engine = SqlAlchemyConnector.load(blocks.POSTGRES).get_engine()
+    client = bucket.gcp_credentials.get_cloud_storage_client().bucket(bucket.bucket)
+    counts = []
+    for sample in samples:
+        for trip_month in sample.trip_months:
+            path = bucket.bucket_folder + "{}"
+            manifest = json.loads(client.blob(path.format(trip_month.manifest_key)).download_as_bytes())
+            with client.blob(path.format(trip_month.key)).open("rb") as file:
+                trips = pq.ParquetFile(file)
+                lake = trips.metadata.num_rows
+                zero = (
+                    pc.sum(pc.equal(trips.read(["passenger_count"]).column(0), 0)).as_py() or 0
+                    if "passenger_count" in trips.schema_arrow.names
+                    else 0
+                )
+            [row] = project.query_and_wait(
+                f"SELECT COUNT(*) AS n FROM trips_data_all.{trip_month.color}"  # noqa: S608
+                f" WHERE file_month = '{trip_month.file_month}'"
+            )
+            with engine.connect() as connection:
+                query = text(f"SELECT count(*) FROM {trip_month.color} WHERE file_month = :month")  # noqa: S608
+                database = connection.execute(query, {"month": trip_month.file_month}).scalar_one()
+            counts.append(
+                Counts(
+                    trip_month,
+                    published=_rows_published(client, path, trip_month, manifest["url"]),
+                    quarantined=sum(manifest["quarantined"].values()),
+                    lake=lake,
+                    warehouse=row["n"],
+                    with_passengers=lake - zero,
+                    database=database,
+                )
+            )
+    return counts
+
+
+def _rows_published(bucket: object, path: str, trip_month: TripMonth, url: str) -> int:
+    """Rows of the file as it was published, counted by other code than that which loaded it."""
+    ending = next(e for e in (".parquet", ".csv.gz", ".csv") if url.endswith(e))
+    blob = bucket.blob(path.format(trip_month.raw_key(ending)))  # type: ignore[attr-defined]
+    with blob.open("rb") as file:
+        if ending == ".parquet":
+            return int(pq.ParquetFile(file).metadata.num_rows)
+        options = pa_csv.ReadOptions(block_size=8 << 20)
+        return sum(batch.num_rows for batch in pa_csv.open_csv(_inflated(file, ending), options))
+
+
+def _inflated(file: object, ending: str) -> object:
+    return pa.CompressedInputStream(file, "gzip") if ending == ".csv.gz" else file
+
+
+def table(counts: Sequence[Counts]) -> Table:
+    """The counts as people read them."""
+    shown = Table(title="Every row, stage by stage", title_justify="left")
+    shown.add_column("month")
+    for heading in ("published", "quarantined", "lake", "BigQuery", "zero passengers", "Postgres"):
+        shown.add_column(heading, justify="right")
+    shown.add_column("reconciled")
+    for c in counts:
+        shown.add_row(
+            str(c.trip_month), f"{c.published:,}", f"{c.quarantined:,}", f"{c.lake:,}", f"{c.warehouse:,}",
+            f"{c.lake - c.with_passengers:,}", f"{c.database:,}", "yes" if c.reconciled else "[red]NO[/red]",
+        )  # fmt: skip
+    return shown
+
+
+def main() -> int:
+    """Run the demo; 0 if everything went well and every row is accounted for."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--source", help="official (TLC itself), mirror (DataTalksClub itself), or a URL template")
+    parser.add_argument("--color")
+    parser.add_argument("--year", type=int)
+    parser.add_argument("--months", help="such as 1,2,3")
+    options = parser.parse_args()
+    say = Console(width=max(Console().width, 110))
+    try:
+        samples = chosen(options)
+        if status := up(STATE):
+            return status
+        env = environment()
+        prepare(env, say)
+        asyncio.run(run_all(env, say, samples))
+        counts = count(env, samples)
+    except (DemoError, UnknownMonth) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    say.print(table(counts))
+    if not all(c.reconciled for c in counts):
+        print("Error: rows do not add up, see the table; please report this.", file=sys.stderr)
+        return 1
+    say.print(
+        f"All rows accounted for. The UI: {env['PREFECT_UI_URL']}\n\n"
+        "What to try next:\n"
+        "  source .local/env                      # addresses of the local services, and this project's programs\n"
+        f'  prefect deployment run "{LAKE}" -p year=2021 -p months="[4]" --watch\n'
+        "  python flows/ingest_data.py green 2021 4\n"
+        '  psql "$POSTGRES_URL" -c "SELECT * FROM loads"      # where every month came from\n'
+        "  make demo                              # again: nothing is loaded twice\n"
+        "  make down                              # stop all of it",
+        highlight=False,
+    )
+    return 0
+
+
+def chosen(options: argparse.Namespace) -> tuple[Sample, ...]:
+    """The samples asked for; a source by its word is the real one, not the local stand-in."""
+    asked = (options.source, options.color, options.year, options.months)
+    if not any(asked):
+        return SAMPLES
+    default = next((s for s in SAMPLES if s.color == options.color), SAMPLES[0])
+    source = TEMPLATES.get(options.source, options.source) or default.source
+    months = (
+        tuple(int(m) for m in re.split(r"[,\s]+", options.months.strip("[] "))) if options.months else default.months
+    )
+    sample = Sample(options.color or default.color, options.year or default.year, months, source)
+    _ = sample.trip_months
+    return (sample,)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

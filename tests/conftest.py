@@ -1,0 +1,52 @@
+"""The real servers that tests run against, started once, and an environment in which nothing reaches the user's own.
+
+Flows called in a test use Prefect's in-process API on a database of the session; a Prefect server and an agent run only for
+tests that ask for `orchestrator`. Everything, pytest's own `tmp_path` included, lies in one folder that goes with the session.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from local.stack import Stack, without_foreign_settings
+
+_session_folder: Path
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before any test module is imported: Prefect reads its settings on import, and Python picks its temporary folder once.
+    global _session_folder  # noqa: PLW0603 — the pair of hooks has no other place in common
+    _session_folder = Path(tempfile.mkdtemp(prefix="nyc-taxi-tests-"))
+    for name in os.environ.keys() - without_foreign_settings(dict(os.environ)).keys():
+        del os.environ[name]
+    os.environ["TMPDIR"] = str(_session_folder)
+    os.environ["HOME"] = str(_session_folder / "home")  # no ~/.prefect, no gcloud, no ~/.pgpass
+    (_session_folder / "home").mkdir()
+    tempfile.tempdir = None
+    os.environ["PREFECT_HOME"] = str(_session_folder / "prefect")
+    os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+    os.environ["TRIPS_SCRATCH"] = str(_session_folder / "scratch")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(_session_folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """Web site, lake, warehouse and Postgres; their addresses are in `os.environ` for as long as the session."""
+    with Stack(_session_folder / "stack", ("web", "lake", "warehouse", "postgres")) as running:
+        home = os.environ["PREFECT_HOME"]  # stays the session's own: the server of `orchestrator` has another database
+        os.environ.update(running.env | {"PREFECT_HOME": home})
+        yield running
+
+
+@pytest.fixture(scope="session")
+def orchestrator(stack: Stack) -> Stack:
+    """The same, with a Prefect server and an agent; run programs against it with `env=orchestrator.environment()`."""
+    stack.start("prefect", "agent")
+    return stack

@@ -1,0 +1,59 @@
+"""The shape of the house: imports go down only, rooms have names, the top level stays what it is."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_imports_go_down_only():
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_nothing_but_flows_sits_directly_in_flows():
+    assert sorted(p.name for p in (ROOT / "flows").glob("*.py")) == [
+        "__init__.py",
+        "etl_gcs_bq.py",
+        "etl_web_gcs.py",
+        "ingest_data.py",
+    ]
+
+
+def test_no_room_is_without_a_name():
+    names = {path.stem for package in ("flows", "blocks", "local", "bench") for path in (ROOT / package).rglob("*.py")}
+    assert not names & {"utils", "helpers", "common", "misc"}
+
+
+def test_every_fixed_dependency_is_really_imported():
+    text = "\n".join(
+        p.read_text(encoding="utf-8") for package in ("flows", "blocks") for p in (ROOT / package).rglob("*.py")
+    )
+    for module in (
+        "prefect",
+        "prefect_gcp",
+        "prefect_sqlalchemy",
+        "pandas",
+        "pyarrow",
+        "pandas_gbq",
+        "sqlalchemy",
+        "psycopg2",
+    ):
+        assert re.search(rf"^(import|from) {module}\b", text, re.MULTILINE), module
+
+
+def test_no_file_speaks_of_the_machine_it_was_written_on():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    machine_path = re.compile(r"(^|[^A-Za-z0-9_.])/(" + "|".join(("work", "farm", "root")) + r")/[A-Za-z]")
+    for name in filter(None, tracked.split("\0")):
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".yaml", ".toml", ".example", ""} and path.is_file():
+            assert not machine_path.search(path.read_text(encoding="utf-8", errors="ignore")), name

@@ -1,0 +1,95 @@
+"""The README's commands do what it says, run as they stand by a shell, through a real server and agent."""
+
+import asyncio
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+import yaml
+from google.cloud import bigquery
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from rich.console import Console
+
+from local import demo
+from local.stack import Stack
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands(heading: str) -> list[str]:
+    """The commands of the shell blocks under a heading of the README, continued lines joined."""
+    section = re.split(r"^## ", README, flags=re.MULTILINE)
+    [text] = [part for part in section if part.startswith(heading)]
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def prepared(orchestrator: Stack) -> Stack:
+    demo.prepare(orchestrator.environment(), Console(quiet=True))
+    return orchestrator
+
+
+def run(command: str, stack: Stack, folder: Path = ROOT) -> str:
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=stack.environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+@pytest.mark.timeout(600)
+def test_the_commands_of_the_first_five_minutes_bring_months_into_all_three_stores(prepared, tmp_path):
+    wanted = ("prefect deployment run", "python flows/", "echo")
+    for command in commands("Five minutes"):
+        if command.startswith(wanted):
+            run(command, prepared)
+
+    engine = sqlalchemy.create_engine(prepared.env["POSTGRES_URL"])
+    with engine.connect() as connection:
+        green = connection.execute(sqlalchemy.text("SELECT source_rows, loaded FROM loads WHERE color = 'green'")).one()
+        assert green.source_rows > green.loaded > 10_000
+    engine.dispose()
+    client = bigquery.Client(project=prepared.env["GOOGLE_CLOUD_PROJECT"])
+    rows = {str(r["file_month"]): r["loaded"] for r in client.query_and_wait("SELECT * FROM trips_data_all.loads")}
+    assert {"2021-04-01", "2021-05-01"} <= rows.keys()
+
+
+@pytest.mark.timeout(600)
+def test_the_deployments_section_works_as_it_stands(prepared, tmp_path):
+    run("cp -r flows deployments " + str(tmp_path), prepared)
+    for command in commands("Deployments"):
+        if command.startswith(("prefect deployment apply", "prefect deployment build")):
+            run(command, prepared, tmp_path)
+    assert (tmp_path / "green-deployment.yaml").exists()
+    named = {
+        m["flow_name"] + "/" + m["name"] for m in map(yaml.safe_load, map(Path.read_text, ROOT.glob("deployments/*")))
+    }
+    assert named >= set(re.findall(r'prefect deployment run "([^"]+)"', README))
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_runs_deployments_through_the_agent_and_accounts_for_every_row(prepared):
+    samples = (demo.Sample("green", 2020, (1, 2), "mirror"),)
+    env = prepared.environment()
+    asyncio.run(demo.run_all(env, Console(quiet=True), samples))
+    with temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}):
+        counts = demo.count(env, samples)
+    assert [str(c.trip_month) for c in counts] == ["green 2020-01", "green 2020-02"]
+    assert all(c.reconciled and c.published > c.database > 10_000 for c in counts)
+
+
+def test_every_file_the_readme_links_to_exists():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_options_the_readme_explains_exist(prepared):
+    helped = "".join(
+        run(f"python flows/{flow}.py --help", prepared) for flow in ("etl_web_gcs", "etl_gcs_bq", "ingest_data")
+    )
+    for option in re.findall(r"^- `(--[a-z-]+)`", README, re.MULTILINE):
+        assert option in helped, option
