@@ -8,6 +8,7 @@ from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_to_lake
 from flows.tasks.load import load_to_lake
 from flows.tasks.months import each_month
+from flows.tasks.policy import believed
 from flows.tasks.stores import lake_of
 from flows.tasks.transform import transform_in_lake
 from flows.tlc.manifest import Outcome, RawFile
@@ -58,9 +59,9 @@ def _extract(lake: Lake, published: PublishedFile, block_name: str) -> RawFile:
     extract = extract_to_lake.with_options(
         result_storage=lake.block,
         result_storage_key=f"results/{published.trip_month.stem}-{{flow_run.id}}.json",
-        refresh_cache=lake.stat(published.trip_month.raw_key(published.ending)) is None,
+        task_run_name=extract_to_lake.task_run_name,  # Prefect would forget it
     )
-    raw: RawFile = extract(published, block_name)
+    raw: RawFile = believed(extract, lake.has, published, block_name)
     return raw
 
 

@@ -4,9 +4,10 @@ from prefect import flow, get_run_logger
 
 from flows.connectors.web import look_up, source_of
 from flows.tasks.command import run_as_program
-from flows.tasks.extract import extract_to_scratch
+from flows.tasks.extract import extract_to_scratch, in_scratch
 from flows.tasks.load import load_to_postgres
 from flows.tasks.months import each_month
+from flows.tasks.policy import believed
 from flows.tasks.stores import postgres_of
 from flows.tasks.transform import transform_for_postgres
 from flows.tlc.manifest import Outcome
@@ -47,7 +48,7 @@ def ingest_data(
             if manifest and manifest.covers(published, rows):
                 log.info("%s is unchanged at its source and in Postgres; nothing to do", trip_month)
                 return Outcome.of("database", "unchanged", manifest)
-            raw = extract_to_scratch(published)
+            raw = believed(extract_to_scratch, in_scratch, published)
             if manifest and manifest.holds(raw, rows):
                 log.info("%s was published again with the same bytes; nothing to do", trip_month)
                 postgres.write_manifest(manifest.seen_at(raw))

@@ -14,22 +14,18 @@ import pytest
 
 from local.stack import Stack, without_foreign_settings
 
-_session_folder: Path
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # Before any test module is imported: Prefect reads its settings on import, and Python picks its temporary folder once.
-    global _session_folder  # noqa: PLW0603 — the pair of hooks has no other place in common
-    _session_folder = Path(tempfile.mkdtemp(prefix="nyc-taxi-tests-"))
-    for name in os.environ.keys() - without_foreign_settings(dict(os.environ)).keys():
-        del os.environ[name]
-    os.environ["TMPDIR"] = str(_session_folder)
-    os.environ["HOME"] = str(_session_folder / "home")  # no ~/.prefect, no gcloud, no ~/.pgpass
-    (_session_folder / "home").mkdir()
-    tempfile.tempdir = None
-    os.environ["PREFECT_HOME"] = str(_session_folder / "prefect")
-    os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-    os.environ["TRIPS_SCRATCH"] = str(_session_folder / "scratch")
+# On import, which comes before that of any other conftest or test: Prefect reads its settings when it is imported, and Python
+# picks its temporary folder once.
+_session_folder = Path(tempfile.mkdtemp(prefix="nyc-taxi-tests-"))
+for _name in os.environ.keys() - without_foreign_settings(dict(os.environ)).keys():
+    del os.environ[_name]
+os.environ["TMPDIR"] = str(_session_folder)
+os.environ["HOME"] = str(_session_folder / "home")  # no ~/.prefect, no gcloud, no ~/.pgpass
+(_session_folder / "home").mkdir()
+tempfile.tempdir = None
+os.environ["PREFECT_HOME"] = str(_session_folder / "prefect")
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["TRIPS_SCRATCH"] = str(_session_folder / "scratch")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

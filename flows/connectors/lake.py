@@ -3,16 +3,24 @@
 import datetime as dt
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, PreconditionFailed, Unauthorized
-from google.auth.exceptions import GoogleAuthError
+from google.api_core.exceptions import (
+    Forbidden,
+    GoogleAPIError,
+    NotFound,
+    PreconditionFailed,
+    Unauthorized,
+    from_http_status,
+)
+from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage import Blob, Bucket
+from google.cloud.storage.exceptions import InvalidResponse
 from prefect_gcp.cloud_storage import GcsBucket
 
 from flows.connectors import scratch
@@ -30,6 +38,7 @@ CHUNK = 8 << 20
 TIMEOUT = (15, 300)  # seconds to connect, to wait for an answer
 _ROW_GROUP = 128 << 10  # rows
 _STAGING = "staging"
+_PARQUET = "application/vnd.apache.parquet"
 
 
 class Overtaken(Exception):
@@ -50,6 +59,16 @@ class LakeObject:
     metadata: Mapping[str, str]
 
 
+@contextmanager
+def _named() -> Iterator[None]:
+    """Give an upload's errors the names that all other requests' errors have."""
+    try:
+        yield
+    except InvalidResponse as error:
+        status = error.response.status_code
+        raise from_http_status(status, str(error), response=error.response) from error  # type: ignore[no-untyped-call]
+
+
 class Lake:
     """Objects by key: streamed in, streamed out, replaced only if nobody else did."""
 
@@ -65,7 +84,10 @@ class Lake:
         """Turn the client's errors about the bucket itself into one a person can act on."""
         name = self.block.bucket
         try:
-            yield
+            with _named():
+                yield
+        except TransportError:  # the way to the token's issuer is broken, the credentials need not be
+            raise
         except NotFound as error:
             if "bucket" in str(error.message).lower():
                 raise MisconfiguredBlock(
@@ -110,67 +132,96 @@ class Lake:
             blob = self._bucket.get_blob(self.path(key), timeout=TIMEOUT)
         return None if blob is None else self._object(key, blob)
 
+    def has(self, raw: RawFile) -> bool:
+        """Whether a raw file is there as it was when it was extracted."""
+        present = self.stat(raw.key)
+        return present is not None and present.generation == raw.generation
+
     def _object(self, key: str, blob: Blob) -> LakeObject:
         return LakeObject(key, int(blob.generation), int(blob.size), dict(blob.metadata or {}))
 
-    def read(self, key: str, generation: int) -> Iterator[bytes]:
-        """The bytes of one generation of an object, in chunks."""
-        blob = self._bucket.blob(self.path(key), generation=generation)
-        try:
-            with self._explained("read"), blob.open("rb", chunk_size=CHUNK, timeout=TIMEOUT) as file:
-                while piece := file.read(CHUNK):
-                    yield piece
-        except NotFound as error:
-            raise Gone(
-                f"{self.uri(key)} (generation {generation}) is not in the lake any more;"
-                " it was deleted or replaced while this run was at work. Run again."
-            ) from error
+    def read(self, raw: RawFile) -> Iterator[bytes]:
+        """The bytes of a raw file, in chunks."""
+        generation, position = raw.generation, 0
+        while True:
+            blob = self._bucket.blob(self.path(raw.key), generation=generation)
+            try:
+                with self._explained("read"), blob.open("rb", chunk_size=CHUNK, timeout=TIMEOUT) as file:
+                    file.seek(position)
+                    while piece := file.read(CHUNK):
+                        position += len(piece)
+                        yield piece
+                return
+            except NotFound as error:
+                present = self.stat(raw.key)
+                if present is None or not _same_file(raw, present):
+                    raise Gone(
+                        f"{self.uri(raw.key)} (generation {generation}) is not in the lake any more;"
+                        " it was deleted or replaced while this run was at work. Run again."
+                    ) from error
+                generation = present.generation  # fetched again by another run
 
     @contextmanager
-    def writer(self, key: str, metadata: Mapping[str, str] | None = None) -> Iterator[IO[bytes]]:
-        """A file to write a new object to; it appears whole when the block ends, and not at all on an error."""
+    def writer(
+        self, key: str, metadata: Mapping[str, str] | None = None, replaces: int | None = None
+    ) -> Iterator[IO[bytes]]:
+        """A file to write a new object to; it appears whole when the block ends, and not at all on an error.
+
+        Raises `Overtaken` if `replaces` is given and `key` is no longer at that generation (0: absent).
+        """
         blob = self._bucket.blob(self.path(key))
         blob.metadata = dict(metadata or {})
-        with (
-            self._explained("written"),
-            blob.open("wb", chunk_size=CHUNK, ignore_flush=True, timeout=TIMEOUT) as file,
-        ):
-            yield file
+        with self._explained("written"):
+            try:
+                with (
+                    _named(),
+                    blob.open(
+                        "wb", chunk_size=CHUNK, ignore_flush=True, timeout=TIMEOUT, if_generation_match=replaces
+                    ) as file,
+                ):
+                    yield file
+            except PreconditionFailed as error:
+                raise Overtaken(f"{self.uri(key)} was written by another run meanwhile") from error
 
-    def describe(self, key: str, metadata: Mapping[str, str]) -> LakeObject:
-        """Add metadata to the object just written, and tell what it is."""
+    def describe(self, key: str, more: Mapping[str, str], of: Mapping[str, str] | None = None) -> LakeObject:
+        """Add metadata to an object just written, and tell what it is.
+
+        Raises `Overtaken` if its metadata is not `of` any more: then it is another object by now.
+        """
         with self._explained("written"):
             blob = self._bucket.get_blob(self.path(key), timeout=TIMEOUT)
             if blob is None:
                 raise Gone(
                     f"{self.uri(key)} vanished right after it was written; is a lifecycle rule at work? Run again."
                 )
-            blob.metadata = {**(blob.metadata or {}), **metadata}
+            if of is not None and blob.metadata != of:
+                raise Overtaken(f"{self.uri(key)} was written by another run meanwhile")
+            blob.metadata = {**(blob.metadata or {}), **more}
             blob.patch(timeout=TIMEOUT, if_generation_match=blob.generation)
         return self._object(key, blob)
 
-    def publish(self, staged: str, generation: int, key: str, replaces: int) -> LakeObject:
-        """Copy a staged object to `key`, inside the store.
+    def publish(
+        self, staged: str, generation: int, key: str, replaces: int, metadata: Mapping[str, str] | None = None
+    ) -> LakeObject:
+        """Copy a staged object to `key`, inside the store; its metadata there is `metadata`.
 
         Raises `Overtaken` unless `key` is still at generation `replaces` (0: absent).
         """
-        source = self._bucket.blob(self.path(staged))
+        source = self._bucket.blob(self.path(staged), generation=generation)
+        blob = self._bucket.blob(self.path(key))
+        blob.content_type = _PARQUET
+        blob.metadata = dict(metadata or {})
+        token: str | None = None
         with self._explained("written"):
             try:
-                blob = self._bucket.copy_blob(
-                    source,
-                    self._bucket,
-                    self.path(key),
-                    source_generation=generation,
-                    if_generation_match=replaces,
-                    timeout=TIMEOUT,
-                )
+                while True:  # once, or piece by piece where the store wants it so
+                    token, _, _ = blob.rewrite(source, token=token, if_generation_match=replaces, timeout=TIMEOUT)
+                    if token is None:
+                        return self._object(key, blob)
             except PreconditionFailed as error:
-                raise Overtaken(self.uri(key)) from error
+                raise Overtaken(f"{self.uri(key)} was written by another run meanwhile") from error
             except NotFound as error:
                 raise Gone(f"{self.uri(staged)} is not in the lake any more; run again.") from error
-            blob.reload(timeout=TIMEOUT)
-        return self._object(key, blob)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects that may or may not be there."""
@@ -192,16 +243,31 @@ class Lake:
                     raise
                 return None
 
-    def write_manifest(self, manifest: Manifest) -> None:
-        """Say what the lake holds of a month: the last act of publishing it."""
-        blob = self._bucket.blob(self.path(manifest.trip_month.manifest_key))
-        with self._explained("written"):
-            blob.upload_from_string(manifest.model_dump_json(indent=1), "application/json", timeout=TIMEOUT)
+    def write_manifest(self, manifest: Manifest) -> bool:
+        """Say what the lake holds of a month: the last act of publishing it.
+
+        False, and nothing is said, if it holds another generation by now: that is for the run to say which wrote it.
+        """
+        trip_month = manifest.trip_month
+        blob = self._bucket.blob(self.path(trip_month.manifest_key))
+        while True:
+            known = self.stat(trip_month.manifest_key)
+            present = self.stat(trip_month.key)
+            if present is None or present.generation != manifest.generation:
+                return False
+            with self._explained("written"), suppress(PreconditionFailed):  # another run spoke first: look again
+                blob.upload_from_string(
+                    manifest.model_dump_json(indent=1),
+                    "application/json",
+                    timeout=TIMEOUT,
+                    if_generation_match=known.generation if known else 0,
+                )
+                return True
 
     def chunks(self, raw: RawFile, on_shape: Callable[[Shape], None]) -> Iterator[Chunk]:
         """The trips of a raw file, as a stream; Parquet, which has to be read out of order, passes through a temporary file."""
         trip_month, ending = raw.published.trip_month, raw.published.ending
-        pieces = self.read(raw.key, raw.generation)
+        pieces = self.read(raw)
         if ending != ".parquet":
             yield from csv_chunks(trip_month, ending, ahead(pieces), on_shape)
             return
@@ -221,7 +287,7 @@ class Lake:
         schema = arrow_schema(trip_month.color)
         tally = Tally()
         rejects: list[pa.Table] = []
-        with self.writer(key, {"run": run}) as out, parquet_writer(pa.PythonFile(out, mode="w"), schema) as parquet:
+        with self.writer(key) as out, parquet_writer(pa.PythonFile(out, mode="w"), schema) as parquet:
             held: list[pa.Table] = []
             for chunk in chunks:
                 tally.add(chunk)
@@ -281,6 +347,15 @@ class Lake:
             parquet = pq.ParquetFile(path)
             for group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(group)
+
+
+def _same_file(raw: RawFile, present: LakeObject) -> bool:
+    about = present.metadata
+    same_version = raw.published.etag and (about.get("url"), about.get("etag")) == (
+        raw.published.url,
+        raw.published.etag,
+    )
+    return present.size == raw.size and bool(same_version or about.get("sha256") == raw.sha256)
 
 
 def parquet_writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:

@@ -6,7 +6,7 @@ Names are folded to lower case; a table is `{color}`, partitioned by `file_month
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psycopg2
@@ -93,9 +93,10 @@ class Postgres:
         try:
             pooled = self._engine.raw_connection()
         except SQLAlchemyError as error:
-            where = self._engine.url.render_as_string(hide_password=True)
+            url = self._engine.url
+            reason = str(getattr(error, "orig", error)).strip()
             raise MisconfiguredBlock(
-                f"{where} cannot be reached: {str(getattr(error, 'orig', error)).strip()}."
+                f"database {url.database!r} on {url.host}:{url.port or 5432} cannot be used: {reason}."
                 " Correct the SqlAlchemyConnector block (python -m blocks.register takes POSTGRES_URL)."
             ) from None  # the chained text could hold the password
         connection: Any = pooled.driver_connection
@@ -148,23 +149,37 @@ class Postgres:
             cursor.execute(
                 sql.SQL("CREATE TABLE IF NOT EXISTS loads ({}, PRIMARY KEY (color, file_month))").format(loads_columns)
             )
-            cursor.execute("SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass(%s)", (color,))
-            if not _value(cursor):
-                raise MisconfiguredBlock(
-                    f"the database has a table {color!r} that this project did not make (it is not partitioned by file_month);"
-                    " rename it, or point the block at another database."
+            for table, key, wanted in (
+                (color, ["file_month", "row_number"], columns(color)),
+                ("loads", ["color", "file_month"], LOADS_COLUMNS),
+            ):
+                self._require_own(cursor, table, key)
+                cursor.execute(
+                    "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0", (table,)
                 )
-            cursor.execute("SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0", (color,))
-            present = {name for (name,) in cursor.fetchall()}
-            for column in columns(color):
-                if column.postgres_name not in present:
-                    cursor.execute(
-                        sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(
-                            sql.Identifier(color),
-                            sql.Identifier(column.postgres_name),
-                            sql.SQL(KINDS[column.kind].postgres),
+                present = {name for (name,) in cursor.fetchall()}
+                for column in wanted:
+                    if column.postgres_name not in present:
+                        cursor.execute(
+                            sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(
+                                sql.Identifier(table),
+                                sql.Identifier(column.postgres_name),
+                                sql.SQL(KINDS[column.kind].postgres),
+                            )
                         )
-                    )
+
+    def _require_own(self, cursor: Cursor, table: str, key: list[str]) -> None:
+        """Raise unless a table has the primary key that this project gives it."""
+        cursor.execute(
+            "SELECT array_agg(attname::text ORDER BY attname) = %s FROM pg_index JOIN pg_attribute"
+            " ON attrelid = indrelid AND attnum = ANY (indkey) WHERE indisprimary AND indrelid = to_regclass(%s)",
+            (key, table),
+        )
+        if not _value(cursor):
+            raise MisconfiguredBlock(
+                f"the database has a table {table!r} that this project did not make (its primary key is not"
+                f" {', '.join(key)}); rename it, or point the block at another database."
+            )
 
     def manifest(self, trip_month: TripMonth) -> Manifest | None:
         """What the database holds of a month, by one SELECT; None if it never did or the partition is gone."""
@@ -177,7 +192,7 @@ class Postgres:
                     ).format(_listed(map(sql.Identifier, names))),
                     (trip_month.color, trip_month.file_month, trip_month.postgres_partition),
                 )
-            except psycopg2.errors.UndefinedTable:
+            except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn):  # or of an older version
                 return None
             row = cursor.fetchone()
         return Manifest.from_row(dict(zip(names, row, strict=True))) if row else None
@@ -220,7 +235,10 @@ class Postgres:
         trip_month = manifest.trip_month
         partition = trip_month.postgres_partition
         with self._transaction() as cursor:
-            cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (partition,))
+            cursor.execute(
+                "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s))",
+                (partition, trip_month.color),
+            )
             publish = self._merge if _value(cursor) else self._attach
             published = publish(cursor, trip_month, staging)
             cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(partition)))
@@ -228,7 +246,7 @@ class Postgres:
                 raise NotReconciled(
                     f"{trip_month}: {manifest.loaded} rows were staged for Postgres, {count} would be published. Nothing was."
                 )
-            self._write_manifest(cursor, manifest)
+            self._write_manifest(cursor, manifest.model_copy(update=asdict(published)))
         return published
 
     def _attach(self, cursor: Cursor, trip_month: TripMonth, staging: str) -> Published:
@@ -244,7 +262,13 @@ class Postgres:
             "ALTER TABLE {staging} RENAME TO {partition}",
             "ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES IN ({month})",
         ):
-            cursor.execute(sql.SQL(statement).format(**names))
+            try:
+                cursor.execute(sql.SQL(statement).format(**names))
+            except psycopg2.errors.DuplicateTable:
+                raise MisconfiguredBlock(
+                    f"the database has a table {trip_month.postgres_partition!r} that is no partition of"
+                    f" {trip_month.color!r}; rename it, or point the block at another database. Nothing was published."
+                ) from None
         cursor.execute(sql.SQL("SELECT count(*) FROM {partition}").format(**names))
         return Published(inserted=_value(cursor), updated=0, removed=0)
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from flows.tlc.errors import TripDataError
@@ -41,11 +42,16 @@ def require_room(size: int | None, what: str) -> None:
 
 
 def _make_room(limit: int = DEFAULT_LIMIT) -> None:
-    kept = sorted((p for p in folder().iterdir() if p.is_file()), key=lambda p: p.stat().st_mtime, reverse=True)
+    """Remove the files used longest ago beyond `limit` bytes; the newest stays, however large."""
+    kept = []
+    for path in folder().iterdir():
+        with suppress(FileNotFoundError):  # another run makes room too
+            about = path.stat()
+            kept.append((about.st_mtime_ns, path, about.st_size))
     total = 0
-    for path in kept:
-        total += path.stat().st_size
-        if total > limit:
+    for position, (_, path, size) in enumerate(sorted(kept, reverse=True)):
+        total += size
+        if position and total > limit:
             path.unlink(missing_ok=True)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pandas_gbq
 import pyarrow as pa
 from google.api_core.exceptions import Conflict, Forbidden, NotFound, Unauthorized
-from google.auth.exceptions import GoogleAuthError
+from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import bigquery
 from prefect_gcp import GcpCredentials
 
@@ -37,10 +37,13 @@ class Warehouse:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except TransportError:  # the way to the token's issuer is broken, the credentials need not be
+            raise
         except (Forbidden, Unauthorized, GoogleAuthError) as error:
             raise MisconfiguredBlock(
                 f"BigQuery dataset {self._dataset} cannot be used with the block's credentials ({type(error).__name__});"
-                " give the service account BigQuery Data Editor and Job User, or correct the credentials."
+                " give the service account BigQuery Data Editor and Job User, or correct the credentials;"
+                " where BigQuery may not read the bucket, use via=dataframe."
             ) from error
 
     def _table(self, name: str) -> bigquery.TableReference:
@@ -199,7 +202,7 @@ class Warehouse:
         return staging
 
     def replace_from_staging(self, manifest: Manifest, staging: str) -> None:
-        """Replace the month by a staged table in one statement, which is atomic; then drop the staged table."""
+        """Replace the month by a staged table in one statement, which is atomic."""
         trip_month = manifest.trip_month
         staged = int(
             self._query(f"SELECT COUNT(*) AS n FROM {self._sql_name(staging)}", trip_month)[0]["n"]  # noqa: S608
@@ -215,7 +218,11 @@ class Warehouse:
             " WHEN NOT MATCHED BY SOURCE AND t.file_month = @file_month THEN DELETE",
             trip_month,
         )
-        self._client.delete_table(self._table(staging), not_found_ok=True)
+
+    def discard(self, staging: str) -> None:
+        """Drop a staged table."""
+        with self._explained():
+            self._client.delete_table(self._table(staging), not_found_ok=True)
 
     def require_reconciled(self, manifest: Manifest) -> None:
         """Raise unless the month has as many rows here as in the lake."""

@@ -5,7 +5,8 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -18,7 +19,7 @@ from flows.tlc.trips import TripMonth
 
 PIECE = 1 << 20  # bytes handed on at once
 ATTEMPTS = 5  # of one request, before the task's own retries
-LONGEST_WAIT = 300.0  # seconds; a Retry-After beyond this is left to the schedule
+LONGEST_WAIT = 300.0  # seconds; a server that asks for more is left alone, and the month to a later run
 _TIMEOUT = httpx.Timeout(60, connect=15)
 # 403 is TLC's answer for a month that is not published; the others will not change by asking again either.
 _NOT_PUBLISHED = {403, 404, 410}
@@ -37,32 +38,46 @@ def source_of(word_or_template: str) -> Source:
     return Source(word_or_template)
 
 
-def _wait(answer: httpx.Response | None, attempt: int) -> float:
-    """Seconds until the next attempt: what the server asks for, otherwise exponential with jitter."""
-    asked = answer.headers.get("Retry-After", "") if answer is not None else ""
-    if asked.isdigit():
-        return min(float(asked), LONGEST_WAIT)
+def _asked_to_wait(answer: httpx.Response) -> float | None:
+    """Seconds that a server asks us to stay away: a number or a date, as HTTP has it."""
+    asked = answer.headers.get("Retry-After", "").strip()
+    if asked.isascii() and asked.isdigit():
+        return float(asked)
+    try:
+        until = parsedate_to_datetime(asked)
+    except ValueError:
+        return None
+    return max(0.0, until.timestamp() - time.time())
+
+
+def _pause(attempt: int) -> float:
+    """Seconds until the next attempt: exponential with jitter."""
     return float(min(2**attempt, 30) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
 
 
 @contextmanager
-def _answer(
-    client: httpx.Client, method: str, url: str, headers: dict[str, str], attempts: int
-) -> Iterator[httpx.Response]:
-    """A final answer to one request; passing failures are waited out."""
-    for attempt in range(attempts):
-        last = attempt == attempts - 1
+def _answer(client: httpx.Client, method: str, url: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+    """A final answer to one request; passing failures are waited out. What breaks off later is the caller's to see."""
+    for attempt in range(ATTEMPTS):
+        last = attempt == ATTEMPTS - 1
         try:
-            with client.stream(method, url, headers=headers) as answer:
-                if answer.status_code not in _PASSING or last:
-                    yield answer
-                    return
+            answer = client.send(client.build_request(method, url, headers=headers), stream=True)
         except httpx.TransportError as error:
             if last:
-                raise Unreachable(f"{url}: {type(error).__name__}: {error}") from error
-            time.sleep(_wait(None, attempt))
-        else:
-            time.sleep(_wait(answer, attempt))
+                raise Unreachable(f"{url} cannot be reached: {type(error).__name__}: {error}") from error
+            time.sleep(_pause(attempt))
+            continue
+        except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
+            raise UnreadableFile(f"{url} leads nowhere ({error}); check the source.") from error
+        if last or answer.status_code not in _PASSING:
+            break
+        answer.close()
+        wait = _asked_to_wait(answer)
+        if wait is not None and wait > LONGEST_WAIT:
+            raise Unreachable(f"{url} answered HTTP {answer.status_code} and asks for {wait:.0f} s; try again then.")
+        time.sleep(_pause(attempt) if wait is None else wait)
+    with closing(answer):
+        yield answer
 
 
 def _client() -> httpx.Client:
@@ -103,11 +118,11 @@ def look_up(source: Source, trip_month: TripMonth) -> PublishedFile:
             size=path.stat().st_size,
         )  # fmt: skip
     with _client() as client:
-        with _answer(client, "HEAD", url, {}, ATTEMPTS) as answer:
-            head = answer
+        with _answer(client, "HEAD", url, {}) as head:
+            pass
         if head.status_code in (405, 501):  # a server without HEAD: ask for the file and hang up
-            with _answer(client, "GET", url, {}, ATTEMPTS) as answer:
-                head = answer
+            with _answer(client, "GET", url, {}) as head:
+                pass
     _refuse(trip_month, url, head)
     size = head.headers.get("Content-Length")
     return PublishedFile(
@@ -120,38 +135,64 @@ def look_up(source: Source, trip_month: TripMonth) -> PublishedFile:
     )
 
 
+def _same(published: PublishedFile, answer: httpx.Response, received: int) -> None:
+    """Raise unless the answer is of the file that was looked up, and goes on where we are."""
+    for header, was in (("ETag", published.etag), ("Last-Modified", published.last_modified)):
+        now = answer.headers.get(header)
+        if was is not None and now is not None:
+            if was != now:
+                raise Unreachable(f"{published.url} was re-published while it was being read; run again.")
+            break  # an ETag tells more than a time
+    if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {received}-"):
+        raise Unreachable(f"{published.url} was asked to go on at byte {received} and did not; try again later.")
+
+
+def _from_web(published: PublishedFile) -> Iterator[bytes]:
+    """The bytes as they come; a broken connection goes on where it stopped, if the file is still the same."""
+    received = 0
+    failures = 0  # since the last byte that was new
+    with _client() as client:
+        while True:
+            headers = {"Range": f"bytes={received}-"} if received else {}
+            if received and (version := published.etag or published.last_modified):
+                headers["If-Range"] = version
+            try:
+                with _answer(client, "GET", published.url, headers) as answer:
+                    _refuse(published.trip_month, published.url, answer)
+                    _same(published, answer, received)
+                    skip = received if answer.status_code == 200 else 0  # no Range there: read over what is here
+                    for piece in answer.iter_raw():
+                        fresh = piece[skip:]
+                        skip = max(0, skip - len(piece))
+                        if fresh:
+                            failures = 0
+                            received += len(fresh)
+                            yield fresh
+                return
+            except httpx.TransportError as error:
+                if received == published.size:
+                    return
+                failures += 1
+                if failures == ATTEMPTS:
+                    raise Unreachable(f"{published.url}: broke off after {received} bytes: {error}") from error
+                time.sleep(_pause(failures - 1))
+
+
 def _pieces(published: PublishedFile) -> Iterator[bytes]:
-    """The file's bytes in order; a broken connection goes on where it stopped, if the file is still the same."""
+    """The file's bytes in order, in pieces of at least `PIECE`."""
     if path := _local_path(published.url):
         with path.open("rb") as file:
             while piece := file.read(PIECE):
                 yield piece
         return
-    received = 0
-    with _client() as client:
-        for attempt in range(ATTEMPTS):
-            headers = {"Range": f"bytes={received}-"} if received else {}
-            if published.etag and received:
-                headers["If-Range"] = published.etag
-            try:
-                with _answer(client, "GET", published.url, headers, ATTEMPTS) as answer:
-                    _refuse(published.trip_month, published.url, answer)
-                    if published.etag and answer.headers.get("ETag") not in (None, published.etag):
-                        raise Unreachable(f"{published.url} was re-published while it was being read; run again.")
-                    skip = received if answer.status_code == 200 else 0
-                    for piece in answer.iter_raw(PIECE):
-                        if skip >= len(piece):  # no Range there: read over what is here already
-                            skip -= len(piece)
-                            continue
-                        fresh = piece[skip:]
-                        skip = 0
-                        received += len(fresh)
-                        yield fresh
-                return
-            except httpx.TransportError as error:
-                if attempt == ATTEMPTS - 1:
-                    raise Unreachable(f"{published.url}: broke off after {received} bytes: {error}") from error
-                time.sleep(_wait(None, attempt))
+    held = bytearray()
+    for part in _from_web(published):
+        held += part
+        if len(held) >= PIECE:
+            yield bytes(held)
+            held.clear()
+    if held:
+        yield bytes(held)
 
 
 def read(published: PublishedFile) -> Iterator[bytes]:

@@ -6,8 +6,11 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 from prefect import Flow
+from prefect.exceptions import ParameterTypeError
 
 from flows.tlc.errors import TripDataError
+
+_MEANT_FOR_PEOPLE = (TripDataError, ParameterTypeError)
 
 
 def run_as_program(flow: Flow[..., Any]) -> None:
@@ -18,8 +21,9 @@ def run_as_program(flow: Flow[..., Any]) -> None:
     def command(**parameters: Any) -> None:
         try:
             flow(**parameters)
-        except TripDataError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except Exception as error:  # with its traceback it is in the run's log already
+            unexpected = "" if isinstance(error, _MEANT_FOR_PEOPLE) else f"{type(error).__name__}: "
+            print(f"error: {unexpected}{error}", file=sys.stderr)
             raise typer.Exit(1) from None
 
     signature = inspect.signature(flow.fn)

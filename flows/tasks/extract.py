@@ -2,6 +2,8 @@
 
 import datetime as dt
 import hashlib
+import uuid
+from collections.abc import Mapping
 
 from prefect import get_run_logger, task
 
@@ -30,8 +32,15 @@ def extract_to_lake(published: PublishedFile, block_name: str) -> RawFile:
     return raw
 
 
+class _SameBytes(Exception):
+    """The file in the lake is this one already."""
+
+
 def copy_to_lake(lake: Lake, published: PublishedFile) -> RawFile:
-    """Stream a published file into the raw zone, hashing on the way; the object appears whole or not at all."""
+    """Stream a published file into the raw zone, hashing on the way; the object appears whole or not at all.
+
+    Bytes that are there already stay as they are: another run may be reading them.
+    """
     key = published.trip_month.raw_key(published.ending)
     about = {"url": published.url, "etag": published.etag or ""}
     known = lake.stat(key)
@@ -39,15 +48,23 @@ def copy_to_lake(lake: Lake, published: PublishedFile) -> RawFile:
         return RawFile(
             published=published, key=key, generation=known.generation, size=known.size, sha256=known.metadata["sha256"]
         )
+    about["upload"] = uuid.uuid4().hex  # tells this very upload from another run's
     digest = hashlib.sha256()
-    with lake.writer(key, about) as raw:
-        for piece in web.read(published):
-            digest.update(piece)
-            raw.write(piece)
+    written: Mapping[str, str] = about
+    try:
+        with lake.writer(key, about, replaces=known.generation if known else 0) as raw:
+            for piece in web.read(published):
+                digest.update(piece)
+                raw.write(piece)
+            if known and known.metadata.get("sha256") == digest.hexdigest():
+                written = known.metadata
+                raise _SameBytes
+    except _SameBytes:
+        pass
     facts = {"sha256": digest.hexdigest(), "fetched_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")}
-    written = lake.describe(key, facts)
+    raw_object = lake.describe(key, about | facts, of=written)
     return RawFile(
-        published=published, key=key, generation=written.generation, size=written.size, sha256=digest.hexdigest()
+        published=published, key=key, generation=raw_object.generation, size=raw_object.size, sha256=digest.hexdigest()
     )
 
 
@@ -65,6 +82,11 @@ def extract_to_scratch(published: PublishedFile) -> RawFile:
     raw = scratch.keep(published, web.read)
     get_run_logger().info("%s: %s bytes fetched", published.trip_month, f"{raw.size:,}")
     return raw
+
+
+def in_scratch(raw: RawFile) -> bool:
+    """Whether this machine's scratch cache still has the file."""
+    return scratch.path_of(raw) is not None
 
 
 @task(name="extract from lake", task_run_name="extract {trip_month} ← lake", **RETRIES)

@@ -39,20 +39,28 @@ def publish_in_lake(lake: Lake, staged: StagedMonth, replaces: int, run_id: str)
     """
     trip_month = staged.raw.published.trip_month
     staged_keys = [key for key in (staged.key, staged.quarantine_key) if key]
-    changes = _changes(lake, staged, replaces)
     while True:
+        changes = _changes(lake, staged, replaces)
+        did = dataclasses.asdict(changes or Changes(inserted=staged.loaded))
+        # On the object itself: if this attempt dies before its manifest, the next one cannot tell any more.
+        noted = {"staged": staged.key, "replaces": replaces, **did}
         try:
-            published = lake.publish(staged.key, staged.generation, trip_month.key, replaces)
+            published = lake.publish(
+                staged.key, staged.generation, trip_month.key, replaces, {k: str(v) for k, v in noted.items()}
+            )
             break
         except Overtaken:
             present = lake.stat(trip_month.key)
-            if present and present.metadata.get("run") and staged.key.endswith(f"-{present.metadata['run']}.parquet"):
-                published = present  # by this very run, in an attempt that died before its manifest
+            if present and present.metadata.get("staged") == staged.key:
+                published = present
+                replaces, *did_then = (int(present.metadata[name]) for name in ("replaces", *did))
+                did = dict(zip(did, did_then, strict=True))
                 break
-            if manifest := _manifest_of_the_other(lake, staged, present):
+            other = _manifest_of_the_other(lake, staged, present)
+            if other and other.holds(staged.raw, staged.rule):
                 lake.delete(staged_keys)
-                return Outcome.of("lake", "unchanged", manifest), manifest
-            replaces = present.generation if present else 0  # its run died there, or somebody deleted it
+                return Outcome.of("lake", "unchanged", other), other
+            replaces = present.generation if present else 0  # its run died there, or loaded something else
     if staged.quarantine_key:
         kept = lake.stat(trip_month.quarantine_key)
         aside = lake.stat(staged.quarantine_key)
@@ -65,20 +73,18 @@ def publish_in_lake(lake: Lake, staged: StagedMonth, replaces: int, run_id: str)
         key=trip_month.key,
         generation=published.generation,
         quarantine_key=trip_month.quarantine_key if staged.quarantine_key else "",
-    )
+    ).model_copy(update={**did, "replaces": replaces})
     lake.write_manifest(manifest)
     lake.delete(staged_keys)
-    if changes is None:
-        return Outcome.of("lake", "loaded", manifest, inserted=manifest.loaded), manifest
-    return Outcome.of("lake", "replaced", manifest, **dataclasses.asdict(changes)), manifest
+    return Outcome.of("lake", "replaced" if replaces else "loaded", manifest, **did), manifest
 
 
 def _changes(lake: Lake, staged: StagedMonth, replaces: int) -> Changes | None:
-    """What publishing will change for a reader of the month's present object; None if there is none."""
+    """What publishing will change for a reader of generation `replaces`; None if it is not there."""
     present = lake.stat(staged.raw.published.trip_month.key)
     if not replaces or present is None or present.generation != replaces:
         return None
-    return compare(lake.trips(present.key, present.generation), lake.trips(staged.key, staged.generation))
+    return compare(lake.trips(present.key, replaces), lake.trips(staged.key, staged.generation))
 
 
 def _manifest_of_the_other(lake: Lake, staged: StagedMonth, present: LakeObject | None) -> Manifest | None:
@@ -110,17 +116,23 @@ def publish_in_bigquery(
     warehouse: Warehouse, manifest: Manifest, staging: str | None, uri: str, run_id: str
 ) -> tuple[Outcome, Manifest]:
     """Publish a month of the lake in BigQuery: from a staging table if there is one, else straight from `uri`."""
+    before = warehouse.manifest(manifest.trip_month)
     had = warehouse.count(manifest.trip_month)
     if staging is None:
         warehouse.load_from_lake(manifest, uri)
     else:
         warehouse.replace_from_staging(manifest, staging)
     warehouse.require_reconciled(manifest)
-    loaded = manifest.model_copy(update={"flow_run_id": run_id, "published_at": dt.datetime.now(dt.UTC)})
+    if before and before.generation == manifest.replaces:  # what was there is what the lake compared with
+        changes = Changes(manifest.inserted, manifest.updated, manifest.removed)
+    else:
+        changes = Changes(inserted=manifest.loaded, removed=had)
+    did = dataclasses.asdict(changes)
+    loaded = manifest.model_copy(update={**did, "flow_run_id": run_id, "published_at": dt.datetime.now(dt.UTC)})
     warehouse.write_manifest(loaded)
-    if had:
-        return Outcome.of("warehouse", "replaced", loaded, inserted=loaded.loaded, removed=had), loaded
-    return Outcome.of("warehouse", "loaded", loaded, inserted=loaded.loaded), loaded
+    if staging is not None:
+        warehouse.discard(staging)
+    return Outcome.of("warehouse", "replaced" if had else "loaded", loaded, **did), loaded
 
 
 @task(name="load to Postgres", task_run_name="load {staged.raw.published.trip_month} → Postgres", **RETRIES)
@@ -134,7 +146,11 @@ def load_to_postgres(staged: StagedMonth, block_name: str) -> Outcome:
 
 def publish_in_postgres(postgres: Postgres, staged: StagedMonth, run_id: str) -> tuple[Outcome, Manifest]:
     """Publish a staged month in the database, with its row in `loads`."""
-    known = postgres.manifest(staged.raw.published.trip_month) is not None
+    known = postgres.manifest(staged.raw.published.trip_month)
+    if known and run_id and known.flow_run_id == run_id and known.holds(staged.raw, staged.rule):
+        # By this very run, in an attempt that was cut off before it heard of its success.
+        did = {"inserted": known.inserted, "updated": known.updated, "removed": known.removed}
+        return Outcome.of("database", "loaded" if known.inserted == known.loaded else "replaced", known, **did), known
     manifest = staged.manifest(run_id)
-    changes = postgres.publish(staged.key, manifest)
-    return Outcome.of("database", "replaced" if known else "loaded", manifest, **dataclasses.asdict(changes)), manifest
+    did = dataclasses.asdict(postgres.publish(staged.key, manifest))
+    return Outcome.of("database", "replaced" if known else "loaded", manifest, **did), manifest

@@ -7,6 +7,8 @@ from prefect.blocks.core import Block
 from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
 from prefect_sqlalchemy import SqlAlchemyConnector
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from flows.connectors.lake import Lake
 from flows.connectors.postgres import Postgres
@@ -48,8 +50,13 @@ def warehouse_of(credentials_block: str, dataset: str) -> Warehouse:
 def postgres_of(block_name: str) -> Postgres:
     """The database that a `sqlalchemy-connector` block points to."""
     block = cast(SqlAlchemyConnector, _load(SqlAlchemyConnector, block_name))
-    if not str(block.get_engine().url).startswith("postgresql"):
+    try:
+        engine = block.get_engine()
+    except (ImportError, SQLAlchemyError):  # another driver, which is not installed
+        engine = None
+    if not isinstance(engine, Engine) or (engine.dialect.name, engine.driver) != ("postgresql", "psycopg2"):
         raise MisconfiguredBlock(
-            f"block sqlalchemy-connector/{block_name} is not for PostgreSQL (postgresql+psycopg2)."
+            f"block sqlalchemy-connector/{block_name} is not for PostgreSQL with the driver postgresql+psycopg2;"
+            " edit it in the UI, or make another with `python -m blocks.register`."
         )
-    return Postgres(block.get_engine())
+    return Postgres(engine)

@@ -1,8 +1,10 @@
 """From rows as published to canonical trips: convert losslessly or set aside with the reason, count everything once."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -77,19 +79,34 @@ _EARLIEST = pa.scalar(-62_135_596_800_000_000, pa.timestamp("us"))  # 0001-01-01
 _LATEST = pa.scalar(253_402_300_799_999_999, pa.timestamp("us"))  # 9999-12-31
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+# How a value may be spelled where it was published as text. Arrow alone is more generous: it takes 0x10 for 16,
+# NaN for a number, and a bare date or a time without seconds for midnight or :00, which would be invented data.
+_SPELLED: dict[Kind, str] = {
+    "integer": r"^[+-]?[0-9]+(\.0*)?$",
+    "number": r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$",
+    "datetime": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+    r"[ T]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?$",
+}
+
+
+def _well_spelled(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:
+    """The texts without blanks around them; those spelled otherwise than `kind` may be are made null, and told."""
+    values = pc.ascii_trim_whitespace(values)
+    fits = pc.fill_null(pc.match_substring_regex(values, _SPELLED[kind]), True)
+    return pc.if_else(fits, values, pa.scalar(None, values.type)), pc.indices_nonzero(pc.invert(fits)).to_pylist()
+
+
 def _to_integer(values: pa.Array) -> pa.Array:
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        trimmed = pc.utf8_trim_whitespace(values)
-        try:
-            return trimmed.cast(pa.int64())
-        except pa.ArrowInvalid:
-            return trimmed.cast(pa.float64()).cast(pa.int64())
+    if _is_text(values.type):  # never by way of a float, which rounds beyond 2^53
+        values = pc.replace_substring_regex(values, r"^\+|\.0*$", "")
     return values.cast(pa.int64())
 
 
 def _to_number(values: pa.Array) -> pa.Array:
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = pc.utf8_trim_whitespace(values)
     numbers = values.cast(pa.float64())
     if not pc.all(pc.is_finite(numbers), min_count=0).as_py():
         raise pa.ArrowInvalid("NaN or infinite")
@@ -97,13 +114,6 @@ def _to_number(values: pa.Array) -> pa.Array:
 
 
 def _to_datetime(values: pa.Array) -> pa.Array:
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = pc.utf8_trim_whitespace(values)
-        # Arrow would take a bare date, or a time without seconds, for midnight or :00: that would be invented data.
-        if not pc.all(
-            pc.match_substring_regex(values, r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,6})?$"), min_count=0
-        ).as_py():
-            raise pa.ArrowInvalid("not YYYY-MM-DD HH:MM:SS")
     moments = values.cast(pa.timestamp("us"))
     span = pc.min_max(moments)
     if span["min"].is_valid and not (_EARLIEST.value <= span["min"].value and span["max"].value <= _LATEST.value):
@@ -113,6 +123,7 @@ def _to_datetime(values: pa.Array) -> pa.Array:
 
 def _to_text(values: pa.Array) -> pa.Array:
     texts = values.cast(pa.string())
+    texts.validate(full=True)  # Parquet's reader does not look whether a text is UTF-8
     if pc.any(pc.match_substring(texts, "\x00"), min_count=0).as_py():
         raise pa.ArrowInvalid("NUL, which Postgres cannot hold")
     return texts
@@ -126,16 +137,29 @@ _CONVERT: dict[Kind, Callable[[pa.Array], pa.Array]] = {
 }
 
 
-def _convert_or_reject(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:
-    """Convert, and tell the positions that will not; halving finds a few bad values among many in few steps."""
+def _convert(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:
+    """Convert, and tell the positions that will not."""
+    if kind not in _SPELLED or not _is_text(values.type):
+        return _halve(values, kind)
+    if kind == "datetime" and pc.all(pc.equal(pc.binary_length(values), 19), min_count=0).as_py():
+        # Of texts as long as "2021-01-31 23:59:59", Arrow takes nothing else; asking the pattern costs more than the cast.
+        with suppress(pa.ArrowInvalid):
+            return _to_datetime(values), []
+    values, misspelled = _well_spelled(values, kind)
+    converted, impossible = _halve(values, kind)
+    return converted, misspelled + impossible
+
+
+def _halve(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:
+    """Convert; halving finds a few bad values among many in few steps."""
     try:
         return _CONVERT[kind](values), []
     except pa.ArrowInvalid:
         if len(values) == 1:
             return pa.nulls(1, KINDS[kind].arrow), [0]
     middle = len(values) // 2
-    left, bad_left = _convert_or_reject(values[:middle], kind)
-    right, bad_right = _convert_or_reject(values[middle:], kind)
+    left, bad_left = _halve(values[:middle], kind)
+    right, bad_right = _halve(values[middle:], kind)
     return pa.concat_arrays([left, right]), bad_left + [middle + position for position in bad_right]
 
 
@@ -155,6 +179,18 @@ def rejects_table(rejects: Iterable[tuple[int, str, str]]) -> pa.Table:
 NO_REJECTS = rejects_table([])
 
 
+def _readable(value: pa.Scalar) -> str | float | None:
+    """A value as JSON can hold it, also one that Python or UTF-8 cannot: year 10000, NaN, stray bytes."""
+    if not value.is_valid:
+        return None
+    if pa.types.is_timestamp(value.type):
+        return str(value.cast(pa.string()).as_py())
+    if _is_text(value.type):
+        return bytes(value.as_buffer()).decode(errors="backslashreplace")
+    number: float = value.as_py()
+    return number if math.isfinite(number) else str(number)
+
+
 def clean(
     trip_month: TripMonth,
     shape: Shape,
@@ -170,7 +206,7 @@ def clean(
     bad: dict[int, str] = {}
     for name, column in zip(shape.published, shape.canonical, strict=True):
         values = _as_array(published.column(name))
-        by_name[column.name], positions = _convert_or_reject(values, column.kind)
+        by_name[column.name], positions = _convert(values, column.kind)
         for position in positions:
             bad.setdefault(position, f"{column.name}: {REASONS[column.kind]}")
 
@@ -178,12 +214,13 @@ def clean(
     by_name["file_month"] = pa.repeat(pa.scalar(trip_month.file_month, pa.date32()), count)
     by_name["row_number"] = row_numbers
     schema = arrow_schema(trip_month.color)
-    trips = pa.table([by_name.get(f.name, pa.nulls(count, f.type)) for f in schema], schema=schema)
+    trips = pa.table([by_name[f.name] if f.name in by_name else pa.nulls(count, f.type) for f in schema], schema=schema)
     if not bad:
         return Chunk(trips, NO_REJECTS, count)
 
     def as_json(position: int) -> str:
-        return json.dumps(published.slice(position, 1).to_pylist()[0], default=str, ensure_ascii=False)
+        row = {name: _readable(published.column(name)[position]) for name in published.column_names}
+        return json.dumps(row, ensure_ascii=False)
 
     rejects = rejects_table(
         (row_numbers[position].as_py(), reason, (original or as_json)(position)) for position, reason in bad.items()

@@ -44,7 +44,7 @@ def _window(old: pa.Table, new: pa.Table, changes: Changes) -> None:
 def compare(old: Iterable[pa.Table], new: Iterable[pa.Table]) -> Changes:
     """Count the changes from `old` to `new`, two streams of trips, each ordered by `row_number`."""
     changes = Changes()
-    streams: list[Iterator[pa.Table]] = [iter(old), iter(new)]
+    streams: list[Iterator[pa.Table]] = [(table for table in tables if table.num_rows) for tables in (old, new)]
     held: list[pa.Table | None] = [next(stream, None) for stream in streams]
     while held[0] is not None and held[1] is not None:
         limit = min(table.column("row_number")[-1].as_py() for table in held if table is not None)

@@ -102,6 +102,10 @@ def _plain(name: str) -> str:
     return name.strip().casefold()
 
 
+def _lacking(era: Era, found: Sequence[str]) -> list[str]:
+    return [name for name in era.columns.split() if _plain(name) not in found]
+
+
 def match(
     trip_month: TripMonth, ending: Ending, names: Sequence[str], types: Sequence[pa.DataType] | None = None
 ) -> Shape:
@@ -110,16 +114,16 @@ def match(
     A column of today's schema is welcome in any month; one that no schema knows, one that the era has and
     the file lacks, one given twice, or one of a kind that cannot be converted raises `SchemaMismatch` with a line for each.
     """
-    era = era_of(trip_month, ending)
-    canonical = {_plain(column.name): column for column in TRIP_COLUMNS[trip_month.color]}
-    expected = {_plain(name): name for name in era.columns.split()}
     found = [_plain(name) for name in names]
+    era = era_of(trip_month, ending)
+    # A CSV may also be TLC's Parquet saved as one, with the columns of that.
+    if _lacking(era, found) and not _lacking(of_parquet := era_of(trip_month, ".parquet"), found):
+        era = of_parquet
+    canonical = {_plain(column.name): column for column in TRIP_COLUMNS[trip_month.color]}
 
     wrong = [f"{name!r}: in the file, unknown to the schema" for name in names if _plain(name) not in canonical]
     wrong += [f"{name!r}: in the file more than once" for name in dict.fromkeys(names) if found.count(_plain(name)) > 1]
-    wrong += [
-        f"{name!r}: not in the file, expected since {era.first}" for key, name in expected.items() if key not in found
-    ]
+    wrong += [f"{name!r}: not in the file, expected since {era.first}" for name in _lacking(era, found)]
     for name, published in zip(names, types or (), strict=False):
         column = canonical.get(_plain(name))
         if column and str(published).split("[")[0].rstrip("0123456789") not in _CONVERTIBLE[column.kind]:

@@ -52,8 +52,12 @@ class Manifest(_Value):
     loaded: int
     filtered: dict[str, int]
     quarantined: dict[str, int]
+    inserted: int = 0
+    updated: int = 0
+    removed: int = 0
     key: str = ""
     generation: int = 0
+    replaces: int = 0
     quarantine_key: str = ""
     schema_version: int = SCHEMA_VERSION
     package_version: str
@@ -82,8 +86,9 @@ class Manifest(_Value):
     def covers(self, published: PublishedFile, rule: Rows) -> bool:
         """Whether the store already holds exactly this file, under this rule and today's schema."""
         return (
-            published.identity is not None
-            and published.identity == f"{self.url} {self.etag} {self.size}"
+            published.etag is not None
+            and (published.url, published.etag) == (self.url, self.etag)
+            and published.size in (self.size, None)  # not every server tells it
             and self._same_terms(rule)
         )
 
@@ -129,6 +134,9 @@ LOADS_COLUMNS = (
     Column("loaded", "integer", "rows in this store"),
     Column("filtered", "text", "rows left out by the rule, JSON: rule to count"),
     Column("quarantined", "text", "rows that did not fit, JSON: reason to count"),
+    Column("inserted", "integer", "rows that publishing it added to the month"),
+    Column("updated", "integer", "rows that publishing it changed"),
+    Column("removed", "integer", "rows that publishing it took away"),
     Column("key", "text", "the object in the lake these rows came from, if they did"),
     Column("generation", "integer", "its generation"),
     Column("quarantine_key", "text", "the object in the lake that holds the quarantined rows, if any"),

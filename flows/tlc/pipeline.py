@@ -2,12 +2,24 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
 
 _END = object()
+
+
+@contextmanager
+def closing_if_open(items: Iterable[object]) -> Iterator[None]:
+    """Close `items` afterwards, as generators and files can be, and lists cannot."""
+    try:
+        yield
+    finally:
+        close = getattr(items, "close", None)
+        if close is not None:
+            close()
 
 
 def ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
@@ -30,16 +42,13 @@ def ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
 
     def make() -> None:
         try:
-            for item in items:
-                if not put(item):
-                    break
+            with closing_if_open(items):
+                for item in items:
+                    if not put(item):
+                        break
         except BaseException as caught:
             error.append(caught)
-        finally:
-            close = getattr(items, "close", None)
-            if close is not None:
-                close()
-            put(_END)
+        put(_END)
 
     maker = threading.Thread(target=make, name="ahead", daemon=True)
     maker.start()

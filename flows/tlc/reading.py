@@ -4,8 +4,11 @@ The functions take bytes or an open file and never open one.
 """
 
 import csv
+import re
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from functools import cache
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -15,7 +18,7 @@ import pyarrow.parquet as pq
 from flows.tlc.clean import Chunk, clean, rejects_table
 from flows.tlc.eras import Shape, match
 from flows.tlc.errors import UnreadableFile
-from flows.tlc.pipeline import ahead
+from flows.tlc.pipeline import ahead, closing_if_open
 from flows.tlc.schema import KINDS
 from flows.tlc.sources import Ending
 from flows.tlc.trips import TripMonth
@@ -60,7 +63,6 @@ def recognise_end(trip_month: TripMonth, ending: Ending, tail: bytes, url: str) 
 def _gunzip(trip_month: TripMonth, compressed: Iterable[bytes]) -> Iterator[bytes]:
     """The text of a gzip file, of one member or many."""
     inflate = zlib.decompressobj(wbits=31)
-    begun = False
     try:
         for data in compressed:
             while data:
@@ -69,14 +71,13 @@ def _gunzip(trip_month: TripMonth, compressed: Iterable[bytes]) -> Iterator[byte
                     if not data:
                         break
                     inflate = zlib.decompressobj(wbits=31)
-                begun = True
                 yield inflate.decompress(data)
                 data = inflate.unused_data  # noqa: PLW2901
     except zlib.error as error:
         raise UnreadableFile(
             f"{trip_month}: the gzip data is damaged ({error}). Nothing was loaded; fetch it again."
         ) from error
-    if begun and not inflate.eof:
+    if not inflate.eof:
         raise UnreadableFile(f"{trip_month}: the gzip file is truncated. Nothing was loaded; fetch it again.")
 
 
@@ -84,7 +85,7 @@ def _plain(_trip_month: TripMonth, data: Iterable[bytes]) -> Iterator[bytes]:
     return iter(data)
 
 
-def _blocks(data: Iterable[bytes], size: int = BLOCK) -> Iterator[bytes]:
+def _blocks(data: Iterable[bytes], size: int) -> Iterator[bytes]:
     """The same bytes, cut at line ends into blocks of about `size`."""
     parts: list[bytes] = []
     held = 0
@@ -104,101 +105,117 @@ def _blocks(data: Iterable[bytes], size: int = BLOCK) -> Iterator[bytes]:
 def _split_header(trip_month: TripMonth, block: bytes) -> tuple[list[str], bytes]:
     header, _, rest = block.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n").partition(b"\n")
     try:
-        return next(csv.reader([header.decode().rstrip("\r")])), rest
-    except (UnicodeDecodeError, StopIteration, csv.Error) as error:
+        if names := next(csv.reader([header.decode().rstrip("\r")])):
+            return names, rest
+        raise csv.Error("it is empty")
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UnreadableFile(
             f"{trip_month}: the file has no readable CSV header ({error}). Nothing was loaded."
         ) from error
 
 
-def _convert_options(shape: Shape, *, typed: bool) -> pa_csv.ConvertOptions:
-    types = [KINDS[column.kind].arrow if typed else pa.string() for column in shape.canonical]
-    return pa_csv.ConvertOptions(
-        column_types=dict(zip(shape.published, types, strict=True)),
-        null_values=[""],  # "N/A" and "nan" are texts here, not nulls
-        strings_can_be_null=True,
-        timestamp_parsers=["%Y-%m-%d %H:%M:%S"],  # ISO8601 would take a bare date for midnight
-    )
+# What Arrow reads as RFC 4180 has it, field by field: a quote is at both ends of a field and nowhere in it.
+_PLAINLY_QUOTED = re.compile(rb'(?:(?:"[^"\r\n]*+"|[^",\r\n]*+)(?:,|\r?\n|\Z))*+')
+_LONE_RETURN = re.compile(rb"\r(?!\n)")  # a line end to Arrow
+_CONFLICT = (b"<<<<<<< ", b">>>>>>> ")
 
 
 def _parse(shape: Shape, block: bytes, *, typed: bool) -> pa.Table:
+    """Arrow's reading of the block: numbers as such if `typed`, the rest as text.
+
+    Datetimes are always text here: Arrow's CSV parsers take February 30 for March 2, or a bare date for midnight.
+    """
+    numbers = ("integer", "number") if typed else ()
+    types = [KINDS[column.kind].arrow if column.kind in numbers else pa.string() for column in shape.canonical]
     return pa_csv.read_csv(
         pa.BufferReader(block),
         pa_csv.ReadOptions(use_threads=False, column_names=list(shape.published), block_size=len(block) + 1),
-        convert_options=_convert_options(shape, typed=typed),
+        convert_options=pa_csv.ConvertOptions(
+            column_types=dict(zip(shape.published, types, strict=True)),
+            null_values=[""],  # "N/A" and "nan" are texts here, not nulls
+            strings_can_be_null=True,
+        ),
     )
 
 
-def _parse_line_by_line(trip_month: TripMonth, shape: Shape, block: bytes, first_row: int) -> Chunk:
+def _lines(block: bytes) -> list[bytes]:
+    return [line for line in (line.rstrip(b"\r") for line in block.split(b"\n")) if line]
+
+
+def _rows(trip_month: TripMonth, shape: Shape, block: bytes, first_row: int) -> Chunk:
+    """The rows of a block: by Arrow where it reads what any CSV reader would, otherwise line by line."""
+    if _LONE_RETURN.search(block) or (b'"' in block and not _PLAINLY_QUOTED.fullmatch(block)):
+        return _rows_line_by_line(trip_month, shape, block, first_row)
+    lines = cache(lambda: _lines(block))
+    # Arrow takes 0x10 for 16: where there is an x, and where a number is spelled oddly, `clean` looks at the texts.
+    for typed in (False,) if b"x" in block or b"X" in block else (True, False):
+        try:
+            table = _parse(shape, block, typed=typed) if block.strip(b"\r\n") else _table(shape, [])
+        except pa.ArrowInvalid:
+            continue
+        numbers = pa.array(range(first_row, first_row + table.num_rows), pa.int64())
+        return clean(trip_month, shape, table, numbers, lambda i: lines()[i].decode())
+    return _rows_line_by_line(trip_month, shape, block, first_row)
+
+
+def _rows_line_by_line(trip_month: TripMonth, shape: Shape, block: bytes, first_row: int) -> Chunk:
     """The careful way, for a block that holds something odd: every line is either a trip or set aside as it stands."""
-    lines = [line for line in (line.rstrip(b"\r") for line in block.split(b"\n")) if line]
+    lines = _lines(block)
     whole: list[int] = []
+    rows = []
     rejects = []
     for position, line in enumerate(lines):
+        if line.startswith(_CONFLICT):
+            raise UnreadableFile(
+                f"{trip_month}: row {first_row + position} is a merge-conflict marker, and the rows about it may be there"
+                " twice. Nothing was loaded; get the original file."
+            )
         try:
             fields = next(csv.reader([line.decode()], strict=True))
             reason = "" if len(fields) == len(shape.published) else "wrong number of fields"
         except UnicodeDecodeError:
             reason = "not UTF-8"
-        except (csv.Error, StopIteration):
+        except csv.Error:
             reason = "not CSV"
         if reason:
             rejects.append((first_row + position, reason, line.decode(errors="backslashreplace")))
         else:
             whole.append(position)
-    text = b"\n".join(lines[position] for position in whole) + b"\n" if whole else b""
-    if not text:
-        return Chunk(
-            clean(trip_month, shape, _empty(shape), pa.array([], pa.int64())).trips, rejects_table(rejects), len(lines)
-        )
-    chunk = clean(
-        trip_month,
-        shape,
-        _parse(shape, text, typed=False),
-        pa.array([first_row + position for position in whole], pa.int64()),
-        lambda i: lines[whole[i]].decode(),
-    )
-    return Chunk(chunk.trips, pa.concat_tables([chunk.rejects, rejects_table(rejects)]), len(lines))
+            rows.append(fields)
+    numbers = pa.array([first_row + position for position in whole], pa.int64())
+    chunk = clean(trip_month, shape, _table(shape, rows), numbers, lambda i: lines[whole[i]].decode())
+    together = pa.concat_tables([chunk.rejects, rejects_table(rejects)]).sort_by("row_number")
+    return Chunk(chunk.trips, together, len(lines))
 
 
-def _empty(shape: Shape) -> pa.Table:
-    return pa.table([pa.array([], pa.string())] * len(shape.published), names=list(shape.published))
-
-
-def _has_spelled_number(table: pa.Table) -> bool:
-    """Whether a number column holds NaN or an infinity, which Arrow reads from text and no store should."""
-    return any(
-        pa.types.is_floating(column.type) and not pa.compute.all(pa.compute.is_finite(column), min_count=0).as_py()
-        for column in table.columns
+def _table(shape: Shape, rows: list[list[str]]) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else [()] * len(shape.published)
+    return pa.table(
+        [pa.array([field or None for field in column], pa.string()) for column in columns], names=list(shape.published)
     )
 
 
 def csv_chunks(
     trip_month: TripMonth, ending: Ending, data: Iterable[bytes], on_shape: Callable[[Shape], None]
 ) -> Generator[Chunk, None, None]:
-    """Chunks of a CSV file given as pieces of bytes; inflating, parsing and the caller overlap."""
+    """Chunks of a CSV file given as pieces of bytes; inflating, parsing and the caller overlap. Closes `data`."""
     text = (_gunzip if ending == ".csv.gz" else _plain)(trip_month, data)
-    blocks = ahead(_blocks(text))
-    first = next(blocks, b"")
-    names, first = _split_header(trip_month, first)
-    shape = match(trip_month, ending, names)
-    on_shape(shape)
+    # An error's traceback keeps this frame: without `closing`, threads and the source would live as long as it.
+    with closing_if_open(data), closing(ahead(_blocks(text, BLOCK))) as blocks:
+        first = next(blocks, b"")
+        names, first = _split_header(trip_month, first)
+        shape = match(trip_month, ending, names)
+        on_shape(shape)
 
-    def parsed() -> Iterator[Chunk]:
-        row = 1
-        for block in _with(first, blocks):
-            try:
-                table = _parse(shape, block, typed=True) if block.strip(b"\r\n") else _empty(shape)
-                if _has_spelled_number(table):
-                    raise pa.ArrowInvalid("NaN or infinite")
-                numbers = pa.array(range(row, row + table.num_rows), pa.int64())
-                chunk = clean(trip_month, shape, table, numbers)
-            except pa.ArrowInvalid:
-                chunk = _parse_line_by_line(trip_month, shape, block, row)
-            row += chunk.source_rows
-            yield chunk
+        def parsed() -> Iterator[Chunk]:
+            row = 1
+            for block in _with(first, blocks):
+                chunk = _rows(trip_month, shape, block, row)
+                row += chunk.source_rows
+                yield chunk
 
-    yield from ahead(parsed())
+        with closing(ahead(parsed())) as chunks:
+            yield from chunks
 
 
 def _with(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
@@ -211,7 +228,10 @@ def parquet_chunks(
 ) -> Generator[Chunk, None, None]:
     """Chunks of an open, seekable Parquet file."""
     try:
-        parquet = pq.ParquetFile(file, buffer_size=1 << 20)
+        # INT96 is what Spark writes, in microseconds; as nanoseconds, years outside 1677 to 2262 would wrap around.
+        parquet = pq.ParquetFile(
+            file, buffer_size=1 << 20, coerce_int96_timestamp_unit="us", page_checksum_verification=True
+        )
         schema = parquet.schema_arrow
         shape = match(trip_month, ".parquet", schema.names, schema.types)
         on_shape(shape)
@@ -222,9 +242,13 @@ def parquet_chunks(
                 numbers = pa.array(range(row, row + batch.num_rows), pa.int64())
                 row += batch.num_rows
                 yield clean(trip_month, shape, pa.Table.from_batches([batch]), numbers)
+            # Arrow reads a column cut short without a word, and goes on with the next row group's values beside it.
+            if row - 1 != parquet.metadata.num_rows:
+                raise pa.ArrowInvalid(f"{row - 1} rows where its footer promises {parquet.metadata.num_rows}")
 
-        yield from ahead(batches())
-    except (pa.ArrowInvalid, OSError) as error:
+        with closing(ahead(batches())) as chunks:
+            yield from chunks
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UnreadableFile(
             f"{trip_month}: the Parquet file is damaged ({error}). Nothing was loaded; fetch it again."
         ) from error

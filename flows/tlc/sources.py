@@ -3,6 +3,7 @@
 import string
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,21 +27,31 @@ class Source:
     template: str
 
     def __post_init__(self) -> None:
-        names = []
         try:
-            names = [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
+            secret = "@" in urlsplit(self.template).netloc
+            fields = [field for field in string.Formatter().parse(self.template) if field[1] is not None]
         except ValueError as error:
             raise UnknownMonth(f"source {self.template!r} is not a URL template: {error}.") from error
+        if secret:  # URLs go into logs and manifests; so this one is not even named here
+            raise UnknownMonth("source holds a user name or password; publish the files where none is needed.")
         if not self.template.startswith(("http://", "https://", "file://")):
             words = ", ".join(TEMPLATES)
             raise UnknownMonth(
                 f"source {self.template!r} is neither one of {words} nor an http(s):// or file:// URL template."
             )
-        if unknown := set(names) - {"color", "year", "month"}:
+        names = {name for _, name, _, _ in fields}
+        if unknown := names - {"color", "year", "month"}:
             raise UnknownMonth(
-                f"source {self.template!r} has unknown fields {sorted(unknown)}; use color, year, month."
+                f"source {self.template!r} has unknown fields {sorted(map(str, unknown))}; use color, year, month."
             )
-        if not {"year", "month"} <= set(names):
+        # A format could name fields of its own, and ask for a text of any width.
+        for _, name, spec, conversion in fields:
+            if conversion or spec not in ("", "d", "02d", "04d") or (spec and name == "color"):
+                raise UnknownMonth(
+                    f"source {self.template!r}: {name} may be written {{{name}}}"
+                    + ("." if name == "color" else f" or {{{name}:{'04d' if name == 'year' else '02d'}}}.")
+                )
+        if not {"year", "month"} <= names:
             raise UnknownMonth(
                 f"source {self.template!r} would give every month one file; it needs {{year}} and {{month:02d}}."
             )

@@ -12,8 +12,9 @@ from flows.tlc.errors import UnknownMonth
 Color = Literal["yellow", "green", "fhv", "fhvhv"]
 Rows = Literal["all", "with_passengers"]
 
+_LAST_YEAR = 2100
 # What the UI's form checks as one types; `trip_months` checks it for everybody, and says more.
-Year = Annotated[int, Field(json_schema_extra={"minimum": 2009, "maximum": 2100})]
+Year = Annotated[int, Field(json_schema_extra={"minimum": 2009, "maximum": _LAST_YEAR})]
 Month = Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 12})]
 
 COLORS: tuple[Color, ...] = get_args(Color)
@@ -40,6 +41,8 @@ class TripMonth:
             raise UnknownMonth(f"color {self.color!r} is unknown; use one of {', '.join(COLORS)}.")
         if not 1 <= self.month <= 12:
             raise UnknownMonth(f"month {self.month} does not exist; months are 1 to 12.")
+        if self.year > _LAST_YEAR:
+            raise UnknownMonth(f"{self.color} {self.year}-{self.month:02d} is in the future.")
         if (self.year, self.month) < FIRST_MONTH[self.color]:
             first = "{}-{:02d}".format(*FIRST_MONTH[self.color])
             raise UnknownMonth(

@@ -1,0 +1,408 @@
+"""The web as it is: months not there yet, servers that stumble, lines that break, files that are not what they say."""
+
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from flows.connectors import web
+from flows.connectors.web import ATTEMPTS, LONGEST_WAIT, Unreachable, look_up, read, source_of
+from flows.tlc.errors import NotPublished, TripDataError, UnreadableFile
+from flows.tlc.sources import PublishedFile, Source
+from flows.tlc.trips import TripMonth
+from local.site import Site
+
+MONTH = TripMonth("green", 2021, 1)
+NAME = "green_tripdata_2021-01.parquet"
+PATH = f"/trip-data/{NAME}"
+# As large as a few pieces, and no two places of it alike.
+BODY = b"PAR1" + b"".join(n.to_bytes(4, "big") for n in range(800_000)) + b"PAR1"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with Site(tmp_path / "site", rows=200) as site:
+        yield site
+
+
+@pytest.fixture
+def big(site: Site) -> Site:
+    site.put(NAME, BODY)
+    return site
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds the web would have slept; no test does."""
+    waits: list[float] = []
+    monkeypatch.setattr(web.time, "sleep", waits.append)
+    monkeypatch.setattr(web.random, "uniform", lambda _, most: most)
+    return waits
+
+
+def official(site: Site) -> Source:
+    return Source(f"{site.url}/trip-data/{{color}}_tripdata_{{year}}-{{month:02d}}.parquet")
+
+
+def mirror(site: Site) -> Source:
+    return Source(f"{site.url}/mirror/{{color}}/{{color}}_tripdata_{{year}}-{{month:02d}}.csv.gz")
+
+
+def asked(site: Site) -> list[tuple[str, int, str | None]]:
+    return [(request.method, request.status, request.range) for request in site.requests]
+
+
+def test_looking_up_is_one_question_and_moves_no_data(site: Site) -> None:
+    found = look_up(official(site), MONTH)
+    path = site.file(NAME)
+    assert found == PublishedFile(
+        trip_month=MONTH,
+        url=f"{site.url}{PATH}",
+        ending=".parquet",
+        etag=f'"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}"',
+        last_modified=formatdate(path.stat().st_mtime, usegmt=True),
+        size=path.stat().st_size,
+    )
+    assert [(request.method, request.sent) for request in site.requests] == [("HEAD", 0)]
+
+
+def test_an_unchanged_month_is_known_by_the_question_alone(site: Site) -> None:
+    first = look_up(official(site), MONTH)
+    assert look_up(official(site), MONTH) == first
+    assert sum(request.sent for request in site.requests) == 0
+    site.republish(NAME)
+    assert look_up(official(site), MONTH).identity != first.identity
+
+
+def test_a_redirect_is_followed_and_the_address_asked_for_is_kept(site: Site) -> None:
+    found = look_up(mirror(site), MONTH)
+    assert found.url == f"{site.url}/mirror/green/green_tripdata_2021-01.csv.gz"
+    assert [request.status for request in site.requests] == [302, 200]
+    assert hashlib.sha256(b"".join(read(found))).digest() == _digest(site.file("green_tripdata_2021-01.csv.gz"))
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+@pytest.mark.parametrize(("status", "word"), [(403, "HTTP 403"), (404, "HTTP 404"), (410, "HTTP 410")])
+def test_a_month_that_is_not_there_is_said_in_words_and_not_asked_for_again(
+    site: Site, waits: list[float], status: int, word: str
+) -> None:
+    site.fault(PATH, status=status)
+    with pytest.raises(NotPublished) as said:
+        look_up(official(site), MONTH)
+    assert f"green 2021-01 is not published at {site.url}{PATH} ({word})" in str(said.value)
+    assert "TLC publishes about two months late" in str(said.value)
+    assert len(site.requests) == 1
+    assert waits == []
+
+
+def test_a_month_after_the_newest_is_not_published(site: Site) -> None:
+    with pytest.raises(NotPublished, match=r"green 2026-01 is not published .*HTTP 403"):
+        look_up(official(site), TripMonth("green", 2026, 1))
+    with pytest.raises(NotPublished, match=r"green 2021-08 is not published .*HTTP 404"):
+        look_up(mirror(site), TripMonth("green", 2021, 8))
+
+
+@pytest.mark.parametrize("status", [400, 401, 407, 418, 204, 300])
+def test_an_answer_that_will_not_change_is_refused_at_once(site: Site, waits: list[float], status: int) -> None:
+    site.fault(PATH, status=status)
+    with pytest.raises(UnreadableFile, match=rf"green 2021-01: http.*answered HTTP {status}; check the source"):
+        look_up(official(site), MONTH)
+    assert waits == []
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+def test_a_server_that_stumbles_is_asked_again_after_longer_and_longer(
+    site: Site, waits: list[float], status: int
+) -> None:
+    site.fault(PATH, status=status, times=ATTEMPTS - 1)
+    assert look_up(official(site), MONTH).size == site.file(NAME).stat().st_size
+    assert waits == [1, 2, 4, 8]
+    assert [request.status for request in site.requests] == [status] * 4 + [200]
+
+
+def test_a_server_that_stays_down_is_unreachable_which_is_worth_a_later_try(site: Site, waits: list[float]) -> None:
+    site.fault(PATH, status=503, times=None)
+    with pytest.raises(Unreachable, match=f"answered HTTP 503 {ATTEMPTS} times; try again later") as said:
+        look_up(official(site), MONTH)
+    assert not isinstance(said.value, TripDataError)
+    assert len(site.requests) == ATTEMPTS
+    assert len(waits) == ATTEMPTS - 1
+
+
+@pytest.mark.parametrize(
+    ("asks", "waited"),
+    [
+        (7, 7),
+        (0, 0),
+        (str(int(LONGEST_WAIT)), LONGEST_WAIT),
+        ("soon", 1),
+        ("-5", 1),
+        ("²", 1),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+    ],
+)
+def test_a_server_that_says_when_to_come_back_is_heeded(
+    site: Site, waits: list[float], asks: int | str, waited: float
+) -> None:
+    site.fault(PATH, status=429, retry_after=asks)
+    look_up(official(site), MONTH)
+    assert waits == [waited]
+
+
+def test_a_date_to_come_back_at_is_heeded(site: Site, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(web.time, "time", lambda: now)
+    site.fault(PATH, status=503, retry_after=formatdate(int(now) + 90, usegmt=True))
+    look_up(official(site), MONTH)
+    assert waits == [int(now) + 90 - now]
+
+
+@pytest.mark.parametrize("asks", [str(int(LONGEST_WAIT) + 1), "Fri, 31 Dec 2100 23:59:59 GMT"])
+def test_a_server_that_wants_to_be_left_alone_for_long_is(site: Site, waits: list[float], asks: str) -> None:
+    site.fault(PATH, status=503, retry_after=asks, times=None)
+    with pytest.raises(Unreachable, match=r"answered HTTP 503 and asks for \d+ s; try again then"):
+        look_up(official(site), MONTH)
+    assert len(site.requests) == 1
+    assert waits == []
+
+
+def test_a_host_that_does_not_answer_is_unreachable(waits: list[float]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can answer there
+        source = Source(f"http://127.0.0.1:{taken.getsockname()[1]}/{{year}}-{{month:02d}}.csv")
+        with pytest.raises(Unreachable, match=r"127.0.0.1:\d+/2021-01.csv cannot be reached: ConnectError"):
+            look_up(source, MONTH)
+    assert waits == [1, 2, 4, 8]
+
+
+def test_an_address_that_leads_nowhere_is_refused(waits: list[float]) -> None:
+    with pytest.raises(UnreadableFile, match=r"http://h:port/2021-01.csv leads nowhere .*check the source"):
+        look_up(Source("http://h:port/{year}-{month:02d}.csv"), MONTH)
+    assert waits == []
+
+
+def test_redirects_without_end_are_refused(site: Site, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    client = web._client()
+    client.max_redirects = 0  # so that the mirror's one is one too many
+    monkeypatch.setattr(web, "_client", lambda: client)
+    with pytest.raises(UnreadableFile, match=r"leads nowhere .*redirects.*check the source"):
+        look_up(mirror(site), MONTH)
+    assert waits == []
+
+
+def test_a_server_without_head_is_asked_for_the_file_and_left(big: Site) -> None:
+    big.fault(PATH, missing=("head",), times=None, methods=("HEAD",))
+    assert look_up(official(big), MONTH).size == len(BODY)
+    assert [(method, status) for method, status, _ in asked(big)] == [("HEAD", 405), ("GET", 200)]
+
+
+@pytest.mark.parametrize("missing", ["etag", "last_modified", "length"])
+def test_what_a_server_does_not_tell_is_not_known(site: Site, missing: str) -> None:
+    site.fault(PATH, missing=(missing,))
+    found = look_up(official(site), MONTH)
+    unknown = {"etag": "etag", "last_modified": "last_modified", "length": "size"}[missing]
+    assert [name for name in ("etag", "last_modified", "size") if getattr(found, name) is None] == [unknown]
+
+
+def test_a_file_is_read_to_the_byte_in_large_pieces_by_one_question(big: Site) -> None:
+    pieces = list(read(look_up(official(big), MONTH)))
+    assert b"".join(pieces) == BODY
+    assert all(len(piece) >= web.PIECE for piece in pieces[:-1])
+    assert [(method, status) for method, status, _ in asked(big)] == [("HEAD", 200), ("GET", 200)]
+
+
+def test_a_file_as_small_as_a_month_can_be_is_read(site: Site) -> None:
+    found = look_up(official(site), MONTH)
+    assert b"".join(read(found)) == site.file(NAME).read_bytes()
+
+
+def test_a_broken_line_goes_on_where_it_stopped_and_loses_nothing_that_came(big: Site, waits: list[float]) -> None:
+    found = look_up(official(big), MONTH)
+    big.fault(PATH, cut_after=700_000, times=3)
+    assert b"".join(read(found)) == BODY
+    gets = [request for request in big.requests if request.method == "GET"]
+    assert [(request.status, request.range) for request in gets] == [
+        (200, None),
+        (206, "bytes=700000-"),
+        (206, "bytes=1400000-"),
+        (206, "bytes=2100000-"),
+    ]
+    assert sum(request.sent for request in gets) == len(BODY)
+    assert waits == [1, 1, 1]
+
+
+def test_a_line_that_breaks_ever_again_is_borne_as_long_as_something_comes(big: Site) -> None:
+    found = look_up(official(big), MONTH)
+    big.fault(PATH, cut_after=200_000, times=3 * ATTEMPTS)
+    assert b"".join(read(found)) == BODY
+
+
+def test_a_line_that_brings_nothing_any_more_is_given_up(big: Site, waits: list[float]) -> None:
+    found = look_up(official(big), MONTH)
+    big.fault(PATH, cut_after=1000)
+    big.fault(PATH, cut_after=0, times=None)
+    with pytest.raises(Unreachable, match="broke off after 1000 bytes"):
+        list(read(found))
+    assert waits == [1, 2, 4, 8]
+
+
+def test_a_server_that_stumbles_while_a_file_is_read_is_asked_again(big: Site) -> None:
+    found = look_up(official(big), MONTH)
+    big.fault(PATH, cut_after=1_500_000)
+    big.fault(PATH, status=503, times=2)
+    assert b"".join(read(found)) == BODY
+
+
+def test_without_range_the_bytes_that_came_already_are_read_over(big: Site) -> None:
+    found = look_up(official(big), MONTH)
+    big.fault(PATH, cut_after=2_000_001, missing=("ranges",))
+    big.fault(PATH, missing=("ranges",), times=None)
+    assert b"".join(read(found)) == BODY
+    assert [status for method, status, _ in asked(big) if method == "GET"] == [200, 200]
+
+
+@pytest.mark.parametrize("missing", [(), ("etag",), ("ranges",)], ids=["etag", "time only", "no ranges"])
+def test_a_file_re_published_while_it_is_read_is_never_mixed(big: Site, missing: tuple[str, ...]) -> None:
+    big.fault(PATH, missing=missing)
+    found = look_up(official(big), MONTH)
+    big.fault(PATH, cut_after=1_200_000, missing=missing)
+    big.fault(PATH, missing=missing, times=None)
+    pieces = read(found)
+    next(pieces)
+    _republish(big)
+    with pytest.raises(Unreachable, match="was re-published while it was being read; run again"):
+        list(pieces)
+
+
+@pytest.mark.parametrize("missing", [(), ("etag",)], ids=["etag", "time only"])
+def test_a_file_re_published_before_it_is_read_is_not_taken_for_the_one_looked_up(
+    big: Site, missing: tuple[str, ...]
+) -> None:
+    big.fault(PATH, missing=missing, times=None)
+    found = look_up(official(big), MONTH)
+    _republish(big)
+    with pytest.raises(Unreachable, match="re-published"):
+        list(read(found))
+
+
+def _republish(site: Site) -> None:
+    """Other bytes of the same length, a day younger."""
+    site.put(NAME, BODY[:4] + BODY[-5:3:-1] + b"PAR1")
+    path = site.find(NAME)
+    assert path
+    younger = path.stat().st_mtime + 86400
+    os.utime(path, (younger, younger))
+
+
+def test_a_range_other_than_asked_for_is_not_taken(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = look_up(official(big), MONTH)
+    big.fault(PATH, cut_after=1_000_000)
+    monkeypatch.setattr("local.site._Handler._range", lambda *_: (5, len(BODY)))
+    big.fault(PATH, missing=("ranges",), methods=("HEAD",))
+    with pytest.raises(Unreachable, match="was asked to go on at byte 0 and did not"):
+        list(read(found))
+
+
+def test_a_line_that_breaks_after_the_last_byte_has_brought_the_file(big: Site, waits: list[float]) -> None:
+    found = look_up(official(big), MONTH)
+    big.fault(PATH, missing=("length",), cut_after=len(BODY))  # chunked, and the end is never said
+    assert b"".join(read(found)) == BODY
+    assert waits == []
+
+
+@pytest.mark.parametrize("wrong", [-1, 1])
+def test_a_size_other_than_told_is_refused(big: Site, wrong: int) -> None:
+    found = look_up(official(big), MONTH)
+    with pytest.raises(UnreadableFile, match=rf"is {len(BODY) + wrong} bytes by its own word, but {len(BODY)} came"):
+        list(read(found.model_copy(update={"size": len(BODY) + wrong})))
+
+
+def test_a_file_of_unknown_size_is_read_to_its_end(big: Site) -> None:
+    big.fault(PATH, missing=("length",), times=None)
+    found = look_up(official(big), MONTH)
+    assert found.size is None
+    assert b"".join(read(found)) == BODY
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [("html", "it is an HTML or XML page"), ("lfs_pointer", "it is a Git LFS pointer")],
+)
+@pytest.mark.parametrize("whose", [official, mirror])
+def test_something_else_in_the_files_place_is_refused_by_name(site: Site, body: str, said: str, whose: object) -> None:
+    assert callable(whose)
+    site.fault("*", body=body, times=None)
+    found = look_up(whose(site), MONTH)
+    with pytest.raises(UnreadableFile, match=f"green 2021-01: http.*cannot be read: {said}.*Nothing was loaded"):
+        list(read(found))
+
+
+def test_half_a_parquet_file_is_refused_as_truncated(site: Site) -> None:
+    site.fault(PATH, body="truncated", times=None)
+    found = look_up(official(site), MONTH)
+    with pytest.raises(UnreadableFile, match="is truncated: the Parquet footer is missing"):
+        list(read(found))
+
+
+def test_an_empty_file_is_refused(site: Site) -> None:
+    site.put(NAME, b"")
+    with pytest.raises(UnreadableFile, match="cannot be read: it is empty"):
+        list(read(look_up(official(site), MONTH)))
+
+
+def test_a_month_that_vanishes_before_it_is_read_is_not_published(site: Site) -> None:
+    found = look_up(official(site), MONTH)
+    site.fault(PATH, status=403)
+    with pytest.raises(NotPublished, match="green 2021-01"):
+        list(read(found))
+
+
+def test_a_reader_that_stops_early_hangs_up(big: Site) -> None:
+    pieces = read(look_up(official(big), MONTH))
+    next(pieces)
+    pieces.close()  # type: ignore[attr-defined]
+    assert [status for method, status, _ in asked(big) if method == "GET"] == [200]
+
+
+@pytest.mark.parametrize("folder", ["plain", "with blanks", "100%", "100%25", "é#?"])
+def test_files_on_disk_are_found_and_read_whatever_their_folders_name(tmp_path: Path, folder: str) -> None:
+    path = tmp_path / folder / "green_2021-01.parquet"
+    path.parent.mkdir()
+    path.write_bytes(BODY)
+    source = source_of(f"file://{quote(str(path.parent))}/{{color}}_{{year}}-{{month:02d}}.parquet")
+    found = look_up(source, MONTH)
+    assert (found.etag, found.size) == (f"sha256:{hashlib.sha256(BODY).hexdigest()}", len(BODY))
+    assert b"".join(read(found)) == BODY
+
+
+def test_a_file_address_with_plain_blanks_works_too(tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / "2021-01.parquet").write_bytes(BODY)
+    found = look_up(Source(f"file://{tmp_path}/a b/{{year}}-{{month:02d}}.parquet"), MONTH)
+    assert b"".join(read(found)) == BODY
+
+
+def test_a_file_that_is_not_on_disk_is_not_published(tmp_path: Path) -> None:
+    (tmp_path / "2021-02.csv").mkdir()
+    source = Source(f"file://{tmp_path}/{{year}}-{{month:02d}}.csv")
+    for month in (1, 2):
+        with pytest.raises(NotPublished, match=rf"green 2021-0{month} is not at file://.*2021-0{month}.csv"):
+            look_up(source, TripMonth("green", 2021, month))
+
+
+def test_a_word_leads_where_the_environment_says(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLC_OFFICIAL_URL", official(site).template)
+    assert look_up(source_of("official"), MONTH).url == f"{site.url}{PATH}"
+
+
+def test_waiting_is_bounded_however_often_it_fails() -> None:
+    assert [web._pause(attempt) for attempt in range(8)] == [1, 2, 4, 8, 16, 30, 30, 30]

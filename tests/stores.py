@@ -1,0 +1,182 @@
+"""A lake, a warehouse and a database of the tests' own on the session's servers, and what is in them, as tables to compare."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg2
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from google.cloud import bigquery, storage
+from google.cloud.storage import Blob
+from psycopg2 import sql
+
+from flows.tlc.schema import TRIP_COLUMNS, arrow_schema
+from flows.tlc.trips import TripMonth
+from local.site import Request, Site
+
+LAKE_BLOCK, CREDENTIALS_BLOCK, POSTGRES_BLOCK = "tests-lake", "tests-credentials", "tests-postgres"
+
+
+@dataclass(frozen=True)
+class Stores:
+    """A site, and a bucket, a dataset and a database that nobody else uses."""
+
+    site: Site
+    bucket: str
+    dataset: str
+    postgres_url: str
+
+    @property
+    def official(self) -> str:
+        """A `source`: Parquet."""
+        return self.site.url + "/trip-data/{color}_tripdata_{year}-{month:02d}.parquet"
+
+    @property
+    def mirror(self) -> str:
+        """A `source`: CSV."""
+        return self.site.url + "/mirror/{color}/{color}_tripdata_{year}-{month:02d}.csv.gz"
+
+    def requests(self, month: TripMonth) -> list[Request]:
+        """What the site was asked of a month, redirects apart."""
+        return [r for r in self.site.requests if month.stem in r.path and r.status != 302]
+
+    def objects(self, prefix: str = "") -> dict[str, int]:
+        """Keys of the lake below a prefix, with their generations."""
+        return {
+            blob.name.removeprefix("data/"): blob.generation
+            for blob in storage.Client().list_blobs(self.bucket, prefix=f"data/{prefix}")
+        }
+
+    def objects_of(self, month: TripMonth) -> dict[str, int]:
+        """The lake's objects of one month, Prefect's results apart."""
+        return {
+            key: generation
+            for key, generation in self.objects().items()
+            if month.stem in key and not key.startswith("results/")
+        }
+
+    def blob(self, key: str) -> Blob:
+        """One object of the lake."""
+        return storage.Client().bucket(self.bucket).blob(f"data/{key}")
+
+    def manifest(self, month: TripMonth) -> dict[str, Any]:
+        """What the lake says of a month."""
+        manifest: dict[str, Any] = json.loads(self.blob(month.manifest_key).download_as_bytes())
+        return manifest
+
+    def in_lake(self, month: TripMonth) -> pa.Table:
+        """The lake's trips of a month, as they are."""
+        with self.blob(month.key).open("rb") as file:
+            return pq.read_table(file).replace_schema_metadata()
+
+    def quarantined(self, month: TripMonth) -> list[dict[str, Any]]:
+        """The lake's quarantine of a month."""
+        with self.blob(month.quarantine_key).open("rb") as file:
+            return list(pq.read_table(file).to_pylist())
+
+    def in_warehouse(self, month: TripMonth, dataset: str | None = None) -> pa.Table:
+        """The warehouse's trips of a month, by key."""
+        query = f"SELECT * FROM {dataset or self.dataset}.{month.color} WHERE file_month = '{month.file_month}'"
+        rows = [dict(row) for row in bigquery.Client().query_and_wait(f"{query} ORDER BY row_number")]
+        return pa.Table.from_pylist(rows, schema=arrow_schema(month.color))
+
+    def query(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """What the database answers."""
+        with connected(self.postgres_url) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def in_postgres(self, month: TripMonth) -> pa.Table:
+        """The database's trips of a month, by key."""
+        schema = arrow_schema(month.color)
+        names = ", ".join(schema.names)
+        query = f"SELECT {names} FROM {month.color} WHERE file_month = %s ORDER BY row_number"
+        rows = self.query(query, month.file_month)
+        return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
+
+    def loads(self, month: TripMonth) -> dict[str, Any]:
+        """What the database says of a month."""
+        names = [name for (name,) in self.query("SELECT attname FROM pg_attribute WHERE attrelid = 'loads'::regclass AND attnum > 0 ORDER BY attnum")]  # fmt: skip
+        [row] = self.query("SELECT * FROM loads WHERE color = %s AND file_month = %s", month.color, month.file_month)
+        return dict(zip(names, row, strict=True))
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Any]:
+    """A connection whose transaction ends with the block, and which then is closed."""
+    connection = psycopg2.connect(url)
+    try:
+        with connection:
+            yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def own_database(name: str) -> Iterator[str]:
+    """The URL of a new database on the session's server, dropped in the end."""
+    url = os.environ["POSTGRES_URL"]
+    admin = psycopg2.connect(url)
+    admin.autocommit = True
+    try:
+        admin.cursor().execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        yield url.rpartition("/")[0] + f"/{name}"
+    finally:
+        admin.close()
+        admin = psycopg2.connect(url)  # the server may have been restarted meanwhile
+        admin.autocommit = True
+        admin.cursor().execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        admin.close()
+
+
+@contextmanager
+def stores(folder: Path, name: str, rows: int = 2000) -> Iterator[Stores]:
+    """Stores of one test module's own; `name` must be fit for a bucket and a database."""
+    httpx.post(f"{os.environ['STORAGE_EMULATOR_HOST']}/storage/v1/b", json={"name": name}).raise_for_status()
+    with own_database(name) as url, Site(folder / "site", rows=rows) as site:
+        yield Stores(site, name, name.replace("-", "_"), url)
+
+
+def as_published(path: Path, month: TripMonth) -> pa.Table:
+    """The canonical trips of a published file without a fault: read here by other means than the project's."""
+    if path.name.endswith(".parquet"):
+        published = pq.read_table(path)
+    else:
+        every = pa_csv.ConvertOptions(strings_can_be_null=True, null_values=[""])
+        published = pa_csv.read_csv(path, convert_options=every)
+    columns = {name.strip().casefold(): published.column(name) for name in published.column_names}
+    count = published.num_rows
+    columns["file_month"] = pa.chunked_array([pa.repeat(pa.scalar(month.file_month), count)])
+    columns["row_number"] = pa.chunked_array([pa.array(range(1, count + 1), pa.int64())])
+    schema = arrow_schema(month.color)
+    return pa.table(
+        [columns[f.name.casefold()].cast(f.type) if f.name.casefold() in columns else pa.nulls(count, f.type) for f in schema],
+        schema=schema,
+    )  # fmt: skip
+
+
+def with_passengers(trips: pa.Table) -> pa.Table:
+    """Trips less those that carried nobody."""
+    if "passenger_count" not in trips.column_names:
+        return trips
+    return trips.filter(pc.invert(pc.fill_null(pc.equal(trips["passenger_count"], 0), False)))
+
+
+def same(left: pa.Table, right: pa.Table) -> bool:
+    """Equal in names, types, order, nulls and every value."""
+    return left.schema.equals(right.schema) and left.combine_chunks().equals(right.combine_chunks())
+
+
+def csv_month(month: TripMonth, rows: list[str]) -> bytes:
+    """A CSV file of these lines, below the header of 2019 and later."""
+    names = TRIP_COLUMNS[month.color]
+    header = ",".join(c.name for c in names if c.name not in ("Airport_fee", "cbd_congestion_fee", "request_source"))
+    return "\r\n".join([header, *rows, ""]).encode()

@@ -1,0 +1,170 @@
+"""A file's columns are those of its era, or the month stops with a line for each that is not."""
+
+import re
+
+import pyarrow as pa
+import pytest
+
+from flows.tlc.eras import ERAS, era_of, match
+from flows.tlc.errors import SchemaMismatch
+from flows.tlc.schema import TRIP_COLUMNS
+from flows.tlc.sources import Ending
+from flows.tlc.trips import TripMonth
+from tests.tlc.published import GREEN, TRIP
+
+NAMES = list(TRIP)
+SOUND_TYPES = {
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "datetime": pa.timestamp("us"),
+    "text": pa.string(),
+}
+
+
+@pytest.mark.parametrize(
+    ("color", "year", "month", "ending", "first"),
+    [
+        ("yellow", 2019, 1, ".csv.gz", "2019-01"),
+        ("yellow", 2024, 12, ".parquet", "2019-01"),
+        ("yellow", 2025, 1, ".parquet", "2025-01"),
+        ("yellow", 2026, 5, ".parquet", "2025-01"),
+        ("yellow", 2026, 6, ".parquet", "2026-06"),
+        ("green", 2021, 1, ".csv", "2019-01"),
+        ("green", 2030, 1, ".parquet", "2026-06"),
+        ("fhv", 2019, 1, ".parquet", "2019-01"),
+        ("fhvhv", 2019, 2, ".csv.gz", "2019-02"),
+        ("fhvhv", 2025, 2, ".parquet", "2025-01"),
+    ],
+)
+def test_a_month_belongs_to_the_newest_era_begun(color: str, year: int, month: int, ending: Ending, first: str) -> None:
+    era = era_of(TripMonth(color, year, month), ending)
+    assert (era.color, era.first) == (color, first)
+    assert era.name == f"{color} {'parquet' if ending == '.parquet' else 'csv'} since {first}"
+
+
+def test_a_month_before_every_known_era_is_refused_with_what_is_known() -> None:
+    with pytest.raises(SchemaMismatch, match=r"yellow 2009-01: how TLC's csv files .* begin with 2019-01"):
+        era_of(TripMonth("yellow", 2009, 1), ".csv")
+
+
+def test_a_color_without_any_era_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.tlc.eras.ERAS", ())
+    with pytest.raises(SchemaMismatch, match="no era is known"):
+        era_of(GREEN, ".csv")
+
+
+def test_every_era_is_made_of_columns_that_the_schema_knows() -> None:
+    for era in ERAS:
+        known = {column.name.casefold() for column in TRIP_COLUMNS[era.color]}
+        expected = era.columns.casefold().split()
+        assert set(expected) <= known, era.name
+        assert len(expected) == len(set(expected)), era.name
+
+
+def test_names_are_matched_without_their_case_and_blanks_and_kept_as_published() -> None:
+    names = [f" {name.upper()} " for name in NAMES]
+    shape = match(GREEN, ".csv", names)
+    assert shape.published == tuple(names)
+    assert [column.name for column in shape.canonical] == NAMES
+
+
+def test_columns_are_matched_by_name_not_by_place() -> None:
+    shape = match(GREEN, ".csv", NAMES[::-1])
+    assert [column.name for column in shape.canonical] == NAMES[::-1]
+
+
+def test_a_csv_with_the_columns_of_the_months_parquet_is_of_that_era() -> None:
+    month = TripMonth("fhvhv", 2020, 4)
+    names = era_of(month, ".parquet").columns.split()
+    assert match(month, ".csv", names).era.name == "fhvhv parquet since 2019-02"
+    with pytest.raises(SchemaMismatch, match="not those of fhvhv csv since 2019-02") as refused:
+        match(month, ".csv", names[:-1])
+    assert "'SR_Flag': not in the file" in str(refused.value)
+
+
+def test_a_column_of_today_is_welcome_in_an_older_month() -> None:
+    shape = match(GREEN, ".parquet", [*NAMES, "cbd_congestion_fee"])
+    assert shape.canonical[-1].name == "cbd_congestion_fee"
+
+
+@pytest.mark.parametrize(
+    ("names", "lines"),
+    [
+        ([*NAMES, "__index_level_0__"], ["'__index_level_0__': in the file, unknown to the schema"]),
+        ([*NAMES, ""], ["'': in the file, unknown to the schema"]),
+        (NAMES[1:], ["'VendorID': not in the file, expected since 2019-01"]),
+        ([*NAMES, "vendorid"], ["'VendorID': in the file more than once", "'vendorid': in the file more than once"]),
+        ([*NAMES, "VendorID"], ["'VendorID': in the file more than once"]),
+        (
+            ["Vendor", *NAMES[1:-1]],
+            [
+                "'Vendor': in the file, unknown to the schema",
+                "'VendorID': not in the file, expected since 2019-01",
+                "'congestion_surcharge': not in the file, expected since 2019-01",
+            ],
+        ),
+    ],
+)
+def test_every_column_that_does_not_fit_has_a_line(names: list[str], lines: list[str]) -> None:
+    with pytest.raises(SchemaMismatch) as refused:
+        match(GREEN, ".csv", names)
+    assert re.findall(r"^  - (.*)$", str(refused.value), re.MULTILINE) == lines
+    assert "green 2021-01" in str(refused.value)
+    assert "add the column to flows/tlc/schema.py and an era to flows/tlc/eras.py" in str(refused.value)
+
+
+def test_no_columns_at_all_are_refused_with_every_name_expected() -> None:
+    with pytest.raises(SchemaMismatch) as refused:
+        match(GREEN, ".parquet", [], [])
+    assert str(refused.value).count("not in the file") == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("VendorID", pa.int8()),
+        ("VendorID", pa.uint64()),
+        ("VendorID", pa.float64()),
+        ("VendorID", pa.float32()),
+        ("VendorID", pa.null()),
+        ("VendorID", pa.string()),
+        ("fare_amount", pa.int32()),
+        ("fare_amount", pa.large_string()),
+        ("ehail_fee", pa.null()),
+        ("lpep_pickup_datetime", pa.timestamp("s")),
+        ("lpep_pickup_datetime", pa.timestamp("ns")),
+        ("lpep_pickup_datetime", pa.string()),
+        ("store_and_fwd_flag", pa.large_string()),
+        ("store_and_fwd_flag", pa.null()),
+    ],
+)
+def test_a_type_that_converts_without_a_guess_is_welcome(name: str, published: pa.DataType) -> None:
+    assert match(GREEN, ".parquet", NAMES, _types({name: published})).published == tuple(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "said"),
+    [
+        ("VendorID", pa.bool_(), "published as bool, which is no integer"),
+        ("VendorID", pa.timestamp("us"), "published as timestamp[us], which is no integer"),
+        ("VendorID", pa.decimal128(5, 2), "published as decimal128(5, 2), which is no integer"),
+        ("fare_amount", pa.duration("s"), "published as duration[s], which is no number"),
+        ("lpep_pickup_datetime", pa.date32(), "published as date32[day], which is no datetime"),
+        ("lpep_pickup_datetime", pa.int64(), "published as int64, which is no datetime"),
+        ("lpep_pickup_datetime", pa.timestamp("us", "UTC"), "published with time zone UTC; TLC's times are New York"),
+        ("store_and_fwd_flag", pa.float64(), "published as double, which is no text"),
+        ("store_and_fwd_flag", pa.binary(), "published as binary, which is no text"),
+        ("store_and_fwd_flag", pa.dictionary(pa.int8(), pa.string()), "which is no text"),
+        ("store_and_fwd_flag", pa.list_(pa.string()), "which is no text"),
+    ],
+)
+def test_a_type_that_would_be_a_guess_is_refused(name: str, published: pa.DataType, said: str) -> None:
+    with pytest.raises(SchemaMismatch) as refused:
+        match(GREEN, ".parquet", NAMES, _types({name: published}))
+    assert f"{name!r}: " in str(refused.value)
+    assert said in str(refused.value)
+
+
+def _types(changed: dict[str, pa.DataType]) -> list[pa.DataType]:
+    kinds = {column.name: SOUND_TYPES[column.kind] for column in TRIP_COLUMNS["green"]}
+    return [changed.get(name, kinds[name]) for name in NAMES]

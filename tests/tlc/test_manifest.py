@@ -1,0 +1,212 @@
+"""A manifest says what a store holds of a month and where it came from, the same in JSON, as a row and as a value."""
+
+import datetime as dt
+from importlib.metadata import PackageNotFoundError
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.tlc import manifest as manifests
+from flows.tlc.clean import Chunk, Tally, rejects_table
+from flows.tlc.errors import NotReconciled, TooManyRejects
+from flows.tlc.manifest import LOADS_COLUMNS, Manifest, Outcome, RawFile, StagedMonth, package_version
+from flows.tlc.schema import SCHEMA_VERSION, arrow_schema
+from flows.tlc.sources import PublishedFile
+from flows.tlc.trips import Rows
+from tests.tlc.published import GREEN
+
+BEGUN = dt.datetime(2024, 5, 1, 12, tzinfo=dt.UTC)
+PUBLISHED = PublishedFile(
+    trip_month=GREEN, url="http://h/x.csv", ending=".csv", etag='"a"', last_modified="Mon", size=70
+)
+RAW = RawFile(published=PUBLISHED, key="raw/x", generation=3, size=70, sha256="ab" * 32)
+
+
+def staged(**changes: Any) -> StagedMonth:
+    facts = {
+        "raw": RAW,
+        "rule": "all",
+        "era": "green csv since 2019-01",
+        "columns": ("VendorID", "Trip, type"),
+        "key": "staging/x",
+    }
+    counts = {"source_rows": 500, "loaded": 490, "filtered": {"zero_passengers": 7}, "quarantined": {"not CSV": 3}}
+    return StagedMonth.model_validate(facts | counts | {"started_at": BEGUN} | changes)
+
+
+def held(**changes: Any) -> Manifest:
+    return staged().manifest("run-1", key="green/x", generation=4).model_copy(update=changes)
+
+
+def test_a_manifest_tells_where_the_month_came_from_and_what_became_of_its_rows() -> None:
+    before = dt.datetime.now(dt.UTC)
+    manifest = staged().manifest("run-1", key="green/x", generation=4, quarantine_key="quarantine/x")
+    assert before <= manifest.published_at <= dt.datetime.now(dt.UTC)
+    facts = {
+        "color": "green",
+        "file_month": dt.date(2021, 1, 1),
+        "url": "http://h/x.csv",
+        "etag": '"a"',
+        "last_modified": "Mon",
+        "size": 70,
+        "sha256": "ab" * 32,
+        "era": "green csv since 2019-01",
+        "columns": ("VendorID", "Trip, type"),
+        "rule": "all",
+        "source_rows": 500,
+        "loaded": 490,
+        "filtered": {"zero_passengers": 7},
+        "quarantined": {"not CSV": 3},
+        "key": "green/x",
+        "generation": 4,
+        "quarantine_key": "quarantine/x",
+        "schema_version": SCHEMA_VERSION,
+        "package_version": package_version(),
+        "flow_run_id": "run-1",
+        "started_at": BEGUN,
+    }
+    assert manifest.model_dump().items() >= facts.items()
+    assert manifest.trip_month == GREEN
+
+
+def test_a_manifest_survives_json_and_a_row_of_the_loads_table() -> None:
+    manifest = held()
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+    row = manifest.row()
+    assert list(row) == [column.name for column in LOADS_COLUMNS]
+    assert row["columns"] == '["VendorID", "Trip, type"]'
+    assert Manifest.from_row(row) == manifest
+
+
+@given(
+    st.dictionaries(st.text("ab':\"\\,{} é", max_size=8), st.integers(0, 10**12), max_size=4),
+    st.lists(st.text("ab'\"\\, ", max_size=8), max_size=4),
+    st.one_of(st.none(), st.text('ab"/W-', max_size=8)),
+)
+def test_any_reason_and_any_name_survive_a_row(counts: dict[str, int], names: list[str], etag: str | None) -> None:
+    manifest = held(quarantined=counts, filtered=counts, columns=tuple(names), etag=etag)
+    assert Manifest.from_row(manifest.row()) == manifest
+
+
+def test_every_column_of_the_loads_table_is_a_fact_of_the_manifest() -> None:
+    assert {column.name for column in LOADS_COLUMNS} <= set(Manifest.model_fields)
+
+
+def published(**changes: Any) -> PublishedFile:
+    return PUBLISHED.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("file", "rule", "covered"),
+    [
+        (published(), "all", True),
+        (published(last_modified="Tue"), "all", True),
+        (published(size=None), "all", True),
+        (published(), "with_passengers", False),
+        (published(etag='"b"'), "all", False),
+        (published(etag=None), "all", False),
+        (published(size=71), "all", False),
+        (published(url="http://h/y.csv"), "all", False),
+    ],
+)
+def test_a_month_is_covered_by_the_same_version_of_the_same_file_on_the_same_terms(
+    file: PublishedFile, rule: Rows, covered: bool
+) -> None:
+    assert held().covers(file, rule) is covered
+
+
+def test_a_source_that_tells_no_version_never_covers() -> None:
+    assert not held(etag=None).covers(published(etag=None), "all")
+
+
+@pytest.mark.parametrize(
+    ("raw", "rule", "holds"),
+    [
+        (RAW, "all", True),
+        (RAW.model_copy(update={"published": published(etag=None, url="http://h/y.csv")}), "all", True),
+        (RAW, "with_passengers", False),
+        (RAW.model_copy(update={"sha256": "cd" * 32}), "all", False),
+    ],
+)
+def test_a_month_is_held_if_its_bytes_are(raw: RawFile, rule: Rows, holds: bool) -> None:
+    assert held().holds(raw, rule) is holds
+
+
+def test_an_older_schema_neither_covers_nor_holds() -> None:
+    old = held(schema_version=SCHEMA_VERSION - 1)
+    assert not old.covers(PUBLISHED, "all")
+    assert not old.holds(RAW, "all")
+
+
+def test_a_touched_file_is_known_by_its_new_version_from_then_on() -> None:
+    touched = published(etag='"b"', last_modified="Tue", url="http://h/y.csv")
+    seen = held().seen_at(RAW.model_copy(update={"published": touched}))
+    assert seen.covers(touched, "all")
+    assert seen.model_dump(exclude={"url", "etag", "last_modified"}) == held().model_dump(
+        exclude={"url", "etag", "last_modified", "published_at"}
+    ) | {"published_at": seen.published_at}
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"url": "elsewhere", "generation": 9, "flow_run_id": "run-2"}, True),
+        ({"sha256": "cd" * 32}, False),
+        ({"rule": "with_passengers"}, False),
+        ({"schema_version": 0}, False),
+        ({"loaded": 489}, False),
+    ],
+)
+def test_two_manifests_tell_of_the_same_rows_if_made_of_the_same_bytes_in_the_same_way(
+    changes: dict[str, Any], same: bool
+) -> None:
+    assert held().same_rows(held(**changes)) is same
+
+
+def _tally(loaded: int, dropped: int = 0, source_rows: int | None = None) -> Tally:
+    tally = Tally()
+    rows = loaded + dropped if source_rows is None else source_rows
+    trips = arrow_schema("green").empty_table()
+    tally.add(Chunk(trips, rejects_table([]), rows))
+    tally.loaded = loaded
+    tally.filtered.update({"zero_passengers": dropped, "never": 0})
+    return tally
+
+
+def test_a_staged_month_is_counted_and_leaves_out_rules_that_dropped_nothing() -> None:
+    month = StagedMonth.of(RAW, "all", "era", ("a",), _tally(8, 2), BEGUN, key="k", generation=5, quarantine_key="q")
+    assert (month.source_rows, month.loaded, month.filtered, month.quarantined) == (10, 8, {"zero_passengers": 2}, {})
+    assert (month.rule, month.key, month.generation, month.quarantine_key) == ("all", "k", 5, "q")
+
+
+@pytest.mark.parametrize(("tally", "error"), [(_tally(8, 2, 11), NotReconciled), (_tally(0), TooManyRejects)])
+def test_a_month_that_does_not_add_up_is_never_staged(tally: Tally, error: type[Exception]) -> None:
+    with pytest.raises(error, match="green 2021-01"):
+        StagedMonth.of(RAW, "all", "era", ("a",), tally, BEGUN, key="k")
+
+
+def test_an_outcome_is_a_line_that_a_person_understands() -> None:
+    assert str(Outcome.of("lake", "loaded", held())) == (
+        "green 2021-01: loaded; 500 rows published, 490 in the lake, 7 left out (zero_passengers), 3 quarantined (not CSV)"
+    )
+    replaced = Outcome.of("database", "replaced", held(loaded=1_234_567), inserted=1, updated=2_000, removed=0)
+    assert str(replaced).startswith("green 2021-01: replaced; 500 rows published, 1,234,567 in the database")
+    assert str(replaced).endswith("1 inserted, 2,000 updated, 0 removed")
+
+
+def test_values_of_the_past_are_not_changed_by_accident() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        held().loaded = 0
+
+
+def test_a_bare_checkout_has_no_version_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> str:
+        raise PackageNotFoundError
+
+    monkeypatch.setattr(manifests, "version", lambda _: "1.2.3")
+    assert package_version() == "1.2.3"
+    monkeypatch.setattr(manifests, "version", missing)
+    assert package_version() == "unknown"

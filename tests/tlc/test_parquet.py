@@ -1,0 +1,251 @@
+"""Parquet files as they come: every type TLC has used, damage found, and never a value in another row's place."""
+
+import datetime as dt
+import io
+import json
+import threading
+from typing import Any
+from unittest.mock import patch
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from flows.tlc import reading
+from flows.tlc.errors import SchemaMismatch, TooManyRejects, UnreadableFile
+from flows.tlc.reading import parquet_chunks, recognise_end
+from flows.tlc.schema import arrow_schema
+from tests.tlc.published import GREEN, TRIP, parquet_file, read_parquet, table
+from tests.tlc.test_csv import FIRST_TRIP
+
+ROWS = 300
+MANY = table(ROWS, VendorID=range(ROWS), fare_amount=[n / 4 for n in range(ROWS)])
+
+
+def test_a_row_becomes_a_trip_of_the_canonical_schema() -> None:
+    read = read_parquet(parquet_file(table()))
+    assert read.trips.schema == arrow_schema("green")
+    assert read.trips.to_pylist() == [FIRST_TRIP]
+    [shape] = read.shapes
+    assert (shape.era.name, shape.published) == ("green parquet since 2019-01", tuple(TRIP))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"ehail_fee": pa.nulls(1)},
+        {"VendorID": pa.array([2], pa.int32()), "passenger_count": pa.array([1], pa.int64())},
+        {"VendorID": pa.array([2.0])},
+        {"trip_distance": pa.array([1.01], pa.float64()), "tip_amount": pa.array([0], pa.int8())},
+        {"store_and_fwd_flag": pa.array(["N"], pa.large_string())},
+        {"lpep_pickup_datetime": pa.array(["2021-01-01 00:15:56"])},
+        {"lpep_pickup_datetime": pa.array([FIRST_TRIP["lpep_pickup_datetime"]], pa.timestamp("ms"))},
+        {"lpep_pickup_datetime": pa.array([FIRST_TRIP["lpep_pickup_datetime"]], pa.timestamp("ns"))},
+        {"cbd_congestion_fee": pa.nulls(1, pa.float64())},
+        {"fare_amount": None, "FARE_amount": pa.array([5.5])},
+    ],
+    ids=lambda columns: " ".join(f"{k} {getattr(v, 'type', None)}" for k, v in columns.items()),
+)
+def test_the_same_trip_comes_of_every_type_tlc_has_used(columns: dict[str, Any]) -> None:
+    read = read_parquet(parquet_file(table(**columns)))
+    assert read.trips.to_pylist() == [FIRST_TRIP]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"row_group_size": 7},
+        {"row_group_size": 100, "compression": "zstd", "write_statistics": False},
+        {"compression": "gzip", "use_dictionary": False, "data_page_version": "2.0"},
+        {"compression": "none", "write_page_checksum": True, "data_page_size": 64},
+        {"store_schema": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("batch", [1, 64, 1000], ids="batches of {}".format)
+def test_rows_keep_their_order_over_row_groups_and_batches(options: dict[str, Any], batch: int) -> None:
+    with patch.object(reading, "BATCH", batch):
+        read = read_parquet(parquet_file(MANY, **options))
+    assert read.values("row_number") == list(range(1, ROWS + 1))
+    assert read.values("VendorID") == list(range(ROWS))
+    assert read.values("fare_amount") == [n / 4 for n in range(ROWS)]
+
+
+def test_a_dictionary_of_texts_is_refused_where_arrow_says_it_is_one_and_read_where_only_parquet_does() -> None:
+    coded = table(store_and_fwd_flag=pa.array(["N"]).dictionary_encode())
+    assert read_parquet(parquet_file(coded, store_schema=False)).trips.to_pylist() == [FIRST_TRIP]
+    with pytest.raises(SchemaMismatch, match="'store_and_fwd_flag': published as dictionary"):
+        read_parquet(parquet_file(coded))
+
+
+def test_a_value_that_does_not_fit_is_set_aside_with_its_row_as_json() -> None:
+    read = read_parquet(parquet_file(table(3, RatecodeID=[1.0, 1.5, None])))
+    assert read.values("row_number") == [1, 3]
+    assert read.values("RatecodeID") == [1, None]
+    [reject] = read.rejects
+    assert (reject["row_number"], reject["reason"]) == (2, "RatecodeID: not a whole number")
+    original = json.loads(reject["original"])
+    assert list(original) == list(TRIP)
+    assert (original["RatecodeID"], original["VendorID"], original["ehail_fee"]) == (1.5, 2, None)
+    assert original["lpep_pickup_datetime"] == "2021-01-01 00:15:56.000000"
+
+
+def test_nanoseconds_that_microseconds_cannot_hold_are_set_aside_not_cut_off() -> None:
+    read = read_parquet(parquet_file(table(2, lpep_pickup_datetime=pa.array([1_000, 1_001], pa.timestamp("ns")))))
+    assert read.values("lpep_pickup_datetime") == [dt.datetime(1970, 1, 1, 0, 0, 0, 1)]
+    [reject] = read.rejects
+    assert "1970-01-01 00:00:00.000001001" in reject["original"]
+
+
+@pytest.mark.parametrize(
+    "moment", [dt.datetime(1, 1, 1), dt.datetime(1500, 2, 3, 4, 5, 6, 7), dt.datetime(9999, 12, 31)]
+)
+def test_the_oldest_way_to_write_a_time_holds_every_year(moment: dt.datetime) -> None:
+    old = parquet_file(
+        table(lpep_pickup_datetime=pa.array([moment], pa.timestamp("us"))), use_deprecated_int96_timestamps=True
+    )
+    physical = pq.ParquetFile(io.BytesIO(old)).schema.column(1).physical_type
+    assert physical == "INT96"
+    assert read_parquet(old).values("lpep_pickup_datetime") == [moment]
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (
+            {"lpep_pickup_datetime": pa.array([0], pa.timestamp("us", "America/New_York")), "VendorID": [True]},
+            ["'VendorID': published as bool", "'lpep_pickup_datetime': published with time zone America/New_York"],
+        ),
+        (
+            {"__index_level_0__": [0], "tip": [0]},
+            ["'__index_level_0__': in the file, unknown", "'tip': in the file, unknown"],
+        ),
+        ({"extra": None, "mta_tax": None}, ["'extra': not in the file", "'mta_tax': not in the file"]),
+        ({"vendorid": [1]}, ["'VendorID': in the file more than once", "'vendorid': in the file more than once"]),
+        ({"store_and_fwd_flag": pa.array([b"N"])}, ["'store_and_fwd_flag': published as binary"]),
+        ({"extra": pa.array([[1.0]])}, ["'extra': published as list"]),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused_with_a_line_each(columns: dict[str, Any], lines: list[str]) -> None:
+    with pytest.raises(SchemaMismatch) as refused:
+        read_parquet(parquet_file(table(**columns)))
+    assert all(f"  - {line}" in str(refused.value) for line in lines)
+
+
+def test_a_file_without_columns_is_refused() -> None:
+    with pytest.raises(SchemaMismatch, match="'VendorID': not in the file"):
+        read_parquet(parquet_file(pa.table({})))
+
+
+def test_a_file_without_rows_is_refused() -> None:
+    empty = read_parquet(parquet_file(MANY.slice(0, 0)))
+    with pytest.raises(TooManyRejects, match="a header and no trips"):
+        empty.tally.check(GREEN)
+
+
+WHOLE = parquet_file(MANY, row_group_size=100)
+FOOTER = len(WHOLE) - 8 - int.from_bytes(WHOLE[-8:-4], "little")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PAR1",
+        WHOLE[:-1],
+        WHOLE[: len(WHOLE) // 2],
+        WHOLE[: len(WHOLE) // 2] + b"PAR1",
+        WHOLE[: FOOTER // 2] + WHOLE[FOOTER:],
+        WHOLE[:4] + bytes(FOOTER - 4) + WHOLE[FOOTER:],
+        WHOLE[:-8] + b"\xff\xff\xff\x7f" + b"PAR1",
+        b"<html>" * 100,
+    ],
+    ids=[
+        "empty",
+        "magic only",
+        "cut by one",
+        "half",
+        "half, then magic",
+        "half missing inside",
+        "zeroed",
+        "long footer",
+        "HTML",
+    ],
+)
+def test_a_file_cut_or_damaged_is_refused(data: bytes) -> None:
+    with pytest.raises(UnreadableFile, match=r"(?s)green 2021-01: the Parquet file is damaged .* fetch it again"):
+        read_parquet(data)
+
+
+@pytest.mark.parametrize(("tail", "sound"), [(WHOLE[-8:], True), (WHOLE[-9:-1], False), (b"", False), (b"PAR", False)])
+def test_a_parquet_file_ends_with_its_magic(tail: bytes, sound: bool) -> None:
+    recognise_end(GREEN, ".csv", tail, "http://h/x")
+    if sound:
+        recognise_end(GREEN, ".parquet", tail, "http://h/x")
+        return
+    with pytest.raises(UnreadableFile, match="green 2021-01: http://h/x is truncated: the Parquet footer is missing"):
+        recognise_end(GREEN, ".parquet", tail, "http://h/x")
+
+
+def test_a_checksummed_page_with_a_wrong_byte_is_refused() -> None:
+    data = parquet_file(MANY, compression="none", use_dictionary=False, write_page_checksum=True)
+    at = data.index((123).to_bytes(8, "little"))  # a VendorID, in plain encoding
+    with pytest.raises(UnreadableFile, match="CRC"):
+        read_parquet(data[:at] + b"\x7c" + data[at + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("rows_there", "rows_said"), [(300, 299), (300, 301), (100, 99)], ids=["fewer", "more", "fewer in a row group"]
+)
+def test_a_footer_that_lies_about_rows_is_refused(rows_there: int, rows_said: int) -> None:
+    # The last such number in a footer is the file's, or a row group's.
+    lie = bytearray(WHOLE)
+    at = lie.rindex(_varint(rows_there), FOOTER) if rows_there == 100 else lie.index(_varint(rows_there), FOOTER)
+    lie[at : at + 2] = _varint(rows_said)
+    said = pq.ParquetFile(io.BytesIO(bytes(lie))).metadata
+    assert rows_said in (said.num_rows, *(said.row_group(n).num_rows for n in range(said.num_row_groups)))
+    with pytest.raises(UnreadableFile, match="damaged"):
+        read_parquet(bytes(lie))
+
+
+def _varint(number: int) -> bytes:
+    """As Thrift's compact protocol writes a number that takes two bytes."""
+    return bytes([number * 2 & 0x7F | 0x80, number * 2 >> 7])
+
+
+@given(st.integers(0, len(WHOLE) - FOOTER - 9), st.integers(1, 255))
+def test_a_footer_with_one_wrong_byte_never_puts_a_value_in_another_row(at: int, change: int) -> None:
+    data = bytearray(WHOLE)
+    data[FOOTER + at] ^= change
+    try:
+        read = read_parquet(bytes(data))
+    except (UnreadableFile, SchemaMismatch):
+        return
+    assume(not read.rejects)  # bytes now called by another kind: set aside, visibly
+    assert read.values("row_number") == list(range(1, ROWS + 1))
+    for name in ("VendorID", "fare_amount"):
+        assert read.values(name) == MANY[name].to_pylist()
+
+
+_RATES = st.one_of(st.none(), st.integers(0, 99).map(float), st.sampled_from([1.5, float("nan"), float("inf")]))
+
+
+@given(st.lists(_RATES, min_size=1, max_size=60), st.integers(1, 20), st.integers(1, 20))
+def test_every_row_is_loaded_or_quarantined_once(rates: list[float | None], row_group: int, batch: int) -> None:
+    data = parquet_file(table(len(rates), RatecodeID=pa.array(rates, pa.float64())), row_group_size=row_group)
+    with patch.object(reading, "BATCH", batch):
+        read = read_parquet(data)
+    sound = {n: rate for n, rate in enumerate(rates, 1) if rate is None or rate.is_integer()}
+    assert dict(zip(read.values("row_number"), read.values("RatecodeID"), strict=True)) == sound
+    assert {r["row_number"] for r in read.rejects} == set(range(1, len(rates) + 1)) - set(sound)
+    assert read.tally.source_rows == read.tally.loaded + read.tally.quarantined.total() == len(rates)
+
+
+def test_a_reader_that_stops_early_leaves_no_thread() -> None:
+    with patch.object(reading, "BATCH", 1):
+        chunks = parquet_chunks(GREEN, io.BytesIO(WHOLE), lambda _: None)
+        next(chunks)
+        chunks.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]

@@ -1,0 +1,134 @@
+"""Real files of TLC and of its mirror, where the shared folder has them: every row, every value, every cent."""
+
+import csv
+import datetime as dt
+import gzip
+import io
+import math
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows.tlc.errors import UnreadableFile
+from flows.tlc.reading import recognise, recognise_end
+from flows.tlc.schema import TRIP_COLUMNS
+from flows.tlc.sources import ENDINGS, Ending
+from flows.tlc.trips import TripMonth
+from tests.tlc.published import Read, read_csv, read_parquet
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real files are in ../shared/data, which is not here")
+
+# Rows as measured apart from this project.
+OFFICIAL = {
+    "green_tripdata_2020-04.parquet": 35_644,
+    "green_tripdata_2020-08.parquet": 81_063,
+    "green_tripdata_2021-01.parquet": 76_518,
+    "green_tripdata_2022-01.parquet": 62_495,
+    "green_tripdata_2023-01.parquet": 68_211,
+    "green_tripdata_2023-02.parquet": 64_809,
+    "green_tripdata_2023-06.parquet": 65_550,
+    "green_tripdata_2024-03.parquet": 57_457,
+    "green_tripdata_2025-01.parquet": 48_326,
+}
+CSVS = {
+    "mirror/green_tripdata_2020-10.csv.gz": 95_120,
+    "samples-2020-04/fhv_tripdata_2020-04.csv": 1000,
+    "samples-2020-04/fhvhv_tripdata_2020-04.csv": 1000,
+    "samples-2020-04/green_tripdata_2020-04.csv": 1000,
+    "samples-2020-04/yellow_tripdata_2020-04.csv": 1000,
+}
+
+
+def month_of(path: Path) -> TripMonth:
+    color, _, month = path.name.partition(".")[0].split("_")
+    year, number = month.split("-")
+    return TripMonth(color, int(year), int(number))
+
+
+def ending_of(path: Path) -> Ending:
+    return next(ending for ending in ENDINGS if path.name.endswith(ending))
+
+
+def read(path: Path) -> Read:
+    data, month, ending = path.read_bytes(), month_of(path), ending_of(path)
+    recognise(month, ending, data[:1024], path.name)
+    recognise_end(month, ending, data[-8:], path.name)
+    return read_parquet(data, month) if ending == ".parquet" else read_csv(data, month, ending)
+
+
+def total(amounts: list[float | None]) -> int:
+    """A sum of money or miles to the thousandth, which no amount goes beyond, whatever the float noise of each."""
+    return round(1000 * math.fsum(amount for amount in amounts if amount is not None))
+
+
+@pytest.mark.parametrize(("name", "rows"), OFFICIAL.items(), ids=OFFICIAL)
+def test_an_official_month_is_loaded_to_the_row_and_value(name: str, rows: int) -> None:
+    path = DATA / "official" / name
+    got = read(path)
+    got.tally.check(month_of(path))
+    assert (got.tally.source_rows, got.tally.loaded, got.rejects) == (rows, rows, [])
+    assert got.values("row_number") == list(range(1, rows + 1))
+    published = pq.read_table(path)
+    for name_there in published.column_names:
+        [column] = [c for c in TRIP_COLUMNS["green"] if c.name.lower() == name_there.lower()]
+        there, here = published[name_there], got.trips[column.name]
+        if there.null_count == rows:
+            assert here.null_count == rows
+            continue
+        assert here.cast(there.type).equals(there), name_there  # back to what it was published as
+        if column.kind == "number":
+            assert total(here.to_pylist()) == total(there.to_pylist())
+    absent = {c.name for c in TRIP_COLUMNS["green"]} - set(published.column_names)
+    assert all(got.trips[name].null_count == rows for name in absent)
+
+
+@pytest.mark.parametrize(("name", "rows"), CSVS.items(), ids=CSVS)
+def test_a_real_csv_is_loaded_to_the_row_and_value(name: str, rows: int) -> None:
+    path = DATA / name
+    got = read(path)
+    got.tally.check(month_of(path))
+    assert (got.tally.source_rows, got.tally.loaded, got.rejects) == (rows, rows, [])
+    text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+    header, *lines = csv.reader(io.StringIO(text))
+    kinds = {column.name.lower(): column for column in TRIP_COLUMNS[month_of(path).color]}
+    for name_there, texts in zip(header, zip(*lines, strict=True), strict=True):
+        column = kinds[name_there.lower()]
+        here = got.values(column.name)
+        assert here == [_PYTHON[column.kind](text) if text else None for text in texts], name_there
+        if column.kind == "number":
+            assert total(here) == round(1000 * sum(Decimal(text) for text in texts if text))
+
+
+_PYTHON = {"integer": int, "number": float, "datetime": dt.datetime.fromisoformat, "text": str}
+
+
+HEADS = [path for year in (2019, 2020) for path in sorted((DATA / "heads-1024").glob(f"*_{year}-*.csv"))]
+
+
+@pytest.mark.parametrize("path", HEADS, ids=lambda path: path.stem)
+def test_of_a_csv_cut_after_1024_bytes_every_whole_line_is_read(path: Path) -> None:
+    data = path.read_bytes()
+    data = data[: data.rindex(b"\n") + 1]
+    whole = [line for line in data.splitlines()[1:] if line]
+    got = read_csv(data, month_of(path))
+    assert (got.tally.loaded, got.rejects) == (len(whole), [])
+
+
+def test_a_real_file_with_conflict_markers_is_refused() -> None:
+    [path] = (DATA / "broken").glob("conflict-markers_*.csv")
+    with pytest.raises(UnreadableFile, match="it begins with merge-conflict markers: get the original file"):
+        recognise(TripMonth("fhv", 2020, 1), ".csv", path.read_bytes(), path.name)
+
+
+def test_a_real_file_that_excel_saved_again_is_all_quarantine() -> None:
+    [path] = (DATA / "broken").glob("conflict-markers_*.csv")
+    header, *rest = path.read_bytes().partition(b"\n")[2].split(b"\n")
+    trips = [line for line in rest if line.startswith(b"B0")]
+    got = read_csv(b"\n".join([header, *trips]), TripMonth("fhv", 2020, 1))
+    reasons = Counter(reject["reason"] for reject in got.rejects)
+    assert reasons == {"pickup_datetime: not a datetime": len(trips)}
+    assert [reject["original"] for reject in got.rejects] == [line.decode().strip() for line in trips]

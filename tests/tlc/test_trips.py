@@ -1,0 +1,88 @@
+"""A month's names are made in one place, and months that cannot exist are refused before any work."""
+
+import datetime as dt
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.tlc.errors import UnknownMonth
+from flows.tlc.trips import COLORS, FIRST_MONTH, TripMonth, trip_months
+
+TODAY = dt.date(2024, 5, 20)
+
+
+def test_everything_about_a_month_is_named_after_its_color_and_month() -> None:
+    month = TripMonth("yellow", 2021, 1)
+    assert str(month) == "yellow 2021-01"
+    assert month.stem == "yellow_tripdata_2021-01"
+    assert month.file_month == dt.date(2021, 1, 1)
+    assert month.next_month == dt.date(2021, 2, 1)
+    assert month.partition == "202101"
+    assert month.postgres_partition == "yellow_2021_01"
+    assert month.raw_key(".csv.gz") == "raw/yellow/yellow_tripdata_2021-01.csv.gz"
+    assert month.key == "yellow/yellow_tripdata_2021-01.parquet"
+    assert month.quarantine_key == "quarantine/yellow/yellow_tripdata_2021-01.parquet"
+    assert month.manifest_key == "manifests/yellow/yellow_tripdata_2021-01.json"
+    assert month.url("http://h/{color}/{year}/{month:02d}.csv") == "http://h/yellow/2021/01.csv"
+
+
+def test_the_month_after_december_is_january() -> None:
+    assert TripMonth("green", 2020, 12).next_month == dt.date(2021, 1, 1)
+
+
+@given(
+    st.sets(st.tuples(st.sampled_from(COLORS), st.integers(2020, 2100), st.integers(1, 12)), min_size=2, max_size=2),
+)
+def test_no_two_months_share_a_name(two: set[tuple[str, int, int]]) -> None:
+    one, other = (TripMonth(*month) for month in two)
+    for name in ("stem", "key", "quarantine_key", "manifest_key", "postgres_partition"):
+        assert getattr(one, name) != getattr(other, name)
+
+
+@pytest.mark.parametrize(
+    ("color", "year", "months", "said"),
+    [
+        ("purple", 2021, [1], "color 'purple' is unknown; use one of yellow, green, fhv, fhvhv."),
+        ("Yellow", 2021, [1], "color 'Yellow' is unknown"),
+        ("yellow", 2021, [], "months is empty; name at least one, such as [1, 2, 3]."),
+        ("yellow", 2021, [0, 13], "month 0 does not exist; months are 1 to 12. month 13 does not exist"),
+        ("yellow", 2021, [1, -1, 2], "month -1 does not exist"),
+        ("yellow", 2008, [12], "yellow 2008-12: TLC's yellow files begin with 2009-01."),
+        ("green", 2013, [7, 8], "green 2013-07: TLC's green files begin with 2013-08."),
+        ("fhv", 2014, [12], "begin with 2015-01."),
+        ("fhvhv", 2019, [1], "begin with 2019-02."),
+        ("yellow", 0, [1], "begin with 2009-01."),
+        ("yellow", -2021, [1], "begin with 2009-01."),
+        ("yellow", 2024, [5, 6], "yellow 2024-06 is in the future."),
+        ("yellow", 2101, [1], "yellow 2101-01 is in the future."),
+        ("yellow", 10_000, [1], "yellow 10000-01 is in the future."),
+    ],
+)
+def test_months_are_refused_as_a_whole_if_one_cannot_exist(color: str, year: int, months: list[int], said: str) -> None:
+    with pytest.raises(UnknownMonth) as refused:
+        trip_months(color, year, months, today=TODAY)
+    assert said in str(refused.value)
+    assert not months or "Nothing was started." in str(refused.value)
+
+
+def test_one_reason_for_all_months_is_said_once() -> None:
+    with pytest.raises(UnknownMonth) as refused:
+        trip_months("purple", 2021, [1, 2, 3])
+    assert str(refused.value).count("purple") == 1
+
+
+def test_months_keep_their_order_and_come_once() -> None:
+    assert [m.month for m in trip_months("green", 2021, [3, 1, 3, 2, 1])] == [3, 1, 2]
+
+
+def test_this_month_may_be_asked_for_and_the_next_may_not() -> None:
+    assert trip_months("yellow", 2024, [5], today=TODAY) == [TripMonth("yellow", 2024, 5)]
+    now = dt.datetime.now(dt.UTC).date()
+    with pytest.raises(UnknownMonth, match="future"):
+        trip_months("yellow", now.year + 1, [1])
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_the_first_month_of_a_color_exists(color: str) -> None:
+    assert TripMonth(color, *FIRST_MONTH[color]).file_month == dt.date(*FIRST_MONTH[color], 1)
