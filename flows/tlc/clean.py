@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flows.tlc.eras import Shape
-from flows.tlc.errors import NotReconciled, TooManyRejects
-from flows.tlc.schema import KINDS, QUARANTINE_SCHEMA, Kind, arrow_schema
+from flows.tlc.errors import NotReconciled, SchemaMismatch, TooManyRejects
+from flows.tlc.schema import CODINGS, KINDS, QUARANTINE_SCHEMA, Coding, Kind, arrow_schema
 from flows.tlc.trips import Rows, TripMonth
 
 # A sound file has next to none; above this share the file is damaged or its era is wrong.
@@ -191,6 +191,30 @@ def _readable(value: pa.Scalar) -> str | float | None:
     return number if math.isfinite(number) else str(number)
 
 
+def _decode(values: pa.Array, coding: Coding) -> tuple[pa.Array, dict[str, pa.Array]]:
+    """Texts as TLC's codes, still as text; those that have none, and are no code themselves, go to a column of their own."""
+    texts = values.cast(pa.string())
+    plain = pc.utf8_lower(pc.utf8_trim_whitespace(texts))
+    codes = pa.array([str(code) for code in coding.codes.values()], pa.string())
+    code = codes.take(pc.index_in(plain, value_set=pa.array(list(coding.codes), pa.string())))
+    number = pc.match_substring_regex(plain, r"^-?[0-9]+(\.0*)?$")
+    if not coding.original:  # the column itself is text, and can keep what has no code
+        return pc.coalesce(code, texts), {}
+    decoded = pc.coalesce(code, pc.if_else(number, plain, pa.scalar(None, pa.string())))
+    return decoded, {coding.original: pc.if_else(pc.is_valid(decoded), pa.scalar(None, pa.string()), texts)}
+
+
+def _require_empty(trip_month: TripMonth, name: str, values: pa.ChunkedArray, row_numbers: pa.Array) -> None:
+    filled = pc.indices_nonzero(pc.is_valid(values))
+    if len(filled):
+        first = filled[0].as_py()
+        raise SchemaMismatch(
+            f"{trip_month}: {name} has never held anything, but holds {values[first].as_py()!r} in row"
+            f" {row_numbers[first]}: header and data do not agree, and columns may have shifted. Nothing was loaded."
+            " Compare the row with the header, and add an era to flows/tlc/eras.py."
+        )
+
+
 def clean(
     trip_month: TripMonth,
     shape: Shape,
@@ -204,8 +228,13 @@ def clean(
     """
     by_name: dict[str, pa.Array] = {}
     bad: dict[int, str] = {}
+    for name in shape.empty:
+        _require_empty(trip_month, name, published.column(name), row_numbers)
     for name, column in zip(shape.published, shape.canonical, strict=True):
         values = _as_array(published.column(name))
+        if shape.coded(column):
+            values, originals = _decode(values, CODINGS[column.name])
+            by_name |= originals
         by_name[column.name], positions = _convert(values, column.kind)
         for position in positions:
             bad.setdefault(position, f"{column.name}: {REASONS[column.kind]}")

@@ -4,8 +4,8 @@ TLC adds a column: add it to `schema.TRIP_COLUMNS`, and an era here that begins 
 Facts read off the published files themselves; names differ in case and blanks between eras, so case and blanks do not count.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -17,12 +17,20 @@ from flows.tlc.trips import TripMonth
 
 @dataclass(frozen=True)
 class Era:
-    """The months from `first` on, until the next era of the same color and format, whose files must have `columns`."""
+    """The months from `first` on, until the next era of the same color and format, whose files must have `columns`.
+
+    `coded` columns are published as texts that stand for codes (`schema.CODINGS`); `empty` ones hold nothing, ever;
+    `index` ones hold no trip data: pandas left them there. `unnamed` is how many more fields than names its rows may have.
+    """
 
     color: str
     format: str
     first: str
     columns: str
+    coded: str = ""
+    empty: str = ""
+    index: str = ""
+    unnamed: int = 0
 
     @property
     def name(self) -> str:
@@ -30,40 +38,108 @@ class Era:
         return f"{self.color} {self.format} since {self.first}"
 
 
-_YELLOW = (
-    "VendorID tpep_pickup_datetime tpep_dropoff_datetime passenger_count trip_distance RatecodeID store_and_fwd_flag"
-    " PULocationID DOLocationID payment_type fare_amount extra mta_tax tip_amount tolls_amount improvement_surcharge"
-    " total_amount congestion_surcharge"
+_YELLOW_2009 = (
+    "vendor_name Trip_Pickup_DateTime Trip_Dropoff_DateTime Passenger_Count Trip_Distance Start_Lon Start_Lat Rate_Code"
+    " store_and_forward End_Lon End_Lat Payment_Type Fare_Amt surcharge mta_tax Tip_Amt Tolls_Amt Total_Amt"
 )
-_GREEN = (
-    "VendorID lpep_pickup_datetime lpep_dropoff_datetime store_and_fwd_flag RatecodeID PULocationID DOLocationID"
-    " passenger_count trip_distance fare_amount extra mta_tax tip_amount tolls_amount ehail_fee improvement_surcharge"
-    " total_amount payment_type trip_type congestion_surcharge"
+_YELLOW_2010 = (
+    "vendor_id pickup_datetime dropoff_datetime passenger_count trip_distance pickup_longitude pickup_latitude rate_code"
+    " store_and_fwd_flag dropoff_longitude dropoff_latitude payment_type fare_amount surcharge mta_tax tip_amount"
+    " tolls_amount total_amount"
 )
-_FHV_CSV = "dispatching_base_num pickup_datetime dropoff_datetime PULocationID DOLocationID SR_Flag"
-_FHVHV_CSV = f"hvfhs_license_num {_FHV_CSV}"
+_POINTS = "pickup_longitude pickup_latitude dropoff_longitude dropoff_latitude"
+_ZONES = "PULocationID DOLocationID"
+_YELLOW_2016 = (
+    f"VendorID tpep_pickup_datetime tpep_dropoff_datetime passenger_count trip_distance RatecodeID store_and_fwd_flag {_ZONES}"
+    " payment_type fare_amount extra mta_tax tip_amount tolls_amount improvement_surcharge total_amount"
+)
+_YELLOW_2015 = _YELLOW_2016.replace(_ZONES, _POINTS)
+_YELLOW = f"{_YELLOW_2016} congestion_surcharge"
+_GREEN_2016 = (
+    f"VendorID lpep_pickup_datetime lpep_dropoff_datetime store_and_fwd_flag RatecodeID {_ZONES} passenger_count"
+    " trip_distance fare_amount extra mta_tax tip_amount tolls_amount ehail_fee improvement_surcharge total_amount"
+    " payment_type trip_type"
+)
+_GREEN_2015 = _GREEN_2016.replace(_ZONES, _POINTS)
+_GREEN_2013 = _GREEN_2015.replace(" improvement_surcharge", "")
+_GREEN = f"{_GREEN_2016} congestion_surcharge"
+_FHV_2015 = "Dispatching_base_num Pickup_date locationID"
+_FHV_2017 = "Dispatching_base_num Pickup_DateTime DropOff_datetime PUlocationID DOlocationID"
+_FHV_2018 = "Pickup_DateTime DropOff_datetime PUlocationID DOlocationID SR_Flag Dispatching_base_number"
+_FHV = "dispatching_base_num pickup_datetime dropoff_datetime PULocationID DOLocationID SR_Flag"
 _FHVHV = (
     "hvfhs_license_num dispatching_base_num originating_base_num request_datetime on_scene_datetime pickup_datetime"
     " dropoff_datetime PULocationID DOLocationID trip_miles trip_time base_passenger_fare tolls bcf sales_tax"
     " congestion_surcharge airport_fee tips driver_pay shared_request_flag shared_match_flag access_a_ride_flag"
     " wav_request_flag wav_match_flag"
 )
+_TEXTS = "VendorID payment_type store_and_fwd_flag"
 
+# Read off the headers of the legacy CSVs and the footers of the Parquet files themselves. The Parquet files were all made
+# again in 2022, with the columns of that year from 2011 on; request_source (2026-06) rests on a second-hand record.
 ERAS = (
+    Era("yellow", "csv", "2009-01", _YELLOW_2009, coded=_TEXTS),
+    Era("yellow", "csv", "2010-01", _YELLOW_2010, coded=_TEXTS),
+    Era("yellow", "csv", "2015-01", _YELLOW_2015),
+    Era("yellow", "csv", "2016-07", _YELLOW_2016, unnamed=2),
+    Era("yellow", "csv", "2017-01", _YELLOW_2016),
     Era("yellow", "csv", "2019-01", _YELLOW),
-    Era("yellow", "parquet", "2019-01", f"{_YELLOW} airport_fee"),
+    Era("yellow", "parquet", "2009-01", _YELLOW_2009, coded=_TEXTS),
+    Era("yellow", "parquet", "2010-01", _YELLOW_2010, coded=_TEXTS),
+    Era("yellow", "parquet", "2010-02", _YELLOW_2010, coded=_TEXTS, index="__index_level_0__"),
+    Era("yellow", "parquet", "2010-04", _YELLOW_2010, coded=_TEXTS),
+    Era("yellow", "parquet", "2011-01", f"{_YELLOW} airport_fee"),
     Era("yellow", "parquet", "2025-01", f"{_YELLOW} airport_fee cbd_congestion_fee"),
     Era("yellow", "parquet", "2026-06", f"{_YELLOW} airport_fee cbd_congestion_fee request_source"),
+    Era("green", "csv", "2013-08", _GREEN_2013, unnamed=2),
+    Era("green", "csv", "2015-01", _GREEN_2015, unnamed=2),
+    Era("green", "csv", "2015-07", _GREEN_2015),
+    Era("green", "csv", "2016-07", _GREEN_2016, unnamed=2),
+    Era("green", "csv", "2017-01", _GREEN_2016),
     Era("green", "csv", "2019-01", _GREEN),
-    Era("green", "parquet", "2019-01", _GREEN),
+    Era("green", "parquet", "2014-01", _GREEN),
     Era("green", "parquet", "2025-01", f"{_GREEN} cbd_congestion_fee"),
     Era("green", "parquet", "2026-06", f"{_GREEN} cbd_congestion_fee request_source"),
-    Era("fhv", "csv", "2019-01", _FHV_CSV),
-    Era("fhv", "parquet", "2019-01", f"{_FHV_CSV} Affiliated_base_number"),
-    Era("fhvhv", "csv", "2019-02", _FHVHV_CSV),
+    Era("fhv", "csv", "2015-01", _FHV_2015),
+    Era("fhv", "csv", "2017-01", _FHV_2017),
+    Era("fhv", "csv", "2017-07", f"{_FHV_2017} SR_Flag"),
+    Era("fhv", "csv", "2018-01", _FHV_2018, empty="Dispatching_base_num"),
+    Era("fhv", "csv", "2019-01", _FHV),
+    Era("fhv", "parquet", "2015-01", f"{_FHV} Affiliated_base_number"),
+    Era("fhvhv", "csv", "2019-02", f"hvfhs_license_num {_FHV}"),
     Era("fhvhv", "parquet", "2019-02", _FHVHV),
     Era("fhvhv", "parquet", "2025-01", f"{_FHVHV} cbd_congestion_fee"),
 )
+
+# What older files call a column of today's; every other name is today's, but for case and blanks around it.
+ALIASES: dict[str, dict[str, str]] = {
+    "yellow": {
+        "vendor_name": "VendorID",
+        "vendor_id": "VendorID",
+        "Trip_Pickup_DateTime": "tpep_pickup_datetime",
+        "pickup_datetime": "tpep_pickup_datetime",
+        "Trip_Dropoff_DateTime": "tpep_dropoff_datetime",
+        "dropoff_datetime": "tpep_dropoff_datetime",
+        "Start_Lon": "pickup_longitude",
+        "Start_Lat": "pickup_latitude",
+        "End_Lon": "dropoff_longitude",
+        "End_Lat": "dropoff_latitude",
+        "Rate_Code": "RatecodeID",
+        "store_and_forward": "store_and_fwd_flag",
+        "Fare_Amt": "fare_amount",
+        "surcharge": "extra",
+        "Tip_Amt": "tip_amount",
+        "Tolls_Amt": "tolls_amount",
+        "Total_Amt": "total_amount",
+    },
+    "green": {},
+    "fhv": {
+        "Dispatching_base_number": "dispatching_base_num",
+        "Pickup_date": "pickup_datetime",
+        "locationID": "PUlocationID",
+    },
+    "fhvhv": {},
+}
 
 # Which published Arrow types a kind can come from without a guess; a value that will not convert is quarantined.
 _CONVERTIBLE: dict[Kind, tuple[str, ...]] = {
@@ -76,11 +152,25 @@ _CONVERTIBLE: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """How one file's columns map to the canonical ones: `published[i]` is read as `canonical[i]`."""
+    """How one file's columns map to the canonical ones: `published[i]` is read as `canonical[i]`.
+
+    `names` are all its columns in order; those in `empty` must hold nothing in any row, unnamed ones at the end among them.
+    """
 
     era: Era
+    names: tuple[str, ...]
     published: tuple[str, ...]
     canonical: tuple[Column, ...]
+    empty: tuple[str, ...] = ()
+
+    def coded(self, column: Column) -> bool:
+        """Whether the file says in words what the column says in codes."""
+        return column.name in self.era.coded.split()
+
+    def padded(self, fields: int) -> "Shape":
+        """The same file with `fields` more at the end of each row, which the header has no names for."""
+        unnamed = tuple(f"(field {len(self.names) + i + 1}, which has no name)" for i in range(fields))
+        return replace(self, names=self.names + unnamed, empty=self.empty + unnamed)
 
 
 def era_of(trip_month: TripMonth, ending: Ending) -> Era:
@@ -102,8 +192,15 @@ def _plain(name: str) -> str:
     return name.strip().casefold()
 
 
-def _lacking(era: Era, found: Sequence[str]) -> list[str]:
-    return [name for name in era.columns.split() if _plain(name) not in found]
+def _meanings(color: str) -> dict[str, Column]:
+    """Every name that any file of the color has used, and the canonical column it means."""
+    known = {_plain(column.name): column for column in TRIP_COLUMNS[color]}
+    return known | {_plain(old): known[_plain(now)] for old, now in ALIASES[color].items()}
+
+
+def _lacking(era: Era, found: Collection[Column]) -> list[str]:
+    meanings = _meanings(era.color)
+    return [name for name in era.columns.split() if meanings[_plain(name)] not in found]
 
 
 def match(
@@ -114,21 +211,31 @@ def match(
     A column of today's schema is welcome in any month; one that no schema knows, one that the era has and
     the file lacks, one given twice, or one of a kind that cannot be converted raises `SchemaMismatch` with a line for each.
     """
-    found = [_plain(name) for name in names]
+    meanings = _meanings(trip_month.color)
     era = era_of(trip_month, ending)
+    beside = {_plain(name) for name in f"{era.empty} {era.index}".split()}  # columns that carry no trip
+    meant = {name: meanings.get(_plain(name)) for name in names if _plain(name) not in beside}
+    found = [column for column in meant.values() if column]
     # A CSV may also be TLC's Parquet saved as one, with the columns of that.
     if _lacking(era, found) and not _lacking(of_parquet := era_of(trip_month, ".parquet"), found):
         era = of_parquet
-    canonical = {_plain(column.name): column for column in TRIP_COLUMNS[trip_month.color]}
 
-    wrong = [f"{name!r}: in the file, unknown to the schema" for name in names if _plain(name) not in canonical]
-    wrong += [f"{name!r}: in the file more than once" for name in dict.fromkeys(names) if found.count(_plain(name)) > 1]
+    wrong = [f"{name!r}: in the file, unknown to the schema" for name, column in meant.items() if column is None]
+    wrong += [
+        f"{name!r}: in the file more than once"
+        for name, column in meant.items()
+        if (column and list(meant.values()).count(column) > 1) or list(names).count(name) > 1
+    ]  # fmt: skip
     wrong += [f"{name!r}: not in the file, expected since {era.first}" for name in _lacking(era, found)]
     for name, published in zip(names, types or (), strict=False):
-        column = canonical.get(_plain(name))
-        if column and str(published).split("[")[0].rstrip("0123456789") not in _CONVERTIBLE[column.kind]:
+        column = meant.get(name)
+        if column is None:
+            continue
+        simple = str(published).split("[")[0].rstrip("0123456789")
+        coded_number = column.name in era.coded.split() and simple in _CONVERTIBLE["number"]
+        if simple not in _CONVERTIBLE[column.kind] and not coded_number:
             wrong.append(f"{name!r}: published as {published}, which is no {column.kind}")
-        elif column and pa.types.is_timestamp(published) and published.tz is not None:
+        elif pa.types.is_timestamp(published) and published.tz is not None:
             wrong.append(f"{name!r}: published with time zone {published.tz}; TLC's times are New York wall-clock")
     if wrong:
         raise SchemaMismatch(
@@ -136,4 +243,5 @@ def match(
             + "\n".join(f"  - {line}" for line in wrong)
             + "\nIf TLC changed its files: add the column to flows/tlc/schema.py and an era to flows/tlc/eras.py."
         )
-    return Shape(era, tuple(names), tuple(canonical[name] for name in found))
+    empty = tuple(name for name in names if _plain(name) in {_plain(name) for name in era.empty.split()})
+    return Shape(era, tuple(names), tuple(meant), tuple(found), empty)

@@ -7,7 +7,7 @@ import csv
 import re
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cache
 from typing import BinaryIO
 
@@ -25,6 +25,7 @@ from flows.tlc.trips import TripMonth
 
 BLOCK = 6 << 20  # bytes of CSV parsed at once
 BATCH = 64 << 10  # rows of Parquet converted at once
+_SNIFFED = 64 << 10  # bytes of CSV that tell how many fields a row has
 
 _PARQUET_MAGIC = b"PAR1"
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -126,12 +127,16 @@ def _parse(shape: Shape, block: bytes, *, typed: bool) -> pa.Table:
     Datetimes are always text here: Arrow's CSV parsers take February 30 for March 2, or a bare date for midnight.
     """
     numbers = ("integer", "number") if typed else ()
-    types = [KINDS[column.kind].arrow if column.kind in numbers else pa.string() for column in shape.canonical]
+    types = {
+        name: KINDS[column.kind].arrow
+        for name, column in zip(shape.published, shape.canonical, strict=True)
+        if column.kind in numbers and not shape.coded(column)
+    }
     return pa_csv.read_csv(
         pa.BufferReader(block),
-        pa_csv.ReadOptions(use_threads=False, column_names=list(shape.published), block_size=len(block) + 1),
+        pa_csv.ReadOptions(use_threads=False, column_names=list(shape.names), block_size=len(block) + 1),
         convert_options=pa_csv.ConvertOptions(
-            column_types=dict(zip(shape.published, types, strict=True)),
+            column_types=dict.fromkeys(shape.names, pa.string()) | types,
             null_values=[""],  # "N/A" and "nan" are texts here, not nulls
             strings_can_be_null=True,
         ),
@@ -172,7 +177,7 @@ def _rows_line_by_line(trip_month: TripMonth, shape: Shape, block: bytes, first_
             )
         try:
             fields = next(csv.reader([line.decode()], strict=True))
-            reason = "" if len(fields) == len(shape.published) else "wrong number of fields"
+            reason = "" if len(fields) == len(shape.names) else "wrong number of fields"
         except UnicodeDecodeError:
             reason = "not UTF-8"
         except csv.Error:
@@ -189,10 +194,23 @@ def _rows_line_by_line(trip_month: TripMonth, shape: Shape, block: bytes, first_
 
 
 def _table(shape: Shape, rows: list[list[str]]) -> pa.Table:
-    columns = zip(*rows, strict=True) if rows else [()] * len(shape.published)
+    columns = zip(*rows, strict=True) if rows else [()] * len(shape.names)
     return pa.table(
-        [pa.array([field or None for field in column], pa.string()) for column in columns], names=list(shape.published)
+        [pa.array([field or None for field in column], pa.string()) for column in columns], names=list(shape.names)
     )
+
+
+def _unnamed_fields(shape: Shape, block: bytes) -> int:
+    """How many empty fields the file's first rows have beyond the header's: none, or as many as its era may have."""
+    if not shape.era.unnamed:
+        return 0
+    lines = _lines(block[:_SNIFFED])
+    whole = lines if len(block) <= _SNIFFED else lines[:-1]
+    with suppress(UnicodeDecodeError, csv.Error):
+        rows = list(csv.reader(line.decode() for line in whole))
+        padded = [len(row) == len(shape.names) + shape.era.unnamed for row in rows]
+        return shape.era.unnamed if sum(padded) * 2 > len(rows) else 0
+    return 0
 
 
 def csv_chunks(
@@ -205,6 +223,7 @@ def csv_chunks(
         first = next(blocks, b"")
         names, first = _split_header(trip_month, first)
         shape = match(trip_month, ending, names)
+        shape = shape.padded(_unnamed_fields(shape, first))
         on_shape(shape)
 
         def parsed() -> Iterator[Chunk]:

@@ -10,7 +10,7 @@ from typing import Literal
 import pyarrow as pa
 
 # Raised whenever a column is added or changes type; manifests carry it, so that an older month is known as such.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Kind = Literal["integer", "number", "datetime", "text", "date", "instant"]
 
@@ -67,6 +67,14 @@ _PAYMENT = "0 flex fare, 1 credit card, 2 cash, 3 no charge, 4 dispute, 5 unknow
 _CBD = "US$, MTA congestion relief zone, since 2025-01"
 _REQUEST = "how the trip was requested, since 2026-06"
 
+# Columns that only older files have; TLC replaced points by zones in July 2016.
+_POINTS: tuple[tuple[str, Kind, str], ...] = (
+    ("pickup_longitude", "number", "degrees, WGS 84, until 2016-06; 0 where unknown"),
+    ("pickup_latitude", "number", "degrees, WGS 84, until 2016-06; 0 where unknown"),
+    ("dropoff_longitude", "number", "degrees, WGS 84, until 2016-06; 0 where unknown"),
+    ("dropoff_latitude", "number", "degrees, WGS 84, until 2016-06; 0 where unknown"),
+)
+
 TRIP_COLUMNS: dict[str, tuple[Column, ...]] = {
     "yellow": _columns(
         ("VendorID", "integer", _VENDOR),
@@ -90,6 +98,9 @@ TRIP_COLUMNS: dict[str, tuple[Column, ...]] = {
         ("Airport_fee", "number", "US$, pickups at LaGuardia and JFK"),
         ("cbd_congestion_fee", "number", _CBD),
         ("request_source", "text", _REQUEST),
+        *_POINTS,
+        ("vendor_text", "text", "the vendor as published, where VendorID has no code for it, until 2014"),
+        ("payment_text", "text", "the payment as published, where payment_type has no code for it, until 2014"),
     ),
     "green": _columns(
         ("VendorID", "integer", _VENDOR),
@@ -114,6 +125,7 @@ TRIP_COLUMNS: dict[str, tuple[Column, ...]] = {
         ("congestion_surcharge", "number", "US$, New York State, since 2019"),
         ("cbd_congestion_fee", "number", _CBD),
         ("request_source", "text", _REQUEST),
+        *_POINTS,
     ),
     "fhv": _columns(
         ("dispatching_base_num", "text", "TLC licence of the base that dispatched"),
@@ -152,6 +164,32 @@ TRIP_COLUMNS: dict[str, tuple[Column, ...]] = {
         ("cbd_congestion_fee", "number", _CBD),
         ("SR_Flag", "integer", "1: part of a shared ride; the CSVs of 2019 to 2021 alone have it"),
     ),
+}
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How texts stand for what TLC has a code for now; a text without a code is kept in the column `original`, or as it is."""
+
+    codes: dict[str, int] | dict[str, str]
+    original: str = ""
+
+
+# Yellow files up to 2014 say VTS and CASH where later ones have a number; letters' case and blanks do not count.
+# https://www.nyc.gov/assets/tlc/downloads/pdf/data_dictionary_trip_records_yellow.pdf; the spellings are the files' own.
+CODINGS: dict[str, Coding] = {
+    "VendorID": Coding({"cmt": 1, "vts": 2}, "vendor_text"),
+    "payment_type": Coding(
+        {
+            **dict.fromkeys(("credit", "crd", "cre"), 1),
+            **dict.fromkeys(("cash", "csh", "cas"), 2),
+            **dict.fromkeys(("no charge", "noc", "no"), 3),
+            **dict.fromkeys(("dispute", "dis"), 4),
+            **dict.fromkeys(("unknown", "unk"), 5),
+        },
+        "payment_text",
+    ),
+    "store_and_fwd_flag": Coding({"0": "N", "0.0": "N", "1": "Y", "1.0": "Y"}),
 }
 
 

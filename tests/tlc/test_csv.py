@@ -45,6 +45,10 @@ FIRST_TRIP = {
     "congestion_surcharge": 0.0,
     "cbd_congestion_fee": None,
     "request_source": None,
+    "pickup_longitude": None,
+    "pickup_latitude": None,
+    "dropoff_longitude": None,
+    "dropoff_latitude": None,
     "file_month": dt.date(2021, 1, 1),
     "row_number": 1,
 }

@@ -5,7 +5,7 @@ import re
 import pyarrow as pa
 import pytest
 
-from flows.tlc.eras import ERAS, era_of, match
+from flows.tlc.eras import ALIASES, ERAS, era_of, match
 from flows.tlc.errors import SchemaMismatch
 from flows.tlc.schema import TRIP_COLUMNS
 from flows.tlc.sources import Ending
@@ -25,13 +25,16 @@ SOUND_TYPES = {
     ("color", "year", "month", "ending", "first"),
     [
         ("yellow", 2019, 1, ".csv.gz", "2019-01"),
-        ("yellow", 2024, 12, ".parquet", "2019-01"),
+        ("yellow", 2009, 1, ".csv", "2009-01"),
+        ("yellow", 2016, 12, ".csv.gz", "2016-07"),
+        ("yellow", 2010, 3, ".parquet", "2010-02"),
+        ("yellow", 2024, 12, ".parquet", "2011-01"),
         ("yellow", 2025, 1, ".parquet", "2025-01"),
         ("yellow", 2026, 5, ".parquet", "2025-01"),
         ("yellow", 2026, 6, ".parquet", "2026-06"),
         ("green", 2021, 1, ".csv", "2019-01"),
         ("green", 2030, 1, ".parquet", "2026-06"),
-        ("fhv", 2019, 1, ".parquet", "2019-01"),
+        ("fhv", 2019, 1, ".parquet", "2015-01"),
         ("fhvhv", 2019, 2, ".csv.gz", "2019-02"),
         ("fhvhv", 2025, 2, ".parquet", "2025-01"),
     ],
@@ -43,8 +46,8 @@ def test_a_month_belongs_to_the_newest_era_begun(color: str, year: int, month: i
 
 
 def test_a_month_before_every_known_era_is_refused_with_what_is_known() -> None:
-    with pytest.raises(SchemaMismatch, match=r"yellow 2009-01: how TLC's csv files .* begin with 2019-01"):
-        era_of(TripMonth("yellow", 2009, 1), ".csv")
+    with pytest.raises(SchemaMismatch, match=r"green 2013-08: how TLC's parquet files .* begin with 2014-01"):
+        era_of(TripMonth("green", 2013, 8), ".parquet")
 
 
 def test_a_color_without_any_era_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,9 +59,15 @@ def test_a_color_without_any_era_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_era_is_made_of_columns_that_the_schema_knows() -> None:
     for era in ERAS:
         known = {column.name.casefold() for column in TRIP_COLUMNS[era.color]}
+        known |= {name.casefold() for name in ALIASES[era.color]}
         expected = era.columns.casefold().split()
         assert set(expected) <= known, era.name
         assert len(expected) == len(set(expected)), era.name
+
+
+def test_every_alias_means_a_column_of_its_color() -> None:
+    for color, aliases in ALIASES.items():
+        assert set(aliases.values()) <= {column.name for column in TRIP_COLUMNS[color]}
 
 
 def test_names_are_matched_without_their_case_and_blanks_and_kept_as_published() -> None:

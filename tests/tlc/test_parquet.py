@@ -29,7 +29,7 @@ def test_a_row_becomes_a_trip_of_the_canonical_schema() -> None:
     assert read.trips.schema == arrow_schema("green")
     assert read.trips.to_pylist() == [FIRST_TRIP]
     [shape] = read.shapes
-    assert (shape.era.name, shape.published) == ("green parquet since 2019-01", tuple(TRIP))
+    assert (shape.era.name, shape.published) == ("green parquet since 2014-01", tuple(TRIP))
 
 
 @pytest.mark.parametrize(

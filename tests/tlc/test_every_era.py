@@ -1,0 +1,163 @@
+"""Every month TLC ever published, as its era has it: loaded to the row, nothing shifted, nothing guessed.
+
+The files come from `local.tripfiles`, whose table of shapes is not the product's.
+"""
+
+import csv
+import datetime as dt
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from flows.tlc.clean import Tally
+from flows.tlc.eras import Shape
+from flows.tlc.errors import SchemaMismatch
+from flows.tlc.reading import csv_chunks, parquet_chunks
+from flows.tlc.sources import Ending
+from flows.tlc.trips import TripMonth
+from local.shapes import FIRST_MONTH
+from local.tripfiles import write_month
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADS = ROOT.parent / "shared" / "data" / "heads-100"
+
+
+def months(first: str, last: str) -> Iterator[tuple[int, int]]:
+    """Every month from `first` to `last`, both included."""
+    (year, month), end = map(int, first.split("-")), tuple(map(int, last.split("-")))
+    while (year, month) <= end:
+        yield year, month
+        year, month = year + month // 12, month % 12 + 1
+
+
+PUBLISHED = [
+    (color, year, month, ".parquet" if form == "parquet" else ".csv")
+    for (color, form), first in FIRST_MONTH.items()
+    for year, month in months(first, "2026-06" if form == "parquet" else "2021-07")
+    # each month around a change of shape, and one a year between
+    if month in (1, 2, 3, 4, 6, 7, 8, 9)
+    and (month in (1, 7) or year in (2010, 2013, 2014, 2016, 2019, 2023, 2025, 2026))
+]
+
+
+def read(trip_month: TripMonth, ending: Ending, content: bytes) -> tuple[pa.Table, Tally, Shape]:
+    """The trips of a file's content, the counts, and how its columns were understood."""
+    shapes: list[Shape] = []
+    chunks = (
+        parquet_chunks(trip_month, io.BytesIO(content), shapes.append)
+        if ending == ".parquet"
+        else csv_chunks(trip_month, ending, iter([content]), shapes.append)
+    )
+    tally = Tally()
+    trips = []
+    for chunk in chunks:
+        tally.add(chunk)
+        trips.append(chunk.trips)
+    return pa.concat_tables(trips), tally, shapes[0]
+
+
+@pytest.mark.parametrize(("color", "year", "month", "ending"), PUBLISHED)
+def test_a_month_of_every_era_loads_to_the_row(
+    color: str, year: int, month: int, ending: Ending, tmp_path: Path
+) -> None:
+    path = tmp_path / f"trips{ending}"
+    written = write_month(path, color, year, month, rows=120)
+    _, tally, _ = read(TripMonth(color, year, month), ending, path.read_bytes())
+    assert tally.source_rows == written.rows
+    assert tally.quarantined.total() == written.counts.get("ragged_rows", 0)
+
+
+YELLOW_2009 = (
+    "vendor_name,Trip_Pickup_DateTime,Trip_Dropoff_DateTime,Passenger_Count,Trip_Distance,Start_Lon,Start_Lat,Rate_Code,"
+    "store_and_forward,End_Lon,End_Lat,Payment_Type,Fare_Amt,surcharge,mta_tax,Tip_Amt,Tolls_Amt,Total_Amt\n\r\n"
+)
+YELLOW_2016 = (
+    "VendorID,tpep_pickup_datetime,tpep_dropoff_datetime,passenger_count,trip_distance,RatecodeID,store_and_fwd_flag,"
+    "PULocationID,DOLocationID,payment_type,fare_amount,extra,mta_tax,tip_amount,tolls_amount,improvement_surcharge,"
+    "total_amount\r\n"
+)
+FHV_2018 = (
+    '"Pickup_DateTime","DropOff_datetime","PUlocationID","DOlocationID","SR_Flag","Dispatching_base_number",'
+    '"Dispatching_base_num"\r\n'
+)
+
+
+def test_words_of_old_yellow_files_become_tlcs_codes_and_what_has_none_is_kept() -> None:
+    trip = "{},2009-01-04 02:52:00,2009-01-04 03:02:00,1,2.6299999999999999,-73.99,40.72,,{},-73.99,40.69,{},8.9,0.5,,0,0,9.4"
+    cases = [
+        ("VTS", "", "CASH"),
+        ("CMT", "0", " Credit "),
+        ("DDS", "1", "No Charge"),
+        ("vts", "", "Barter"),
+        ("", "2", ""),
+    ]
+    content = YELLOW_2009 + "".join(trip.format(v, s, p) + "\r\n" for v, s, p in cases)
+    trips, tally, shape = read(TripMonth("yellow", 2009, 1), ".csv", content.encode())
+    assert (tally.loaded, shape.era.name) == (5, "yellow csv since 2009-01")
+    assert trips["VendorID"].to_pylist() == [2, 1, None, 2, None]
+    assert trips["vendor_text"].to_pylist() == [None, None, "DDS", None, None]
+    assert trips["payment_type"].to_pylist() == [2, 1, 3, None, None]
+    assert trips["payment_text"].to_pylist() == [None, None, None, "Barter", None]
+    assert trips["store_and_fwd_flag"].to_pylist() == [None, "N", "Y", None, "2"]
+    assert trips["pickup_longitude"].to_pylist() == [-73.99] * 5
+    assert trips["trip_distance"][0].as_py() == float("2.6299999999999999")
+    assert trips["extra"].to_pylist() == [0.5] * 5
+
+
+def test_a_word_where_todays_files_have_a_code_is_set_aside() -> None:
+    header = YELLOW_2016.replace("total_amount", "total_amount,congestion_surcharge")
+    trip = "CMT,2019-01-04 02:52:00,2019-01-04 03:02:00,1,2,1,N,1,2,1,8.9,0.5,0.5,0,0,0.3,9.4,0\r\n"
+    _, tally, _ = read(TripMonth("yellow", 2019, 1), ".csv", (header + trip).encode())
+    assert tally.quarantined == {"VendorID: not a whole number": 1}
+
+
+def test_two_unnamed_empty_fields_shift_no_column() -> None:
+    trip = "1,2016-07-10 06:56:05,2016-07-10 06:59:53,1,.50,1,N,263,236,1,4.5,1,0.5,2.7,0,0.3,9"
+    content = YELLOW_2016 + f"{trip},,\r\n" * 3
+    trips, tally, _ = read(TripMonth("yellow", 2016, 7), ".csv", content.encode())
+    assert tally.loaded == 3
+    assert trips["total_amount"].to_pylist() == [9.0] * 3
+    assert trips["tpep_pickup_datetime"][0].as_py() == dt.datetime(2016, 7, 10, 6, 56, 5)
+    unpadded, tally, _ = read(TripMonth("yellow", 2016, 7), ".csv", (YELLOW_2016 + f"{trip}\r\n").encode())
+    assert unpadded["total_amount"].to_pylist() == [9.0]
+
+
+def test_an_unnamed_field_that_holds_something_stops_the_month() -> None:
+    trip = "1,2016-07-10 06:56:05,2016-07-10 06:59:53,1,.50,1,N,263,236,1,4.5,1,0.5,2.7,0,0.3,9"
+    content = YELLOW_2016 + f"{trip},,\r\n{trip},,7\r\n"
+    with pytest.raises(SchemaMismatch, match=r"field 19.* holds '7' in row 2.*shifted.*Nothing was loaded"):
+        read(TripMonth("yellow", 2016, 7), ".csv", content.encode())
+
+
+def test_the_base_number_that_2018_filled_counts_and_the_empty_one_must_stay_empty() -> None:
+    trip = '"2018-01-30 21:06:50","2018-01-30 21:15:34","56","129","","B02884","{}"\r\n'
+    trips, tally, _ = read(TripMonth("fhv", 2018, 1), ".csv", (FHV_2018 + trip.format("")).encode())
+    assert tally.loaded == 1
+    assert trips["dispatching_base_num"].to_pylist() == ["B02884"]
+    with pytest.raises(SchemaMismatch, match=r"Dispatching_base_num has never held anything, but holds 'B1'"):
+        read(TripMonth("fhv", 2018, 1), ".csv", (FHV_2018 + trip.format("B1")).encode())
+
+
+@pytest.mark.skipif(not HEADS.is_dir(), reason="the real files are not beside this checkout")
+@pytest.mark.parametrize("path", sorted(HEADS.glob("*.csv")) if HEADS.is_dir() else [], ids=lambda path: path.stem)
+def test_every_value_of_a_real_legacy_file_is_where_its_header_says(path: Path) -> None:
+    color, _, month = path.stem.split("_")
+    trip_month = TripMonth(color, *map(int, month.split("-")))
+    rows = [row for row in csv.reader(path.read_text(encoding="utf-8").splitlines()) if row]
+    trips, tally, shape = read(trip_month, ".csv", path.read_bytes())
+    assert tally.loaded == tally.source_rows == len(rows) - 1
+    for name, column in zip(shape.published, shape.canonical, strict=True):
+        position = rows[0].index(name)
+        published = [row[position].strip() for row in rows[1:]]
+        values = trips[column.name].to_pylist()
+        if column.kind == "number":
+            total = math.fsum(float(text) for text in published if text)
+            assert math.fsum(v for v in values if v is not None) == pytest.approx(total, abs=1e-9), name
+        elif column.kind == "datetime":
+            assert [str(v) for v in values] == published, name
+        elif not shape.coded(column):
+            assert ["" if v is None else str(v) for v in values] == published, name
