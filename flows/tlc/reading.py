@@ -23,8 +23,9 @@ from flows.tlc.schema import KINDS
 from flows.tlc.sources import Ending
 from flows.tlc.trips import TripMonth
 
-BLOCK = 6 << 20  # bytes of CSV parsed at once
+BLOCK = 3 << 20  # bytes of CSV parsed at once
 BATCH = 64 << 10  # rows of Parquet converted at once
+_INFLATED = 1 << 20  # bytes of text made at once: a well compressed piece would make many times its size
 _SNIFFED = 64 << 10  # bytes of CSV that tell how many fields a row has
 
 _PARQUET_MAGIC = b"PAR1"
@@ -72,8 +73,8 @@ def _gunzip(trip_month: TripMonth, compressed: Iterable[bytes]) -> Iterator[byte
                     if not data:
                         break
                     inflate = zlib.decompressobj(wbits=31)
-                yield inflate.decompress(data)
-                data = inflate.unused_data  # noqa: PLW2901
+                yield inflate.decompress(data, _INFLATED)
+                data = inflate.unconsumed_tail or inflate.unused_data  # noqa: PLW2901
     except zlib.error as error:
         raise UnreadableFile(
             f"{trip_month}: the gzip data is damaged ({error}). Nothing was loaded; fetch it again."
@@ -158,7 +159,7 @@ def _rows(trip_month: TripMonth, shape: Shape, block: bytes, first_row: int) -> 
             table = _parse(shape, block, typed=typed) if block.strip(b"\r\n") else _table(shape, [])
         except pa.ArrowInvalid:
             continue
-        numbers = pa.array(range(first_row, first_row + table.num_rows), pa.int64())
+        numbers = pa.arange(first_row, first_row + table.num_rows)
         return clean(trip_month, shape, table, numbers, lambda i: lines()[i].decode())
     return _rows_line_by_line(trip_month, shape, block, first_row)
 
@@ -258,7 +259,7 @@ def parquet_chunks(
         def batches() -> Iterator[Chunk]:
             row = 1
             for batch in parquet.iter_batches(BATCH):
-                numbers = pa.array(range(row, row + batch.num_rows), pa.int64())
+                numbers = pa.arange(row, row + batch.num_rows)
                 row += batch.num_rows
                 yield clean(trip_month, shape, pa.Table.from_batches([batch]), numbers)
             # Arrow reads a column cut short without a word, and goes on with the next row group's values beside it.
