@@ -1,0 +1,147 @@
+"""The whole way: what was published is in the lake, in the warehouse and in the database, to the row, the value and the type."""
+
+import pyarrow.compute as pc
+import pytest
+from google.cloud import bigquery
+
+from flows.tlc.schema import KINDS, columns
+from flows.tlc.trips import TripMonth
+from local.tripfiles import changes
+from tests.flows.conftest import Runs
+from tests.stores import Stores, as_published, same, with_passengers
+
+
+@pytest.fixture(scope="module", params=["official", "mirror"])
+def everywhere(request: pytest.FixtureRequest, ours: Stores) -> tuple[TripMonth, str]:
+    """A month loaded into every store, and its source; no test changes it."""
+    month, source = {
+        "official": (TripMonth("green", 2023, 5), ours.official),
+        "mirror": (TripMonth("yellow", 2021, 7), ours.mirror),
+    }[request.param]
+    runs = Runs(ours)
+    runs.lake(month, source=source)
+    runs.warehouse(month)
+    runs.warehouse(month, via="dataframe", dataset="frames")
+    runs.postgres(month, source=source)
+    return month, source
+
+
+def published(ours: Stores, month: TripMonth, source: str):
+    return as_published(ours.site.file(source.rpartition("/")[2].format(**vars(month))), month)
+
+
+def test_every_published_trip_is_in_the_lake(everywhere: tuple[TripMonth, str], ours: Stores) -> None:
+    month, source = everywhere
+    expected = published(ours, month, source)
+    assert expected.num_rows == ours.site.rows_of(month.color, month.year, month.month)
+    assert same(ours.in_lake(month), expected)
+
+
+def test_the_warehouse_holds_the_lakes_trips_by_either_way(everywhere: tuple[TripMonth, str], ours: Stores) -> None:
+    month, _ = everywhere
+    lake = ours.in_lake(month)
+    assert same(ours.in_warehouse(month), lake)
+    assert same(ours.in_warehouse(month, "frames"), lake)
+
+
+def test_postgres_holds_every_trip_that_carried_somebody(everywhere: tuple[TripMonth, str], ours: Stores) -> None:
+    month, source = everywhere
+    expected = with_passengers(published(ours, month, source))
+    assert 0 < expected.num_rows < ours.in_lake(month).num_rows
+    assert same(ours.in_postgres(month), expected)
+
+
+def test_the_warehouses_tables_have_the_canonical_types_by_either_way(
+    everywhere: tuple[TripMonth, str], ours: Stores
+) -> None:
+    month, _ = everywhere
+    legacy = {"INTEGER": "INT64", "FLOAT": "FLOAT64"}
+    for dataset in (ours.dataset, "frames"):
+        table = bigquery.Client().get_table(f"{dataset}.{month.color}")
+        found = [(field.name, legacy.get(field.field_type, field.field_type)) for field in table.schema]
+        assert found == [(column.name, KINDS[column.kind].bigquery) for column in columns(month.color)]
+        assert (table.time_partitioning.type_, table.time_partitioning.field) == ("MONTH", "file_month")
+
+
+def test_postgres_has_the_canonical_types_and_the_key(everywhere: tuple[TripMonth, str], ours: Stores) -> None:
+    month, _ = everywhere
+    found = ours.query(
+        "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute"
+        " WHERE attrelid = %s::regclass AND attnum > 0 ORDER BY attnum",
+        month.color,
+    )
+    long = {"timestamp": "timestamp without time zone"}
+    wanted = [(c.postgres_name, KINDS[c.kind].postgres) for c in columns(month.color)]
+    assert found == [(name, long.get(kind, kind)) for name, kind in wanted]
+    key = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'p' AND conrelid = %s::regclass"
+    for table in (month.color, month.postgres_partition):
+        assert ours.query(key, table) == [("PRIMARY KEY (file_month, row_number)",)]
+
+
+def test_the_key_counts_the_files_rows_from_one_without_a_gap(everywhere: tuple[TripMonth, str], ours: Stores) -> None:
+    month, _ = everywhere
+    for trips in (ours.in_lake(month), ours.in_warehouse(month)):
+        assert trips["row_number"].to_pylist() == list(range(1, trips.num_rows + 1))
+        assert pc.unique(trips["file_month"]).to_pylist() == [month.file_month]
+
+
+def test_every_row_is_accounted_for_in_the_manifest_and_in_loads(
+    everywhere: tuple[TripMonth, str], ours: Stores
+) -> None:
+    month, source = everywhere
+    rows = ours.site.rows_of(month.color, month.year, month.month)
+    manifest, loads = ours.manifest(month), ours.loads(month)
+    assert (manifest["source_rows"], manifest["loaded"], manifest["filtered"], manifest["quarantined"]) == (
+        rows, rows, {}, {},
+    )  # fmt: skip
+    kept = ours.in_postgres(month).num_rows
+    assert (loads["source_rows"], loads["loaded"], loads["filtered"]) == (
+        rows, kept, f'{{"zero_passengers": {rows - kept}}}',
+    )  # fmt: skip
+    assert manifest["url"] == loads["url"] == source.format(**vars(month))
+    assert manifest["sha256"] == loads["sha256"]
+    assert manifest["generation"] == ours.objects()[month.key]
+
+
+def jobs() -> set[str]:
+    return {
+        job.job_id for job in bigquery.Client().list_jobs() if job.job_type == "load" or "SELECT" not in job.query[:6]
+    }
+
+
+def test_an_unchanged_month_again_moves_no_data(everywhere: tuple[TripMonth, str], ours: Stores, runs: Runs) -> None:
+    month, source = everywhere
+
+    def state_of_stores():
+        rows = ours.query(f"SELECT xmin::text, ctid::text FROM {month.color} WHERE file_month = %s", month.file_month)
+        return ours.objects_of(month), jobs(), rows, ours.loads(month), ours.in_warehouse(month).num_rows
+
+    before = state_of_stores()
+    ours.site.forget_requests()
+    again = [runs.lake(month, source=source), runs.warehouse(month), runs.postgres(month, source=source)]
+    assert [outcome.status for outcome in again] == ["unchanged"] * 3
+    assert [request.method for request in ours.requests(month)] == ["HEAD", "HEAD"]
+    assert state_of_stores() == before
+
+
+def test_a_republished_month_replaces_its_rows_and_the_outcome_says_how_many(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake(month)
+    runs.warehouse(month)
+    runs.postgres(month, rows="all")
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    rows = ours.site.rows_of(month.color, month.year, month.month)
+    truth = changes(rows, 1, 2)
+    assert truth.updated
+    for run in (runs.lake, runs.warehouse, lambda m: runs.postgres(m, rows="all")):
+        outcome = run(month)
+        assert outcome.status == "replaced"
+        assert (outcome.inserted, outcome.updated, outcome.removed) == (truth.inserted, truth.updated, truth.removed)
+    edition = as_published(ours.site.file(f"{month.stem}.parquet"), month)
+    assert same(ours.in_lake(month), edition)
+    assert same(ours.in_warehouse(month), edition)
+    assert same(ours.in_postgres(month), edition)
+    assert ours.query(f"SELECT count(*) FROM {month.color} WHERE file_month = %s", month.file_month) == [
+        (edition.num_rows,)
+    ]
