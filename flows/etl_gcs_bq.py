@@ -6,13 +6,14 @@ from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_from_lake
 from flows.tasks.load import load_to_bigquery
 from flows.tasks.months import each_month
+from flows.tasks.policy import task_runner
 from flows.tasks.stores import lake_of, warehouse_of
 from flows.tasks.transform import Via, transform_for_bigquery
 from flows.tlc.manifest import Outcome
 from flows.tlc.trips import Color, Month, TripMonth, Year, trip_months
 
 
-@flow(name="etl-gcs-bq", flow_run_name="{color} {year}-{month:02d} via {via}", validate_parameters=True)
+@flow(name="etl-gcs-bq", flow_run_name="{color} {year}-{month:02d} via {via}", task_runner=task_runner())
 def etl_gcs_bq(
     color: Color,
     year: Year,
@@ -34,16 +35,16 @@ def etl_gcs_bq(
         dataset: BigQuery dataset; made in the bucket's location if it is not there.
     """
     [trip_month] = trip_months(color, year, [month])
-    manifest = extract_from_lake(trip_month, block_name)
+    manifest = extract_from_lake.submit(trip_month, block_name).result()
     loaded = warehouse_of(credentials_block, dataset).manifest(trip_month)
     if loaded and loaded.same_rows(manifest):
         get_run_logger().info("%s is unchanged in the lake and in BigQuery; nothing to do", trip_month)
         return Outcome.of("warehouse", "unchanged", loaded)
-    staging = transform_for_bigquery(manifest, via, block_name, credentials_block, dataset)
-    return load_to_bigquery(manifest, staging, block_name, credentials_block, dataset)
+    staging = transform_for_bigquery.submit(manifest, via, block_name, credentials_block, dataset).result()
+    return load_to_bigquery.submit(manifest, staging, block_name, credentials_block, dataset).result()
 
 
-@flow(name="etl-gcs-bq-parent-flow", flow_run_name="{color} {year} {months} via {via}", validate_parameters=True)
+@flow(name="etl-gcs-bq-parent-flow", flow_run_name="{color} {year} {months} via {via}", task_runner=task_runner())
 def etl_gcs_bq_parent_flow(
     color: Color,
     year: Year,

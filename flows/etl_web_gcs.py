@@ -8,7 +8,7 @@ from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_to_lake
 from flows.tasks.load import load_to_lake
 from flows.tasks.months import each_month
-from flows.tasks.policy import believed
+from flows.tasks.policy import believed, task_runner
 from flows.tasks.stores import lake_of
 from flows.tasks.transform import transform_in_lake
 from flows.tlc.manifest import Outcome, RawFile
@@ -16,7 +16,7 @@ from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import Color, Month, Rows, TripMonth, Year, trip_months
 
 
-@flow(name="etl-web-gcs", flow_run_name="{color} {year}-{month:02d}", validate_parameters=True)
+@flow(name="etl-web-gcs", flow_run_name="{color} {year}-{month:02d}", task_runner=task_runner())
 def etl_web_gcs(
     color: Color,
     year: Year,
@@ -50,8 +50,8 @@ def etl_web_gcs(
         get_run_logger().info("%s was published again with the same bytes; nothing to do", trip_month)
         lake.write_manifest(manifest.seen_at(raw))
         return Outcome.of("lake", "unchanged", manifest)
-    staged = transform_in_lake(raw, rows, block_name)
-    return load_to_lake(staged, present.generation if present else 0, block_name)
+    staged = transform_in_lake.submit(raw, rows, block_name).result()
+    return load_to_lake.submit(staged, present.generation if present else 0, block_name).result()
 
 
 def _extract(lake: Lake, published: PublishedFile, block_name: str) -> RawFile:
@@ -65,7 +65,7 @@ def _extract(lake: Lake, published: PublishedFile, block_name: str) -> RawFile:
     return raw
 
 
-@flow(name="etl-parent-flow", flow_run_name="{color} {year} {months}", validate_parameters=True)
+@flow(name="etl-parent-flow", flow_run_name="{color} {year} {months}", task_runner=task_runner())
 def etl_parent_flow(
     color: Color,
     year: Year,

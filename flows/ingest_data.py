@@ -7,14 +7,14 @@ from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_to_scratch, in_scratch
 from flows.tasks.load import load_to_postgres
 from flows.tasks.months import each_month
-from flows.tasks.policy import believed
+from flows.tasks.policy import believed, task_runner
 from flows.tasks.stores import postgres_of
 from flows.tasks.transform import transform_for_postgres
 from flows.tlc.manifest import Outcome
 from flows.tlc.trips import Color, Month, Rows, TripMonth, Year, trip_months
 
 
-@flow(name="ingest-data", flow_run_name="{color} {year} {months}", validate_parameters=True)
+@flow(name="ingest-data", flow_run_name="{color} {year} {months}", task_runner=task_runner())
 def ingest_data(
     color: Color,
     year: Year,
@@ -53,8 +53,8 @@ def ingest_data(
                 log.info("%s was published again with the same bytes; nothing to do", trip_month)
                 postgres.write_manifest(manifest.seen_at(raw))
                 return Outcome.of("database", "unchanged", manifest)
-            staged = transform_for_postgres(raw, rows, block_name)
-            return load_to_postgres(staged, block_name)
+            staged = transform_for_postgres.submit(raw, rows, block_name).result()
+            return load_to_postgres.submit(staged, block_name).result()
 
     return each_month("ingest-data", chosen, at_once, load)
 

@@ -1,6 +1,7 @@
 """What every task here has in common: when it is tried again, how long it may take, what its cache depends on."""
 
 import datetime as dt
+import os
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -9,6 +10,7 @@ from typing import Any
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
+from prefect.task_runners import BaseTaskRunner, ConcurrentTaskRunner
 from prefect.tasks import exponential_backoff
 
 from flows.tlc.errors import TripDataError
@@ -16,6 +18,16 @@ from flows.tlc.sources import PublishedFile
 
 CACHE_FOR = dt.timedelta(days=1)
 TIMEOUT = 6 * 60 * 60  # seconds; the largest month on a slow line
+
+
+def task_runner() -> BaseTaskRunner:
+    """Threads of this machine; or the Dask cluster whose scheduler `TRIPS_DASK_SCHEDULER` names, for a back-fill by many."""
+    scheduler = os.environ.get("TRIPS_DASK_SCHEDULER")
+    if not scheduler:
+        return ConcurrentTaskRunner()  # type: ignore[no-untyped-call]
+    from prefect_dask.task_runners import DaskTaskRunner  # a second of start-up, only where it is wanted
+
+    return DaskTaskRunner(address=scheduler)
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -34,14 +46,14 @@ RETRIES: Mapping[str, Any] = {
 
 def believed(task: Task[..., Any], still_true: Callable[[Any], bool], *arguments: Any) -> Any:
     """What `task` returns; from its cache only what can be read and is `still_true`, else the task runs again."""
-    state: Any = task(*arguments, return_state=True)
+    state: Any = task.submit(*arguments).wait()
     if state.name == "Cached":
         with suppress(Exception):  # results live in files, and files vanish
             result = state.result()
             if still_true(result):
                 return result
         again = task.with_options(refresh_cache=True, task_run_name=task.task_run_name)
-        state = again(*arguments, return_state=True)
+        state = again.submit(*arguments).wait()
     return state.result()
 
 
