@@ -10,9 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import psycopg2
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection  # noqa: N812 - a class in lower case
 from psycopg2.extensions import cursor as Cursor  # noqa: N812
@@ -43,35 +40,21 @@ class _Stream(io.RawIOBase):
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = iter(pieces)
         self._held = memoryview(b"")
+        self.failure: Exception | None = None  # psycopg2 keeps only the text of an error raised in `read`
 
     def read(self, size: int = _COPY_BUFFER) -> bytes:
         """At most `size` bytes; none at the end."""
         while not self._held:
-            piece = next(self._pieces, None)
+            try:
+                piece = next(self._pieces, None)
+            except Exception as error:
+                self.failure = error
+                raise
             if piece is None:
                 return b""
             self._held = memoryview(piece)
         taken, self._held = self._held[:size], self._held[size:]
         return bytes(taken)
-
-
-def encode(trips: pa.Table) -> bytes:
-    """Trips as the text that COPY … (FORMAT csv) reads: nulls unquoted and empty, `file_month` left to the table's default."""
-    encoded = []
-    names = []
-    for name, column in zip(trips.column_names, trips.columns, strict=True):
-        if name == KEY[0].name:
-            continue
-        if pa.types.is_timestamp(column.type):
-            seconds = pc.cast(column, pa.timestamp("s"), safe=False)
-            if pc.all(pc.equal(seconds.cast(column.type), column), min_count=0).as_py() is not False:
-                column = seconds  # noqa: PLW2901 - a third less text to make and to parse
-        names.append(name)
-        encoded.append(column)
-    out = pa.BufferOutputStream()
-    options = pa_csv.WriteOptions(include_header=False, quoting_style="needed", batch_size=16384)
-    pa_csv.write_csv(pa.table(encoded, names=names), out, options)
-    return bytes(out.getvalue())
 
 
 def _names(color: str) -> list[sql.Identifier]:
@@ -198,7 +181,7 @@ class Postgres:
         return Manifest.from_row(dict(zip(names, row, strict=True))) if row else None
 
     def stage(self, trip_month: TripMonth, pieces: Iterable[bytes]) -> str:
-        """COPY encoded trips into a new table of their own, replacing an abandoned one; its name is returned.
+        """COPY encoded trips (all columns but `file_month`) into a table of their own, replacing an abandoned one; tell its name.
 
         The table has no key yet: one index built at the end costs less than one grown row by row.
         """
@@ -221,8 +204,16 @@ class Postgres:
                 )
             )
             # FREEZE: nobody sees the table before this transaction ends, so rows need no second visit by vacuum.
-            copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv, FREEZE)").format(sql.Identifier(staging), _listed(fed))
-            cursor.copy_expert(copy, _Stream(pieces), size=_COPY_BUFFER)
+            copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)").format(
+                sql.Identifier(staging), _listed(fed)
+            )
+            stream = _Stream(pieces)
+            try:
+                cursor.copy_expert(copy, stream, size=_COPY_BUFFER)
+            except psycopg2.Error:
+                if stream.failure:
+                    raise stream.failure from None
+                raise
         return staging
 
     def discard(self, staging: str) -> None:
@@ -239,8 +230,11 @@ class Postgres:
                 "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s))",
                 (partition, trip_month.color),
             )
-            publish = self._merge if _value(cursor) else self._attach
-            published = publish(cursor, trip_month, staging)
+            if _value(cursor):
+                published = self._merge(cursor, trip_month, staging)
+            else:
+                self._attach(cursor, trip_month, staging)
+                published = Published(inserted=manifest.loaded, updated=0, removed=0)
             cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(partition)))
             if (count := _value(cursor)) != manifest.loaded:
                 raise NotReconciled(
@@ -249,7 +243,7 @@ class Postgres:
             self._write_manifest(cursor, manifest.model_copy(update=asdict(published)))
         return published
 
-    def _attach(self, cursor: Cursor, trip_month: TripMonth, staging: str) -> Published:
+    def _attach(self, cursor: Cursor, trip_month: TripMonth, staging: str) -> None:
         """A new month: the staged table becomes its partition; no row is written twice."""
         names = {
             "table": sql.Identifier(trip_month.color),
@@ -269,8 +263,6 @@ class Postgres:
                     f"the database has a table {trip_month.postgres_partition!r} that is no partition of"
                     f" {trip_month.color!r}; rename it, or point the block at another database. Nothing was published."
                 ) from None
-        cursor.execute(sql.SQL("SELECT count(*) FROM {partition}").format(**names))
-        return Published(inserted=_value(cursor), updated=0, removed=0)
 
     def _merge(self, cursor: Cursor, trip_month: TripMonth, staging: str) -> Published:
         """A month already there: only rows that differ are written, rows that vanished are removed."""

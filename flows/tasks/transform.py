@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import Literal
 
 import pyarrow as pa
@@ -9,8 +10,9 @@ from prefect import task
 from prefect.runtime import flow_run
 
 from flows.connectors import scratch, web
+from flows.connectors.copy_format import encode
 from flows.connectors.lake import Lake
-from flows.connectors.postgres import Postgres, encode
+from flows.connectors.postgres import Postgres
 from flows.tasks.policy import RETRIES
 from flows.tasks.progress import meter
 from flows.tasks.stores import lake_of, postgres_of, warehouse_of
@@ -20,6 +22,7 @@ from flows.tlc.errors import UnreadableFile
 from flows.tlc.manifest import Manifest, RawFile, StagedMonth
 from flows.tlc.pipeline import ahead
 from flows.tlc.reading import csv_chunks, parquet_chunks
+from flows.tlc.schema import KEY
 from flows.tlc.trips import Rows
 
 Via = Literal["load_job", "dataframe"]
@@ -73,14 +76,15 @@ def staged_in_postgres(postgres: Postgres, raw: RawFile, rows: Rows, add: Callab
     tally = Tally()
     shapes: list[Shape] = []
 
-    def pieces() -> Iterator[bytes]:
+    def tables() -> Iterator[pa.Table]:
         for chunk in filtered(counted(chunks_of(raw, shapes.append), add), rows):
             tally.add(chunk)
-            yield encode(chunk.trips)
+            yield chunk.trips.drop_columns([KEY[0].name])  # the staging table's default fills it in
         tally.check(raw.published.trip_month)  # inside the COPY: a month that fails leaves no staging table
 
     postgres.ensure_tables(raw.published.trip_month.color)
-    staging = postgres.stage(raw.published.trip_month, ahead(pieces()))
+    with closing(ahead(encode(tables()))) as pieces:
+        staging = postgres.stage(raw.published.trip_month, pieces)
     return StagedMonth.of(raw, rows, shapes[0].era.name, shapes[0].published, tally, started_at, key=staging)
 
 

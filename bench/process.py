@@ -1,0 +1,52 @@
+"""A program run as a process of its own, with what it took."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# A contender that times itself ends its output with this word and a JSON object.
+TOLD = "measured "
+
+
+class RunFailed(Exception):
+    """A contender did not end well; the message has its last words."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run took: seconds, seconds of processor time, MB at the peak; `told` is what it measured itself."""
+
+    wall_s: float
+    cpu_s: float
+    peak_rss_mb: float
+    told: Mapping[str, Any]
+
+
+def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Run:
+    """Run a program to its end and measure it; `RunFailed` with its last lines if it fails."""
+    log = folder / "contender.log"
+    with log.open("wb") as out:
+        begun = time.perf_counter()
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        try:
+            # The kernel's account of exactly this process and what it waited for.
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        wall = time.perf_counter() - begun
+    process.returncode = os.waitstatus_to_exitcode(status)
+    lines = log.read_text("utf-8", "replace").splitlines()
+    if process.returncode:
+        raise RunFailed("\n".join([f"{' '.join(command)} ended with {process.returncode}:", *lines[-20:]]))
+    told: Mapping[str, Any] = next(
+        (json.loads(line.removeprefix(TOLD)) for line in reversed(lines) if line.startswith(TOLD)), {}
+    )
+    cpu = usage.ru_utime + usage.ru_stime
+    return Run(told.get("wall_s", wall), told.get("cpu_s", cpu), usage.ru_maxrss / 1024, told)
