@@ -1,1 +1,1 @@
-"""Local stand-ins of every service the flows talk to; demo, tests and bench start them the same way. Production never imports this."""
+"""Local stand-ins of every service the flows talk to, started one way by demo, tests and bench. Production never imports this."""

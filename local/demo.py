@@ -40,6 +40,15 @@ LAKE, WAREHOUSE, DATABASE = (
 )
 
 
+NEXT = f"""What to try next:
+  source .local/env                      # addresses of the local services, and this project's programs
+  prefect deployment run "{LAKE}" -p year=2021 -p months="[4]" --watch
+  python flows/ingest_data.py green 2021 4
+  psql "$POSTGRES_URL" -c "TABLE loads"  # where every month came from
+  make demo                              # again: nothing is loaded twice
+  make down                              # stop all of it"""
+
+
 class DemoError(Exception):
     """A step of the demo failed; the message says which, and where to look."""
 
@@ -242,17 +251,7 @@ def main() -> int:
     if not all(c.reconciled for c in counts):
         print("Error: rows do not add up, see the table; please report this.", file=sys.stderr)
         return 1
-    say.print(
-        f"All rows accounted for. The UI: {env['PREFECT_UI_URL']}\n\n"
-        "What to try next:\n"
-        "  source .local/env                      # addresses of the local services, and this project's programs\n"
-        f'  prefect deployment run "{LAKE}" -p year=2021 -p months="[4]" --watch\n'
-        "  python flows/ingest_data.py green 2021 4\n"
-        '  psql "$POSTGRES_URL" -c "SELECT * FROM loads"      # where every month came from\n'
-        "  make demo                              # again: nothing is loaded twice\n"
-        "  make down                              # stop all of it",
-        highlight=False,
-    )
+    say.print(f"All rows accounted for. The UI: {env['PREFECT_UI_URL']}\n\n{NEXT}", highlight=False)
     return 0
 
 
