@@ -104,7 +104,9 @@ class Stores:
 
     def loads(self, month: TripMonth) -> dict[str, Any]:
         """What the database says of a month."""
-        attributes = "SELECT attname FROM pg_attribute WHERE attrelid = 'loads'::regclass AND attnum > 0 ORDER BY attnum"
+        attributes = (
+            "SELECT attname FROM pg_attribute WHERE attrelid = 'loads'::regclass AND attnum > 0 ORDER BY attnum"
+        )
         names = [name for (name,) in self.query(attributes)]
         [row] = self.query("SELECT * FROM loads WHERE color = %s AND file_month = %s", month.color, month.file_month)
         return dict(zip(names, row, strict=True))
