@@ -61,7 +61,7 @@ def _contest(size: Size, works: str) -> list[Record]:
 
 def _machine() -> dict[str, object]:
     return {
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

@@ -3,12 +3,14 @@
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import prefect_gcp
 import prefect_sqlalchemy
 from google.auth.exceptions import GoogleAuthError
@@ -16,7 +18,9 @@ from prefect.blocks.core import Block
 from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
 from prefect_sqlalchemy import ConnectionComponents, SqlAlchemyConnector, SyncDriver
-from sqlalchemy import URL, make_url
+from psycopg2 import ProgrammingError
+from psycopg2.extensions import make_dsn
+from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from blocks import GCP_CREDENTIALS, GCS_BUCKET, LAKE_FOLDER, POSTGRES
@@ -31,7 +35,7 @@ class BadValue(Exception):
 def _required(environment: Environment, name: str, example: str) -> str:
     value = environment.get(name, "").strip()
     if not value:
-        raise BadValue(f"{name} is not set; for example {name}={example}")
+        raise BadValue(f"{name} is not set; for example {name}='{example}'")
     return value
 
 
@@ -42,79 +46,135 @@ def _service_account(environment: Environment) -> dict[str, Any] | None:
     name = "GCP_SERVICE_ACCOUNT_INFO" if content else "GCP_SERVICE_ACCOUNT_FILE"
     if content and path:
         raise BadValue("GCP_SERVICE_ACCOUNT_INFO and GCP_SERVICE_ACCOUNT_FILE are both set; keep one.")
+    if path.startswith("{"):
+        raise BadValue("GCP_SERVICE_ACCOUNT_FILE holds a key instead of a path; put it in GCP_SERVICE_ACCOUNT_INFO.")
     if path:
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise BadValue("GCP_SERVICE_ACCOUNT_FILE does not name a file.")
-        content = file.read_text(encoding="utf-8")
-    if not content:
+        try:
+            content = Path(path).expanduser().read_text(encoding="utf-8")
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~nobody
+            raise BadValue(
+                f"GCP_SERVICE_ACCOUNT_FILE does not name a readable file ({type(error).__name__})."
+            ) from None
+    if not content and not path:
         return None
     try:
         account = json.loads(content)
     except ValueError:
         raise BadValue(f"{name} is not JSON; it should be a service account's key file.") from None
-    missing = [
-        k for k in ("client_email", "private_key", "token_uri") if not (isinstance(account, dict) and account.get(k))
-    ]
-    if missing:
+    parts = account if isinstance(account, dict) else {}
+    needed = ("client_email", "private_key", "token_uri")
+    if missing := [part for part in needed if not (isinstance(parts.get(part), str) and parts[part])]:
         raise BadValue(f"{name} is not a service account's key: it has no {', '.join(missing)}.")
-    return dict(account)
+    return parts
+
+
+_NO_CREDENTIALS = (
+    "neither GCP_SERVICE_ACCOUNT_FILE nor GCP_SERVICE_ACCOUNT_INFO is set, so the block stands for the credentials of the "
+    "machine itself, and Prefect wants such (application default) credentials on this machine too, where the block is made: "
+    "set one of the two, or run `gcloud auth application-default login`, or let GOOGLE_APPLICATION_CREDENTIALS name a key file"
+)
 
 
 def gcp_credentials(environment: Environment) -> GcpCredentials:
     """Credentials from `GCP_SERVICE_ACCOUNT_FILE` or `…_INFO`; with neither, whatever the machine that runs a flow has."""
     account = _service_account(environment)
-    project = environment.get("GOOGLE_CLOUD_PROJECT") or (account or {}).get("project_id")
+    project = environment.get("GOOGLE_CLOUD_PROJECT", "").strip() or (account or {}).get("project_id")
     try:
         return GcpCredentials(service_account_info=account, project=project)
-    except (GoogleAuthError, ValueError) as error:
-        what = (
-            "the service account's key"
-            if account
-            else "GCP_SERVICE_ACCOUNT_FILE is not set, and the machine's own credentials"
+    except (GoogleAuthError, OSError, TypeError, ValueError) as error:
+        why = type(error).__name__
+        if account is None:
+            raise BadValue(f"{_NO_CREDENTIALS} ({why}).") from None
+        name = "INFO" if environment.get("GCP_SERVICE_ACCOUNT_INFO", "").strip() else "FILE"
+        raise BadValue(f"GCP_SERVICE_ACCOUNT_{name} has a private_key that cannot be used ({why}).") from None
+
+
+def _bucket(environment: Environment) -> str:
+    bucket = _required(environment, "LAKE_BUCKET", "my-taxi-lake").removeprefix("gs://").rstrip("/")
+    # https://cloud.google.com/storage/docs/buckets#naming
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket):
+        raise BadValue(
+            "LAKE_BUCKET is not a bucket's name: no folders, three or more of a-z, 0-9, '-', '_' and '.', "
+            "a letter or digit at either end."
         )
-        raise BadValue(f"{what} cannot be used ({type(error).__name__}).") from None
+    return bucket
 
 
 def gcs_bucket(environment: Environment) -> GcsBucket:
-    """The lake, `LAKE_BUCKET`, with the credentials block just made."""
-    bucket = _required(environment, "LAKE_BUCKET", "my-taxi-lake").removeprefix("gs://").rstrip("/")
-    if "/" in bucket or len(bucket) < 3:
-        raise BadValue("LAKE_BUCKET is not a bucket's name; leave out folders, it needs at least three characters.")
-    return GcsBucket(bucket=bucket, bucket_folder=LAKE_FOLDER, gcp_credentials=GcpCredentials.load(GCP_CREDENTIALS))
-
-
-def _postgres_url(environment: Environment) -> URL:
+    """The lake, `LAKE_BUCKET`, with the server's credentials block."""
+    bucket = _bucket(environment)
     try:
-        url = make_url(_required(environment, "POSTGRES_URL", "postgresql://user:password@host:5432/database"))
+        credentials = GcpCredentials.load(GCP_CREDENTIALS)
+    except GoogleAuthError as error:
+        raise BadValue(f"{_NO_CREDENTIALS} ({type(error).__name__}).") from None
+    except ValueError:
+        raise BadValue(
+            f"gcs-bucket refers to the block gcp-credentials/{GCP_CREDENTIALS}, which the server does not have: "
+            "make gcp-credentials first."
+        ) from None
+    return GcsBucket(bucket=bucket, bucket_folder=LAKE_FOLDER, gcp_credentials=credentials)
+
+
+# libpq takes these in a URL's query as well, where Prefect would show them: fields of the block by libpq's name.
+_FIELDS = {"user": "username", "password": "password", "host": "host", "port": "port", "dbname": "database"}
+# Secrets for which the block has no field that hides them.
+_UNSTORABLE = ("sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+
+
+def _connection(environment: Environment) -> ConnectionComponents:
+    """The parts of `POSTGRES_URL`, each where libpq reads it and where a secret is one."""
+    example = "postgresql://user:password@host:5432/database"
+    try:
+        url = make_url(_required(environment, "POSTGRES_URL", example))
     except (ArgumentError, ValueError):
-        raise BadValue("POSTGRES_URL is not a URL such as postgresql://user:password@host:5432/database") from None
-    if url.get_backend_name() not in ("postgresql", "postgres") or not url.database:
+        raise BadValue(f"POSTGRES_URL is not a URL such as {example}") from None
+    if any(not isinstance(value, str) for value in url.query.values()):
+        raise BadValue("POSTGRES_URL gives an option twice.")
+    query = {name: value for name, value in url.query.items() if isinstance(value, str)}
+    if secret := [name for name in _UNSTORABLE if name in query]:
+        raise BadValue(
+            f"POSTGRES_URL has {', '.join(secret)}, which the block would store in plain sight; "
+            "let the machines that run the flows have it, for example by PGSERVICEFILE, or as a key without a password."
+        )
+    parts = {
+        "username": url.username,
+        "password": url.password,
+        "host": url.host,
+        "port": None if url.port is None else str(url.port),
+        "database": url.database,
+    }
+    # As for libpq, the query has the last word.
+    parts |= {field: query.pop(name) for name, field in _FIELDS.items() if name in query}
+    if url.get_backend_name() not in ("postgresql", "postgres") or not parts["database"]:
         raise BadValue("POSTGRES_URL must begin with postgresql:// and end with a database's name.")
-    return url
+    if any("@" in (parts[field] or "") for field in ("host", "database")):
+        raise BadValue(
+            "POSTGRES_URL has more than one @: in a user's name or a password write @ as %40, / as %2F, : as %3A."
+        )
+    if re.fullmatch(r"[^/:]+:\d+", parts["host"] or ""):
+        raise BadValue("POSTGRES_URL has a port in the option host; give it as the option port.")
+    if parts["port"] and not re.fullmatch(r"[0-9]{1,5}", parts["port"]):
+        raise BadValue("POSTGRES_URL has a port that is not one number.")
+    try:
+        make_dsn("", **query)  # libpq itself tells options from slips such as pasword=…, which would be shown too
+    except (ProgrammingError, TypeError):  # TypeError: the option dsn, in which anything may be
+        raise BadValue("POSTGRES_URL has an option after the ? that libpq does not know.") from None
+    return ConnectionComponents(driver=SyncDriver.POSTGRESQL_PSYCOPG2, query=query or None, **parts)
 
 
 def sqlalchemy_connector(environment: Environment) -> SqlAlchemyConnector:
-    """The database, `POSTGRES_URL`; its password is stored as a secret."""
-    url = _postgres_url(environment)
-    return SqlAlchemyConnector(
-        connection_info=ConnectionComponents(
-            driver=SyncDriver.POSTGRESQL_PSYCOPG2,
-            username=url.username,
-            password=url.password,
-            host=url.host,
-            port=str(url.port) if url.port else None,
-            database=url.database,
-            query=dict(url.query) or None,
-        )
-    )
+    """The database, `POSTGRES_URL`, its password a secret; to be saved and loaded again, it does not connect as it is."""
+    connector = SqlAlchemyConnector(connection_info=_connection(environment))
+    # prefect-sqlalchemy stores this URL beside the fields, password and all, and the server does not know it for a secret.
+    connector._rendered_url = connector.connection_info.copy(update={"password": None}).create_url()
+    return connector
 
 
-# In this order: the bucket refers to the credentials.
+# Each with its name, what makes it and what checks its values before. In this order: the bucket refers to the credentials.
 BLOCKS: dict[str, tuple[str, Callable[[Environment], Block], Callable[[Environment], object]]] = {
-    "gcp-credentials": (GCP_CREDENTIALS, gcp_credentials, _service_account),
-    "gcs-bucket": (GCS_BUCKET, gcs_bucket, lambda environment: _required(environment, "LAKE_BUCKET", "my-taxi-lake")),
-    "sqlalchemy-connector": (POSTGRES, sqlalchemy_connector, _postgres_url),
+    "gcp-credentials": (GCP_CREDENTIALS, gcp_credentials, gcp_credentials),
+    "gcs-bucket": (GCS_BUCKET, gcs_bucket, _bucket),
+    "sqlalchemy-connector": (POSTGRES, sqlalchemy_connector, _connection),
 }
 
 
@@ -152,6 +212,13 @@ def main(arguments: list[str]) -> int:
     except BadValue as error:
         print(
             f"error: {error}\nSee .env.example; to make only some blocks, name their kinds: {' '.join(BLOCKS)}.",
+            file=sys.stderr,
+        )
+        return 1
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        answer = f"{error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
+        print(
+            f"error: the Prefect server of PREFECT_API_URL cannot be used ({answer}): start it, or mend that setting.",
             file=sys.stderr,
         )
         return 1

@@ -2,6 +2,7 @@
 
 from prefect import flow, get_run_logger
 
+from blocks import GCP_CREDENTIALS, GCS_BUCKET
 from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_from_lake
 from flows.tasks.load import load_to_bigquery
@@ -18,8 +19,8 @@ def etl_gcs_bq(
     color: Color,
     year: Year,
     month: Month,
-    block_name: str = "ny-taxi-gcs",
-    credentials_block: str = "de-zoom-key",
+    block_name: str = GCS_BUCKET,
+    credentials_block: str = GCP_CREDENTIALS,
     via: Via = "load_job",
     dataset: str = "trips_data_all",
 ) -> Outcome:
@@ -41,7 +42,7 @@ def etl_gcs_bq(
         get_run_logger().info("%s is unchanged in the lake and in BigQuery; nothing to do", trip_month)
         return Outcome.of("warehouse", "unchanged", loaded)
     staging = transform_for_bigquery.submit(manifest, via, block_name, credentials_block, dataset).result()
-    return load_to_bigquery.submit(manifest, staging, block_name, credentials_block, dataset).result()
+    return load_to_bigquery.submit(manifest, loaded, staging, block_name, credentials_block, dataset).result()
 
 
 @flow(name="etl-gcs-bq-parent-flow", flow_run_name="{color} {year} {months} via {via}", task_runner=task_runner())
@@ -49,8 +50,8 @@ def etl_gcs_bq_parent_flow(
     color: Color,
     year: Year,
     months: list[Month],
-    block_name: str = "ny-taxi-gcs",
-    credentials_block: str = "de-zoom-key",
+    block_name: str = GCS_BUCKET,
+    credentials_block: str = GCP_CREDENTIALS,
     via: Via = "load_job",
     dataset: str = "trips_data_all",
     at_once: int = 2,

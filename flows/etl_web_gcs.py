@@ -2,7 +2,8 @@
 
 from prefect import flow, get_run_logger
 
-from flows.connectors.lake import Lake
+from blocks import GCS_BUCKET
+from flows.connectors.lake import RESULTS, Lake
 from flows.connectors.web import look_up, source_of
 from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_to_lake
@@ -21,7 +22,7 @@ def etl_web_gcs(
     color: Color,
     year: Year,
     month: Month,
-    block_name: str = "ny-taxi-gcs",
+    block_name: str = GCS_BUCKET,
     source: str = "official",
     rows: Rows = "all",
 ) -> Outcome:
@@ -58,11 +59,10 @@ def _extract(lake: Lake, published: PublishedFile, block_name: str) -> RawFile:
     """Extract by a cache that lives in the lake itself, where every machine finds it; not believed if the file is gone."""
     extract = extract_to_lake.with_options(
         result_storage=lake.block,
-        result_storage_key=f"results/{published.trip_month.stem}-{{flow_run.id}}.json",
+        result_storage_key=f"{RESULTS}/{published.trip_month.stem}-{{flow_run.id}}.json",
         task_run_name=extract_to_lake.task_run_name,  # Prefect would forget it
     )
-    raw: RawFile = believed(extract, lake.has, published, block_name)
-    return raw
+    return believed(extract, lake.has, published, block_name)
 
 
 @flow(name="etl-parent-flow", flow_run_name="{color} {year} {months}", task_runner=task_runner())
@@ -70,7 +70,7 @@ def etl_parent_flow(
     color: Color,
     year: Year,
     months: list[Month],
-    block_name: str = "ny-taxi-gcs",
+    block_name: str = GCS_BUCKET,
     source: str = "official",
     rows: Rows = "all",
     at_once: int = 2,

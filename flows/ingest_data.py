@@ -2,6 +2,7 @@
 
 from prefect import flow, get_run_logger
 
+from blocks import POSTGRES
 from flows.connectors.web import look_up, source_of
 from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_to_scratch, in_scratch
@@ -19,7 +20,7 @@ def ingest_data(
     color: Color,
     year: Year,
     months: list[Month],
-    block_name: str = "pg-connector",
+    block_name: str = POSTGRES,
     source: str = "official",
     rows: Rows = "with_passengers",
     at_once: int = 1,

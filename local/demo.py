@@ -30,6 +30,7 @@ from flows.tlc.errors import UnknownMonth
 from flows.tlc.sources import TEMPLATES
 from flows.tlc.trips import TripMonth, trip_months
 from local.__main__ import ROOT, up
+from local.stack import StackError
 
 STATE = ROOT / ".local"
 PREFECT = str(Path(sys.executable).with_name("prefect"))
@@ -42,6 +43,7 @@ LAKE, WAREHOUSE, DATABASE = (
 
 NEXT = f"""What to try next:
   source .local/env                      # addresses of the local services, and this project's programs
+  # here official and mirror are the local site; TLC itself: make demo SOURCE=official COLOR=green YEAR=2020 MONTHS=1
   prefect deployment run "{LAKE}" -p year=2021 -p months="[4]" --watch
   python flows/ingest_data.py green 2021 4
   psql "$POSTGRES_URL" -c "TABLE loads"  # where every month came from
@@ -244,7 +246,7 @@ def main() -> int:
         prepare(env, say)
         asyncio.run(run_all(env, say, samples))
         counts = count(env, samples)
-    except (DemoError, UnknownMonth) as error:
+    except (DemoError, UnknownMonth, StackError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     say.print(table(counts))

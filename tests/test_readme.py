@@ -50,7 +50,9 @@ def test_the_commands_of_the_first_five_minutes_bring_months_into_all_three_stor
 
     engine = sqlalchemy.create_engine(prepared.env["POSTGRES_URL"])
     with engine.connect() as connection:
-        green = connection.execute(sqlalchemy.text("SELECT source_rows, loaded FROM loads WHERE color = 'green'")).one()
+        green = connection.execute(
+            sqlalchemy.text("SELECT source_rows, loaded FROM loads WHERE color = 'green' AND file_month = '2021-04-01'")
+        ).one()
         assert green.source_rows > green.loaded > 10_000
     engine.dispose()
     client = bigquery.Client(project=prepared.env["GOOGLE_CLOUD_PROJECT"])

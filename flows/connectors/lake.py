@@ -38,6 +38,7 @@ CHUNK = 8 << 20
 TIMEOUT = (15, 300)  # seconds to connect, to wait for an answer
 _ROW_GROUP = 128 << 10  # rows
 _STAGING = "staging"
+RESULTS = "results"  # of cached tasks
 _PARQUET = "application/vnd.apache.parquet"
 
 
@@ -88,26 +89,23 @@ class Lake:
                 yield
         except TransportError:  # the way to the token's issuer is broken, the credentials need not be
             raise
-        except NotFound as error:
-            if "bucket" in str(error.message).lower():
-                raise MisconfiguredBlock(
-                    f"bucket {name!r} does not exist; create it, or correct the GcsBucket block"
-                    " (python -m blocks.register takes LAKE_BUCKET)."
-                ) from error
-            raise
         except (Forbidden, Unauthorized, GoogleAuthError) as error:
             raise MisconfiguredBlock(
-                f"bucket {name!r} cannot be {doing} with the block's credentials ({type(error).__name__});"
+                f"bucket {name!r} cannot be {doing} with the block's credentials ({type(error).__name__}: {error});"
                 " give the service account Storage Object Admin on it, or correct the credentials."
             ) from error
 
     def check(self) -> None:
         """Raise `MisconfiguredBlock` unless the bucket exists and may be read."""
+        listed = self._bucket.client.list_blobs(self._bucket, prefix=self._folder, max_results=1, timeout=TIMEOUT)
         with self._explained("read"):
-            next(
-                iter(self._bucket.client.list_blobs(self._bucket, prefix=self._folder, max_results=1, timeout=TIMEOUT)),
-                None,
-            )
+            try:
+                next(iter(listed), None)
+            except NotFound as error:
+                raise MisconfiguredBlock(
+                    f"bucket {self.block.bucket!r} does not exist; create it, or correct the GcsBucket block"
+                    " (python -m blocks.register takes LAKE_BUCKET)."
+                ) from error
 
     def path(self, key: str) -> str:
         """The object's whole name in the bucket."""
@@ -238,9 +236,7 @@ class Lake:
         with self._explained("read"):
             try:
                 return Manifest.model_validate_json(blob.download_as_bytes(timeout=TIMEOUT))
-            except NotFound as error:
-                if "bucket" in str(error.message).lower():
-                    raise
+            except NotFound:
                 return None
 
     def write_manifest(self, manifest: Manifest) -> bool:
@@ -310,11 +306,12 @@ class Lake:
         return staged, quarantine, tally
 
     def sweep(self, trip_month: TripMonth) -> None:
-        """Delete what runs of this month that died more than a day ago left staged."""
+        """Delete what runs of this month left more than a day ago: staged objects of dead ones, and cached results."""
         before = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
         with self._explained("read"):
-            for folder in (trip_month.color, f"quarantine/{trip_month.color}"):
-                prefix = self.path(f"{_STAGING}/{folder}/{trip_month.stem}-")
+            folders = (f"{_STAGING}/{trip_month.color}", f"{_STAGING}/quarantine/{trip_month.color}", RESULTS)
+            for folder in folders:
+                prefix = self.path(f"{folder}/{trip_month.stem}-")
                 for blob in self._bucket.client.list_blobs(self._bucket, prefix=prefix, timeout=TIMEOUT):
                     if blob.updated and blob.updated < before:
                         blob.delete(timeout=TIMEOUT)
@@ -326,6 +323,12 @@ class Lake:
             return None
         present = self.stat(trip_month.key)
         return manifest if present and present.generation == manifest.generation else None
+
+    def require(self, manifest: Manifest) -> None:
+        """Raise unless the month's object is still the one that `manifest` tells of."""
+        present = self.stat(manifest.trip_month.key)
+        if present is None or present.generation != manifest.generation:
+            raise Gone(f"{self.uri(manifest.trip_month.key)} was replaced while this run was at work. Run again.")
 
     def schema(self, manifest: Manifest) -> pa.Schema:
         """The columns of a published month, from its Parquet footer."""

@@ -4,9 +4,10 @@ Names are folded to lower case; a table is `{color}`, partitioned by `file_month
 """
 
 import io
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import psycopg2
@@ -16,22 +17,15 @@ from psycopg2.extensions import cursor as Cursor  # noqa: N812
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from flows.tlc.compare import Changes
 from flows.tlc.errors import MisconfiguredBlock, NotReconciled
 from flows.tlc.manifest import LOADS_COLUMNS, Manifest
 from flows.tlc.schema import KEY, KINDS, columns
 from flows.tlc.trips import COLORS, TripMonth
 
 _COPY_BUFFER = 1 << 20
+_ASK_AGAIN = 1.0  # seconds between two tries for a month that another run holds
 _LOCK_SPACE = 0x7A21  # advisory locks of this project, among all others in a database
-
-
-@dataclass(frozen=True)
-class Published:
-    """What publishing did to the month's rows."""
-
-    inserted: int
-    updated: int
-    removed: int
 
 
 class _Stream(io.RawIOBase):
@@ -73,15 +67,7 @@ class Postgres:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        try:
-            pooled = self._engine.raw_connection()
-        except SQLAlchemyError as error:
-            url = self._engine.url
-            reason = str(getattr(error, "orig", error)).strip()
-            raise MisconfiguredBlock(
-                f"database {url.database!r} on {url.host}:{url.port or 5432} cannot be used: {reason}."
-                " Correct the SqlAlchemyConnector block (python -m blocks.register takes POSTGRES_URL)."
-            ) from None  # the chained text could hold the password
+        pooled = self._engine.raw_connection()
         connection: Any = pooled.driver_connection
         try:
             yield connection
@@ -99,17 +85,33 @@ class Postgres:
         """Hold a month for one run: another run of the same month waits here, and `on_wait()` is called if this one must."""
         with self._connection() as connection, connection.cursor() as cursor:
             connection.autocommit = True
-            key = (_LOCK_SPACE, _lock_number(trip_month))
-            cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", key)
-            if not _value(cursor):
-                on_wait()
-                cursor.execute("SELECT pg_advisory_lock(%s, %s)", key)
+            waited = False
+            cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", key := (_LOCK_SPACE, _lock_number(trip_month)))
+            while not _value(cursor):  # asked again and again: a wait inside the server would end with its connection
+                if not waited:
+                    on_wait()
+                waited = True
+                time.sleep(_ASK_AGAIN)
+                cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", key)
             yield
 
     def check(self) -> None:
-        """Raise `MisconfiguredBlock` unless the database answers."""
-        with self._transaction() as cursor:
-            cursor.execute("SELECT 1")
+        """Raise `MisconfiguredBlock` unless the database can be reached and tables be made there."""
+        url = self._engine.url
+        where = f"database {url.database!r} on {url.host or 'this machine'}:{url.port or 5432}"
+        mend = "correct the SqlAlchemyConnector block (python -m blocks.register takes POSTGRES_URL)"
+        try:
+            with self._transaction() as cursor:
+                cursor.execute("SELECT has_schema_privilege(current_schema(), 'CREATE')")
+                may_create = _value(cursor)
+        except (psycopg2.OperationalError, SQLAlchemyError) as error:
+            reason = str(getattr(error, "orig", error)).strip()
+            # The chained text could hold the password.
+            raise MisconfiguredBlock(f"{where} cannot be used: {reason}. Start it, or {mend}.") from None
+        if not may_create:
+            raise MisconfiguredBlock(
+                f"{where}: user {url.username!r} may not make tables in its schema; GRANT CREATE ON SCHEMA, or {mend}."
+            )
 
     def ensure_tables(self, color: str) -> None:
         """Create the color's table and `loads` where they are missing, and add columns the schema has gained."""
@@ -216,12 +218,7 @@ class Postgres:
                 raise
         return staging
 
-    def discard(self, staging: str) -> None:
-        """Drop a staging table that will not be published."""
-        with self._transaction() as cursor:
-            cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(staging)))
-
-    def publish(self, staging: str, manifest: Manifest) -> Published:
+    def publish(self, staging: str, manifest: Manifest) -> Changes:
         """Make a staged month the month, and say so in `loads`, in one transaction; readers see the old one or the new one."""
         trip_month = manifest.trip_month
         partition = trip_month.postgres_partition
@@ -234,7 +231,7 @@ class Postgres:
                 published = self._merge(cursor, trip_month, staging)
             else:
                 self._attach(cursor, trip_month, staging)
-                published = Published(inserted=manifest.loaded, updated=0, removed=0)
+                published = Changes(inserted=manifest.loaded)
             cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(partition)))
             if (count := _value(cursor)) != manifest.loaded:
                 raise NotReconciled(
@@ -264,7 +261,7 @@ class Postgres:
                     f" {trip_month.color!r}; rename it, or point the block at another database. Nothing was published."
                 ) from None
 
-    def _merge(self, cursor: Cursor, trip_month: TripMonth, staging: str) -> Published:
+    def _merge(self, cursor: Cursor, trip_month: TripMonth, staging: str) -> Changes:
         """A month already there: only rows that differ are written, rows that vanished are removed."""
         fed = _names(trip_month.color)
         values = [sql.Identifier(c.postgres_name) for c in columns(trip_month.color) if c not in KEY]
@@ -299,7 +296,7 @@ class Postgres:
         )
         removed = cursor.rowcount
         cursor.execute(sql.SQL("DROP TABLE {staging}").format(**names))
-        return Published(inserted, updated, removed)
+        return Changes(inserted, updated, removed)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Say in `loads` what the database holds of a month whose rows are as they were."""
@@ -317,15 +314,6 @@ class Postgres:
             ),
             list(row.values()),
         )
-
-    def count(self, trip_month: TripMonth) -> int:
-        """Rows of a month."""
-        with self._transaction() as cursor:
-            cursor.execute(
-                sql.SQL("SELECT count(*) FROM {} WHERE file_month = %s").format(sql.Identifier(trip_month.color)),
-                (trip_month.file_month,),
-            )
-            return int(_value(cursor))
 
 
 def _lock_number(trip_month: TripMonth) -> int:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from flows.tlc.manifest import RawFile
 from flows.tlc.sources import PublishedFile
 
 DEFAULT_LIMIT = 4 << 30  # bytes of published files kept; the oldest go first
+_ABANDONED = 24 * 60 * 60  # seconds after which a folder here is nobody's any more
 _SPARE = 64 << 20  # bytes that must stay free on the disk
 
 
@@ -47,7 +49,10 @@ def _make_room(limit: int = DEFAULT_LIMIT) -> None:
     for path in folder().iterdir():
         with suppress(FileNotFoundError):  # another run makes room too
             about = path.stat()
-            kept.append((about.st_mtime_ns, path, about.st_size))
+            if path.is_file():
+                kept.append((about.st_mtime_ns, path, about.st_size))
+            elif about.st_mtime < time.time() - _ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)  # a killed run's
     total = 0
     for position, (_, path, size) in enumerate(sorted(kept, reverse=True)):
         total += size

@@ -1,5 +1,6 @@
 """The warehouse: a BigQuery dataset, a table a color, partitioned by `file_month`; a month is replaced at one stroke."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pandas_gbq
 import pyarrow as pa
-from google.api_core.exceptions import Conflict, Forbidden, NotFound, Unauthorized
+from google.api_core.exceptions import BadRequest, Conflict, Forbidden, GoogleAPICallError, NotFound, Unauthorized
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import bigquery
 from prefect_gcp import GcpCredentials
@@ -17,8 +18,8 @@ from flows.tlc.manifest import LOADS_COLUMNS, Manifest
 from flows.tlc.schema import KINDS, Column, arrow_schema, columns
 from flows.tlc.trips import TripMonth
 
-_ATTEMPTS = 10  # job ids of one month's load; a failed one can never be used again
 _LOADS = "loads"
+_PASSING = {"quotaExceeded", "rateLimitExceeded", "jobRateLimitExceeded", "backendError"}
 
 
 def _fields(of: Iterable[Column]) -> list[bigquery.SchemaField]:
@@ -40,8 +41,11 @@ class Warehouse:
         except TransportError:  # the way to the token's issuer is broken, the credentials need not be
             raise
         except (Forbidden, Unauthorized, GoogleAuthError) as error:
+            if isinstance(error, Forbidden) and any(r.get("reason") in _PASSING for r in error.errors):
+                raise
+            reason = error.message if isinstance(error, GoogleAPICallError) else type(error).__name__
             raise MisconfiguredBlock(
-                f"BigQuery dataset {self._dataset} cannot be used with the block's credentials ({type(error).__name__});"
+                f"BigQuery dataset {self._dataset} cannot be used with the block's credentials ({reason});"
                 " give the service account BigQuery Data Editor and Job User, or correct the credentials;"
                 " where BigQuery may not read the bucket, use via=dataframe."
             ) from error
@@ -55,13 +59,24 @@ class Warehouse:
     def ensure_tables(self, color: str, location: str | None) -> None:
         """Create the dataset (in the bucket's `location`: loads need that) and tables where missing; add gained columns."""
         with self._explained():
-            dataset = bigquery.Dataset(self._dataset)
-            dataset.location = location
-            self._client.create_dataset(dataset, exists_ok=True)
+            self._ensure_dataset(location)
             trips = bigquery.Table(self._table(color), schema=_fields(columns(color)))
             trips.time_partitioning = bigquery.TimePartitioning(type_="MONTH", field="file_month")
             self._ensure(trips)
             self._ensure(bigquery.Table(self._table(_LOADS), schema=_fields(LOADS_COLUMNS)))
+
+    def _ensure_dataset(self, location: str | None) -> None:
+        try:
+            self._client.get_dataset(self._dataset)
+        except NotFound:
+            if location is None:
+                raise MisconfiguredBlock(
+                    f"BigQuery dataset {self._dataset} does not exist, and where the bucket is may not be asked: make the"
+                    " dataset in the bucket's location, or give the service account Storage Legacy Bucket Reader on it."
+                ) from None
+            dataset = bigquery.Dataset(self._dataset)
+            dataset.location = location
+            self._client.create_dataset(dataset, exists_ok=True)
 
     def _ensure(self, wanted: bigquery.Table) -> None:
         table = self._client.create_table(wanted, exists_ok=True)
@@ -93,7 +108,7 @@ class Warehouse:
             rows = self._query(query, trip_month)
             manifest = Manifest.from_row(dict(rows[0])) if rows else None
             return manifest if manifest and self.count(trip_month) == manifest.loaded else None
-        except NotFound:
+        except (NotFound, BadRequest):  # no such table, or one of an older version that lacks a column
             return None
 
     def count(self, trip_month: TripMonth) -> int:
@@ -143,7 +158,7 @@ class Warehouse:
         )
         target = self._table(f"{trip_month.color}${trip_month.partition}")
         location = self._client.get_dataset(self._dataset).location
-        for attempt in range(_ATTEMPTS):
+        for attempt in itertools.count():
             job_id = "-".join(
                 (
                     "load",
@@ -154,7 +169,6 @@ class Warehouse:
                     str(attempt),
                 )
             )
-            last = attempt == _ATTEMPTS - 1
             with self._explained():
                 try:
                     job: Any = self._client.load_table_from_uri(
@@ -164,8 +178,7 @@ class Warehouse:
                     job = self._client.get_job(job_id, location=location)
                     if self._settle(job) and self.count(trip_month) == manifest.loaded:
                         return
-                    if not last:
-                        continue
+                    continue
                 job.result()
                 return
 
@@ -173,7 +186,9 @@ class Warehouse:
         """Wait for somebody's job; whether it went well."""
         try:
             job.result()
-        except Exception:
+        except GoogleAPICallError:
+            if not job.error_result:  # the question failed, not the job
+                raise
             return False
         return True
 
@@ -229,7 +244,8 @@ class Warehouse:
         if (count := self.count(manifest.trip_month)) != manifest.loaded:
             raise NotReconciled(
                 f"{manifest.trip_month}: the lake has {manifest.loaded} rows, BigQuery {count}."
-                " The month is not marked as loaded; run again."
+                " The month is not marked as loaded; run again. If the table or dataset has a partition expiration, as in"
+                " BigQuery's sandbox, old months vanish at once: remove it."
             )
 
     def write_manifest(self, manifest: Manifest) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from flows.tlc.errors import NotPublished, UnreadableFile
+from flows.tlc.errors import NotPublished, TripDataError, UnreadableFile
 from flows.tlc.reading import recognise, recognise_end
 from flows.tlc.sources import TEMPLATES, PublishedFile, Source
 from flows.tlc.trips import TripMonth
@@ -24,6 +24,10 @@ _TIMEOUT = httpx.Timeout(60, connect=15)
 # 403 is TLC's answer for a month that is not published; the others will not change by asking again either.
 _NOT_PUBLISHED = {403, 404, 410}
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
+
+
+class AskAgainLater(TripDataError):
+    """The source asks to be left alone for longer than a run waits, or published anew in mid-read; the next run may do."""
 
 
 class Unreachable(Exception):
@@ -74,7 +78,7 @@ def _answer(client: httpx.Client, method: str, url: str, headers: dict[str, str]
         answer.close()
         wait = _asked_to_wait(answer)
         if wait is not None and wait > LONGEST_WAIT:
-            raise Unreachable(f"{url} answered HTTP {answer.status_code} and asks for {wait:.0f} s; try again then.")
+            raise AskAgainLater(f"{url} answered HTTP {answer.status_code} and asks for {wait:.0f} s; try again then.")
         time.sleep(_pause(attempt) if wait is None else wait)
     with closing(answer):
         yield answer
@@ -141,7 +145,7 @@ def _same(published: PublishedFile, answer: httpx.Response, received: int) -> No
         now = answer.headers.get(header)
         if was is not None and now is not None:
             if was != now:
-                raise Unreachable(f"{published.url} was re-published while it was being read; run again.")
+                raise AskAgainLater(f"{published.url} was re-published while it was being read; run again.")
             break  # an ETag tells more than a time
     if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {received}-"):
         raise Unreachable(f"{published.url} was asked to go on at byte {received} and did not; try again later.")

@@ -4,11 +4,12 @@ import datetime as dt
 import hashlib
 import uuid
 from collections.abc import Mapping
+from typing import Any
 
 from prefect import get_run_logger, task
 
 from flows.connectors import scratch, web
-from flows.connectors.lake import Gone, Lake
+from flows.connectors.lake import Gone, Lake, Overtaken
 from flows.tasks.policy import CACHE_FOR, RETRIES, cached_by
 from flows.tasks.stores import lake_of
 from flows.tlc.manifest import Manifest, RawFile
@@ -25,11 +26,11 @@ from flows.tlc.trips import TripMonth
     result_serializer="json",
     **RETRIES,
 )
-def extract_to_lake(published: PublishedFile, block_name: str) -> RawFile:
-    """Stream the published file, as it is, into the lake's raw zone."""
+def extract_to_lake(published: PublishedFile, block_name: str) -> dict[str, Any]:
+    """Stream the published file, as it is, into the lake's raw zone; a `RawFile` as JSON, for Prefect's cache."""
     raw = copy_to_lake(lake_of(block_name), published)
     get_run_logger().info("%s: %s bytes as published are in %s", published.trip_month, f"{raw.size:,}", raw.key)
-    return raw
+    return raw.model_dump(mode="json")
 
 
 class _SameBytes(Exception):
@@ -77,11 +78,11 @@ def copy_to_lake(lake: Lake, published: PublishedFile) -> RawFile:
     result_serializer="json",
     **RETRIES,
 )
-def extract_to_scratch(published: PublishedFile) -> RawFile:
-    """Fetch the published file into this machine's scratch cache; the tasks after it read its chunks from there."""
+def extract_to_scratch(published: PublishedFile) -> dict[str, Any]:
+    """Fetch the published file into this machine's scratch cache, where its chunks are read from; a `RawFile` as JSON."""
     raw = scratch.keep(published, web.read)
     get_run_logger().info("%s: %s bytes fetched", published.trip_month, f"{raw.size:,}")
-    return raw
+    return raw.model_dump(mode="json")
 
 
 def in_scratch(raw: RawFile) -> bool:
@@ -95,9 +96,11 @@ def extract_from_lake(trip_month: TripMonth, block_name: str) -> Manifest:
     lake = lake_of(block_name)
     lake.check()
     manifest = lake.current(trip_month)
-    if manifest is None:
-        raise Gone(
-            f"{trip_month} is not in the lake, or not as its manifest says ({lake.uri(trip_month.manifest_key)});"
-            " run etl-web-gcs for it first."
-        )
-    return manifest
+    if manifest is not None:
+        return manifest
+    if lake.stat(trip_month.key) is None:
+        raise Gone(f"{trip_month} is not in the lake ({lake.uri(trip_month.key)}); run etl-web-gcs for it first.")
+    raise Overtaken(
+        f"{lake.uri(trip_month.key)} is newer than its manifest: another run is publishing it now, or died doing so."
+        " If this stays, run etl-web-gcs for it again."
+    )

@@ -7,7 +7,7 @@ import time
 from prefect import get_run_logger, task
 from prefect.runtime import flow_run
 
-from flows.connectors.lake import Lake, LakeObject, Overtaken
+from flows.connectors.lake import Gone, Lake, LakeObject, Overtaken
 from flows.connectors.postgres import Postgres
 from flows.connectors.warehouse import Warehouse
 from flows.tasks.policy import RETRIES
@@ -84,7 +84,10 @@ def _changes(lake: Lake, staged: StagedMonth, replaces: int) -> Changes | None:
     present = lake.stat(staged.raw.published.trip_month.key)
     if not replaces or present is None or present.generation != replaces:
         return None
-    return compare(lake.trips(present.key, replaces), lake.trips(staged.key, staged.generation))
+    try:
+        return compare(lake.trips(present.key, replaces), lake.trips(staged.key, staged.generation))
+    except Gone:  # another run was first, as publishing will find
+        return None
 
 
 def _manifest_of_the_other(lake: Lake, staged: StagedMonth, present: LakeObject | None) -> Manifest | None:
@@ -101,38 +104,47 @@ def _manifest_of_the_other(lake: Lake, staged: StagedMonth, present: LakeObject 
 
 @task(name="load to BigQuery", task_run_name="load {manifest.trip_month} → BigQuery", **RETRIES)
 def load_to_bigquery(
-    manifest: Manifest, staging: str | None, block_name: str, credentials_block: str, dataset: str
+    manifest: Manifest,
+    before: Manifest | None,
+    staging: str | None,
+    block_name: str,
+    credentials_block: str,
+    dataset: str,
 ) -> Outcome:
     """Replace the month's partition at one stroke, check its rows against the lake's, and say so in `loads`."""
-    lake = lake_of(block_name)
     warehouse = warehouse_of(credentials_block, dataset)
-    outcome, loaded = publish_in_bigquery(warehouse, manifest, staging, lake.uri(manifest.key), _run_id())
+    outcome, loaded = publish_in_bigquery(warehouse, lake_of(block_name), manifest, before, staging, _run_id())
     get_run_logger().info("%s", outcome)
     report(outcome, loaded)
     return outcome
 
 
 def publish_in_bigquery(
-    warehouse: Warehouse, manifest: Manifest, staging: str | None, uri: str, run_id: str
+    warehouse: Warehouse, lake: Lake, manifest: Manifest, before: Manifest | None, staging: str | None, run_id: str
 ) -> tuple[Outcome, Manifest]:
-    """Publish a month of the lake in BigQuery: from a staging table if there is one, else straight from `uri`."""
-    before = warehouse.manifest(manifest.trip_month)
-    had = warehouse.count(manifest.trip_month)
+    """Publish a month of the lake in BigQuery: from a staging table if there is one, else straight from the bucket.
+
+    `before` is what the warehouse held of the month when this run began.
+    """
     if staging is None:
-        warehouse.load_from_lake(manifest, uri)
+        warehouse.load_from_lake(manifest, lake.uri(manifest.key))
+        # BigQuery reads whatever is under the key by then, and cannot be asked for a generation.
+        lake.require(manifest)
     else:
         warehouse.replace_from_staging(manifest, staging)
     warehouse.require_reconciled(manifest)
-    if before and before.generation == manifest.replaces:  # what was there is what the lake compared with
+    if before is None:
+        changes = Changes(inserted=manifest.loaded)
+    elif before.generation == manifest.replaces:  # what was there is what the lake compared with
         changes = Changes(manifest.inserted, manifest.updated, manifest.removed)
     else:
-        changes = Changes(inserted=manifest.loaded, removed=had)
+        changes = Changes(inserted=manifest.loaded, removed=before.loaded)
     did = dataclasses.asdict(changes)
     loaded = manifest.model_copy(update={**did, "flow_run_id": run_id, "published_at": dt.datetime.now(dt.UTC)})
     warehouse.write_manifest(loaded)
     if staging is not None:
         warehouse.discard(staging)
-    return Outcome.of("warehouse", "replaced" if had else "loaded", loaded, **did), loaded
+    return Outcome.of("warehouse", "replaced" if before else "loaded", loaded, **did), loaded
 
 
 @task(name="load to Postgres", task_run_name="load {staged.raw.published.trip_month} → Postgres", **RETRIES)

@@ -14,6 +14,7 @@ from prefect.task_runners import BaseTaskRunner, ConcurrentTaskRunner
 from prefect.tasks import exponential_backoff
 
 from flows.tlc.errors import TripDataError
+from flows.tlc.manifest import RawFile
 from flows.tlc.sources import PublishedFile
 
 CACHE_FOR = dt.timedelta(days=1)
@@ -30,7 +31,7 @@ def task_runner() -> BaseTaskRunner:
     return DaskTaskRunner(address=scheduler)
 
 
-def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+def worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     """A wrong file, month or block stays wrong; anything else may pass."""
     return not isinstance(state.result(raise_on_failure=False), TripDataError)
 
@@ -44,17 +45,17 @@ RETRIES: Mapping[str, Any] = {
 }
 
 
-def believed(task: Task[..., Any], still_true: Callable[[Any], bool], *arguments: Any) -> Any:
-    """What `task` returns; from its cache only what can be read and is `still_true`, else the task runs again."""
+def believed(task: Task[..., Any], still_true: Callable[[RawFile], bool], *arguments: Any) -> RawFile:
+    """The file that `task` tells of; from its cache only what can be read and is `still_true`, else the task runs again."""
     state: Any = task.submit(*arguments).wait()
     if state.name == "Cached":
         with suppress(Exception):  # results live in files, and files vanish
-            result = state.result()
-            if still_true(result):
-                return result
+            raw = RawFile.model_validate(state.result())
+            if still_true(raw):
+                return raw
         again = task.with_options(refresh_cache=True, task_run_name=task.task_run_name)
         state = again.submit(*arguments).wait()
-    return state.result()
+    return RawFile.model_validate(state.result())
 
 
 def cached_by(*places: str, on_this_machine: bool = False) -> Callable[[TaskRunContext, dict[str, Any]], str | None]:

@@ -39,12 +39,14 @@ class Meter:
                 f"{self._rows / (now - self._begun):,.0f}",
             )
 
+    def tell(self) -> None:
+        """Say the whole, at the end."""
+        self._log.info("%s: %s rows in %.1f s", self._what, f"{self._rows:,}", time.monotonic() - self._begun)
+
     def close(self) -> None:
-        """Say the whole."""
-        seconds = time.monotonic() - self._begun
+        """Take the bar away."""
         if self._bar:
             _leave(self._id)
-        self._log.info("%s: %s rows in %.1f s", self._what, f"{self._rows:,}", seconds)
 
 
 _lock = threading.Lock()
@@ -90,5 +92,6 @@ def meter(what: str) -> Iterator[Meter]:
     counting = Meter(what)
     try:
         yield counting
+        counting.tell()
     finally:
         counting.close()

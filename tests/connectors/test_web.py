@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 
 from flows.connectors import web
-from flows.connectors.web import ATTEMPTS, LONGEST_WAIT, Unreachable, look_up, read, source_of
+from flows.connectors.web import ATTEMPTS, LONGEST_WAIT, AskAgainLater, Unreachable, look_up, read, source_of
 from flows.tlc.errors import NotPublished, TripDataError, UnreadableFile
 from flows.tlc.sources import PublishedFile, Source
 from flows.tlc.trips import TripMonth
@@ -169,7 +169,7 @@ def test_a_date_to_come_back_at_is_heeded(site: Site, waits: list[float], monkey
 @pytest.mark.parametrize("asks", [str(int(LONGEST_WAIT) + 1), "Fri, 31 Dec 2100 23:59:59 GMT"])
 def test_a_server_that_wants_to_be_left_alone_for_long_is(site: Site, waits: list[float], asks: str) -> None:
     site.fault(PATH, status=503, retry_after=asks, times=None)
-    with pytest.raises(Unreachable, match=r"answered HTTP 503 and asks for \d+ s; try again then"):
+    with pytest.raises(AskAgainLater, match=r"answered HTTP 503 and asks for \d+ s; try again then"):
         look_up(official(site), MONTH)
     assert len(site.requests) == 1
     assert waits == []
@@ -279,7 +279,7 @@ def test_a_file_re_published_while_it_is_read_is_never_mixed(big: Site, missing:
     pieces = read(found)
     next(pieces)
     _republish(big)
-    with pytest.raises(Unreachable, match="was re-published while it was being read; run again"):
+    with pytest.raises(AskAgainLater, match="was re-published while it was being read; run again"):
         list(pieces)
 
 
@@ -290,7 +290,7 @@ def test_a_file_re_published_before_it_is_read_is_not_taken_for_the_one_looked_u
     big.fault(PATH, missing=missing, times=None)
     found = look_up(official(big), MONTH)
     _republish(big)
-    with pytest.raises(Unreachable, match="re-published"):
+    with pytest.raises(AskAgainLater, match="re-published"):
         list(read(found))
 
 

@@ -1,0 +1,148 @@
+"""Bad input is named, with what to do, before any work; nothing is left behind."""
+
+import subprocess
+import sys
+from contextlib import closing
+from typing import Any
+
+import psycopg2
+import pytest
+from prefect_gcp import GcpCredentials
+from prefect_gcp.cloud_storage import GcsBucket
+from sqlalchemy import make_url
+
+from flows.etl_gcs_bq import etl_gcs_bq_parent_flow
+from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
+from flows.ingest_data import ingest_data
+from flows.tlc.errors import UnknownMonth
+from flows.tlc.trips import TripMonth
+from tests.flows.conftest import LAKE, POSTGRES, ROOT, Runs, postgres_block
+from tests.stores import Stores
+
+CANARY = "canary-47110815"
+
+
+def said(state: Any) -> str:
+    assert state.is_failed()
+    return f"{state.message} {state.result(raise_on_failure=False)}"
+
+
+@pytest.mark.parametrize("flow", [etl_parent_flow, etl_gcs_bq_parent_flow, ingest_data], ids=lambda flow: flow.name)
+@pytest.mark.parametrize(
+    ("color", "year", "months", "reason"),
+    [
+        ("yellow", 2021, [0, 13], "month 0 does not exist"),
+        ("yellow", 2021, [1, 13], "month 13 does not exist"),
+        ("yellow", 2021, [], "months is empty"),
+        ("green", 2010, [1], "begin with 2013-08"),
+        ("yellow", 2099, [1], "in the future"),
+    ],
+)
+def test_months_that_cannot_exist_stop_a_run_before_any_work(
+    flow: Any, color: str, year: int, months: list[int], reason: str, ours: Stores, runs: Runs
+) -> None:
+    ours.site.forget_requests()
+    state = flow(color=color, year=year, months=months, **runs.places(flow), return_state=True)
+    assert reason in said(state)
+    assert isinstance(state.result(raise_on_failure=False), UnknownMonth)
+    assert ours.site.requests == []
+
+
+def test_an_unknown_color_is_told_with_the_known_ones(runs: Runs) -> None:
+    state = etl_parent_flow(color="red", year=2021, months=[1], **runs.places(etl_parent_flow), return_state=True)
+    assert "'yellow', 'green', 'fhv' or 'fhvhv'" in said(state)
+
+
+def test_a_block_that_does_not_exist_is_named_with_how_to_make_it(month: TripMonth, runs: Runs) -> None:
+    for flow, slug in ((etl_web_gcs, "gcs-bucket"), (ingest_data, "sqlalchemy-connector")):
+        text = said(runs.of(flow, month, block_name="no-such-block"))
+        assert f"{slug}/no-such-block does not exist" in text
+        assert "blocks.register" in text
+
+
+def test_a_bucket_that_does_not_exist_is_named(month: TripMonth, runs: Runs, ours: Stores) -> None:
+    GcsBucket(bucket="no-such-lake", bucket_folder="data", gcp_credentials=GcpCredentials()).save(
+        "nowhere", overwrite=True
+    )
+    assert "'no-such-lake' does not exist; create it" in said(runs.of(etl_web_gcs, month, block_name="nowhere"))
+
+
+def test_a_bucket_may_be_called_bucket(month: TripMonth, runs: Runs, ours: Stores) -> None:
+    credentials = GcpCredentials()
+    credentials.get_cloud_storage_client().create_bucket("my-bucket-of-taxis")
+    GcsBucket(bucket="my-bucket-of-taxis", bucket_folder="data", gcp_credentials=credentials).save(
+        "named-so", overwrite=True
+    )
+    assert runs.lake(month, block_name="named-so").status == "loaded"
+
+
+def test_a_wrong_password_is_told_and_never_quoted(
+    month: TripMonth, runs: Runs, ours: Stores, capfd: pytest.CaptureFixture[str]
+) -> None:
+    postgres_block(ours.postgres_url, password=CANARY).save("wrong-password", overwrite=True)
+    text = said(runs.of(ingest_data, month, block_name="wrong-password"))
+    assert "password authentication failed" in text
+    assert "SqlAlchemyConnector block" in text
+    assert CANARY not in text
+    output = capfd.readouterr()
+    assert CANARY not in output.out + output.err
+
+
+def test_a_table_of_somebody_else_is_left_alone(month: TripMonth, runs: Runs, ours: Stores) -> None:
+    name = "bad_input_foreign"
+    admin = psycopg2.connect(ours.postgres_url)
+    admin.autocommit = True
+    admin.cursor().execute(f"CREATE DATABASE {name}")
+    url = make_url(ours.postgres_url).set(database=name).render_as_string(hide_password=False)
+    with closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE {month.color} (theirs int)")
+    postgres_block(url).save("foreign", overwrite=True)
+    assert "did not make" in said(runs.of(ingest_data, month, block_name="foreign"))
+    admin.cursor().execute(f"DROP DATABASE {name} WITH (FORCE)")
+    admin.close()
+
+
+def test_an_unpublished_month_fails_by_name_and_the_others_are_loaded(runs: Runs, ours: Stores) -> None:
+    state = etl_parent_flow(color="green", year=2026, months=[1], **runs.places(etl_parent_flow), return_state=True)
+    text = said(state)
+    assert "green 2026-01 is not published" in text
+    assert "HTTP 403" in text
+    mixed = runs.of(ingest_data, TripMonth("green", 2026, 1))
+    assert "1 of 1 months could not be loaded" in said(mixed)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"), [("html", "HTML or XML page"), ("lfs_pointer", "Git LFS pointer"), ("truncated", "truncated")]
+)
+def test_a_file_that_is_not_one_is_refused_and_nothing_is_left(
+    body: str, reason: str, month: TripMonth, runs: Runs, ours: Stores
+) -> None:
+    ours.site.fault(f"*{month.stem}*", times=None, body=body)
+    try:
+        for flow in (etl_web_gcs, ingest_data):
+            assert reason in said(runs.of(flow, month))
+    finally:
+        ours.site.heal()
+    assert ours.objects_of(month) == {}
+    assert ours.query("SELECT to_regclass(%s)", month.postgres_partition) == [(None,)]
+    assert runs.lake(month).status == "loaded"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "reason"),
+    [
+        ("etl_web_gcs", ("green", 2021, 1, 13, "--block-name", LAKE), "error: month 13 does not exist"),
+        ("ingest_data", ("green", 2021, 1, "--block-name", POSTGRES, "--source", "ftp://x"), "error: source 'ftp://x'"),
+    ],
+)
+def test_a_program_says_what_is_wrong_in_one_line_and_fails(
+    name: str, arguments: tuple[object, ...], reason: str, ours: Stores
+) -> None:
+    done = subprocess.run(
+        [sys.executable, f"flows/{name}.py", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    errors = done.stderr
+    assert any(line.startswith(reason) for line in errors.splitlines())
