@@ -249,8 +249,8 @@ class Postgres:
             "month": sql.Literal(trip_month.file_month),
         }
         for statement in (
-            "ALTER TABLE {staging} ADD PRIMARY KEY (file_month, row_number)",
             "ALTER TABLE {staging} RENAME TO {partition}",
+            "ALTER TABLE {partition} ADD PRIMARY KEY (file_month, row_number)",
             "ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES IN ({month})",
         ):
             try:
