@@ -1,0 +1,198 @@
+"""Whatever breaks, wherever: the old month or the new one stands, and the next run ends well with the exact rows."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import psycopg2
+import pyarrow.compute as pc
+import pytest
+
+from flows.connectors.lake import Lake
+from flows.connectors.postgres import Postgres
+from flows.connectors.warehouse import Warehouse
+from flows.etl_gcs_bq import etl_gcs_bq
+from flows.etl_web_gcs import etl_web_gcs
+from flows.ingest_data import ingest_data
+from flows.tlc.errors import TripDataError
+from flows.tlc.trips import TripMonth
+from local.tripfiles import Faults, write_month
+from tests.flows.conftest import Runs
+from tests.stores import Stores, as_published, same, with_passengers
+
+
+class Dies(TripDataError):
+    """Ends a run here, without another attempt, as if the process were gone."""
+
+
+@contextmanager
+def dying(owner: type, name: str, *, when: Literal["before", "after"]) -> Iterator[None]:
+    """A method fails, before or after it did its work."""
+    real = getattr(owner, name)
+
+    def dies(*arguments: Any, **named: Any) -> None:
+        if when == "after":
+            real(*arguments, **named)
+        raise Dies(f"{name} died")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, dies)
+        yield
+
+
+def published(ours: Stores, month: TripMonth):
+    return as_published(ours.site.file(f"{month.stem}.parquet"), month)
+
+
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [("describe", "before"), ("write_trips", "before"), ("write_trips", "after"), ("publish", "before"), ("publish", "after"),
+     ("write_manifest", "before"), ("write_manifest", "after")],
+)  # fmt: skip
+def test_a_lake_run_that_dies_anywhere_leaves_the_old_month_and_the_next_ends_well(
+    name: str, when: Literal["before", "after"], month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake(month)
+    old = ours.in_lake(month)
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    new = published(ours, month)
+    assert not same(old, new)
+    with dying(Lake, name, when=when), pytest.raises(TripDataError):
+        runs.lake(month)
+    present = ours.in_lake(month)
+    assert same(present, old) or same(present, new)
+    assert runs.lake(month).status in ("replaced", "unchanged")
+    assert same(ours.in_lake(month), new)
+    assert ours.manifest(month)["generation"] == ours.objects()[month.key]
+
+
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [
+        ("stage", "before"),
+        ("stage", "after"),
+        ("publish", "before"),
+        ("_write_manifest", "before"),
+        ("publish", "after"),
+    ],
+)
+def test_a_postgres_run_that_dies_anywhere_leaves_the_old_month_and_the_next_ends_well(
+    name: str, when: Literal["before", "after"], month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.postgres(month)
+    old = ours.in_postgres(month)
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    new = with_passengers(published(ours, month))
+    with dying(Postgres, name, when=when), pytest.raises(TripDataError):
+        runs.postgres(month)
+    assert same(ours.in_postgres(month), new if (name, when) == ("publish", "after") else old)
+    runs.postgres(month)
+    assert same(ours.in_postgres(month), new)
+    assert ours.query(
+        "SELECT count(*) FROM pg_class WHERE relname LIKE %s", f"{month.postgres_partition}_staging%"
+    ) == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "when"), [("load_from_lake", "before"), ("load_from_lake", "after"), ("write_manifest", "after")]
+)
+def test_a_warehouse_run_that_dies_anywhere_is_finished_by_the_next_without_loading_twice(
+    name: str, when: Literal["before", "after"], month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake(month)
+    with dying(Warehouse, name, when=when), pytest.raises(TripDataError):
+        runs.warehouse(month)
+    runs.warehouse(month)
+    assert same(ours.in_warehouse(month), ours.in_lake(month))
+
+
+def test_readers_of_postgres_see_the_old_month_or_the_new_one_and_never_a_part(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.postgres(month, rows="all")
+    seen, stop = set(), threading.Event()
+
+    def read() -> None:
+        connection = psycopg2.connect(ours.postgres_url)
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            while not stop.is_set():
+                cursor.execute(
+                    f"SELECT count(*), sum(total_amount) FROM {month.color} WHERE file_month = %s", (month.file_month,)
+                )
+                seen.add(cursor.fetchone())
+        connection.close()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        ours.site.republish(f"{month.stem}.parquet", 2)
+        runs.postgres(month, rows="all")
+    finally:
+        stop.set()
+        reader.join()
+    assert 1 <= len(seen) <= 2
+    edition = published(ours, month)
+    assert {count for count, _ in seen} <= {ours.site.rows_of(month.color, month.year, month.month), edition.num_rows}
+
+
+def test_rows_that_do_not_fit_are_kept_with_their_reason_and_a_clean_edition_removes_them(
+    month: TripMonth, ours: Stores, runs: Runs, tmp_path
+) -> None:
+    name = f"{month.stem}.csv.gz"
+    source = ours.site.url + "/legacy/{color}_tripdata_{year}-{month:02d}.csv.gz"
+    written = write_month(
+        tmp_path / name,
+        month.color,
+        month.year,
+        month.month,
+        rows=2000,
+        faults=Faults(unconvertible=3, too_few_fields=2),
+    )
+    ours.site.put(name, tmp_path / name)
+    outcome = runs.lake(month, source=source)
+    aside = ours.quarantined(month)
+    assert sorted(row["row_number"] for row in aside) == sorted(written.faulty_rows)
+    assert sum(outcome.quarantined.values()) == len(aside) == 5
+    assert outcome.quarantined["wrong number of fields"] == 2
+    assert all(row["original"] and row["reason"] for row in aside)
+    assert not set(written.faulty_rows) & set(pc.unique(ours.in_lake(month)["row_number"]).to_pylist())
+    assert ours.manifest(month)["quarantine_key"] == month.quarantine_key
+
+    write_month(tmp_path / f"clean-{name}", month.color, month.year, month.month, rows=2000)
+    ours.site.put(name, tmp_path / f"clean-{name}")
+    assert runs.lake(month, source=source).quarantined == {}
+    assert month.quarantine_key not in ours.objects()
+
+
+def test_too_many_rows_that_do_not_fit_stop_the_month_in_every_store(
+    month: TripMonth, ours: Stores, runs: Runs, tmp_path
+) -> None:
+    name = f"{month.stem}.csv.gz"
+    source = ours.site.url + "/legacy/{color}_tripdata_{year}-{month:02d}.csv.gz"
+    write_month(tmp_path / name, month.color, month.year, month.month, rows=2000, faults=Faults(unconvertible=40))
+    ours.site.put(name, tmp_path / name)
+    for flow in (etl_web_gcs, ingest_data):
+        state = runs.of(flow, month, source=source)
+        assert state.is_failed()
+        assert "40 of 2000 rows do not fit" in state.message or "40 of 2000 rows do not fit" in str(
+            state.result(raise_on_failure=False)
+        )
+    assert month.key not in ours.objects()
+    assert ours.query(
+        "SELECT to_regclass(%s), to_regclass(%s)", month.postgres_partition, f"{month.postgres_partition}_staging"
+    ) == [(None, None)]
+
+
+def test_a_download_that_is_cut_goes_on_where_it_stopped(month: TripMonth, ours: Stores, runs: Runs) -> None:
+    ours.site.fault(f"*{month.stem}*", times=1, methods=("GET",), cut_after=4000)
+    assert runs.lake(month).status == "loaded"
+    assert same(ours.in_lake(month), published(ours, month))
+    assert any(request.range for request in ours.requests(month))
+
+
+def test_the_warehouse_is_told_to_wait_for_the_lake(month: TripMonth, runs: Runs) -> None:
+    state = runs.of(etl_gcs_bq, month)
+    assert state.is_failed()
+    assert "run etl-web-gcs for it first" in str(state.result(raise_on_failure=False))
