@@ -6,6 +6,7 @@ tests that ask for `orchestrator`. Everything, pytest's own `tmp_path` included,
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     """Web site, lake, warehouse and Postgres; their addresses are in `os.environ` for as long as the session."""
-    with Stack(_session_folder / "stack", ("web", "lake", "warehouse", "postgres")) as running:
+    with socket.socket() as probe:  # 4200 is for people, whose server may be starting there just now
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    services = ("web", "lake", "warehouse", "postgres")
+    with Stack(_session_folder / "stack", services, prefect_port=port) as running:
         home = os.environ["PREFECT_HOME"]  # stays the session's own: the server of `orchestrator` has another database
         os.environ.update(running.env | {"PREFECT_HOME": home})
         yield running

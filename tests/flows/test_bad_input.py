@@ -1,7 +1,5 @@
 """Bad input is named, with what to do, before any work; nothing is left behind."""
 
-import subprocess
-import sys
 from contextlib import closing
 from typing import Any
 
@@ -16,7 +14,7 @@ from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.tlc.errors import UnknownMonth
 from flows.tlc.trips import TripMonth
-from tests.flows.conftest import LAKE, POSTGRES, ROOT, Runs, postgres_block
+from tests.flows.conftest import LAKE, POSTGRES, Program, Runs, postgres_block
 from tests.stores import Stores
 
 CANARY = "canary-47110815"
@@ -136,13 +134,9 @@ def test_a_file_that_is_not_one_is_refused_and_nothing_is_left(
     ],
 )
 def test_a_program_says_what_is_wrong_in_one_line_and_fails(
-    name: str, arguments: tuple[object, ...], reason: str, ours: Stores
+    name: str, arguments: tuple[object, ...], reason: str, program: Program
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, f"flows/{name}.py", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    done = program(name, *arguments)
     assert done.returncode == 1
     errors = done.stderr
     assert any(line.startswith(reason) for line in errors.splitlines())

@@ -1,9 +1,7 @@
 """Whatever breaks, wherever: the old month or the new one stands, and the next run ends well with the exact rows."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import psycopg2
 import pyarrow.compute as pc
@@ -18,27 +16,8 @@ from flows.ingest_data import ingest_data
 from flows.tlc.errors import TripDataError
 from flows.tlc.trips import TripMonth
 from local.tripfiles import Faults, write_month
-from tests.flows.conftest import Runs
+from tests.flows.conftest import Runs, dying
 from tests.stores import Stores, as_published, same, with_passengers
-
-
-class Dies(TripDataError):
-    """Ends a run here, without another attempt, as if the process were gone."""
-
-
-@contextmanager
-def dying(owner: type, name: str, *, when: Literal["before", "after"]) -> Iterator[None]:
-    """A method fails, before or after it did its work."""
-    real = getattr(owner, name)
-
-    def dies(*arguments: Any, **named: Any) -> None:
-        if when == "after":
-            real(*arguments, **named)
-        raise Dies(f"{name} died")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, name, dies)
-        yield
 
 
 def published(ours: Stores, month: TripMonth):

@@ -103,10 +103,8 @@ def test_every_row_is_accounted_for_in_the_manifest_and_in_loads(
     assert manifest["generation"] == ours.objects()[month.key]
 
 
-def jobs() -> set[str]:
-    return {
-        job.job_id for job in bigquery.Client().list_jobs() if job.job_type == "load" or "SELECT" not in job.query[:6]
-    }
+def load_jobs(month: TripMonth) -> set[str]:
+    return {job.job_id for job in bigquery.Client().list_jobs() if month.stem in job.job_id}
 
 
 def test_an_unchanged_month_again_moves_no_data(everywhere: tuple[TripMonth, str], ours: Stores, runs: Runs) -> None:
@@ -114,7 +112,7 @@ def test_an_unchanged_month_again_moves_no_data(everywhere: tuple[TripMonth, str
 
     def state_of_stores():
         rows = ours.query(f"SELECT xmin::text, ctid::text FROM {month.color} WHERE file_month = %s", month.file_month)
-        return ours.objects_of(month), jobs(), rows, ours.loads(month), ours.in_warehouse(month).num_rows
+        return ours.objects_of(month), load_jobs(month), rows, ours.loads(month), ours.in_warehouse(month).num_rows
 
     before = state_of_stores()
     ours.site.forget_requests()

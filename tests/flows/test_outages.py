@@ -1,0 +1,248 @@
+"""Networks cut, servers restart, disks fill, processes die, runs meet: nobody sees half a month; the next run ends well."""
+
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from flows.connectors.postgres import Postgres
+from flows.etl_web_gcs import etl_web_gcs
+from flows.ingest_data import ingest_data
+from flows.tasks import transform
+from flows.tlc.trips import TripMonth
+from local.stack import Stack
+from tests.flows.conftest import LAKE, POSTGRES, Runs, Started, dying
+from tests.stores import Stores, as_published, connected, same, with_passengers
+from tests.strict_lake import StrictLake
+
+
+def published(ours: Stores, month: TripMonth):
+    return as_published(ours.site.file(f"{month.stem}.parquet"), month)
+
+
+def until(happened: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait; AssertionError if it does not happen."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def meet(month: TripMonth) -> Callable[[str, str], None]:
+    """Two runs, about to publish a month in the lake, wait for each other."""
+    both = threading.Barrier(2, timeout=60)
+    arrived: list[str] = []
+
+    def meddle(method: str, path: str) -> None:
+        if "/rewriteTo/" in path and path.endswith(f"data/{month.key}") and len(arrived) < 2:
+            arrived.append(path)
+            both.wait()
+
+    return meddle
+
+
+@pytest.mark.parametrize("rules", [("all", "all"), ("all", "with_passengers")], ids="-".join)
+def test_of_two_runs_that_publish_a_month_at_once_one_steps_back_and_what_is_told_is_what_is_there(
+    rules: tuple[str, str], month: TripMonth, ours: Stores, start: Started, strict_lake: StrictLake
+) -> None:
+    strict_lake.meddle = meet(month)
+    arguments = (month.color, month.year, month.month, "--block-name", LAKE, "--source", ours.official)
+    for process in [start("etl_web_gcs", *arguments, "--rows", rule) for rule in rules]:
+        assert process.wait(120) == 0
+    assert f"data/{month.key}" in strict_lake.refused
+    everybody = published(ours, month)
+    expected = {"all": everybody, "with_passengers": with_passengers(everybody)}
+    manifest = ours.manifest(month)
+    assert manifest["generation"] == ours.objects()[month.key]
+    assert same(ours.in_lake(month), expected[manifest["rule"]])
+    assert not [key for key in ours.objects("staging/") if month.stem in key]
+
+
+def test_of_two_runs_that_load_a_month_into_postgres_at_once_one_waits_and_finds_it_there(
+    month: TripMonth, ours: Stores, start: Started
+) -> None:
+    arguments = (month.color, month.year, month.month, "--block-name", POSTGRES, "--source", ours.official)
+    processes = [start("ingest_data", *arguments) for _ in range(2)]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted("is unchanged" in "".join(texts) for texts in said) == [False, True]
+    assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
+
+
+def test_a_lake_that_answers_every_write_with_503_at_first_delays_a_run_and_no_more(
+    month: TripMonth, ours: Stores, runs: Runs, strict_lake: StrictLake
+) -> None:
+    refused: list[str] = []
+
+    def meddle(method: str, path: str) -> int | None:
+        if method in ("GET", "HEAD", "DELETE") or (request := f"{method} {path}") in refused:
+            return None
+        refused.append(request)
+        return 503
+
+    strict_lake.meddle = meddle
+    assert runs.lake(month).status == "loaded"
+    assert any("/rewriteTo/" in request for request in refused)
+    assert same(ours.in_lake(month), published(ours, month))
+    assert ours.manifest(month)["generation"] == ours.objects()[month.key]
+
+
+def test_a_run_killed_between_the_months_object_and_its_manifest_is_made_good_by_the_next(
+    month: TripMonth, ours: Stores, runs: Runs, start: Started, strict_lake: StrictLake
+) -> None:
+    reached, killed = threading.Event(), threading.Event()
+
+    def meddle(method: str, path: str) -> int | None:
+        if method == "POST" and "/upload/" in path and not killed.is_set() and month.key in ours.objects():
+            reached.set()  # its manifest
+            killed.wait(60)
+            return 503  # it never arrived
+        return None
+
+    strict_lake.meddle = meddle
+    arguments = (month.color, month.year, month.month, "--block-name", LAKE, "--source", ours.official)
+    process = start("etl_web_gcs", *arguments)
+    assert reached.wait(90)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed.set()
+    assert month.manifest_key not in ours.objects()
+    assert runs.lake(month).loaded == published(ours, month).num_rows
+    assert same(ours.in_lake(month), published(ours, month))
+    assert ours.manifest(month)["generation"] == ours.objects()[month.key]
+
+
+def test_a_run_killed_while_postgres_publishes_leaves_the_old_month_and_the_next_brings_the_new_one(
+    month: TripMonth, ours: Stores, runs: Runs, start: Started
+) -> None:
+    runs.postgres(month)
+    old = ours.in_postgres(month)
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with connected(ours.postgres_url) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE loads IN SHARE MODE")  # `loads` is written last, in the transaction that publishes
+        process = start(
+            "ingest_data", month.color, month.year, month.month, "--block-name", POSTGRES, "--source", ours.official
+        )
+        until(lambda: ours.query(waiting) == [(1,)], 90)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    until(lambda: ours.query(waiting) == [(0,)])
+    assert same(ours.in_postgres(month), old)
+    outcome = runs.postgres(month)
+    assert (outcome.status, outcome.updated > 0) == ("replaced", True)
+    assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
+
+
+def test_a_server_that_restarts_in_the_middle_of_copy_delays_a_run_and_no_more(
+    month: TripMonth, ours: Stores, runs: Runs, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = stack.executors["postgres"]
+    encoded = transform.encode
+    restarts: list[str] = []
+
+    def encode(trips: object) -> bytes:
+        if not restarts:
+            restarts.append("restart")
+            server.stop()
+            server.start()
+        return encoded(trips)
+
+    monkeypatch.setattr(transform, "encode", encode)
+    assert runs.postgres(month).status == "loaded"
+    assert restarts
+    assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
+
+
+def test_a_success_that_the_run_did_not_hear_of_is_told_as_it_was(month: TripMonth, ours: Stores, runs: Runs) -> None:
+    runs.postgres(month)
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    with dying(Postgres, "publish", when="after", times=1) as died:
+        outcome = runs.postgres(month)
+    assert died
+    facts = ours.loads(month)
+    assert (outcome.status, outcome.updated > 0) == ("replaced", True)
+    assert [getattr(outcome, name) for name in ("inserted", "updated", "removed")] == [
+        facts[name] for name in ("inserted", "updated", "removed")
+    ]
+    assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
+
+
+@pytest.mark.parametrize("flow", [etl_web_gcs, ingest_data])
+def test_a_full_disk_is_told_before_anything_is_written_there(
+    flow, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = type(shutil.disk_usage("/"))(10**9, 10**9 - 10**6, 10**6)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: full)
+        state = runs.of(flow, month)
+    error = str(state.result(raise_on_failure=False))
+    assert f"{month}" in error
+    assert "1 MB are free" in error
+    assert "TRIPS_SCRATCH" in error
+    assert [run.run_count for run in runs.task_runs(state)][-1] == 1
+    assert month.key not in ours.objects()
+    assert ours.query("SELECT to_regclass(%s)", month.postgres_partition) == [(None,)]
+    assert (runs.lake if flow is etl_web_gcs else runs.postgres)(month).status == "loaded"
+
+
+def test_readers_see_the_old_month_while_the_new_one_is_being_published(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.postgres(month)
+    old = ours.in_postgres(month)
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    new = with_passengers(published(ours, month))
+    write, seen = Postgres._write_manifest, []
+
+    def look_first(*arguments: object) -> None:
+        seen.append(ours.in_postgres(month))  # by another connection, when all rows are written and none is committed
+        write(*arguments)
+
+    monkeypatch.setattr(Postgres, "_write_manifest", look_first)
+    runs.postgres(month)
+    assert [same(trips, old) for trips in seen] == [True]
+    assert same(ours.in_postgres(month), new)
+
+
+def test_the_same_bytes_under_a_new_version_are_not_loaded_again(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.lake(month)
+    runs.postgres(month)
+    before = ours.objects()[month.key], ours.objects()[month.raw_key(".parquet")], ours.in_postgres(month)
+    monkeypatch.setattr(ours.site, "etag", lambda path: '"touched"')
+    assert [runs.lake(month).status, runs.postgres(month).status] == ["unchanged", "unchanged"]
+    assert ours.objects()[month.key] == before[0]
+    assert same(ours.in_postgres(month), before[2])
+    assert ours.manifest(month)["etag"] == ours.loads(month)["etag"] == '"touched"'
+    ours.site.forget_requests()
+    assert [runs.lake(month).status, runs.postgres(month).status] == ["unchanged", "unchanged"]
+    assert [request.method for request in ours.requests(month)] == ["HEAD", "HEAD"]
+
+
+def test_where_a_source_tells_no_version_its_bytes_decide(month: TripMonth, ours: Stores, runs: Runs) -> None:
+    ours.site.fault(f"*{month.stem}*", times=None, missing=["etag", "last_modified"])
+    try:
+        both = (runs.lake, runs.postgres)
+        assert [run(month).status for run in both] == ["loaded", "loaded"]
+        assert [run(month).status for run in both] == ["unchanged", "unchanged"]
+        ours.site.republish(f"{month.stem}.parquet", 2)
+        assert [run(month).status for run in both] == ["replaced", "replaced"]
+    finally:
+        ours.site.heal()
+    assert same(ours.in_lake(month), published(ours, month))
+    assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
+
+
+def test_another_source_of_the_month_replaces_it(month: TripMonth, ours: Stores, runs: Runs) -> None:
+    for source, ending in ((ours.official, ".parquet"), (ours.mirror, ".csv.gz")):
+        runs.lake(month, source=source)
+        runs.postgres(month, source=source)
+        expected = as_published(ours.site.file(f"{month.stem}{ending}"), month)
+        assert same(ours.in_lake(month), expected)
+        assert same(ours.in_postgres(month), with_passengers(expected))
+        assert ours.manifest(month)["url"] == source.format(**vars(month))

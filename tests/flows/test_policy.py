@@ -1,0 +1,178 @@
+"""What Prefect adds: caching by what the file is, retries of what may pass, names for people, months that fail alone."""
+
+import pytest
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
+
+from flows.connectors import scratch, web
+from flows.etl_gcs_bq import etl_gcs_bq, etl_gcs_bq_parent_flow
+from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
+from flows.ingest_data import ingest_data
+from flows.tasks import extract, load, transform
+from flows.tasks.months import MonthsFailed
+from flows.tlc.errors import UnknownMonth, UnreadableFile
+from flows.tlc.trips import TripMonth
+from tests.flows.conftest import Runs, dying
+from tests.stores import Stores, as_published, same, with_passengers
+
+TASKS = [
+    task
+    for module in (extract, transform, load)
+    for name, task in vars(module).items()
+    if name.startswith(("extract_", "transform_", "load_")) and hasattr(task, "retries")
+]
+
+
+def states(runs: Runs, state) -> list[tuple[str, str]]:
+    return [(run.name, run.state_name) for run in runs.task_runs(state)]
+
+
+def bodies(ours: Stores, month: TripMonth) -> int:
+    """How often the file itself was asked for."""
+    return sum(request.method == "GET" for request in ours.requests(month))
+
+
+def test_runs_are_named_for_people(month: TripMonth, runs: Runs) -> None:
+    lake, warehouse, postgres = (runs.of(flow, month) for flow in (etl_web_gcs, etl_gcs_bq, ingest_data))
+    assert [runs.name(state) for state in (lake, warehouse, postgres)] == [
+        f"{month}",
+        f"{month} via load_job",
+        f"{month.color} {month.year} [{month.month}]",
+    ]
+    assert [[run.name for run in runs.task_runs(state)] for state in (lake, warehouse, postgres)] == [
+        [f"extract {month} → lake", f"transform {month}", f"load {month} → lake"],
+        [f"extract {month} ← lake", f"transform {month} for BigQuery", f"load {month} → BigQuery"],
+        [f"extract {month}", f"transform {month}", f"load {month} → Postgres"],
+    ]
+
+
+def test_a_file_extracted_once_is_not_fetched_again_that_day(month: TripMonth, ours: Stores, runs: Runs) -> None:
+    runs.lake(month)
+    again = runs.of(etl_web_gcs, month, rows="with_passengers")
+    assert [state for _, state in states(runs, again)] == ["Cached", "Completed", "Completed"]
+    assert bodies(ours, month) == 1
+    expected = with_passengers(as_published(ours.site.file(f"{month.stem}.parquet"), month))
+    assert same(ours.in_lake(month), expected)
+    assert ours.manifest(month)["filtered"] == {"zero_passengers": again.result().source_rows - expected.num_rows}
+    assert [key for key in ours.objects("results/") if month.stem in key]
+
+
+@pytest.mark.parametrize("gone", ["raw file", "cached result"])
+def test_the_cache_is_not_believed_when_what_it_tells_of_is_gone(
+    gone: str, month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake(month)
+    keys = [month.raw_key(".parquet")] if gone == "raw file" else ours.objects("results/")
+    for key in keys:
+        if month.stem in key:
+            ours.blob(key).delete()
+    assert runs.lake(month, rows="with_passengers").status == "replaced"
+    assert bodies(ours, month) == (2 if gone == "raw file" else 1)
+    assert same(
+        ours.in_lake(month), with_passengers(as_published(ours.site.file(f"{month.stem}.parquet"), month))
+    )  # fmt: skip
+
+
+def test_the_cache_of_another_edition_is_not_believed(month: TripMonth, ours: Stores, runs: Runs) -> None:
+    name = f"{month.stem}.parquet"
+    for edition in (1, 2, 1):
+        ours.site.file(name)
+        ours.site.republish(name, edition)
+        assert runs.lake(month).status in ("loaded", "replaced")
+        assert same(ours.in_lake(month), as_published(ours.site.file(name), month))
+
+
+@pytest.mark.parametrize("gone", ["scratch file", "cached result"])
+def test_on_one_machine_too_the_cache_is_not_believed_when_what_it_tells_of_is_gone(
+    gone: str, month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.postgres(month)
+    again = runs.of(ingest_data, month, rows="all")
+    assert [state for _, state in states(runs, again)] == ["Cached", "Completed", "Completed"]
+    assert bodies(ours, month) == 1
+    folder = scratch.folder() if gone == "scratch file" else PREFECT_LOCAL_STORAGE_PATH.value()
+    for path in folder.iterdir():
+        path.unlink()
+    assert runs.postgres(month).status == "replaced"
+    assert bodies(ours, month) == 2
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_every_task_is_tried_again_with_growing_pauses_and_has_a_timeout(
+    task, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # of `no_waiting`
+    assert task.retries == 3
+    assert task.retry_delay_seconds == [3, 6, 12]
+    assert task.retry_jitter_factor
+    assert task.timeout_seconds
+
+
+def test_what_may_pass_is_tried_again(month: TripMonth, ours: Stores, runs: Runs, monkeypatch) -> None:
+    monkeypatch.setattr(web, "ATTEMPTS", 1)
+    ours.site.fault(f"*{month.stem}*", methods=("GET",), status=503, times=2)
+    state = runs.of(etl_web_gcs, month)
+    assert state.is_completed()
+    assert [run.run_count for run in runs.task_runs(state)] == [3, 1, 1]
+
+
+@pytest.mark.parametrize("flow", [etl_web_gcs, ingest_data])
+def test_what_will_not_change_is_not_tried_again(flow, month: TripMonth, ours: Stores, runs: Runs) -> None:
+    ours.site.put(f"{month.stem}.parquet", b"<!DOCTYPE html><html>404</html>")
+    state = runs.of(flow, month)
+    assert state.is_failed()
+    assert [(run.run_count, run.state_name) for run in runs.task_runs(state)] == [(1, "Failed")]
+    with pytest.raises((UnreadableFile, MonthsFailed), match=f"{month}.*HTML"):
+        state.result()
+
+
+@pytest.mark.parametrize(("flow", "store"), [(etl_parent_flow, "lake"), (ingest_data, "database")])
+def test_a_month_that_fails_stops_no_other_and_is_named(flow, store: str, ours: Stores, runs: Runs) -> None:
+    color = {"lake": "fhv", "database": "green"}[store]  # months of no other test
+    state = flow(color, 2021, [6, 8, 7], **runs.places(flow) | {"source": ours.mirror}, return_state=True)
+    with pytest.raises(MonthsFailed) as failed:
+        state.result()
+    assert f"1 of 3 months could not be loaded:\n  - {color} 2021-08: " in str(failed.value)
+    assert "is not published" in str(failed.value)
+    for number in (6, 7):
+        month = TripMonth(color, 2021, number)
+        rows = ours.site.rows_of(color, 2021, number)
+        assert (ours.manifest(month) if store == "lake" else ours.loads(month))["source_rows"] == rows
+    [table] = [text for text in runs.artifacts(f"{state_key(flow)}-months") if f"{color} 2021-08" in text]
+    assert "failed: " in table
+
+
+def state_key(flow) -> str:
+    return {"etl-parent-flow": "etl-web-gcs", "etl-gcs-bq-parent-flow": "etl-gcs-bq"}.get(flow.name, flow.name)
+
+
+@pytest.mark.parametrize("flow", [etl_parent_flow, etl_gcs_bq_parent_flow, ingest_data])
+def test_a_month_that_cannot_exist_stops_the_run_before_any_work(flow, ours: Stores, runs: Runs) -> None:
+    ours.site.forget_requests()
+    state = flow("green", 2021, [1, 13], **runs.places(flow), return_state=True)
+    with pytest.raises(UnknownMonth, match=r"month 13 does not exist.*Nothing was started"):
+        state.result()
+    assert not ours.site.requests
+    assert not runs.task_runs(state)  # a month's run is one of them
+
+
+def test_a_parent_flow_brings_months_into_the_warehouse_and_names_those_the_lake_lacks(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake(month)
+    absent = TripMonth(month.color, month.year, month.month % 12 + 1)
+    for key in ours.objects_of(absent):
+        ours.blob(key).delete()
+    months = [month.month, absent.month]
+    state = etl_gcs_bq_parent_flow(
+        month.color, month.year, months, **runs.places(etl_gcs_bq_parent_flow), return_state=True
+    )
+    with pytest.raises(MonthsFailed, match=f"{absent}: .* is not in the lake.*run etl-web-gcs for it first"):
+        state.result()
+    assert same(ours.in_warehouse(month), ours.in_lake(month))
+
+
+def test_the_raw_files_transient_error_leaves_no_second_copy(month: TripMonth, ours: Stores, runs: Runs) -> None:
+    with dying(extract, "copy_to_lake", when="after", times=1) as died:
+        assert runs.lake(month).status == "loaded"
+    assert died
+    assert bodies(ours, month) == 1

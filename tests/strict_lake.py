@@ -1,0 +1,106 @@
+"""What Google Cloud Storage does and its stand-in does not yet: refuse to replace an object that is not the one expected.
+
+fake-gcs-server looks at `ifGenerationMatch` of one-request uploads only (its pull requests 2260 and 2343 add the others).
+A `StrictLake` stands before it, looks at all of them, and lets a test hold a request up or answer it with an error.
+"""
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import httpx
+
+_REWRITE = re.compile(r"/storage/v1/b/[^/]+/o/.+/(?:rewriteTo|copyTo)/b/(?P<bucket>[^/]+)/o/(?P<name>.+)")
+
+Meddle = Callable[[str, str], int | None]
+
+
+class StrictLake:
+    """A lake at `url` whose objects are those of the lake at `behind`.
+
+    `meddle(method, path)` is asked before each request, may take its time, and may name a status to answer with instead.
+    """
+
+    def __init__(self, behind: str, meddle: Meddle = lambda method, path: None) -> None:
+        self.behind, self.meddle = behind, meddle
+        self.refused: list[str] = []
+        self.sessions: dict[str, tuple[str, str, str]] = {}
+        self.one_at_a_time = threading.Lock()
+        self.client = httpx.Client(trust_env=False, timeout=60)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"lake": self}))
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+        self.client.close()
+
+    def generation(self, bucket: str, name: str) -> str:
+        answer = self.client.get(f"{self.behind}/storage/v1/b/{bucket}/o/{name.replace('/', '%2F')}")
+        return str(answer.json()["generation"]) if answer.is_success else "0"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    lake: StrictLake
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Tests have logs enough."""
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = urlsplit(self.path)
+        status = self.lake.meddle(self.command, unquote(parts.path))
+        if status:
+            self._answer(status, json.dumps({"error": {"code": status, "message": "as asked for"}}).encode(), {})
+            return
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        with self.lake.one_at_a_time:
+            if (expected := self._expected(parts.path, query)) and self.lake.generation(*expected[:2]) != expected[2]:
+                self.lake.refused.append(expected[1])
+                self._answer(412, json.dumps({"error": {"code": 412, "message": "conditionNotMet"}}).encode(), {})
+                return
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "accept-encoding")}
+            headers["Accept-Encoding"] = "identity"
+            answer = self.lake.client.request(self.command, self.lake.behind + self.path, content=body, headers=headers)
+        if query.get("uploadType") == "resumable" and "ifGenerationMatch" in query and answer.is_success:
+            upload = parse_qs(urlsplit(answer.headers["Location"]).query)["upload_id"][0]
+            name = query.get("name") or json.loads(body)["name"]
+            self.lake.sessions[upload] = (parts.path.split("/")[5], name, query["ifGenerationMatch"])
+        keep = {"content-type", "location", "range", "content-range", "x-goog-hash", "x-goog-generation", "etag"}
+        self._answer(answer.status_code, answer.content, {k: v for k, v in answer.headers.items() if k.lower() in keep})
+
+    def _expected(self, path: str, query: dict[str, str]) -> tuple[str, str, str] | None:
+        """Bucket, object and the generation that it must have for this request to be done."""
+        if "upload_id" in query:
+            last = re.fullmatch(r"bytes .*/\d+", self.headers.get("Content-Range", ""))
+            return self.lake.sessions.get(query["upload_id"]) if last else None
+        if "ifGenerationMatch" in query and (match := _REWRITE.fullmatch(path)):
+            return match["bucket"], unquote(match["name"]), query["ifGenerationMatch"]
+        return None
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            self.send_header(name, value.replace(self.lake.behind, self.lake.url))
+        self.send_header("Content-Length", str(len(body)))
+        with suppress(ConnectionError):  # who asked may have been killed meanwhile
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _pass_on  # noqa: N815
