@@ -265,7 +265,7 @@ class Lake:
         trip_month, ending = raw.published.trip_month, raw.published.ending
         pieces = self.read(raw)
         if ending != ".parquet":
-            yield from csv_chunks(trip_month, ending, ahead(pieces), on_shape)
+            yield from csv_chunks(trip_month, ending, ahead(pieces), on_shape, raw.size)
             return
         scratch.require_room(raw.size, str(trip_month))
         with tempfile.TemporaryFile(dir=scratch.folder()) as file:

@@ -15,8 +15,14 @@ from flows.tasks.report import report
 from flows.tasks.stores import lake_of, postgres_of, warehouse_of
 from flows.tlc.compare import Changes, compare
 from flows.tlc.manifest import Manifest, Outcome, StagedMonth
+from flows.tlc.trips import TripMonth
 
 _OTHERS_TIME = 30.0  # seconds that another run gets between its object and its manifest
+
+
+def _previous(store: Lake | Postgres, trip_month: TripMonth) -> Manifest | None:
+    """What a store holds of the month before, to compare with."""
+    return store.manifest(trip_month.previous) if trip_month.previous else None
 
 
 def _run_id() -> str:
@@ -26,9 +32,10 @@ def _run_id() -> str:
 @task(name="load to lake", task_run_name="load {staged.raw.published.trip_month} → lake", **RETRIES)
 def load_to_lake(staged: StagedMonth, replaces: int, block_name: str) -> Outcome:
     """Publish the staged Parquet under the month's own key, then its manifest, last."""
-    outcome, manifest = publish_in_lake(lake_of(block_name), staged, replaces, _run_id())
+    lake = lake_of(block_name)
+    outcome, manifest = publish_in_lake(lake, staged, replaces, _run_id())
     get_run_logger().info("%s", outcome)
-    report(outcome, manifest)
+    report(outcome, manifest, _previous(lake, outcome.trip_month))
     return outcome
 
 
@@ -112,10 +119,10 @@ def load_to_bigquery(
     dataset: str,
 ) -> Outcome:
     """Replace the month's partition at one stroke, check its rows against the lake's, and say so in `loads`."""
-    warehouse = warehouse_of(credentials_block, dataset)
-    outcome, loaded = publish_in_bigquery(warehouse, lake_of(block_name), manifest, before, staging, _run_id())
+    warehouse, lake = warehouse_of(credentials_block, dataset), lake_of(block_name)
+    outcome, loaded = publish_in_bigquery(warehouse, lake, manifest, before, staging, _run_id())
     get_run_logger().info("%s", outcome)
-    report(outcome, loaded)
+    report(outcome, loaded, _previous(lake, outcome.trip_month))
     return outcome
 
 
@@ -150,9 +157,10 @@ def publish_in_bigquery(
 @task(name="load to Postgres", task_run_name="load {staged.raw.published.trip_month} → Postgres", **RETRIES)
 def load_to_postgres(staged: StagedMonth, block_name: str) -> Outcome:
     """Publish the staged rows in one transaction: a new month is attached, a known one gets what differs."""
-    outcome, manifest = publish_in_postgres(postgres_of(block_name), staged, _run_id())
+    postgres = postgres_of(block_name)
+    outcome, manifest = publish_in_postgres(postgres, staged, _run_id())
     get_run_logger().info("%s", outcome)
-    report(outcome, manifest)
+    report(outcome, manifest, _previous(postgres, outcome.trip_month))
     return outcome
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from prefect import get_run_logger
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _EVERY = 10.0  # seconds between two log lines
 
@@ -23,21 +23,18 @@ class Meter:
         self._log = get_run_logger()
         self._bar, self._id = _join(what)
 
-    def add(self, rows: int) -> None:
-        """Count `rows` more."""
+    def add(self, rows: int, share: float) -> None:
+        """Count `rows` more, after which `share` of the month is done."""
         self._rows += rows
         now = time.monotonic()
+        seconds = max(now - self._begun, 1e-9)
+        so_far = f"{self._rows:,} rows, {self._rows / seconds:,.0f}/s"
         if self._bar:
-            rate = self._rows / max(now - self._begun, 1e-9)
-            self._bar.update(self._id, completed=self._rows, detail=f"{self._rows:,} rows, {rate:,.0f}/s")
+            self._bar.update(self._id, completed=share, detail=so_far)
         elif now - self._told >= _EVERY:
             self._told = now
-            self._log.info(
-                "%s: %s rows so far, %s rows/s",
-                self._what,
-                f"{self._rows:,}",
-                f"{self._rows / (now - self._begun):,.0f}",
-            )
+            left = f", about {seconds * (1 - share) / share:,.0f} s to go" if 0 < share < 1 else ""
+            self._log.info("%s: %s%s", self._what, so_far, left)
 
     def tell(self) -> None:
         """Say the whole, at the end."""
@@ -66,11 +63,13 @@ def _join(what: str) -> tuple[Progress | None, TaskID]:
                 BarColumn(),
                 TextColumn("{task.fields[detail]}"),
                 TimeElapsedColumn(),
+                TextColumn("/"),
+                TimeRemainingColumn(),
                 console=Console(stderr=True),
                 transient=True,
             )
             _shared.start()
-        task_id = _shared.add_task(what, total=None, detail="")
+        task_id = _shared.add_task(what, total=1.0, detail="")
         _open.add(task_id)
         return _shared, task_id
 

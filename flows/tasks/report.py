@@ -1,37 +1,65 @@
 """What a run leaves for people in the UI: a markdown artifact a month, a table a parent run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from flows.tasks.picture import trips_per_day
+from flows.tlc.eras import differences
 from flows.tlc.manifest import Manifest, Outcome
+from flows.tlc.quality import RULES
 
 
-def report(outcome: Outcome, manifest: Manifest) -> None:
-    """Tell of one month: what was loaded, from where, what was set aside and why."""
-    seconds = max((manifest.published_at - manifest.started_at).total_seconds(), 1e-3)
-    lines = [
-        f"# {outcome.trip_month} in the {outcome.store}: {outcome.status}",
-        "",
-        "| | rows |",
-        "|---|---:|",
-        f"| published by the source | {manifest.source_rows:,} |",
-        f"| **in the {outcome.store}** | **{manifest.loaded:,}** |",
-        *(f"| left out by rule `{rule}` | {count:,} |" for rule, count in manifest.filtered.items()),
-        *(f"| quarantined: {reason} | {count:,} |" for reason, count in manifest.quarantined.items()),
-        "",
-        f"Inserted {outcome.inserted:,}, updated {outcome.updated:,}, removed {outcome.removed:,}.",
-        "",
-        f"- source: <{manifest.url}>, {manifest.size:,} bytes, last modified {manifest.last_modified or 'unknown'}",
-        f"- sha256: `{manifest.sha256}`",
-        f"- looks like: {manifest.era}; columns as published: {', '.join(manifest.columns)}",
-        *([f"- object: `{manifest.key}`, generation {manifest.generation}"] if manifest.key else []),
-        *([f"- quarantine: `{manifest.quarantine_key}`"] if manifest.quarantine_key else []),
-        f"- time: {seconds:,.1f} s, {manifest.source_rows / seconds:,.0f} rows/s",
-    ]
+def report(outcome: Outcome, manifest: Manifest, before: Manifest | None) -> None:
+    """Tell of one month: what was loaded, from where, what was set aside and why. `before` is the calendar month before it."""
     key = f"{outcome.trip_month.stem.replace('_', '-')}-{outcome.store}"
-    create_markdown_artifact("\n".join(lines), key=key, description=str(outcome))
+    create_markdown_artifact("\n".join(_lines(outcome, manifest, before)), key=key, description=str(outcome))
+
+
+def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None) -> Iterator[str]:
+    profile, month = manifest.profile, outcome.trip_month
+    yield f"# {month} in the {outcome.store}: {outcome.status}"
+    yield from _table(
+        ("", "rows"),
+        [
+            ("published by the source", f"{manifest.source_rows:,}"),
+            (f"**in the {outcome.store}**", f"**{manifest.loaded:,}**"),
+            *((f"left out by rule `{rule}`", f"{count:,}") for rule, count in manifest.filtered.items()),
+            *((f"quarantined: {reason}", f"{count:,}") for reason, count in manifest.quarantined.items()),
+        ],
+    )
+    yield f"Inserted {outcome.inserted:,}, updated {outcome.updated:,}, removed {outcome.removed:,}."
+    if profile.days:
+        yield "\n" + trips_per_day(f"{month}: trips per day", profile.days, before.profile.days if before else {})
+    if profile.sums:
+        yield "\n## Sums"
+        yield from _table(("column", "US$"), [(name, f"{total:,.2f}") for name, total in profile.sums.items()])
+    met = [(rule.name, rule.severity, n) for rule in RULES if (n := profile.quality.get(rule.name))]
+    if met:
+        yield "\n## Odd, and kept as published"
+        yield from _table(("rule", "severity", "trips"), [(*about, f"{n:,}") for *about, n in dict.fromkeys(met)])
+    if profile.elsewhere:
+        yield "\nTrips of other months in this file: " + ", ".join(f"{m} ({n:,})" for m, n in profile.elsewhere.items())
+    yield "\n## The file"
+    yield f"- source: <{manifest.url}>, {manifest.size:,} bytes, last modified {manifest.last_modified or 'unknown'}"
+    yield f"- sha256: `{manifest.sha256}`"
+    yield f"- looks like: {manifest.era}"
+    yield from (f"- {line}" for line in differences(month.color, manifest.columns))
+    if manifest.key:
+        yield f"- object: `{manifest.key}`, generation {manifest.generation}"
+    if manifest.quarantine_key:
+        yield f"- quarantine: `{manifest.quarantine_key}`"
+    seconds = max((manifest.published_at - manifest.started_at).total_seconds(), 1e-3)
+    yield f"- time: {seconds:,.1f} s, {manifest.source_rows / seconds:,.0f} rows/s"
+
+
+def _table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Lines of a markdown table, its last column numbers."""
+    yield ""
+    for row in (names, (*("---",) * (len(names) - 1), "---:"), *rows):
+        yield f"| {' | '.join(row)} |"
+    yield ""
 
 
 def report_months(key: str, done: Sequence[Outcome], failed: Sequence[tuple[str, str]]) -> None:

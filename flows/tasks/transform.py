@@ -21,6 +21,7 @@ from flows.tlc.eras import Shape
 from flows.tlc.errors import UnreadableFile
 from flows.tlc.manifest import Manifest, RawFile, StagedMonth
 from flows.tlc.pipeline import ahead
+from flows.tlc.quality import Profiler
 from flows.tlc.reading import csv_chunks, parquet_chunks
 from flows.tlc.schema import KEY
 from flows.tlc.trips import Rows
@@ -28,10 +29,20 @@ from flows.tlc.trips import Rows
 Via = Literal["load_job", "dataframe"]
 
 
-def counted(chunks: Iterable[Chunk], add: Callable[[int], None]) -> Iterator[Chunk]:
+Add = Callable[[int, float], None]  # rows, and the share of the file read by now
+
+
+def counted(chunks: Iterable[Chunk], add: Add) -> Iterator[Chunk]:
     """The same chunks; their source rows are told to `add`."""
     for chunk in chunks:
-        add(chunk.source_rows)
+        add(chunk.source_rows, chunk.share)
+        yield chunk
+
+
+def profiled(chunks: Iterable[Chunk], profiler: Profiler) -> Iterator[Chunk]:
+    """The same chunks; their trips are shown to `profiler`."""
+    for chunk in chunks:
+        profiler.add(chunk.trips)
         yield chunk
 
 
@@ -42,20 +53,22 @@ def transform_in_lake(raw: RawFile, rows: Rows, block_name: str) -> StagedMonth:
         return canonical_in_lake(lake_of(block_name), raw, rows, flow_run.get_id() or "local", progress.add)
 
 
-def canonical_in_lake(lake: Lake, raw: RawFile, rows: Rows, run: str, add: Callable[[int], None]) -> StagedMonth:
+def canonical_in_lake(lake: Lake, raw: RawFile, rows: Rows, run: str, add: Add) -> StagedMonth:
     """Write a raw file's trips to a staged Parquet object of run `run`."""
     started_at = dt.datetime.now(dt.UTC)
     trip_month = raw.published.trip_month
     lake.sweep(trip_month)
     shapes: list[Shape] = []
+    profiler = Profiler(trip_month)
     chunks = filtered(counted(lake.chunks(raw, shapes.append), add), rows)
-    staged, quarantine, tally = lake.write_trips(trip_month, run, chunks)
+    staged, quarantine, tally = lake.write_trips(trip_month, run, profiled(chunks, profiler))
     return StagedMonth.of(
         raw,
         rows,
         shapes[0].era.name,
         shapes[0].published,
         tally,
+        profiler.profile(),
         started_at,
         key=staged.key,
         generation=staged.generation,
@@ -70,14 +83,14 @@ def transform_for_postgres(raw: RawFile, rows: Rows, block_name: str) -> StagedM
         return staged_in_postgres(postgres_of(block_name), raw, rows, progress.add)
 
 
-def staged_in_postgres(postgres: Postgres, raw: RawFile, rows: Rows, add: Callable[[int], None]) -> StagedMonth:
+def staged_in_postgres(postgres: Postgres, raw: RawFile, rows: Rows, add: Add) -> StagedMonth:
     """COPY a published file's trips into the month's staging table, chunk by chunk until the file runs out."""
     started_at = dt.datetime.now(dt.UTC)
-    tally = Tally()
+    tally, profiler = Tally(), Profiler(raw.published.trip_month)
     shapes: list[Shape] = []
 
     def tables() -> Iterator[pa.Table]:
-        for chunk in filtered(counted(chunks_of(raw, shapes.append), add), rows):
+        for chunk in profiled(filtered(counted(chunks_of(raw, shapes.append), add), rows), profiler):
             tally.add(chunk)
             yield chunk.trips.drop_columns([KEY[0].name])  # the staging table's default fills it in
         tally.check(raw.published.trip_month)  # inside the COPY: a month that fails leaves no staging table
@@ -85,7 +98,10 @@ def staged_in_postgres(postgres: Postgres, raw: RawFile, rows: Rows, add: Callab
     postgres.ensure_tables(raw.published.trip_month.color)
     with closing(ahead(encode(tables()))) as pieces:
         staging = postgres.stage(raw.published.trip_month, pieces)
-    return StagedMonth.of(raw, rows, shapes[0].era.name, shapes[0].published, tally, started_at, key=staging)
+    shape = shapes[0]
+    return StagedMonth.of(
+        raw, rows, shape.era.name, shape.published, tally, profiler.profile(), started_at, key=staging
+    )
 
 
 def chunks_of(raw: RawFile, on_shape: Callable[[Shape], None]) -> Iterator[Chunk]:
@@ -104,7 +120,7 @@ def chunks_of(raw: RawFile, on_shape: Callable[[Shape], None]) -> Iterator[Chunk
         with path.open("rb") as file:
             yield from parquet_chunks(published.trip_month, file, on_shape)
     else:
-        yield from csv_chunks(published.trip_month, published.ending, scratch.read(path), on_shape)
+        yield from csv_chunks(published.trip_month, published.ending, scratch.read(path), on_shape, raw.size)
 
 
 @task(name="transform for BigQuery", task_run_name="transform {manifest.trip_month} for BigQuery", **RETRIES)
@@ -120,10 +136,13 @@ def transform_for_bigquery(
     if via == "load_job":
         return None
     with meter(f"transform {trip_month} for BigQuery") as progress:
+        staged = 0
 
         def tables() -> Iterator[pa.Table]:
+            nonlocal staged
             for trips in lake.trips(trip_month.key, manifest.generation):
-                progress.add(trips.num_rows)
+                staged += trips.num_rows
+                progress.add(trips.num_rows, staged / max(manifest.loaded, 1))
                 yield trips
 
         return warehouse.stage_frames(trip_month, flow_run.get_id() or "local", tables())

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,6 +34,7 @@ class Chunk:
     rejects: pa.Table
     source_rows: int
     filtered: Counter[str] = field(default_factory=Counter)
+    share: float = 0.0  # of the file that has been read by the end of this chunk, as far as it is known
 
 
 @dataclass
@@ -281,4 +282,4 @@ def filtered(chunks: Iterable[Chunk], rows: Rows) -> Iterator[Chunk]:
             kept = keep(trips)
             dropped[name] = trips.num_rows - kept.num_rows
             trips = kept
-        yield Chunk(trips, chunk.rejects, chunk.source_rows, dropped)
+        yield replace(chunk, trips=trips, filtered=dropped)

@@ -245,3 +245,17 @@ def match(
         )
     empty = tuple(name for name in names if _plain(name) in {_plain(name) for name in era.empty.split()})
     return Shape(era, tuple(names), tuple(meant), tuple(found), empty)
+
+
+def differences(color: str, names: Sequence[str]) -> list[str]:
+    """In words, how a file with columns `names` differs from the canonical schema: renamed, absent, more."""
+    meanings = _meanings(color)
+    meant = {name: meanings.get(_plain(name)) for name in names}
+    renamed = [f"`{name}` → `{column.name}`" for name, column in meant.items() if column and column.name != name]
+    found = set(meant.values())
+    absent = [f"`{column.name}`" for column in TRIP_COLUMNS[color] if column not in found]
+    more = [f"`{name}`" for name, column in meant.items() if column is None]
+    told = {"renamed": renamed, "not in the file, so null": absent, "in the file, without trip data": more}
+    return [f"{what}: {', '.join(columns)}" for what, columns in told.items() if columns] or [
+        "columns: the canonical ones"
+    ]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from flows.tlc.clean import Tally
+from flows.tlc.quality import Profile
 from flows.tlc.schema import SCHEMA_VERSION, Column
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import Rows, TripMonth
@@ -52,6 +53,7 @@ class Manifest(_Value):
     loaded: int
     filtered: dict[str, int]
     quarantined: dict[str, int]
+    profile: Profile = Profile()
     inserted: int = 0
     updated: int = 0
     removed: int = 0
@@ -72,7 +74,7 @@ class Manifest(_Value):
 
     def row(self) -> dict[str, Any]:
         """The same facts, flat, as a row of a `loads` table."""
-        facts = self.model_dump()
+        facts = self.model_dump() | {"profile": self.profile.model_dump(mode="json")}
         return {
             column.name: json.dumps(facts[column.name]) if column.name in _JSON else facts[column.name]
             for column in LOADS_COLUMNS
@@ -81,7 +83,10 @@ class Manifest(_Value):
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Manifest":
         """The manifest that `row()` made."""
-        return cls.model_validate({name: json.loads(value) if name in _JSON else value for name, value in row.items()})
+        facts = {name: json.loads(value) if name in _JSON and value else value for name, value in row.items()}
+        return cls.model_validate(
+            {name: value for name, value in facts.items() if value is not None or name in _NULLABLE}
+        )
 
     def covers(self, published: PublishedFile, rule: Rows) -> bool:
         """Whether the store already holds exactly this file, under this rule and today's schema."""
@@ -116,7 +121,8 @@ class Manifest(_Value):
         return (self.rule, self.schema_version) == (rule, SCHEMA_VERSION)
 
 
-_JSON = {"columns", "filtered", "quarantined"}
+_JSON = {"columns", "filtered", "quarantined", "profile"}
+_NULLABLE = {"etag", "last_modified"}  # null in another column: loaded before `loads` had it
 
 # The `loads` table of BigQuery and Postgres: a row a month, committed with the data.
 LOADS_COLUMNS = (
@@ -134,6 +140,7 @@ LOADS_COLUMNS = (
     Column("loaded", "integer", "rows in this store"),
     Column("filtered", "text", "rows left out by the rule, JSON: rule to count"),
     Column("quarantined", "text", "rows that did not fit, JSON: reason to count"),
+    Column("profile", "text", "sums of money, trips by day, data-quality counts, JSON: see flows/tlc/quality.py"),
     Column("inserted", "integer", "rows that publishing it added to the month"),
     Column("updated", "integer", "rows that publishing it changed"),
     Column("removed", "integer", "rows that publishing it took away"),
@@ -159,6 +166,7 @@ class StagedMonth(_Value):
     loaded: int
     filtered: dict[str, int]
     quarantined: dict[str, int]
+    profile: Profile
     key: str
     generation: int = 0
     quarantine_key: str = ""
@@ -172,6 +180,7 @@ class StagedMonth(_Value):
         era: str,
         columns: tuple[str, ...],
         tally: Tally,
+        profile: Profile,
         started_at: dt.datetime,
         *,
         key: str,
@@ -188,6 +197,7 @@ class StagedMonth(_Value):
             loaded=tally.loaded,
             filtered={rule: count for rule, count in tally.filtered.items() if count},
             quarantined=dict(tally.quarantined),
+            profile=profile,
             key=key,
             generation=generation,
             quarantine_key=quarantine_key,
@@ -212,6 +222,7 @@ class StagedMonth(_Value):
             loaded=self.loaded,
             filtered=self.filtered,
             quarantined=self.quarantined,
+            profile=self.profile,
             key=key,
             generation=generation,
             quarantine_key=quarantine_key,

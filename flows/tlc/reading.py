@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import cache
 from typing import BinaryIO
 
@@ -215,10 +216,18 @@ def _unnamed_fields(shape: Shape, block: bytes) -> int:
 
 
 def csv_chunks(
-    trip_month: TripMonth, ending: Ending, data: Iterable[bytes], on_shape: Callable[[Shape], None]
+    trip_month: TripMonth, ending: Ending, data: Iterable[bytes], on_shape: Callable[[Shape], None], size: int = 0
 ) -> Generator[Chunk, None, None]:
-    """Chunks of a CSV file given as pieces of bytes; inflating, parsing and the caller overlap. Closes `data`."""
-    text = (_gunzip if ending == ".csv.gz" else _plain)(trip_month, data)
+    """Chunks of a CSV file given as pieces of `size` bytes in all; inflating, parsing and the caller overlap. Closes `data`."""
+    read = 0
+
+    def measured() -> Iterator[bytes]:
+        nonlocal read
+        for piece in data:
+            read += len(piece)
+            yield piece
+
+    text = (_gunzip if ending == ".csv.gz" else _plain)(trip_month, measured())
     # An error's traceback keeps this frame: without `closing`, threads and the source would live as long as it.
     with closing_if_open(data), closing(ahead(_blocks(text, BLOCK))) as blocks:
         first = next(blocks, b"")
@@ -232,7 +241,7 @@ def csv_chunks(
             for block in _with(first, blocks):
                 chunk = _rows(trip_month, shape, block, row)
                 row += chunk.source_rows
-                yield chunk
+                yield replace(chunk, share=read / size) if size else chunk
 
         with closing(ahead(parsed())) as chunks:
             yield from chunks
@@ -261,7 +270,8 @@ def parquet_chunks(
             for batch in parquet.iter_batches(BATCH):
                 numbers = pa.arange(row, row + batch.num_rows)
                 row += batch.num_rows
-                yield clean(trip_month, shape, pa.Table.from_batches([batch]), numbers)
+                chunk = clean(trip_month, shape, pa.Table.from_batches([batch]), numbers)
+                yield replace(chunk, share=(row - 1) / max(parquet.metadata.num_rows, 1))
             # Arrow reads a column cut short without a word, and goes on with the next row group's values beside it.
             if row - 1 != parquet.metadata.num_rows:
                 raise pa.ArrowInvalid(f"{row - 1} rows where its footer promises {parquet.metadata.num_rows}")

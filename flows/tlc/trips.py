@@ -68,6 +68,12 @@ class TripMonth:
         return dt.date(self.year + self.month // 12, self.month % 12 + 1, 1)
 
     @property
+    def previous(self) -> "TripMonth | None":
+        """The month before, or None for the first one ever published."""
+        year, month = self.year - (self.month == 1), (self.month - 2) % 12 + 1
+        return TripMonth(self.color, year, month) if (year, month) >= FIRST_MONTH[self.color] else None
+
+    @property
     def partition(self) -> str:
         """BigQuery's partition id, as in `yellow$202101`."""
         return f"{self.year}{self.month:02d}"

@@ -12,6 +12,7 @@ from flows.tlc import manifest as manifests
 from flows.tlc.clean import Chunk, Tally, rejects_table
 from flows.tlc.errors import NotReconciled, TooManyRejects
 from flows.tlc.manifest import LOADS_COLUMNS, Manifest, Outcome, RawFile, StagedMonth, package_version
+from flows.tlc.quality import Profile
 from flows.tlc.schema import SCHEMA_VERSION, arrow_schema
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import Rows
@@ -20,6 +21,12 @@ from tests.tlc.published import GREEN
 BEGUN = dt.datetime(2024, 5, 1, 12, tzinfo=dt.UTC)
 PUBLISHED = PublishedFile(
     trip_month=GREEN, url="http://h/x.csv", ending=".csv", etag='"a"', last_modified="Mon", size=70
+)
+PROFILE = Profile(
+    sums={"fare_amount": 12.5},
+    days={dt.date(2021, 1, 2): 489},
+    elsewhere={"2008-12": 1},
+    quality={"distance of zero": 2},
 )
 RAW = RawFile(published=PUBLISHED, key="raw/x", generation=3, size=70, sha256="ab" * 32)
 
@@ -30,6 +37,7 @@ def staged(**changes: Any) -> StagedMonth:
         "rule": "all",
         "era": "green csv since 2019-01",
         "columns": ("VendorID", "Trip, type"),
+        "profile": PROFILE,
         "key": "staging/x",
     }
     counts = {"source_rows": 500, "loaded": 490, "filtered": {"zero_passengers": 7}, "quarantined": {"not CSV": 3}}
@@ -59,6 +67,7 @@ def test_a_manifest_tells_where_the_month_came_from_and_what_became_of_its_rows(
         "loaded": 490,
         "filtered": {"zero_passengers": 7},
         "quarantined": {"not CSV": 3},
+        "profile": PROFILE.model_dump(),
         "key": "green/x",
         "generation": 4,
         "quarantine_key": "quarantine/x",
@@ -177,7 +186,9 @@ def _tally(loaded: int, dropped: int = 0, source_rows: int | None = None) -> Tal
 
 
 def test_a_staged_month_is_counted_and_leaves_out_rules_that_dropped_nothing() -> None:
-    month = StagedMonth.of(RAW, "all", "era", ("a",), _tally(8, 2), BEGUN, key="k", generation=5, quarantine_key="q")
+    month = StagedMonth.of(
+        RAW, "all", "era", ("a",), _tally(8, 2), Profile(), BEGUN, key="k", generation=5, quarantine_key="q"
+    )
     assert (month.source_rows, month.loaded, month.filtered, month.quarantined) == (10, 8, {"zero_passengers": 2}, {})
     assert (month.rule, month.key, month.generation, month.quarantine_key) == ("all", "k", 5, "q")
 
@@ -185,7 +196,7 @@ def test_a_staged_month_is_counted_and_leaves_out_rules_that_dropped_nothing() -
 @pytest.mark.parametrize(("tally", "error"), [(_tally(8, 2, 11), NotReconciled), (_tally(0), TooManyRejects)])
 def test_a_month_that_does_not_add_up_is_never_staged(tally: Tally, error: type[Exception]) -> None:
     with pytest.raises(error, match="green 2021-01"):
-        StagedMonth.of(RAW, "all", "era", ("a",), tally, BEGUN, key="k")
+        StagedMonth.of(RAW, "all", "era", ("a",), tally, Profile(), BEGUN, key="k")
 
 
 def test_an_outcome_is_a_line_that_a_person_understands() -> None:

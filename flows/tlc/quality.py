@@ -1,0 +1,140 @@
+"""What a month's trips look like: sums, days, and how many meet each data-quality rule. Counted and told, never "fixed".
+
+A rule is a row of `RULES`; to have one of your own, add a row.
+"""
+
+import datetime as dt
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import acero
+from pydantic import BaseModel, ConfigDict
+
+from flows.tlc.schema import TRIP_COLUMNS
+from flows.tlc.trips import TripMonth
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Trips that meet `condition` are counted under `name`.
+
+    The condition names canonical columns; `pickup` and `dropoff` are the two datetimes of whatever color.
+    """
+
+    name: str
+    severity: Literal["note", "warning"]
+    condition: pc.Expression
+    colors: str
+
+
+_TAXIS, _ALL = "yellow green", "yellow green fhv fhvhv"
+_field = pc.field
+_month = pc.year(_field("pickup")) * 12 + pc.month(_field("pickup"))
+_file_month = pc.year(_field("file_month")) * 12 + pc.month(_field("file_month"))
+_DAY = pa.scalar(dt.timedelta(days=1), pa.duration("us"))
+
+# Each was met in TLC's own files.
+RULES = (
+    Rule("picked up in another month", "note", _month != _file_month, _ALL),
+    Rule("dropped off before the pickup", "warning", _field("dropoff") < _field("pickup"), _ALL),
+    Rule("longer than a day", "warning", (_field("dropoff") - _field("pickup")) > _DAY, _ALL),
+    Rule(  # times of this vendor have been damaged on the way: the month's number stands where the minute was
+        "VendorID 6 with the month for a minute",
+        "warning",
+        (_field("VendorID") == 6) & (pc.minute(_field("pickup")) == pc.month(_field("file_month"))),
+        _TAXIS,
+    ),
+    Rule("negative total (refund or correction)", "note", _field("total_amount") < 0, _TAXIS),
+    Rule("total above 1,000 US$", "warning", _field("total_amount") > 1000, _TAXIS),
+    Rule("no payment_type (dispatched, not hailed)", "note", pc.is_null(_field("payment_type")), _TAXIS),
+    Rule("passenger_count of zero", "note", _field("passenger_count") == 0, _TAXIS),
+    Rule("RatecodeID 99", "note", _field("RatecodeID") == 99, _TAXIS),
+    Rule("distance of zero", "note", _field("trip_distance") == 0, _TAXIS),
+    Rule("distance above 200 miles", "warning", _field("trip_distance") > 200, _TAXIS),
+    Rule("negative fare (refund or correction)", "note", _field("base_passenger_fare") < 0, "fhvhv"),
+    Rule("distance above 200 miles", "warning", _field("trip_miles") > 200, "fhvhv"),
+)
+
+
+class Profile(BaseModel):
+    """Of the trips loaded: sums of money by column (US$, whole cents), trips by day of the file's month, trips by other month,
+    and how many meet each rule of that day's `RULES`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sums: dict[str, float] = {}
+    days: dict[dt.date, int] = {}
+    elsewhere: dict[str, int] = {}
+    quality: dict[str, int] = {}
+
+
+def money(color: str) -> list[str]:
+    """The columns that hold US$."""
+    return [column.name for column in TRIP_COLUMNS[color] if column.meaning.startswith("US$")]
+
+
+def pickup(color: str) -> str:
+    """The column that says when a trip began."""
+    return next(c.name for c in TRIP_COLUMNS[color] if c.name.lower().endswith("pickup_datetime"))
+
+
+def dropoff(color: str) -> str:
+    """The column that says when a trip ended."""
+    return next(c.name for c in TRIP_COLUMNS[color] if c.name.lower().endswith("dropoff_datetime"))
+
+
+class Profiler:
+    """Makes the profile of a month from its trips, chunk by chunk."""
+
+    def __init__(self, trip_month: TripMonth) -> None:
+        color = trip_month.color
+        self._trip_month = trip_month
+        self._pickup = pickup(color)
+        self._rules = [rule for rule in RULES if color in rule.colors.split()]
+        named = {"pickup": _field(self._pickup), "dropoff": _field(dropoff(color))}
+        own = {column.name: _field(column.name) for column in TRIP_COLUMNS[color]} | {
+            "file_month": _field("file_month")
+        }
+        counts = {rule.name: rule.condition.cast(pa.int64()) for rule in self._rules}
+        sums = {name: _field(name) for name in money(color)}
+        self._steps = [
+            _project(own | named),
+            _project(counts | sums),
+            acero.Declaration(
+                "aggregate", acero.AggregateNodeOptions([(name, "sum", None, name) for name in (*counts, *sums)])
+            ),
+        ]
+        self._totals: Counter[str] = Counter()
+        self._dates: Counter[dt.date] = Counter()
+
+    def add(self, trips: pa.Table) -> None:
+        """Count these trips too."""
+        source = acero.Declaration("table_source", acero.TableSourceNodeOptions(trips))
+        [totals] = acero.Declaration.from_sequence([source, *self._steps]).to_table(use_threads=False).to_pylist()
+        self._totals.update({name: total for name, total in totals.items() if total is not None})
+        dates = trips.column(self._pickup).cast(pa.date32(), safe=False).value_counts()
+        self._dates.update({pair["values"]: pair["counts"] for pair in dates.to_pylist() if pair["values"]})
+
+    def profile(self) -> Profile:
+        """The profile of all trips so far."""
+        first = self._trip_month.file_month
+        within = {
+            day: n for day, n in sorted(self._dates.items()) if (day.year, day.month) == (first.year, first.month)
+        }
+        elsewhere: Counter[str] = Counter()
+        for day, count in sorted(self._dates.items()):
+            if day not in within:
+                elsewhere[f"{day:%Y-%m}"] += count
+        return Profile(
+            sums={name: round(self._totals[name], 2) for name in money(self._trip_month.color)},
+            days=within,
+            elsewhere=dict(elsewhere),
+            quality={rule.name: int(self._totals[rule.name]) for rule in self._rules},
+        )
+
+
+def _project(columns: dict[str, Any]) -> acero.Declaration:
+    return acero.Declaration("project", acero.ProjectNodeOptions(list(columns.values()), list(columns)))
