@@ -67,7 +67,7 @@ status: $(INSTALLED)
 	@$(PY) -m local status || true
 
 test: $(INSTALLED)
-	@$(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
 
 lint: $(INSTALLED)
 	@$(PY) -m ruff check .

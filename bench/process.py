@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,4 +50,5 @@ def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path
         (json.loads(line.removeprefix(TOLD)) for line in reversed(lines) if line.startswith(TOLD)), {}
     )
     cpu = usage.ru_utime + usage.ru_stime
-    return Run(told.get("wall_s", wall), told.get("cpu_s", cpu), usage.ru_maxrss / 1024, told)
+    peak = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KB elsewhere
+    return Run(told.get("wall_s", wall), told.get("cpu_s", cpu), peak, told)

@@ -19,6 +19,7 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Timer
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,6 +39,7 @@ STATE_MARK = "NYC_TAXI_LOCAL_STATE"  # in the environment of every process start
 
 _PREFERRED_PORTS = {"prefect": 4200}  # Prefect's own, which people have in their bookmarks
 _START_SECONDS = 180
+_STOP_SECONDS = 20  # to end by itself; an agent waits for whatever it has started
 # Settings in the user's shell that would lead a service, or a flow, to the user's own servers and accounts.
 _FOREIGN = re.compile(r"PREFECT_|PG[A-Z]+$|BQEMU_|CLOUDSDK_|GOOGLE_|GCLOUD_|GCP_|OTEL_|BIGQUERY_|STORAGE_EMULATOR_")
 
@@ -381,5 +383,10 @@ def _write(file: Path, text: str) -> None:
 
 
 def _stop(executor: Executor) -> None:
-    with suppress(ProcessFinishedWithError):  # stopped all the same; how it took the signal is in its log
-        executor.stop()
+    impatient = Timer(_STOP_SECONDS, executor.kill)
+    impatient.start()
+    try:
+        with suppress(ProcessFinishedWithError):  # stopped all the same; how it took the signal is in its log
+            executor.stop()
+    finally:
+        impatient.cancel()

@@ -33,6 +33,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_session_folder, ignore_errors=True)
 
 
+@pytest.hookimpl(trylast=True)  # after pytest-randomly
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first, so that two workers end at about the same time."""
+    items.sort(key=lambda item: "orchestrator" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     """Web site, lake, warehouse and Postgres; their addresses are in `os.environ` for as long as the session."""

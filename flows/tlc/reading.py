@@ -240,11 +240,22 @@ def csv_chunks(
             row = 1
             for block in _with(first, blocks):
                 chunk = _rows(trip_month, shape, block, row)
+                _require_one_file(trip_month, chunk, names)
                 row += chunk.source_rows
                 yield replace(chunk, share=read / size) if size else chunk
 
         with closing(ahead(parsed())) as chunks:
             yield from chunks
+
+
+def _require_one_file(trip_month: TripMonth, chunk: Chunk, names: list[str]) -> None:
+    """Raise if the header comes again among the rows: whoever joined files may have joined one twice."""
+    for reject in chunk.rejects.to_pylist():
+        if reject["original"] == ",".join(names):
+            raise UnreadableFile(
+                f"{trip_month}: row {reject['row_number']} is the header once more: this is several files in one, and trips"
+                " may be there twice. Nothing was loaded; get the original file."
+            )
 
 
 def _with(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

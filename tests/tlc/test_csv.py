@@ -139,7 +139,6 @@ ODD_LINES = {
     "more after a quote": (line(VendorID='"2"1'), "not CSV"),
     "a quote in a number": (line(VendorID='2"'), "VendorID: not a whole number"),
     "a return inside": (line(store_and_fwd_flag="N\rN"), "not CSV"),
-    "a header again": (HEADER, "VendorID: not a whole number"),
     "merge-conflict middle": ("=======", "wrong number of fields"),
 }
 
@@ -150,6 +149,11 @@ def test_a_line_that_does_not_fit_is_set_aside_as_it_stands_and_no_other(odd: st
     read = read_csv(csv_file(neighbour, odd, "", neighbour))
     assert read.rejects == [{"row_number": 2, "reason": reason, "original": odd}]
     assert read.trips.to_pylist() == [FIRST_TRIP, FIRST_TRIP | {"row_number": 3}]
+
+
+def test_files_joined_into_one_are_refused_for_their_trips_may_be_there_twice() -> None:
+    with pytest.raises(UnreadableFile, match="row 3 is the header once more"):
+        read_csv(csv_file(SOUND, SOUND) * 2)
 
 
 def test_a_line_that_is_not_utf_8_is_set_aside_readably() -> None:

@@ -1,0 +1,107 @@
+"""A flow is a program: its parameters are the command line, its success the exit status; long work shows how far it is."""
+
+import io
+import logging
+import sys
+
+import pytest
+from prefect import flow
+from rich.console import Console
+
+from flows.tasks import progress
+from flows.tasks.command import run_as_program
+from flows.tlc.errors import UnknownMonth
+from flows.tlc.trips import Color, Month
+from tests.stores import Stores
+
+
+@flow(name="test-command", log_prints=False)
+def counting(color: Color, months: list[Month], rows: int = 3) -> int:
+    """Count months.
+
+    Args:
+        color: Whose months.
+        months: Which months.
+        rows: How many rows
+    """
+    if rows < 0:
+        raise UnknownMonth(f"{color}: rows is {rows}")
+    return 100 // rows * len(months)
+
+
+def exit_status(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["counting.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run_as_program(counting)
+    return int(ended.value.code or 0)
+
+
+def test_parameters_without_a_default_come_in_order_and_the_others_as_options(
+    ours: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert exit_status(monkeypatch, "green", "1", "2", "--rows", "5") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("green", "1", "--rows", "-1"), "error: green: rows is -1\n"),
+        (("green", "1", "--rows", "0"), "error: ZeroDivisionError: integer division or modulo by zero\n"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line_and_the_status_is_1(
+    arguments: tuple[str, ...],
+    reason: str,
+    ours: Stores,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_status(monkeypatch, *arguments) == 1
+    assert reason in capsys.readouterr().err
+
+
+def test_a_color_that_is_none_is_refused_with_those_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(monkeypatch, "red", "1") == 2
+    assert "'yellow', 'green', 'fhv', 'fhvhv'" in capsys.readouterr().err
+
+
+def test_help_says_what_the_docstring_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(monkeypatch, "--help") == 0
+    helped = capsys.readouterr().out
+    assert all(text in helped for text in ("Count months.", "Whose months.", "--rows", "How many rows"))
+
+
+def test_a_log_line_every_few_seconds_tells_rows_speed_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = iter([0.0, 4.0, 10.0, 11.0, 20.0, 20.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(progress, "get_run_logger", lambda: logging.getLogger("progress"))
+    with caplog.at_level("INFO", "progress"), progress.meter("green 2021-01") as meter:
+        meter.add(100, 0.1)
+        meter.add(100, 0.25)
+        meter.add(100, 0.5)
+        meter.add(100, 1.0)
+    assert caplog.messages == [
+        "green 2021-01: 200 rows, 20/s, about 30 s to go",
+        "green 2021-01: 400 rows, 20/s",
+        "green 2021-01: 400 rows in 20.0 s",
+    ]
+
+
+def test_on_a_terminal_all_months_share_one_display_with_a_bar_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=shown, force_terminal=True, width=120))
+    monkeypatch.setattr(progress, "get_run_logger", lambda: logging.getLogger("progress"))
+    with progress.meter("green 2021-01") as first:
+        with progress.meter("green 2021-02") as second:
+            first.add(1500, 0.5)
+            second.add(99, 0.01)
+            assert progress._shared is not None
+            progress._shared.refresh()
+        first.add(1500, 1.0)
+    assert progress._shared is None
+    assert all(text in shown.getvalue() for text in ("green 2021-01", "1,500 rows", "green 2021-02", "99 rows"))
