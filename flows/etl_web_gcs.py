@@ -13,7 +13,7 @@ from flows.tasks.policy import believed, task_runner
 from flows.tasks.stores import lake_of
 from flows.tasks.transform import transform_in_lake
 from flows.tlc.manifest import Outcome, RawFile
-from flows.tlc.sources import PublishedFile
+from flows.tlc.sources import PublishedFile, SourceName
 from flows.tlc.trips import Color, Month, Rows, TripMonth, Year, trip_months
 
 
@@ -23,7 +23,7 @@ def etl_web_gcs(
     year: Year,
     month: Month,
     block_name: str = GCS_BUCKET,
-    source: str = "official",
+    source: SourceName = "official",
     rows: Rows = "all",
 ) -> Outcome:
     """Bring one month of trips into the lake, exactly once.
@@ -71,7 +71,7 @@ def etl_parent_flow(
     year: Year,
     months: list[Month],
     block_name: str = GCS_BUCKET,
-    source: str = "official",
+    source: SourceName = "official",
     rows: Rows = "all",
     at_once: int = 2,
 ) -> list[Outcome]:

@@ -12,6 +12,7 @@ from flows.tasks.policy import believed, task_runner
 from flows.tasks.stores import postgres_of
 from flows.tasks.transform import transform_for_postgres
 from flows.tlc.manifest import Outcome
+from flows.tlc.sources import SourceName
 from flows.tlc.trips import Color, Month, Rows, TripMonth, Year, trip_months
 
 
@@ -21,7 +22,7 @@ def ingest_data(
     year: Year,
     months: list[Month],
     block_name: str = POSTGRES,
-    source: str = "official",
+    source: SourceName = "official",
     rows: Rows = "with_passengers",
     at_once: int = 1,
 ) -> list[Outcome]:

@@ -25,6 +25,8 @@ from flows.tlc.trips import COLORS, TripMonth
 
 _COPY_BUFFER = 1 << 20
 _ASK_AGAIN = 1.0  # seconds between two tries for a month that another run holds
+# For one transaction: with the server's modest defaults a month's join and index would go by way of the disk.
+_ROOM = "SET LOCAL work_mem = '128MB'; SET LOCAL maintenance_work_mem = '256MB'"
 _LOCK_SPACE = 0x7A21  # advisory locks of this project, among all others in a database
 
 
@@ -223,6 +225,7 @@ class Postgres:
         trip_month = manifest.trip_month
         partition = trip_month.postgres_partition
         with self._transaction() as cursor:
+            cursor.execute(_ROOM)
             cursor.execute(
                 "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s))",
                 (partition, trip_month.color),

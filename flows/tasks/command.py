@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from prefect import Flow
@@ -27,7 +27,8 @@ def run_as_program(flow: Flow[..., Any]) -> None:
             raise typer.Exit(1) from None
 
     signature = inspect.signature(flow.fn)
-    types = get_type_hints(flow.fn)  # without the extras that are for the UI's form
+    hints = get_type_hints(flow.fn)  # without the extras that are for the UI's form
+    types = {name: str if str in get_args(hint) else hint for name, hint in hints.items()}  # some words, or any text
     command.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[
             p.replace(

@@ -54,10 +54,10 @@ _open: set[TaskID] = set()
 def _join(what: str) -> tuple[Progress | None, TaskID]:
     """One live display for all months of a process: two would overwrite each other."""
     global _shared  # noqa: PLW0603
-    if not sys.stderr.isatty():
-        return None, TaskID(0)
     with _lock:
         if _shared is None:
+            if not sys.stderr.isatty():  # asked only once: a display hides the terminal from whoever asks later
+                return None, TaskID(0)
             _shared = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

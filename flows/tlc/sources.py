@@ -2,10 +2,10 @@
 
 import string
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from flows.tlc.errors import UnknownMonth
 from flows.tlc.trips import TripMonth
@@ -18,6 +18,12 @@ TEMPLATES = {
     "official": "https://d37ci6vzurychx.cloudfront.net/trip-data/{color}_tripdata_{year}-{month:02d}.parquet",
     "mirror": "https://github.com/DataTalksClub/nyc-tlc-data/releases/download/{color}/{color}_tripdata_{year}-{month:02d}.csv.gz",
 }
+
+
+# What a run is asked for; in the UI a choice between the two that have names, and a field for any other.
+SourceName = (
+    Annotated[Literal["official", "mirror"], Field(title="known source")] | Annotated[str, Field(title="URL template")]
+)
 
 
 @dataclass(frozen=True)
