@@ -28,6 +28,13 @@ def report(outcome: Outcome, manifest: Manifest) -> None:
         f"- looks like: {manifest.era}; columns as published: {', '.join(manifest.columns)}",
         *([f"- object: `{manifest.key}`, generation {manifest.generation}"] if manifest.key else []),
         *([f"- quarantine: `{manifest.quarantine_key}`"] if manifest.quarantine_key else []),
+        *(
+            [
+                f"- **new columns**, which the schema does not know: {', '.join(manifest.new_columns)}; `{manifest.extra_key}`"
+            ]
+            if manifest.new_columns
+            else []
+        ),
         f"- time: {seconds:,.1f} s, {manifest.source_rows / seconds:,.0f} rows/s",
     ]
     key = f"{outcome.trip_month.stem.replace('_', '-')}-{outcome.store}"

@@ -23,7 +23,7 @@ from flows.tlc.manifest import Manifest, RawFile, StagedMonth
 from flows.tlc.pipeline import ahead
 from flows.tlc.reading import csv_chunks, parquet_chunks
 from flows.tlc.schema import KEY
-from flows.tlc.trips import Rows
+from flows.tlc.trips import Rows, SchemaRule
 
 Via = Literal["load_job", "dataframe"]
 
@@ -36,20 +36,22 @@ def counted(chunks: Iterable[Chunk], add: Callable[[int], None]) -> Iterator[Chu
 
 
 @task(name="transform in lake", task_run_name="transform {raw.published.trip_month}", **RETRIES)
-def transform_in_lake(raw: RawFile, rows: Rows, block_name: str) -> StagedMonth:
+def transform_in_lake(raw: RawFile, rows: Rows, block_name: str, schema: SchemaRule = "strict") -> StagedMonth:
     """Stream the raw file into canonical Parquet, staged in the lake, and set aside what does not fit."""
     with meter(f"transform {raw.published.trip_month}") as progress:
-        return canonical_in_lake(lake_of(block_name), raw, rows, flow_run.get_id() or "local", progress.add)
+        return canonical_in_lake(lake_of(block_name), raw, rows, flow_run.get_id() or "local", progress.add, schema)
 
 
-def canonical_in_lake(lake: Lake, raw: RawFile, rows: Rows, run: str, add: Callable[[int], None]) -> StagedMonth:
+def canonical_in_lake(
+    lake: Lake, raw: RawFile, rows: Rows, run: str, add: Callable[[int], None], schema: SchemaRule = "strict"
+) -> StagedMonth:
     """Write a raw file's trips to a staged Parquet object of run `run`."""
     started_at = dt.datetime.now(dt.UTC)
     trip_month = raw.published.trip_month
     lake.sweep(trip_month)
     shapes: list[Shape] = []
-    chunks = filtered(counted(lake.chunks(raw, shapes.append), add), rows)
-    staged, quarantine, tally = lake.write_trips(trip_month, run, chunks)
+    chunks = filtered(counted(lake.chunks(raw, shapes.append, schema), add), rows)
+    staged, quarantine, extra, tally = lake.write_trips(trip_month, run, chunks)
     return StagedMonth.of(
         raw,
         rows,
@@ -60,6 +62,8 @@ def canonical_in_lake(lake: Lake, raw: RawFile, rows: Rows, run: str, add: Calla
         key=staged.key,
         generation=staged.generation,
         quarantine_key=quarantine,
+        new_columns=shapes[0].new,
+        extra_key=extra,
     )
 
 
