@@ -3,10 +3,12 @@
 | to change                                          | open                              |
 |----------------------------------------------------|-----------------------------------|
 | what a run does, step by step                      | `etl_web_gcs.py`, `etl_gcs_bq.py`, `ingest_data.py` |
+| how quarantined rows are tried again               | `replay_quarantine.py`            |
 | retries, caching, run names, artifacts, CLI        | `tasks/`                          |
 | how a system is talked to                          | `connectors/{web,lake,warehouse,postgres,scratch}.py` |
 | a column of a trip, its type in every store        | `tlc/schema.py`                   |
 | what TLC's files of some month look like           | `tlc/eras.py`                     |
+| the page that tells all of that to a reader        | `tlc/dictionary.py` → `docs/schema.md` |
 | which values convert and which are set aside       | `tlc/clean.py`                    |
 | names of files, keys, partitions                   | `tlc/trips.py`                    |
 | what is remembered of a loaded month               | `tlc/manifest.py`                 |

@@ -1,5 +1,7 @@
 """Web → lake: `python flows/etl_web_gcs.py green 2021 1 2 3`."""
 
+import warnings
+
 from prefect import flow, get_run_logger
 
 from blocks import GCS_BUCKET
@@ -14,7 +16,10 @@ from flows.tasks.stores import lake_of
 from flows.tasks.transform import transform_in_lake
 from flows.tlc.manifest import Outcome, RawFile
 from flows.tlc.sources import PublishedFile, SourceName
-from flows.tlc.trips import Color, Month, Rows, TripMonth, Year, trip_months
+from flows.tlc.trips import Color, Month, Rows, SchemaRule, TripMonth, Year, trip_months
+
+# Prefect makes a model of a flow's parameters, and pydantic minds that one is called `schema`; both do what they should.
+warnings.filterwarnings("ignore", 'Field name "schema" in', UserWarning)
 
 
 @flow(name="etl-web-gcs", flow_run_name="{color} {year}-{month:02d}", task_runner=task_runner())
@@ -25,6 +30,7 @@ def etl_web_gcs(
     block_name: str = GCS_BUCKET,
     source: SourceName = "official",
     rows: Rows = "all",
+    schema: SchemaRule = "strict",
 ) -> Outcome:
     """Bring one month of trips into the lake, exactly once.
 
@@ -35,6 +41,7 @@ def etl_web_gcs(
         block_name: Name of the GcsBucket block that is the lake.
         source: official (TLC's Parquet), mirror (DataTalksClub's CSV), or a URL template with {color}, {year}, {month:02d}.
         rows: all, or with_passengers to leave out trips with a passenger_count of zero.
+        schema: strict (a column that the schema does not know stops the month), or accept_new_columns to keep it as published.
     """
     [trip_month] = trip_months(color, year, [month])
     lake = lake_of(block_name)
@@ -43,7 +50,8 @@ def etl_web_gcs(
     present = lake.stat(trip_month.key)
     manifest = lake.current(trip_month)
     if manifest and manifest.covers(published, rows):
-        get_run_logger().info("%s is unchanged at its source and in the lake; nothing to do", trip_month)
+        known = f"; its new columns ({', '.join(manifest.new_columns)}) were accepted" if manifest.new_columns else ""
+        get_run_logger().info("%s is unchanged at its source and in the lake%s; nothing to do", trip_month, known)
         return Outcome.of("lake", "unchanged", manifest)
 
     raw = _extract(lake, published, block_name)
@@ -51,7 +59,7 @@ def etl_web_gcs(
         get_run_logger().info("%s was published again with the same bytes; nothing to do", trip_month)
         lake.write_manifest(manifest.seen_at(raw))
         return Outcome.of("lake", "unchanged", manifest)
-    staged = transform_in_lake.submit(raw, rows, block_name).result()
+    staged = transform_in_lake.submit(raw, rows, block_name, schema).result()
     return load_to_lake.submit(staged, present.generation if present else 0, block_name).result()
 
 
@@ -73,6 +81,7 @@ def etl_parent_flow(
     block_name: str = GCS_BUCKET,
     source: SourceName = "official",
     rows: Rows = "all",
+    schema: SchemaRule = "strict",
     at_once: int = 2,
 ) -> list[Outcome]:
     """Bring months of trips into the lake, exactly once; a month that fails stops no other.
@@ -84,6 +93,7 @@ def etl_parent_flow(
         block_name: Name of the GcsBucket block that is the lake.
         source: official (TLC's Parquet), mirror (DataTalksClub's CSV), or a URL template with {color}, {year}, {month:02d}.
         rows: all, or with_passengers to leave out trips with a passenger_count of zero.
+        schema: strict (a column that the schema does not know stops the month), or accept_new_columns to keep it as published.
         at_once: How many months are worked on at the same time.
     """
     chosen = trip_months(color, year, months)
@@ -91,7 +101,7 @@ def etl_parent_flow(
     lake_of(block_name).check()
 
     def load(trip_month: TripMonth) -> Outcome:
-        return etl_web_gcs(color, trip_month.year, trip_month.month, block_name, source, rows)
+        return etl_web_gcs(color, trip_month.year, trip_month.month, block_name, source, rows, schema)
 
     return each_month("etl-web-gcs", chosen, at_once, load)
 

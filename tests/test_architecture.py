@@ -26,6 +26,7 @@ def test_nothing_but_flows_sits_directly_in_flows():
         "etl_gcs_bq.py",
         "etl_web_gcs.py",
         "ingest_data.py",
+        "replay_quarantine.py",
     ]
 
 

@@ -3,7 +3,7 @@
 import datetime as dt
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -31,7 +31,8 @@ from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.pipeline import ahead
 from flows.tlc.reading import csv_chunks, parquet_chunks
 from flows.tlc.schema import arrow_schema
-from flows.tlc.trips import TripMonth
+from flows.tlc.sources import ENDINGS, PublishedFile
+from flows.tlc.trips import SchemaRule, TripMonth
 
 # A request carries one of these; the client's own 60 s for a whole upload would kill a slow line's big month.
 CHUNK = 8 << 20
@@ -134,6 +135,32 @@ class Lake:
         """Whether a raw file is there as it was when it was extracted."""
         present = self.stat(raw.key)
         return present is not None and present.generation == raw.generation
+
+    def raw_of(self, manifest: Manifest) -> RawFile:
+        """The published file that a month was made of, as the lake keeps it; `Gone` if it keeps another by now, or none."""
+        trip_month = manifest.trip_month
+        for ending in ENDINGS:
+            present = self.stat(trip_month.raw_key(ending))
+            if present and present.metadata.get("sha256") == manifest.sha256:
+                published = PublishedFile(
+                    trip_month=trip_month,
+                    url=manifest.url,
+                    ending=ending,
+                    etag=manifest.etag,
+                    last_modified=manifest.last_modified,
+                    size=manifest.size,
+                )
+                return RawFile(
+                    published=published,
+                    key=present.key,
+                    generation=present.generation,
+                    size=present.size,
+                    sha256=manifest.sha256,
+                )
+        raise Gone(
+            f"{trip_month}: the file it was made of (sha256 {manifest.sha256[:12]}…) is not in the lake any more;"
+            " run etl-web-gcs to fetch the month again."
+        )
 
     def _object(self, key: str, blob: Blob) -> LakeObject:
         return LakeObject(key, int(blob.generation), int(blob.size), dict(blob.metadata or {}))
@@ -260,35 +287,50 @@ class Lake:
                 )
                 return True
 
-    def chunks(self, raw: RawFile, on_shape: Callable[[Shape], None]) -> Iterator[Chunk]:
+    def chunks(self, raw: RawFile, on_shape: Callable[[Shape], None], rule: SchemaRule = "strict") -> Iterator[Chunk]:
         """The trips of a raw file, as a stream; Parquet, which has to be read out of order, passes through a temporary file."""
         trip_month, ending = raw.published.trip_month, raw.published.ending
         pieces = self.read(raw)
         if ending != ".parquet":
-            yield from csv_chunks(trip_month, ending, ahead(pieces), on_shape, raw.size)
+            yield from csv_chunks(trip_month, ending, ahead(pieces), on_shape, rule, raw.size)
             return
         scratch.require_room(raw.size, str(trip_month))
         with tempfile.TemporaryFile(dir=scratch.folder()) as file:
             for piece in pieces:
                 file.write(piece)
             file.seek(0)
-            yield from parquet_chunks(trip_month, file, on_shape)
+            yield from parquet_chunks(trip_month, file, on_shape, rule)
 
-    def write_trips(self, trip_month: TripMonth, run: str, chunks: Iterable[Chunk]) -> tuple[LakeObject, str, Tally]:
-        """Write canonical trips to a staged object, and what was set aside to another (its key, or "" if nothing was).
+    def write_trips(
+        self, trip_month: TripMonth, run: str, chunks: Iterable[Chunk]
+    ) -> tuple[LakeObject, str, str, Tally]:
+        """Write canonical trips to a staged object, what was set aside to another, and the trips' new columns to a third.
 
-        One row group in memory at a time, whatever the month's size.
+        Tells the keys of the latter two, each "" if there was nothing of the kind. One row group in memory at a time,
+        whatever the month's size.
         """
-        key = f"{_STAGING}/{trip_month.color}/{trip_month.stem}-{run}.parquet"
+        key = _staged(trip_month.key, run)
+        extra_key = ""
         schema = arrow_schema(trip_month.color)
         tally = Tally()
         rejects: list[pa.Table] = []
-        with self.writer(key) as out, parquet_writer(pa.PythonFile(out, mode="w"), schema) as parquet:
+        with ExitStack() as open_files:
+
+            def new_file(key: str) -> pa.PythonFile:
+                return pa.PythonFile(open_files.enter_context(self.writer(key)), mode="w")
+
+            parquet = open_files.enter_context(parquet_writer(new_file(key), schema))
             held: list[pa.Table] = []
             for chunk in chunks:
                 tally.add(chunk)
                 if chunk.rejects.num_rows:
                     rejects.append(chunk.rejects)
+                if chunk.extra is not None:
+                    if not extra_key:
+                        extra_key = _staged(trip_month.extra_key, run)
+                        file = new_file(extra_key)
+                        extra = open_files.enter_context(pq.ParquetWriter(file, chunk.extra.schema))
+                    extra.write_table(chunk.extra)
                 held.append(chunk.trips)
                 if sum(table.num_rows for table in held) >= _ROW_GROUP:
                     parquet.write_table(pa.concat_tables(held), _ROW_GROUP)
@@ -297,21 +339,21 @@ class Lake:
             tally.check(trip_month)  # before the object appears
         quarantine = ""
         if rejects:
-            quarantine = f"{_STAGING}/{trip_month.quarantine_key.replace('.parquet', f'-{run}.parquet')}"
+            quarantine = _staged(trip_month.quarantine_key, run)
             with self.writer(quarantine) as out:
                 pq.write_table(pa.concat_tables(rejects), pa.PythonFile(out, mode="w"))
         staged = self.stat(key)
         if staged is None:
             raise Gone(f"{self.uri(key)} vanished right after it was written; is a lifecycle rule at work? Run again.")
-        return staged, quarantine, tally
+        return staged, quarantine, extra_key, tally
 
     def sweep(self, trip_month: TripMonth) -> None:
         """Delete what runs of this month left more than a day ago: staged objects of dead ones, and cached results."""
         before = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
         with self._explained("read"):
-            folders = (f"{_STAGING}/{trip_month.color}", f"{_STAGING}/quarantine/{trip_month.color}", RESULTS)
-            for folder in folders:
-                prefix = self.path(f"{folder}/{trip_month.stem}-")
+            staged = [_staged(key, "") for key in (trip_month.key, trip_month.quarantine_key, trip_month.extra_key)]
+            for begun in (*staged, f"{RESULTS}/{trip_month.stem}-"):
+                prefix = self.path(begun.removesuffix(".parquet"))
                 for blob in self._bucket.client.list_blobs(self._bucket, prefix=prefix, timeout=TIMEOUT):
                     if blob.updated and blob.updated < before:
                         blob.delete(timeout=TIMEOUT)
@@ -350,6 +392,11 @@ class Lake:
             parquet = pq.ParquetFile(path)
             for group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(group)
+
+
+def _staged(key: str, run: str) -> str:
+    """Where run `run` writes what is to be published under `key`."""
+    return f"{_STAGING}/{key.removesuffix('.parquet')}-{run}.parquet"
 
 
 def _same_file(raw: RawFile, present: LakeObject) -> bool:

@@ -34,7 +34,13 @@ def load_to_lake(staged: StagedMonth, replaces: int, block_name: str) -> Outcome
     """Publish the staged Parquet under the month's own key, then its manifest, last."""
     lake = lake_of(block_name)
     outcome, manifest = publish_in_lake(lake, staged, replaces, _run_id())
-    get_run_logger().info("%s", outcome)
+    log = get_run_logger()
+    log.info("%s", outcome)
+    if manifest.new_columns:
+        log.warning(
+            "%s: TLC has NEW COLUMNS: %s. They are in %s as published, and nowhere else; docs/eras.md tells how to add them",
+            outcome.trip_month, ", ".join(manifest.new_columns), manifest.extra_key,
+        )  # fmt: skip
     report(outcome, manifest, _previous(lake, outcome.trip_month))
     return outcome
 
@@ -45,7 +51,7 @@ def publish_in_lake(lake: Lake, staged: StagedMonth, replaces: int, run_id: str)
     `replaces` is the generation of the month's object when this run began (0: there was none).
     """
     trip_month = staged.raw.published.trip_month
-    staged_keys = [key for key in (staged.key, staged.quarantine_key) if key]
+    staged_keys = [key for key in (staged.key, staged.quarantine_key, staged.extra_key) if key]
     while True:
         changes = _changes(lake, staged, replaces)
         did = dataclasses.asdict(changes or Changes(inserted=staged.loaded))
@@ -68,22 +74,27 @@ def publish_in_lake(lake: Lake, staged: StagedMonth, replaces: int, run_id: str)
                 lake.delete(staged_keys)
                 return Outcome.of("lake", "unchanged", other), other
             replaces = present.generation if present else 0  # its run died there, or loaded something else
-    if staged.quarantine_key:
-        kept = lake.stat(trip_month.quarantine_key)
-        aside = lake.stat(staged.quarantine_key)
-        if aside:
-            lake.publish(aside.key, aside.generation, trip_month.quarantine_key, kept.generation if kept else 0)
-    else:
-        lake.delete([trip_month.quarantine_key])
+    _publish_beside(lake, staged.quarantine_key, trip_month.quarantine_key)
+    _publish_beside(lake, staged.extra_key, trip_month.extra_key)
     manifest = staged.manifest(
         run_id,
         key=trip_month.key,
         generation=published.generation,
         quarantine_key=trip_month.quarantine_key if staged.quarantine_key else "",
+        extra_key=trip_month.extra_key if staged.extra_key else "",
     ).model_copy(update={**did, "replaces": replaces})
     lake.write_manifest(manifest)
     lake.delete(staged_keys)
     return Outcome.of("lake", "replaced" if replaces else "loaded", manifest, **did), manifest
+
+
+def _publish_beside(lake: Lake, staged_key: str, key: str) -> None:
+    """Publish what is staged beside a month; nothing staged means that there is nothing of the kind any more."""
+    if not staged_key:
+        lake.delete([key])
+    elif aside := lake.stat(staged_key):  # else published by an attempt before this one
+        kept = lake.stat(key)
+        lake.publish(aside.key, aside.generation, key, kept.generation if kept else 0)
 
 
 def _changes(lake: Lake, staged: StagedMonth, replaces: int) -> Changes | None:

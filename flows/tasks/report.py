@@ -50,6 +50,9 @@ def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None) -> Ite
         yield f"- object: `{manifest.key}`, generation {manifest.generation}"
     if manifest.quarantine_key:
         yield f"- quarantine: `{manifest.quarantine_key}`"
+    if manifest.new_columns:
+        names = ", ".join(manifest.new_columns)
+        yield f"- **new columns**, which the schema does not know: {names}; `{manifest.extra_key}`"
     seconds = max((manifest.published_at - manifest.started_at).total_seconds(), 1e-3)
     yield f"- time: {seconds:,.1f} s, {manifest.source_rows / seconds:,.0f} rows/s"
 

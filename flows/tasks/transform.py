@@ -24,7 +24,7 @@ from flows.tlc.pipeline import ahead
 from flows.tlc.quality import Profiler
 from flows.tlc.reading import csv_chunks, parquet_chunks
 from flows.tlc.schema import KEY
-from flows.tlc.trips import Rows
+from flows.tlc.trips import Rows, SchemaRule
 
 Via = Literal["load_job", "dataframe"]
 
@@ -47,21 +47,23 @@ def profiled(chunks: Iterable[Chunk], profiler: Profiler) -> Iterator[Chunk]:
 
 
 @task(name="transform in lake", task_run_name="transform {raw.published.trip_month}", **RETRIES)
-def transform_in_lake(raw: RawFile, rows: Rows, block_name: str) -> StagedMonth:
+def transform_in_lake(raw: RawFile, rows: Rows, block_name: str, schema: SchemaRule = "strict") -> StagedMonth:
     """Stream the raw file into canonical Parquet, staged in the lake, and set aside what does not fit."""
     with meter(f"transform {raw.published.trip_month}") as progress:
-        return canonical_in_lake(lake_of(block_name), raw, rows, flow_run.get_id() or "local", progress.add)
+        return canonical_in_lake(lake_of(block_name), raw, rows, flow_run.get_id() or "local", progress.add, schema)
 
 
-def canonical_in_lake(lake: Lake, raw: RawFile, rows: Rows, run: str, add: Add) -> StagedMonth:
+def canonical_in_lake(
+    lake: Lake, raw: RawFile, rows: Rows, run: str, add: Add, schema: SchemaRule = "strict"
+) -> StagedMonth:
     """Write a raw file's trips to a staged Parquet object of run `run`."""
     started_at = dt.datetime.now(dt.UTC)
     trip_month = raw.published.trip_month
     lake.sweep(trip_month)
     shapes: list[Shape] = []
     profiler = Profiler(trip_month)
-    chunks = filtered(counted(lake.chunks(raw, shapes.append), add), rows)
-    staged, quarantine, tally = lake.write_trips(trip_month, run, profiled(chunks, profiler))
+    chunks = filtered(counted(lake.chunks(raw, shapes.append, schema), add), rows)
+    staged, quarantine, extra, tally = lake.write_trips(trip_month, run, profiled(chunks, profiler))
     return StagedMonth.of(
         raw,
         rows,
@@ -73,6 +75,8 @@ def canonical_in_lake(lake: Lake, raw: RawFile, rows: Rows, run: str, add: Add) 
         key=staged.key,
         generation=staged.generation,
         quarantine_key=quarantine,
+        new_columns=shapes[0].new,
+        extra_key=extra,
     )
 
 
@@ -120,7 +124,7 @@ def chunks_of(raw: RawFile, on_shape: Callable[[Shape], None]) -> Iterator[Chunk
         with path.open("rb") as file:
             yield from parquet_chunks(published.trip_month, file, on_shape)
     else:
-        yield from csv_chunks(published.trip_month, published.ending, scratch.read(path), on_shape, raw.size)
+        yield from csv_chunks(published.trip_month, published.ending, scratch.read(path), on_shape, size=raw.size)
 
 
 @task(name="transform for BigQuery", task_run_name="transform {manifest.trip_month} for BigQuery", **RETRIES)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from flows.tlc.eras import Shape
 from flows.tlc.errors import NotReconciled, SchemaMismatch, TooManyRejects
-from flows.tlc.schema import CODINGS, KINDS, QUARANTINE_SCHEMA, Coding, Kind, arrow_schema
+from flows.tlc.schema import CODINGS, KEY, KINDS, QUARANTINE_SCHEMA, Coding, Kind, arrow_schema
 from flows.tlc.trips import Rows, TripMonth
 
 # A sound file has next to none; above this share the file is damaged or its era is wrong.
@@ -28,13 +28,17 @@ REASONS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some consecutive rows of a file: canonical trips, what was set aside (`QUARANTINE_SCHEMA`), and the counts."""
+    """Some consecutive rows of a file: canonical trips, what was set aside (`QUARANTINE_SCHEMA`), and the counts.
+
+    `extra` has the columns that the schema does not know, of the same trips, if the file has any and they are wanted.
+    """
 
     trips: pa.Table
     rejects: pa.Table
     source_rows: int
     filtered: Counter[str] = field(default_factory=Counter)
     share: float = 0.0  # of the file that has been read by the end of this chunk, as far as it is known
+    extra: pa.Table | None = None
 
 
 @dataclass
@@ -188,8 +192,8 @@ def _readable(value: pa.Scalar) -> str | float | None:
         return str(value.cast(pa.string()).as_py())
     if _is_text(value.type):
         return bytes(value.as_buffer()).decode(errors="backslashreplace")
-    number: float = value.as_py()
-    return number if math.isfinite(number) else str(number)
+    plain = value.as_py()
+    return plain if isinstance(plain, int | float) and math.isfinite(plain) else str(plain)
 
 
 def _decode(values: pa.Array, coding: Coding) -> tuple[pa.Array, dict[str, pa.Array]]:
@@ -245,8 +249,11 @@ def clean(
     by_name["row_number"] = row_numbers
     schema = arrow_schema(trip_month.color)
     trips = pa.table([by_name[f.name] if f.name in by_name else pa.nulls(count, f.type) for f in schema], schema=schema)
+    extra = None
+    if shape.new:
+        extra = published.select(shape.new).add_column(0, KEY[1].name, row_numbers).replace_schema_metadata()
     if not bad:
-        return Chunk(trips, NO_REJECTS, count)
+        return Chunk(trips, NO_REJECTS, count, extra=extra)
 
     def as_json(position: int) -> str:
         row = {name: _readable(published.column(name)[position]) for name in published.column_names}
@@ -256,7 +263,7 @@ def clean(
         (row_numbers[position].as_py(), reason, (original or as_json)(position)) for position, reason in bad.items()
     )
     keep = pa.array([position not in bad for position in range(count)])
-    return Chunk(trips.filter(keep), rejects, count)
+    return Chunk(trips.filter(keep), rejects, count, extra=None if extra is None else extra.filter(keep))
 
 
 def passengers_only(trips: pa.Table) -> pa.Table:
@@ -282,4 +289,7 @@ def filtered(chunks: Iterable[Chunk], rows: Rows) -> Iterator[Chunk]:
             kept = keep(trips)
             dropped[name] = trips.num_rows - kept.num_rows
             trips = kept
-        yield replace(chunk, trips=trips, filtered=dropped)
+        extra = chunk.extra
+        if extra is not None and dropped.total():
+            extra = extra.filter(pc.is_in(extra.column(KEY[1].name), value_set=trips.column(KEY[1].name)))
+        yield replace(chunk, trips=trips, filtered=dropped, extra=extra)

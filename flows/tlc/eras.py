@@ -1,18 +1,20 @@
 """What TLC's files have looked like, as rows: which columns a file of a month must have, and what each is called now.
 
-TLC adds a column: add it to `schema.TRIP_COLUMNS`, and an era here that begins with its first month.
+TLC adds a column: add it to `schema.TRIP_COLUMNS`, and an era here that begins with its first month (docs/eras.md).
 Facts read off the published files themselves; names differ in case and blanks between eras, so case and blanks do not count.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import astuple, dataclass, fields, replace
 
 import pyarrow as pa
 
 from flows.tlc.errors import SchemaMismatch
-from flows.tlc.schema import TRIP_COLUMNS, Column, Kind
+from flows.tlc.schema import KEY, TRIP_COLUMNS, Column, Kind
 from flows.tlc.sources import Ending
-from flows.tlc.trips import TripMonth
+from flows.tlc.trips import SchemaRule, TripMonth
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ _CONVERTIBLE: dict[Kind, tuple[str, ...]] = {
 class Shape:
     """How one file's columns map to the canonical ones: `published[i]` is read as `canonical[i]`.
 
-    `names` are all its columns in order; those in `empty` must hold nothing in any row, unnamed ones at the end among them.
+    `names` are all its columns in order; those in `empty` must hold nothing in any row, unnamed ones at the end among them;
+    those in `new` no schema knows, and they are kept as published.
     """
 
     era: Era
@@ -162,6 +165,7 @@ class Shape:
     published: tuple[str, ...]
     canonical: tuple[Column, ...]
     empty: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
 
     def coded(self, column: Column) -> bool:
         """Whether the file says in words what the column says in codes."""
@@ -188,6 +192,9 @@ def era_of(trip_month: TripMonth, ending: Ending) -> Era:
     return max(begun, key=lambda e: e.first)
 
 
+_KEY_NAMES = {column.name for column in KEY}
+
+
 def _plain(name: str) -> str:
     return name.strip().casefold()
 
@@ -198,53 +205,117 @@ def _meanings(color: str) -> dict[str, Column]:
     return known | {_plain(old): known[_plain(now)] for old, now in ALIASES[color].items()}
 
 
+def meant_by(color: str, name: str) -> Column | None:
+    """The canonical column that files of the color mean by a name, if any."""
+    return _meanings(color).get(_plain(name))
+
+
 def _lacking(era: Era, found: Collection[Column]) -> list[str]:
     meanings = _meanings(era.color)
     return [name for name in era.columns.split() if meanings[_plain(name)] not in found]
 
 
+def since(era: Era, column: Column) -> str:
+    """The month from which on files of this color and format have had `column`, without a gap up to `era`; "" if it has not."""
+    meanings = _meanings(era.color)
+    first = ""
+    for one in ERAS:
+        if (one.color, one.format) == (era.color, era.format) and one.first <= era.first:
+            has = column in (meanings[_plain(name)] for name in one.columns.split())
+            first = (first or one.first) if has else ""
+    return first
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One line of the table that says how a file's columns are not those of its era."""
+
+    column: str
+    published: str
+    expected: str
+    since_when: str
+    what_to_do: str
+
+
+def _as_text(differences: Iterable[Difference]) -> str:
+    """The table, in columns of letters of one width, as logs and terminals show it."""
+    heads = tuple(field.name.replace("_", " ") for field in fields(Difference))
+    rows = [heads, *map(astuple, differences)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple("-" * width for width in widths))
+    return "\n".join(" | ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+_FETCH = "fetch the file again; if TLC changed it for good: docs/eras.md"
+_ADD = {
+    "strict": "add it (docs/eras.md), or run etl-web-gcs with schema=accept_new_columns",
+    "accept_new_columns": "nothing: it would be kept as published",
+}
+_RENAMED = "\nIf an absent column is there by a new name: add that name to ALIASES in flows/tlc/eras.py."
+
+
+def _unlike(era: Era, column: Column, published: pa.DataType) -> str:
+    """What a column would have to be to be converted without a guess; "" if it is that."""
+    simple = str(published).split("[")[0].rstrip("0123456789")
+    coded_number = column.name in era.coded.split() and simple in _CONVERTIBLE["number"]
+    if simple not in _CONVERTIBLE[column.kind] and not coded_number:
+        return column.kind
+    if pa.types.is_timestamp(published) and published.tz is not None:
+        return "New York wall-clock, without zone"
+    return ""
+
+
 def match(
-    trip_month: TripMonth, ending: Ending, names: Sequence[str], types: Sequence[pa.DataType] | None = None
+    trip_month: TripMonth,
+    ending: Ending,
+    names: Sequence[str],
+    types: Sequence[pa.DataType] | None = None,
+    rule: SchemaRule = "strict",
 ) -> Shape:
     """Map a file's column names (and Arrow types, where it has any) to the canonical columns of its color.
 
-    A column of today's schema is welcome in any month; one that no schema knows, one that the era has and
-    the file lacks, one given twice, or one of a kind that cannot be converted raises `SchemaMismatch` with a line for each.
+    A column of today's schema is welcome in any month; one that no schema knows, one that the era has and the file lacks,
+    one given twice, or one of a kind that cannot be converted raises `SchemaMismatch` with a table of all of them.
+    By the rule accept_new_columns, those that no schema knows are the shape's `new` ones, if they have a name of their own.
     """
     meanings = _meanings(trip_month.color)
     era = era_of(trip_month, ending)
     beside = {_plain(name) for name in f"{era.empty} {era.index}".split()}  # columns that carry no trip
     meant = {name: meanings.get(_plain(name)) for name in names if _plain(name) not in beside}
-    found = [column for column in meant.values() if column]
+    known = {name: column for name, column in meant.items() if column}
     # A CSV may also be TLC's Parquet saved as one, with the columns of that.
-    if _lacking(era, found) and not _lacking(of_parquet := era_of(trip_month, ".parquet"), found):
-        era = of_parquet
+    if _lacking(era, known.values()):
+        with suppress(SchemaMismatch):  # of some months there is no Parquet
+            if not _lacking(of_parquet := era_of(trip_month, ".parquet"), known.values()):
+                era = of_parquet
 
-    wrong = [f"{name!r}: in the file, unknown to the schema" for name, column in meant.items() if column is None]
-    wrong += [
-        f"{name!r}: in the file more than once"
-        for name, column in meant.items()
-        if (column and list(meant.values()).count(column) > 1) or list(names).count(name) > 1
-    ]  # fmt: skip
-    wrong += [f"{name!r}: not in the file, expected since {era.first}" for name in _lacking(era, found)]
-    for name, published in zip(names, types or (), strict=False):
+    lacking = [meanings[_plain(name)] for name in _lacking(era, known.values())]
+    given = Counter(meanings.get(_plain(name), _plain(name)) for name in names)
+    wrong, new = [], []
+    for place, name in enumerate(names):
         column = meant.get(name)
-        if column is None:
-            continue
-        simple = str(published).split("[")[0].rstrip("0123456789")
-        coded_number = column.name in era.coded.split() and simple in _CONVERTIBLE["number"]
-        if simple not in _CONVERTIBLE[column.kind] and not coded_number:
-            wrong.append(f"{name!r}: published as {published}, which is no {column.kind}")
-        elif pa.types.is_timestamp(published) and published.tz is not None:
-            wrong.append(f"{name!r}: published with time zone {published.tz}; TLC's times are New York wall-clock")
-    if wrong:
+        published = str(types[place]) if types else f"field {place + 1}"
+        began = (column and since(era, column)) or "–"
+        if given[column or _plain(name)] > 1:
+            wrong.append(Difference(repr(name), f"{published}, not alone", "one column", began, _FETCH))
+        elif column:
+            if types and (expected := _unlike(era, column, types[place])):
+                wrong.append(Difference(repr(name), published, expected, began, _FETCH))
+        elif not name.strip():
+            wrong.append(Difference(repr(name), published, "a name", "–", _FETCH))
+        elif _plain(name) in _KEY_NAMES:
+            wrong.append(Difference(repr(name), published, "another name: this is the key's", "–", _FETCH))
+        elif name in meant:
+            new.append(Difference(repr(name), published, "no such column", "–", _ADD[rule]))
+    wrong += [Difference(repr(c.name), "absent", c.kind, since(era, c), _FETCH) for c in lacking]
+    if wrong or (new and rule == "strict"):
         raise SchemaMismatch(
-            f"{trip_month}: the columns are not those of {era.name}. Nothing was loaded.\n"
-            + "\n".join(f"  - {line}" for line in wrong)
-            + "\nIf TLC changed its files: add the column to flows/tlc/schema.py and an era to flows/tlc/eras.py."
+            f"{trip_month}: the columns are not those of {era.name}. Nothing was loaded.\n{_as_text(new + wrong)}"
+            + (_RENAMED if new and lacking else "")
         )
     empty = tuple(name for name in names if _plain(name) in {_plain(name) for name in era.empty.split()})
-    return Shape(era, tuple(names), tuple(meant), tuple(found), empty)
+    unknown = tuple(name for name in meant if name not in known)
+    return Shape(era, tuple(names), tuple(known), tuple(known.values()), empty, unknown)
 
 
 def differences(color: str, names: Sequence[str]) -> list[str]:

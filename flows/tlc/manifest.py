@@ -11,7 +11,7 @@ from flows.tlc.clean import Tally
 from flows.tlc.quality import Profile
 from flows.tlc.schema import SCHEMA_VERSION, Column
 from flows.tlc.sources import PublishedFile
-from flows.tlc.trips import Rows, TripMonth
+from flows.tlc.trips import Rows, SchemaRule, TripMonth
 
 
 def package_version() -> str:
@@ -61,7 +61,9 @@ class Manifest(_Value):
     generation: int = 0
     replaces: int = 0
     quarantine_key: str = ""
-    schema_version: int = SCHEMA_VERSION
+    new_columns: tuple[str, ...] = ()
+    extra_key: str = ""
+    schema_version: int
     package_version: str
     flow_run_id: str
     started_at: dt.datetime
@@ -71,6 +73,11 @@ class Manifest(_Value):
     def trip_month(self) -> TripMonth:
         """The month this is about."""
         return TripMonth(self.color, self.file_month.year, self.file_month.month)
+
+    @property
+    def schema_rule(self) -> SchemaRule:
+        """The rule by which this file's columns can be loaded again."""
+        return "accept_new_columns" if self.new_columns else "strict"
 
     def row(self) -> dict[str, Any]:
         """The same facts, flat, as a row of a `loads` table."""
@@ -170,6 +177,8 @@ class StagedMonth(_Value):
     key: str
     generation: int = 0
     quarantine_key: str = ""
+    new_columns: tuple[str, ...] = ()
+    extra_key: str = ""
     started_at: dt.datetime
 
     @classmethod
@@ -186,6 +195,8 @@ class StagedMonth(_Value):
         key: str,
         generation: int = 0,
         quarantine_key: str = "",
+        new_columns: tuple[str, ...] = (),
+        extra_key: str = "",
     ) -> "StagedMonth":
         tally.check(raw.published.trip_month)
         return cls(
@@ -201,10 +212,20 @@ class StagedMonth(_Value):
             key=key,
             generation=generation,
             quarantine_key=quarantine_key,
+            new_columns=new_columns,
+            extra_key=extra_key,
             started_at=started_at,
         )
 
-    def manifest(self, flow_run_id: str, *, key: str = "", generation: int = 0, quarantine_key: str = "") -> Manifest:
+    def manifest(
+        self,
+        flow_run_id: str,
+        *,
+        key: str = "",
+        generation: int = 0,
+        quarantine_key: str = "",
+        extra_key: str = "",
+    ) -> Manifest:
         """What is to be said of this month once it is published, at this moment."""
         published = self.raw.published
         return Manifest(
@@ -226,6 +247,9 @@ class StagedMonth(_Value):
             key=key,
             generation=generation,
             quarantine_key=quarantine_key,
+            new_columns=self.new_columns,
+            extra_key=extra_key,
+            schema_version=SCHEMA_VERSION,
             package_version=package_version(),
             flow_run_id=flow_run_id,
             started_at=self.started_at,

@@ -22,7 +22,7 @@ from flows.tlc.errors import UnreadableFile
 from flows.tlc.pipeline import ahead, closing_if_open
 from flows.tlc.schema import KINDS
 from flows.tlc.sources import Ending
-from flows.tlc.trips import TripMonth
+from flows.tlc.trips import SchemaRule, TripMonth
 
 BLOCK = 3 << 20  # bytes of CSV parsed at once
 BATCH = 64 << 10  # rows of Parquet converted at once
@@ -192,7 +192,7 @@ def _rows_line_by_line(trip_month: TripMonth, shape: Shape, block: bytes, first_
     numbers = pa.array([first_row + position for position in whole], pa.int64())
     chunk = clean(trip_month, shape, _table(shape, rows), numbers, lambda i: lines[whole[i]].decode())
     together = pa.concat_tables([chunk.rejects, rejects_table(rejects)]).sort_by("row_number")
-    return Chunk(chunk.trips, together, len(lines))
+    return replace(chunk, rejects=together, source_rows=len(lines))
 
 
 def _table(shape: Shape, rows: list[list[str]]) -> pa.Table:
@@ -216,7 +216,12 @@ def _unnamed_fields(shape: Shape, block: bytes) -> int:
 
 
 def csv_chunks(
-    trip_month: TripMonth, ending: Ending, data: Iterable[bytes], on_shape: Callable[[Shape], None], size: int = 0
+    trip_month: TripMonth,
+    ending: Ending,
+    data: Iterable[bytes],
+    on_shape: Callable[[Shape], None],
+    rule: SchemaRule = "strict",
+    size: int = 0,
 ) -> Generator[Chunk, None, None]:
     """Chunks of a CSV file given as pieces of `size` bytes in all; inflating, parsing and the caller overlap. Closes `data`."""
     read = 0
@@ -232,7 +237,7 @@ def csv_chunks(
     with closing_if_open(data), closing(ahead(_blocks(text, BLOCK))) as blocks:
         first = next(blocks, b"")
         names, first = _split_header(trip_month, first)
-        shape = match(trip_month, ending, names)
+        shape = match(trip_month, ending, names, rule=rule)
         shape = shape.padded(_unnamed_fields(shape, first))
         on_shape(shape)
 
@@ -264,7 +269,10 @@ def _with(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def parquet_chunks(
-    trip_month: TripMonth, file: BinaryIO | pa.NativeFile, on_shape: Callable[[Shape], None]
+    trip_month: TripMonth,
+    file: BinaryIO | pa.NativeFile,
+    on_shape: Callable[[Shape], None],
+    rule: SchemaRule = "strict",
 ) -> Generator[Chunk, None, None]:
     """Chunks of an open, seekable Parquet file."""
     try:
@@ -273,7 +281,7 @@ def parquet_chunks(
             file, buffer_size=1 << 20, coerce_int96_timestamp_unit="us", page_checksum_verification=True
         )
         schema = parquet.schema_arrow
-        shape = match(trip_month, ".parquet", schema.names, schema.types)
+        shape = match(trip_month, ".parquet", schema.names, schema.types, rule)
         on_shape(shape)
 
         def batches() -> Iterator[Chunk]:

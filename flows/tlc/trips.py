@@ -11,6 +11,7 @@ from flows.tlc.errors import UnknownMonth
 
 Color = Literal["yellow", "green", "fhv", "fhvhv"]
 Rows = Literal["all", "with_passengers"]
+SchemaRule = Literal["strict", "accept_new_columns"]
 
 _LAST_YEAR = 2100
 # What the UI's form checks as one types; `trip_months` checks it for everybody, and says more.
@@ -96,6 +97,11 @@ class TripMonth:
     def quarantine_key(self) -> str:
         """Where the lake keeps rows that did not fit, with their reasons."""
         return f"quarantine/{self.color}/{self.stem}.parquet"
+
+    @property
+    def extra_key(self) -> str:
+        """Where the lake keeps columns that the schema does not know, as published."""
+        return f"extra/{self.color}/{self.stem}.parquet"
 
     @property
     def manifest_key(self) -> str:

@@ -239,18 +239,17 @@ def test_a_file_without_a_header_that_can_be_read_is_refused(data: bytes) -> Non
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (csv_file(SOUND, header=SOUND), "unknown to the schema"),
-        (csv_file(SOUND, header=HEADER + ",tip"), "'tip': in the file, unknown"),
-        (csv_file(SOUND, header=HEADER.replace("extra,", "")), "'extra': not in the file"),
-        (csv_file(SOUND, header=HEADER.replace(",", ";")), "'VendorID': not in the file"),
-        (b"404: Not Found", "'404: Not Found': in the file, unknown"),
+        (csv_file(SOUND, header=SOUND), "no such column"),
+        (csv_file(SOUND, header=HEADER + ",tip"), r"'tip' +\| field 21 +\| no such column"),
+        (csv_file(SOUND, header=HEADER.replace("extra,", "")), r"'extra' +\| absent +\| number"),
+        (csv_file(SOUND, header=HEADER.replace(",", ";")), r"'VendorID' +\| absent +\| integer"),
+        (b"404: Not Found", r"'404: Not Found' +\| field 1"),
     ],
 )
 def test_a_header_of_no_era_is_refused_before_any_row(data: bytes, said: str) -> None:
     shapes: list[object] = []
-    with pytest.raises(SchemaMismatch) as refused:
+    with pytest.raises(SchemaMismatch, match=said):
         list(csv_chunks(GREEN, ".csv", [data], shapes.append))
-    assert said in str(refused.value)
     assert shapes == []
 
 

@@ -1,6 +1,6 @@
 """A file's columns are those of its era, or the month stops with a line for each that is not."""
 
-import re
+from typing import get_args
 
 import pyarrow as pa
 import pytest
@@ -9,10 +9,11 @@ from flows.tlc.eras import ALIASES, ERAS, era_of, match
 from flows.tlc.errors import SchemaMismatch
 from flows.tlc.schema import TRIP_COLUMNS
 from flows.tlc.sources import Ending
-from flows.tlc.trips import TripMonth
+from flows.tlc.trips import SchemaRule, TripMonth
 from tests.tlc.published import GREEN, TRIP
 
 NAMES = list(TRIP)
+ACCEPT: SchemaRule = "accept_new_columns"
 SOUND_TYPES = {
     "integer": pa.int64(),
     "number": pa.float64(),
@@ -88,7 +89,7 @@ def test_a_csv_with_the_columns_of_the_months_parquet_is_of_that_era() -> None:
     assert match(month, ".csv", names).era.name == "fhvhv parquet since 2019-02"
     with pytest.raises(SchemaMismatch, match="not those of fhvhv csv since 2019-02") as refused:
         match(month, ".csv", names[:-1])
-    assert "'SR_Flag': not in the file" in str(refused.value)
+    assert "'SR_Flag'" in [row[0] for row in table_of(refused)]
 
 
 def test_a_column_of_today_is_welcome_in_an_older_month() -> None:
@@ -96,36 +97,104 @@ def test_a_column_of_today_is_welcome_in_an_older_month() -> None:
     assert shape.canonical[-1].name == "cbd_congestion_fee"
 
 
+def table_of(refused: pytest.ExceptionInfo[SchemaMismatch]) -> list[tuple[str, ...]]:
+    """The cells of the table in an error, up to what to do."""
+    rows = [tuple(cell.strip() for cell in line.split(" | ")) for line in str(refused.value).splitlines()]
+    return [row[:4] for row in rows if len(row) == 5][2:]
+
+
 @pytest.mark.parametrize(
     ("names", "lines"),
     [
-        ([*NAMES, "__index_level_0__"], ["'__index_level_0__': in the file, unknown to the schema"]),
-        ([*NAMES, ""], ["'': in the file, unknown to the schema"]),
-        (NAMES[1:], ["'VendorID': not in the file, expected since 2019-01"]),
-        ([*NAMES, "vendorid"], ["'VendorID': in the file more than once", "'vendorid': in the file more than once"]),
-        ([*NAMES, "VendorID"], ["'VendorID': in the file more than once"]),
+        ([*NAMES, "__index_level_0__"], [("'__index_level_0__'", "field 21", "no such column", "–")]),
+        ([*NAMES, ""], [("''", "field 21", "a name", "–")]),
+        (NAMES[1:], [("'VendorID'", "absent", "integer", "2013-08")]),
+        (
+            [*NAMES, "vendorid"],
+            [
+                ("'VendorID'", "field 1, not alone", "one column", "2013-08"),
+                ("'vendorid'", "field 21, not alone", "one column", "2013-08"),
+            ],
+        ),
+        (
+            [*NAMES, "new", "NEW "],
+            [
+                ("'new'", "field 21, not alone", "one column", "–"),
+                ("'NEW '", "field 22, not alone", "one column", "–"),
+            ],
+        ),
         (
             ["Vendor", *NAMES[1:-1]],
             [
-                "'Vendor': in the file, unknown to the schema",
-                "'VendorID': not in the file, expected since 2019-01",
-                "'congestion_surcharge': not in the file, expected since 2019-01",
+                ("'Vendor'", "field 1", "no such column", "–"),
+                ("'VendorID'", "absent", "integer", "2013-08"),
+                ("'congestion_surcharge'", "absent", "number", "2019-01"),
             ],
         ),
     ],
 )
-def test_every_column_that_does_not_fit_has_a_line(names: list[str], lines: list[str]) -> None:
+def test_every_column_that_does_not_fit_has_a_line_that_says_since_when_and_what_to_do(
+    names: list[str], lines: list[tuple[str, ...]]
+) -> None:
     with pytest.raises(SchemaMismatch) as refused:
         match(GREEN, ".csv", names)
-    assert re.findall(r"^  - (.*)$", str(refused.value), re.MULTILINE) == lines
-    assert "green 2021-01" in str(refused.value)
-    assert "add the column to flows/tlc/schema.py and an era to flows/tlc/eras.py" in str(refused.value)
+    assert table_of(refused) == lines
+    said = str(refused.value)
+    assert said.startswith("green 2021-01: the columns are not those of green csv since 2019-01. Nothing was loaded.\n")
+    assert said.splitlines()[1].split(" | ")[-1] == "what to do"
+    assert said.count("docs/eras.md") == len(lines)
+    assert ("by a new name" in said) == ("Vendor" in names)
+
+
+def test_differences_of_every_sort_come_at_once() -> None:
+    names = ["Vendor", *NAMES[1:], "tip"]
+    types = [pa.string(), *_types({"fare_amount": pa.bool_()})[1:], pa.float64()]
+    for rule in get_args(SchemaRule):
+        with pytest.raises(SchemaMismatch) as refused:
+            match(GREEN, ".parquet", names, types, rule)
+        assert table_of(refused) == [
+            ("'Vendor'", "string", "no such column", "–"),
+            ("'tip'", "double", "no such column", "–"),
+            ("'fare_amount'", "bool", "number", "2014-01"),
+            ("'VendorID'", "absent", "integer", "2014-01"),
+        ]
+
+
+def test_new_columns_with_names_of_their_own_are_accepted_where_a_person_says_so() -> None:
+    shape = match(
+        GREEN, ".parquet", ["new", *NAMES, "Also New "], [pa.bool_(), *_types({}), pa.list_(pa.int8())], ACCEPT
+    )
+    assert shape.new == ("new", "Also New ")
+    assert shape.published == tuple(NAMES)
+    assert match(GREEN, ".csv", NAMES, rule=ACCEPT).new == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "column"),
+    [
+        ([*NAMES, ""], "''"),
+        ([*NAMES, " "], "' '"),
+        ([*NAMES, "Row_Number"], "'Row_Number'"),
+        ([*NAMES, "new", "New"], "'new'"),
+        ([*NAMES[1:], "new"], "'VendorID'"),
+    ],
+)
+def test_what_is_no_new_column_stops_the_month_under_either_rule(names: list[str], column: str) -> None:
+    with pytest.raises(SchemaMismatch) as refused:
+        match(GREEN, ".csv", names, rule=ACCEPT)
+    assert column in [row[0] for row in table_of(refused)]
+
+
+def test_a_month_without_a_parquet_era_has_a_table_of_its_own() -> None:
+    with pytest.raises(SchemaMismatch) as refused:
+        match(TripMonth("green", 2013, 8), ".csv", NAMES[1:])
+    assert ("'VendorID'", "absent", "integer", "2013-08") in table_of(refused)
 
 
 def test_no_columns_at_all_are_refused_with_every_name_expected() -> None:
     with pytest.raises(SchemaMismatch) as refused:
         match(GREEN, ".parquet", [], [])
-    assert str(refused.value).count("not in the file") == len(NAMES)
+    assert str(refused.value).count("| absent ") == len(NAMES)
 
 
 @pytest.mark.parametrize(
@@ -152,26 +221,25 @@ def test_a_type_that_converts_without_a_guess_is_welcome(name: str, published: p
 
 
 @pytest.mark.parametrize(
-    ("name", "published", "said"),
+    ("name", "published", "expected"),
     [
-        ("VendorID", pa.bool_(), "published as bool, which is no integer"),
-        ("VendorID", pa.timestamp("us"), "published as timestamp[us], which is no integer"),
-        ("VendorID", pa.decimal128(5, 2), "published as decimal128(5, 2), which is no integer"),
-        ("fare_amount", pa.duration("s"), "published as duration[s], which is no number"),
-        ("lpep_pickup_datetime", pa.date32(), "published as date32[day], which is no datetime"),
-        ("lpep_pickup_datetime", pa.int64(), "published as int64, which is no datetime"),
-        ("lpep_pickup_datetime", pa.timestamp("us", "UTC"), "published with time zone UTC; TLC's times are New York"),
-        ("store_and_fwd_flag", pa.float64(), "published as double, which is no text"),
-        ("store_and_fwd_flag", pa.binary(), "published as binary, which is no text"),
-        ("store_and_fwd_flag", pa.dictionary(pa.int8(), pa.string()), "which is no text"),
-        ("store_and_fwd_flag", pa.list_(pa.string()), "which is no text"),
+        ("VendorID", pa.bool_(), "integer"),
+        ("VendorID", pa.timestamp("us"), "integer"),
+        ("VendorID", pa.decimal128(5, 2), "integer"),
+        ("fare_amount", pa.duration("s"), "number"),
+        ("lpep_pickup_datetime", pa.date32(), "datetime"),
+        ("lpep_pickup_datetime", pa.int64(), "datetime"),
+        ("lpep_pickup_datetime", pa.timestamp("us", "UTC"), "New York wall-clock, without zone"),
+        ("store_and_fwd_flag", pa.float64(), "text"),
+        ("store_and_fwd_flag", pa.binary(), "text"),
+        ("store_and_fwd_flag", pa.dictionary(pa.int8(), pa.string()), "text"),
+        ("store_and_fwd_flag", pa.list_(pa.string()), "text"),
     ],
 )
-def test_a_type_that_would_be_a_guess_is_refused(name: str, published: pa.DataType, said: str) -> None:
+def test_a_type_that_would_be_a_guess_is_refused(name: str, published: pa.DataType, expected: str) -> None:
     with pytest.raises(SchemaMismatch) as refused:
-        match(GREEN, ".parquet", NAMES, _types({name: published}))
-    assert f"{name!r}: " in str(refused.value)
-    assert said in str(refused.value)
+        match(GREEN, ".parquet", NAMES, _types({name: published}), ACCEPT)
+    assert table_of(refused) == [(repr(name), str(published), expected, "2014-01")]
 
 
 def _types(changed: dict[str, pa.DataType]) -> list[pa.DataType]:

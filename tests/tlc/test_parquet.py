@@ -3,6 +3,7 @@
 import datetime as dt
 import io
 import json
+import re
 import threading
 from typing import Any
 from unittest.mock import patch
@@ -76,7 +77,7 @@ def test_rows_keep_their_order_over_row_groups_and_batches(options: dict[str, An
 def test_a_dictionary_of_texts_is_refused_where_arrow_says_it_is_one_and_read_where_only_parquet_does() -> None:
     coded = table(store_and_fwd_flag=pa.array(["N"]).dictionary_encode())
     assert read_parquet(parquet_file(coded, store_schema=False)).trips.to_pylist() == [FIRST_TRIP]
-    with pytest.raises(SchemaMismatch, match="'store_and_fwd_flag': published as dictionary"):
+    with pytest.raises(SchemaMismatch, match=r"'store_and_fwd_flag' +\| dictionary"):
         read_parquet(parquet_file(coded))
 
 
@@ -116,26 +117,30 @@ def test_the_oldest_way_to_write_a_time_holds_every_year(moment: dt.datetime) ->
     [
         (
             {"lpep_pickup_datetime": pa.array([0], pa.timestamp("us", "America/New_York")), "VendorID": [True]},
-            ["'VendorID': published as bool", "'lpep_pickup_datetime': published with time zone America/New_York"],
+            [
+                r"'VendorID' +\| bool +\| integer",
+                r"'lpep_pickup_datetime' +\| timestamp\[us, tz=America/New_York\] \| New York wall-clock, without zone",
+            ],
         ),
         (
             {"__index_level_0__": [0], "tip": [0]},
-            ["'__index_level_0__': in the file, unknown", "'tip': in the file, unknown"],
+            [r"'__index_level_0__' \| int64 +\| no such column", r"'tip' +\| int64 +\| no such column"],
         ),
-        ({"extra": None, "mta_tax": None}, ["'extra': not in the file", "'mta_tax': not in the file"]),
-        ({"vendorid": [1]}, ["'VendorID': in the file more than once", "'vendorid': in the file more than once"]),
-        ({"store_and_fwd_flag": pa.array([b"N"])}, ["'store_and_fwd_flag': published as binary"]),
-        ({"extra": pa.array([[1.0]])}, ["'extra': published as list"]),
+        ({"extra": None, "mta_tax": None}, [r"'extra' +\| absent +\| number", r"'mta_tax' +\| absent +\| number"]),
+        ({"vendorid": [1]}, [r"'VendorID' \| int64, not alone", r"'vendorid' \| int64, not alone"]),
+        ({"store_and_fwd_flag": pa.array([b"N"])}, [r"'store_and_fwd_flag' \| binary +\| text"]),
+        ({"extra": pa.array([[1.0]])}, [r"'extra' +\| list<.*> +\| number"]),
     ],
 )
 def test_columns_that_do_not_fit_are_refused_with_a_line_each(columns: dict[str, Any], lines: list[str]) -> None:
     with pytest.raises(SchemaMismatch) as refused:
         read_parquet(parquet_file(table(**columns)))
-    assert all(f"  - {line}" in str(refused.value) for line in lines)
+    for line in lines:
+        assert re.search(f"^{line}", str(refused.value), re.MULTILINE), line
 
 
 def test_a_file_without_columns_is_refused() -> None:
-    with pytest.raises(SchemaMismatch, match="'VendorID': not in the file"):
+    with pytest.raises(SchemaMismatch, match=r"'VendorID' +\| absent"):
         read_parquet(parquet_file(pa.table({})))
 
 

@@ -23,6 +23,7 @@ def test_everything_about_a_month_is_named_after_its_color_and_month() -> None:
     assert month.raw_key(".csv.gz") == "raw/yellow/yellow_tripdata_2021-01.csv.gz"
     assert month.key == "yellow/yellow_tripdata_2021-01.parquet"
     assert month.quarantine_key == "quarantine/yellow/yellow_tripdata_2021-01.parquet"
+    assert month.extra_key == "extra/yellow/yellow_tripdata_2021-01.parquet"
     assert month.manifest_key == "manifests/yellow/yellow_tripdata_2021-01.json"
     assert month.url("http://h/{color}/{year}/{month:02d}.csv") == "http://h/yellow/2021/01.csv"
 
@@ -36,7 +37,7 @@ def test_the_month_after_december_is_january() -> None:
 )
 def test_no_two_months_share_a_name(two: set[tuple[str, int, int]]) -> None:
     one, other = (TripMonth(*month) for month in two)
-    for name in ("stem", "key", "quarantine_key", "manifest_key", "postgres_partition"):
+    for name in ("stem", "key", "quarantine_key", "extra_key", "manifest_key", "postgres_partition"):
         assert getattr(one, name) != getattr(other, name)
 
 

@@ -1,0 +1,151 @@
+"""Columns that no schema knows: by default they stop the month, where a person says so they are kept as published, beside it."""
+
+import datetime as dt
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.connectors.lake import Lake
+from flows.etl_web_gcs import etl_web_gcs
+from flows.tlc.errors import SchemaMismatch
+from flows.tlc.trips import SchemaRule, TripMonth
+from tests.flows.conftest import Runs, dying
+from tests.stores import Stores
+from tests.tlc.published import HEADER, csv_file, line, parquet_file, table
+
+ROWS = 300
+ACCEPT: SchemaRule = "accept_new_columns"
+NEW: dict[str, Any] = {
+    "fuel": pa.array([Decimal(n) / 8 for n in range(ROWS)], pa.decimal128(9, 3)),
+    "Stops": pa.array([[n, n + 1] if n % 3 else None for n in range(ROWS)], pa.list_(pa.int16())),
+    "day": pa.array([dt.date(2022, 1, 1)] * ROWS),
+}
+PASSENGERS = [0.0 if n in (5, 6, 250) else 1.5 if n == 7 else 1.0 for n in range(ROWS)]  # 7 will not convert
+
+
+def put(ours: Stores, month: TripMonth, content: bytes, ending: str = ".parquet") -> str:
+    """Publish a file for a month; the `source` of it."""
+    ours.site.put(f"{month.stem}{ending}", content)
+    return ours.official if ending == ".parquet" else ours.site.url + "/legacy/{color}_tripdata_{year}-{month:02d}.csv"
+
+
+def extra(ours: Stores, month: TripMonth) -> pa.Table:
+    with ours.blob(month.extra_key).open("rb") as file:
+        return pq.read_table(file)
+
+
+def refused(runs: Runs, month: TripMonth, source: str, schema: SchemaRule = "strict") -> str:
+    state = runs.of(etl_web_gcs, month, source=source, schema=schema)
+    error = state.result(raise_on_failure=False)
+    assert isinstance(error, SchemaMismatch)
+    return str(error)
+
+
+def test_a_new_column_stops_a_month_unless_it_is_accepted_and_then_is_beside_it_as_published(
+    ours: Stores, runs: Runs
+) -> None:
+    month = TripMonth("green", 2022, 1)
+    source = put(ours, month, parquet_file(table(ROWS, passenger_count=PASSENGERS, **NEW)))
+    said = refused(runs, month, source)
+    assert [line.split(" | ")[0].strip() for line in said.splitlines()[3:]] == ["'fuel'", "'Stops'", "'day'"]
+    assert list(ours.objects_of(month)) == [month.raw_key(".parquet")]
+
+    outcome = runs.lake(month, source=source, schema=ACCEPT, rows="with_passengers")
+    assert (outcome.loaded, outcome.filtered, outcome.quarantined) == (
+        ROWS - 4, {"zero_passengers": 3}, {"passenger_count: not a whole number": 1},
+    )  # fmt: skip
+    kept = extra(ours, month)
+    assert kept.schema.names == ["row_number", *NEW]
+    assert kept["row_number"].to_pylist() == ours.in_lake(month)["row_number"].to_pylist()
+    rows = pa.array([number - 1 for number in kept["row_number"].to_pylist()])
+    for name, published in NEW.items():
+        assert kept[name].combine_chunks().equals(published.take(rows)), name
+    assert not set(NEW) & set(ours.in_lake(month).column_names)
+    assert set(ours.objects_of(month)) == {
+        month.raw_key(".parquet"), month.key, month.quarantine_key, month.extra_key, month.manifest_key,
+    }  # fmt: skip
+    manifest = ours.manifest(month)
+    assert (manifest["new_columns"], manifest["extra_key"]) == (list(NEW), month.extra_key)
+    assert not set(NEW) & set(manifest["columns"])
+    assert '"fuel": "0.875"' in ours.quarantined(month)[0]["original"]  # the quarantined row keeps its own
+    assert f"{month}: TLC has NEW COLUMNS: fuel, Stops, day. They are in {month.extra_key}" in runs.logs()
+    [artifact] = runs.artifacts("green-tripdata-2022-01-lake")
+    assert "**new columns**, which the schema does not know: fuel, Stops, day" in artifact
+
+
+def test_new_columns_once_accepted_stay_so_for_that_very_file_and_for_no_other(ours: Stores, runs: Runs) -> None:
+    month = TripMonth("green", 2022, 2)
+    source = put(ours, month, parquet_file(table(ROWS, **NEW)))
+    runs.lake(month, source=source, schema=ACCEPT)
+    before = ours.objects_of(month)
+    assert runs.lake(month, source=source).status == "unchanged"
+    assert "its new columns (fuel, Stops, day) were accepted" in runs.logs()
+    put(ours, month, parquet_file(table(ROWS, fare_amount=[2.0] * ROWS, **NEW)))
+    assert "'fuel'" in refused(runs, month, source)
+    after = ours.objects_of(month)
+    assert {key: after[key] for key in before if not key.startswith("raw/")} == {
+        key: generation for key, generation in before.items() if not key.startswith("raw/")
+    }
+
+
+def test_a_republished_month_without_new_columns_has_none_beside_it(ours: Stores, runs: Runs) -> None:
+    month = TripMonth("green", 2022, 3)
+    source = put(ours, month, parquet_file(table(ROWS, **NEW)))
+    runs.lake(month, source=source, schema=ACCEPT)
+    put(ours, month, parquet_file(table(ROWS)))
+    assert runs.lake(month, source=source, schema=ACCEPT).status == "replaced"
+    assert month.extra_key not in ours.objects()
+    manifest = ours.manifest(month)
+    assert (manifest["new_columns"], manifest["extra_key"]) == ([], "")
+
+
+def test_new_columns_of_a_csv_are_kept_as_text_also_where_lines_are_odd(ours: Stores, runs: Runs) -> None:
+    month = TripMonth("green", 2022, 4)
+    texts = ["007", "", " x ", "1e3", "N/A"] * 60
+    lines = [line(fare_amount=str(n)) + f",{text}" for n, text in enumerate(texts)]
+    lines[4] = line() + ',"a ""quoted"", one"'
+    lines[9] = line() + ",too,many"
+    content = csv_file(*lines, header=HEADER + ",Code")
+    source = put(ours, month, content, ".csv")
+    assert "'Code' | field 21" in refused(runs, month, source)
+    outcome = runs.lake(month, source=source, schema=ACCEPT)
+    assert outcome.quarantined == {"wrong number of fields": 1}
+    texts[4] = 'a "quoted", one'
+    kept = extra(ours, month)
+    assert kept.schema.types == [pa.int64(), pa.string()]
+    assert dict(zip(*kept.to_pydict().values(), strict=True)) == {
+        n + 1: text or None for n, text in enumerate(texts) if n != 9
+    }
+
+
+@pytest.mark.parametrize(
+    ("n", "content", "ending"),
+    [
+        (5, parquet_file(table(ROWS, trip_type=None, **NEW)), ".parquet"),
+        (6, parquet_file(table(ROWS, trip_type=[True] * ROWS, **NEW)), ".parquet"),
+        (7, csv_file(line() + ",x", header=HEADER + ","), ".csv"),
+    ],
+    ids=["a missing column", "a wrong kind", "an unnamed field"],
+)
+def test_what_is_not_a_new_column_stops_the_month_although_new_ones_are_accepted(
+    n: int, content: bytes, ending: str, ours: Stores, runs: Runs
+) -> None:
+    month = TripMonth("green", 2022, n)
+    said = refused(runs, month, put(ours, month, content, ending), ACCEPT)
+    assert ("'trip_type'" if ending == ".parquet" else "a name") in said
+    assert list(ours.objects_of(month)) == [month.raw_key(ending)]
+
+
+@pytest.mark.parametrize(("n", "name"), [(8, "publish"), (9, "write_manifest")])
+def test_a_load_cut_off_in_the_middle_still_brings_the_new_columns(n: int, name: str, ours: Stores, runs: Runs) -> None:
+    month = TripMonth("green", 2022, n)
+    source = put(ours, month, parquet_file(table(ROWS, **NEW)))
+    with dying(Lake, name, when="after", times=2):
+        runs.lake(month, source=source, schema=ACCEPT)
+    assert extra(ours, month).num_rows == ROWS
+    assert set(ours.objects_of(month)) == {
+        month.raw_key(".parquet"), month.key, month.extra_key, month.manifest_key,
+    }  # fmt: skip

@@ -1,0 +1,139 @@
+"""Quarantined rows are kept as they were published, and are loaded once a rule lets them."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from flows.replay_quarantine import replay_quarantine
+from flows.tlc import clean
+from flows.tlc.trips import TripMonth
+from tests.flows.conftest import LAKE, Program, Runs
+from tests.flows.test_new_columns import ACCEPT, extra, put
+from tests.stores import Stores
+from tests.tlc.published import csv_file, line, parquet_file, table
+
+ROWS = 400
+# What a spreadsheet leaves: the seconds are lost, so by today's rule it is quarantined.
+BARE = "2021-01-01 00:15"
+
+
+def csv_month(*odd: str) -> bytes:
+    return csv_file(*[line(fare_amount=f"{n}.5") for n in range(ROWS - len(odd))], *odd)
+
+
+def minutes_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rule than today's, from now on: a time without seconds is one at :00."""
+    rule = clean._SPELLED["datetime"].replace(r":[0-5][0-9](\.[0-9]{1,6})?$", r"(:[0-5][0-9](\.[0-9]{1,6})?)?$")
+    assert rule != clean._SPELLED["datetime"]
+    monkeypatch.setitem(clean._SPELLED, "datetime", rule)
+
+
+def replay(month: TripMonth, **parameters: Any) -> Any:
+    about = {"color": month.color, "year": month.year, "months": [month.month], "block_name": LAKE}
+    return replay_quarantine(**(about | parameters), return_state=True)
+
+
+def test_a_quarantined_line_of_a_csv_is_kept_as_published_with_its_position_and_reason(
+    ours: Stores, runs: Runs
+) -> None:
+    month = TripMonth("green", 2024, 1)
+    odd = {
+        line(lpep_pickup_datetime=BARE): "lpep_pickup_datetime: not a datetime",
+        line(passenger_count='"1.5"', store_and_fwd_flag=" é "): "passenger_count: not a whole number",
+        line() + ",,7": "wrong number of fields",
+        line(store_and_fwd_flag='"N"x'): "not CSV",
+    }
+    runs.lake(month, source=put(ours, month, csv_month(*odd), ".csv"))
+    expected = [(ROWS - len(odd) + 1 + n, reason, text) for n, (text, reason) in enumerate(odd.items())]
+    assert [(row["row_number"], row["reason"], row["original"]) for row in ours.quarantined(month)] == expected
+
+
+def test_a_quarantined_row_of_a_parquet_file_keeps_every_value_as_published(ours: Stores, runs: Runs) -> None:
+    month = TripMonth("green", 2024, 2)
+    fares = [math.nan if n == 41 else n / 4 for n in range(ROWS)]
+    people = [2.5 if n == 7 else 1.0 for n in range(ROWS)]
+    published = table(ROWS, fare_amount=fares, passenger_count=people)
+    runs.lake(month, source=put(ours, month, parquet_file(published)))
+    aside = ours.quarantined(month)
+    assert [(row["row_number"], row["reason"]) for row in aside] == [
+        (8, "passenger_count: not a whole number"),
+        (42, "fare_amount: not a number"),
+    ]
+    for row in aside:
+        [values] = published.slice(row["row_number"] - 1, 1).to_pylist()
+        values |= {name: f"{values[name]}.000000" for name in ("lpep_pickup_datetime", "lpep_dropoff_datetime")}
+        values |= {"fare_amount": "nan"} if row["row_number"] == 42 else {}
+        assert json.loads(row["original"]) == values
+
+
+def test_a_replay_loads_what_a_changed_rule_lets_through_from_the_lakes_own_copy(
+    ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    month = TripMonth("green", 2024, 3)
+    odd = [line(lpep_pickup_datetime=BARE), line(lpep_dropoff_datetime=BARE), line(passenger_count="many")]
+    assert runs.lake(month, source=put(ours, month, csv_month(*odd), ".csv")).loaded == ROWS - 3
+    before = ours.manifest(month)
+    ours.site.forget_requests()
+
+    minutes_will_do(monkeypatch)
+    [outcome] = replay(month).result()
+    assert (outcome.status, outcome.loaded, outcome.inserted, outcome.updated, outcome.removed) == (
+        "replaced", ROWS - 1, 2, 0, 0,
+    )  # fmt: skip
+    assert f"{month}: 2 of 3 quarantined rows are loaded now, 1 still are not" in runs.logs()
+    assert [row["row_number"] for row in ours.quarantined(month)] == [ROWS]
+    trips = ours.in_lake(month)
+    assert str(trips["lpep_pickup_datetime"][ROWS - 3].as_py()) == f"{BARE}:00"
+    assert ours.requests(month) == []
+    after = ours.manifest(month)
+    assert {key: after[key] for key in ("url", "etag", "sha256", "rule", "size")} == {
+        key: before[key] for key in ("url", "etag", "sha256", "rule", "size")
+    }
+    assert runs.warehouse(month).loaded == ROWS - 1
+
+
+def test_a_replay_keeps_the_terms_on_which_a_month_was_loaded(
+    ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    month = TripMonth("green", 2024, 4)
+    empty = [line(passenger_count="0") + ",a", line(passenger_count="0", lpep_pickup_datetime=BARE) + ",b"]
+    lines = [*[line() + ",c"] * ROWS, *empty, line(lpep_pickup_datetime=BARE) + ",d"]
+    header = csv_file().decode().strip() + ",Code"
+    source = put(ours, month, csv_file(*lines, header=header), ".csv")
+    runs.lake(month, source=source, schema=ACCEPT, rows="with_passengers")
+    minutes_will_do(monkeypatch)
+    [outcome] = replay(month).result()
+    assert (outcome.loaded, outcome.filtered, outcome.quarantined) == (ROWS + 1, {"zero_passengers": 2}, {})
+    assert f"{month}: 1 of 2 quarantined rows are loaded now, 1 still are not" in runs.logs()
+    assert extra(ours, month)["Code"].to_pylist() == ["c"] * ROWS + ["d"]
+    assert month.quarantine_key not in ours.objects()
+    assert runs.lake(month, source=source, rows="with_passengers").status == "unchanged"
+
+
+def test_a_replay_leaves_a_month_without_quarantine_alone_and_names_one_that_is_not_there(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake(month)
+    before = ours.objects_of(month)
+    [outcome] = replay(month).result()
+    assert outcome.status == "unchanged"
+    assert f"{month} has no quarantined rows; it is left alone" in runs.logs()
+    assert ours.objects_of(month) == before
+    absent = replay(TripMonth("green", 2024, 12))
+    assert "green 2024-12 is not in the lake" in str(absent.result(raise_on_failure=False))
+
+
+def test_a_replay_without_the_file_says_how_to_get_it_and_changes_nothing(
+    ours: Stores, runs: Runs, program: Program
+) -> None:
+    month = TripMonth("green", 2024, 5)
+    runs.lake(month, source=put(ours, month, csv_month(line(lpep_pickup_datetime=BARE)), ".csv"))
+    ours.blob(month.raw_key(".csv")).delete()
+    before = ours.objects_of(month)
+    done = program("replay_quarantine", "green", 2024, 5, "--block-name", LAKE)
+    assert done.returncode == 1
+    assert "the file it was made of" in done.stderr
+    assert "run etl-web-gcs to fetch the month again" in done.stderr
+    assert ours.objects_of(month) == before

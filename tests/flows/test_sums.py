@@ -1,0 +1,126 @@
+"""No cent is lost: every money column's total in the lake's Parquet is that of the file, read here by other means."""
+
+import csv
+import gzip
+import io
+import math
+from collections.abc import Iterable
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from google.cloud import storage
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prefect_gcp import GcpCredentials
+from prefect_gcp.cloud_storage import GcsBucket
+
+from flows.connectors.lake import Lake
+from flows.connectors.web import look_up, source_of
+from flows.tasks.extract import copy_to_lake
+from flows.tasks.load import publish_in_lake
+from flows.tasks.transform import canonical_in_lake
+from flows.tlc.schema import TRIP_COLUMNS
+from flows.tlc.sources import ENDINGS
+from flows.tlc.trips import TripMonth
+from local.tripfiles import Faults, write_month
+from tests.stores import Stores
+from tests.tlc.test_every_era import PUBLISHED
+from tests.tlc.test_real_files import DATA, ending_of, month_of
+
+WHOLE = [
+    path
+    for folder in ("official", "mirror", "samples-2020-04")
+    for path in sorted((DATA / folder).glob("*_tripdata_*"))
+    if path.name.endswith(ENDINGS)
+]
+MONEY = {
+    color: {column.name.lower(): column.name for column in columns if column.meaning.startswith("US$")}
+    for color, columns in TRIP_COLUMNS.items()
+}
+# What yellow files of 2009 to 2014 call them.
+OLDER = {
+    "fare_amt": "fare_amount",
+    "surcharge": "extra",
+    "tip_amt": "tip_amount",
+    "tolls_amt": "tolls_amount",
+    "total_amt": "total_amount",
+}
+
+
+def total(amounts: Iterable[float | None]) -> int:
+    """A sum to the thousandth of a dollar, whatever the float noise of each amount."""
+    return round(1000 * math.fsum(amount for amount in amounts if amount is not None))
+
+
+def published(path: Path, color: str, less: Iterable[int] = ()) -> dict[str, int]:
+    """The total of each money column of a file, without the rows `less`."""
+    if path.name.endswith(".parquet"):
+        trips = pq.read_table(path)
+        keep = [row for row in range(trips.num_rows) if row + 1 not in less]
+        sums = {
+            name: total(
+                None if amount is None else float(amount) for amount in trips.column(name).take(keep).to_pylist()
+            )
+            for name in trips.column_names
+            if named(name) in MONEY[color]
+        }
+    else:
+        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+        header, *rows = (row for row in csv.reader(io.StringIO(text)) if row)
+        kept = [row for number, row in enumerate(rows, 1) if number not in less]
+        sums = {
+            name: round(1000 * sum(Decimal(row[place]) for row in kept if row[place]))
+            for place, name in enumerate(header)
+            if named(name) in MONEY[color]
+        }
+    return {named(name): amount for name, amount in sums.items()}
+
+
+def named(name: str) -> str:
+    plain = name.strip().lower()
+    return OLDER.get(plain, plain)
+
+
+def in_lake(path: Path, month: TripMonth, bucket: str) -> dict[str, int]:
+    """The total of each money column of the month's object, after the file went the whole way into a lake."""
+    lake = Lake(GcsBucket(bucket=bucket, bucket_folder="sums", gcp_credentials=GcpCredentials()))
+    template = path.parent.as_uri() + "/{color}_tripdata_{year}-{month:02d}" + ending_of(path)
+    raw = copy_to_lake(lake, look_up(source_of(template), month))
+    staged = canonical_in_lake(lake, raw, "all", "sums", lambda _: None)
+    present = lake.stat(month.key)
+    _, manifest = publish_in_lake(lake, staged, present.generation if present else 0, "sums")
+    with storage.Client().bucket(bucket).blob(f"sums/{manifest.key}").open("rb") as file:
+        trips = pq.read_table(file)
+    assert trips.num_rows == manifest.loaded
+    return {plain: total(trips[name].to_pylist()) for plain, name in MONEY[month.color].items()}
+
+
+@pytest.mark.skipif(not WHOLE, reason="the real files are in ../shared/data, which is not here")
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.name)
+def test_the_lakes_totals_of_a_real_file_are_the_files(path: Path, ours: Stores) -> None:
+    month = month_of(path)
+    expected = published(path, month.color)
+    assert in_lake(path, month, ours.bucket) == dict.fromkeys(MONEY[month.color], 0) | expected
+    assert expected.get("total_amount", 1) > 0
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.sampled_from(PUBLISHED),
+    rows=st.integers(100, 700),
+    seed=st.integers(0, 999),
+    faults=st.lists(st.sampled_from(["unconvertible", "too_many_fields", "too_few_fields"]), max_size=1),
+)
+def test_the_lakes_totals_of_any_month_are_those_of_its_sound_rows(
+    shape: tuple[str, int, int, str], rows: int, seed: int, faults: list[str], ours: Stores, tmp_path: Path
+) -> None:
+    color, year, number, ending = shape
+    month = TripMonth(color, year, number)
+    path = tmp_path / f"{month.stem}{ending}"
+    # Most Parquet is typed so tightly that nothing in it can fail to convert.
+    wanted = Faults(**dict.fromkeys(faults, 1)) if ending == ".csv" else Faults()
+    written = write_month(path, color, year, number, rows=rows, seed=seed, faults=wanted)
+    sums = published(path, color, written.faulty_rows)
+    assert in_lake(path, month, ours.bucket) == dict.fromkeys(MONEY[color], 0) | sums
