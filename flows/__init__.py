@@ -2,13 +2,15 @@
 
 | to change                                          | open                              |
 |----------------------------------------------------|-----------------------------------|
-| what a run does, step by step                      | `etl_web_gcs.py`, `etl_gcs_bq.py`, `ingest_data.py` |
+| what a run does, step by step                      | `{etl_web_gcs,etl_gcs_bq,ingest_data,load_zones,query_lake}.py` |
 | retries, caching, run names, artifacts, CLI        | `tasks/`                          |
 | how a system is talked to                          | `connectors/{web,lake,warehouse,postgres,scratch}.py` |
 | a column of a trip, its type in every store        | `tlc/schema.py`                   |
 | what TLC's files of some month look like           | `tlc/eras.py`                     |
 | which values convert and which are set aside       | `tlc/clean.py`                    |
 | names of files, keys, partitions                   | `tlc/trips.py`                    |
+| the taxi zones, their columns                      | `tlc/zones.py`                    |
+| how the lake is asked, here and from BigQuery      | `tlc/ask.py`, `connectors/ask.py` |
 | what is remembered of a loaded month               | `tlc/manifest.py`                 |
 
 Imports go down only: flows → tasks → connectors → tlc.

@@ -10,7 +10,11 @@ import pyarrow.dataset as ds
 from flows.tlc.errors import TripDataError
 
 # A query may come from a form in the UI: no files of the machine that runs it, no network, no extensions, no way back.
-_CLOSED = {"enable_external_access": "false", "python_enable_replacements": "false", "lock_configuration": "true"}
+_CLOSED: dict[str, Any] = {
+    "enable_external_access": "false",
+    "python_enable_replacements": "false",
+    "lock_configuration": "true",
+}
 
 
 class Unanswerable(TripDataError):
