@@ -6,6 +6,7 @@ https://www.nyc.gov/site/tlc/about/tlc-trip-record-data.page (Taxi Zone Lookup T
 
 import csv
 import hashlib
+import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -106,7 +107,7 @@ def read_zones(file: ZoneFile) -> pa.Table:
         if len(row) != len(header):
             raise _refused(file, f"line {number} has {len(row)} fields, the header {len(header)}")
         location_id, *texts = (row[position] for position in where)
-        if not (location_id.strip().isascii() and location_id.strip().isdigit()):
+        if not re.fullmatch(r"\s*[0-9]{1,9}\s*", location_id):
             raise _refused(file, f"line {number}: LocationID {location_id[:40]!r} is not a whole number")
         if (key := int(location_id)) in zones:
             raise _refused(file, f"line {number}: LocationID {key} was there before; it is the key of the table")
