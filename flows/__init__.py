@@ -2,7 +2,7 @@
 
 | to change                                          | open                              |
 |----------------------------------------------------|-----------------------------------|
-| what a run does, step by step                      | `etl_web_gcs.py`, `etl_gcs_bq.py`, `ingest_data.py` |
+| what a run does, step by step                      | `{etl_web_gcs,etl_gcs_bq,ingest_data,load_zones,query_lake}.py` |
 | how quarantined rows are tried again               | `replay_quarantine.py`            |
 | retries, caching, run names, artifacts, CLI        | `tasks/`                          |
 | how a system is talked to                          | `connectors/{web,lake,warehouse,postgres,scratch}.py` |
@@ -11,6 +11,8 @@
 | the page that tells all of that to a reader        | `tlc/dictionary.py` → `docs/schema.md` |
 | which values convert and which are set aside       | `tlc/clean.py`                    |
 | names of files, keys, partitions                   | `tlc/trips.py`                    |
+| the taxi zones, their columns                      | `tlc/zones.py`                    |
+| how the lake is asked, here and from BigQuery      | `tlc/ask.py`, `connectors/ask.py` |
 | what is remembered of a loaded month               | `tlc/manifest.py`                 |
 
 Imports go down only: flows → tasks → connectors → tlc.

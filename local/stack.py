@@ -235,6 +235,7 @@ class Stack:
             site = f"http://127.0.0.1:{ports['web']}"
             env["TLC_OFFICIAL_URL"] = site + "/trip-data/{color}_tripdata_{year}-{month:02d}.parquet"
             env["TLC_MIRROR_URL"] = site + "/mirror/{color}/{color}_tripdata_{year}-{month:02d}.csv.gz"
+            env["TLC_ZONES_URL"] = site + "/misc/taxi_zone_lookup.csv"
             env["GOOGLE_CLOUD_PROJECT"] = PROJECT
             env["GOOGLE_APPLICATION_CREDENTIALS"] = str(self._credentials(f"{site}/token"))
         if "lake" in ports:

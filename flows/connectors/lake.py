@@ -1,14 +1,18 @@
 """The lake: a bucket of Google Cloud Storage, reached through a `GcsBucket` block. Keys here are inside the block's folder."""
 
 import datetime as dt
+import io
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from google.api_core.exceptions import (
     Forbidden,
@@ -30,7 +34,7 @@ from flows.tlc.errors import MisconfiguredBlock, TripDataError
 from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.pipeline import ahead
 from flows.tlc.reading import csv_chunks, parquet_chunks
-from flows.tlc.schema import arrow_schema
+from flows.tlc.schema import KEY, arrow_schema
 from flows.tlc.sources import ENDINGS, PublishedFile
 from flows.tlc.trips import SchemaRule, TripMonth
 
@@ -38,6 +42,7 @@ from flows.tlc.trips import SchemaRule, TripMonth
 CHUNK = 8 << 20
 TIMEOUT = (15, 300)  # seconds to connect, to wait for an answer
 _ROW_GROUP = 128 << 10  # rows
+_AT_ONCE = 8  # manifests read at the same time
 _STAGING = "staging"
 RESULTS = "results"  # of cached tasks
 _PARQUET = "application/vnd.apache.parquet"
@@ -259,10 +264,14 @@ class Lake:
 
     def manifest(self, trip_month: TripMonth) -> Manifest | None:
         """What the lake says it holds of a month."""
-        blob = self._bucket.blob(self.path(trip_month.manifest_key))
+        return self._manifest(trip_month.manifest_key)
+
+    def _manifest(self, key: str) -> Manifest | None:
         with self._explained("read"):
             try:
-                return Manifest.model_validate_json(blob.download_as_bytes(timeout=TIMEOUT))
+                return Manifest.model_validate_json(
+                    self._bucket.blob(self.path(key)).download_as_bytes(timeout=TIMEOUT)
+                )
             except NotFound:
                 return None
 
@@ -392,6 +401,85 @@ class Lake:
             parquet = pq.ParquetFile(path)
             for group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(group)
+
+    def open(self, present: LakeObject, on_read: Callable[[int], None] = lambda size: None) -> io.RawIOBase:
+        """An object as a file, of this very generation, of which only what is read is fetched; `on_read` is told how much."""
+        blob = self._bucket.blob(self.path(present.key), generation=present.generation)
+
+        def fetch(start: int, stop: int) -> bytes:
+            with self._explained("read"):
+                try:
+                    data = bytes(blob.download_as_bytes(start=start, end=stop - 1, checksum=None, timeout=TIMEOUT))
+                except NotFound as error:
+                    raise Gone(f"{self.uri(present.key)} was replaced while it was being read. Run again.") from error
+            on_read(len(data))
+            return data
+
+        return _Ranges(present.size, fetch)
+
+    def _listed(self, prefix: str) -> dict[str, LakeObject]:
+        """The objects below a prefix by key, in order of their names."""
+        with self._explained("read"):
+            blobs = self._bucket.client.list_blobs(self._bucket, prefix=self.path(prefix), timeout=TIMEOUT)
+            keys = ((blob.name.removeprefix(self._folder), blob) for blob in blobs)
+            return {key: self._object(key, blob) for key, blob in keys}
+
+    def published(self, color: str) -> list[tuple[Manifest, LakeObject]]:
+        """A color's months, oldest first, each with its object; those whose object is not the manifest's are left out."""
+        present = self._listed(f"{color}/")
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            manifests = [found for found in pool.map(self._manifest, self._listed(f"manifests/{color}/")) if found]
+        return [
+            (manifest, present[manifest.key])
+            for manifest in manifests
+            if manifest.key in present and present[manifest.key].generation == manifest.generation
+        ]
+
+    def dataset(self, color: str, on_read: Callable[[int], None]) -> ds.Dataset:
+        """A color's published trips, to be asked: what a filter rules out (months, row groups) or nobody names (columns) is
+        not fetched; `on_read` is told of the bytes that are."""
+        parquet = ds.ParquetFileFormat()
+        months = [
+            parquet.make_fragment(
+                pa.PythonFile(self.open(present, on_read), mode="r"),
+                partition_expression=pc.field(KEY[0].name) == pa.scalar(manifest.file_month),
+            )
+            for manifest, present in self.published(color)
+        ]
+        if not months:
+            raise Gone(f"no month of {color} is in the lake ({self.uri(color)}/); run etl-web-gcs first.")
+        return ds.FileSystemDataset(months, arrow_schema(color), parquet)
+
+    def table(self, present: LakeObject) -> pa.Table:
+        """A small Parquet object, whole."""
+        with self.open(present) as file:
+            return pq.read_table(file)
+
+
+class _Ranges(io.RawIOBase):
+    """A file of which every read is a request of its own: Parquet's reader asks for whole columns, and for nothing twice."""
+
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        self._size, self._fetch, self._at = size, fetch, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        stop = self._size if size < 0 else min(self._size, self._at + size)
+        data = self._fetch(self._at, stop) if stop > self._at else b""
+        self._at += len(data)
+        return data
 
 
 def _staged(key: str, run: str) -> str:

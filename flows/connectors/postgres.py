@@ -5,7 +5,7 @@ Names are folded to lower case; a table is `{color}`, partitioned by `file_month
 
 import io
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -14,13 +14,14 @@ import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection  # noqa: N812 - a class in lower case
 from psycopg2.extensions import cursor as Cursor  # noqa: N812
+from psycopg2.extras import execute_values
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from flows.tlc.compare import Changes
 from flows.tlc.errors import MisconfiguredBlock, NotReconciled
 from flows.tlc.manifest import LOADS_COLUMNS, Manifest
-from flows.tlc.schema import KEY, KINDS, columns
+from flows.tlc.schema import KEY, KINDS, Column, columns
 from flows.tlc.trips import COLORS, TripMonth
 
 _COPY_BUFFER = 1 << 20
@@ -317,6 +318,50 @@ class Postgres:
             ),
             list(row.values()),
         )
+
+    def replace_table(
+        self, name: str, wanted: Sequence[Column], rows: Iterable[Sequence[object]], comment: Callable[[Changes], str]
+    ) -> Changes:
+        """Make a small table hold these rows (values of `wanted`, whose first is the key), in one transaction.
+
+        Only what differs is written; then `comment` of it too. The table is made where it is missing.
+        """
+        held = list(rows)
+        table, key = sql.Identifier(name), sql.Identifier(wanted[0].postgres_name)
+        names = [sql.Identifier(column.postgres_name) for column in wanted]
+        defined = sql.SQL(", ").join(
+            sql.SQL("{} {}").format(sql.Identifier(c.postgres_name), sql.SQL(KINDS[c.kind].postgres)) for c in wanted
+        )
+        with self._transaction() as cursor:
+            # The lock also lets two runs at once write one after the other.
+            cursor.execute("SELECT pg_advisory_xact_lock(%s, 0)", (_LOCK_SPACE,))
+            cursor.execute(sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, PRIMARY KEY ({}))").format(table, defined, key))
+            self._require_own(cursor, name, [wanted[0].postgres_name])
+            written = execute_values(
+                cursor,
+                sql.SQL(
+                    "INSERT INTO {} AS old ({}) VALUES %s ON CONFLICT ({}) DO UPDATE SET {}"
+                    " WHERE ({}) IS DISTINCT FROM ({}) RETURNING xmax = 0"
+                ).format(
+                    table,
+                    _listed(names),
+                    key,
+                    sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(n) for n in names[1:]),
+                    _listed(names[1:], "old."),
+                    _listed(names[1:], "EXCLUDED."),
+                ),
+                held,
+                page_size=len(held),
+                fetch=True,
+            )
+            cursor.execute(
+                sql.SQL("DELETE FROM {} WHERE NOT {} = ANY (%s)").format(table, key), ([row[0] for row in held],)
+            )
+            inserted = sum(is_new for (is_new,) in written)
+            changes = Changes(inserted, len(written) - inserted, cursor.rowcount)
+            if changes != Changes():
+                cursor.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(table, sql.Literal(comment(changes))))
+        return changes
 
 
 def _lock_number(trip_month: TripMonth) -> int:

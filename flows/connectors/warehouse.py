@@ -1,13 +1,15 @@
 """The warehouse: a BigQuery dataset, a table a color, partitioned by `file_month`; a month is replaced at one stroke."""
 
+import io
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
 import pandas_gbq
 import pyarrow as pa
+import pyarrow.parquet as pq
 from google.api_core.exceptions import BadRequest, Conflict, Forbidden, GoogleAPICallError, NotFound, Unauthorized
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import bigquery
@@ -266,6 +268,44 @@ class Warehouse:
                 if name not in ("color", "file_month")
             ),
         )
+
+    def table(self, name: str, wanted: Sequence[Column]) -> pa.Table | None:
+        """A small table of this project's, whole; None if it is not there."""
+        names = [column.name for column in wanted]
+        with self._explained():
+            try:
+                found = self._client.get_table(self._table(name))
+            except NotFound:
+                return None
+            if [field.name for field in found.schema] != names:
+                raise MisconfiguredBlock(
+                    f"BigQuery has a table {found.full_table_id} that this project did not make (its columns are not"
+                    f" {', '.join(names)}); rename it, or choose another dataset."
+                )
+            listed = ", ".join(f"`{name}`" for name in names)
+            rows = self._client.query(f"SELECT {listed} FROM {self._sql_name(name)}").result()  # noqa: S608
+            schema = pa.schema([(column.name, KINDS[column.kind].arrow) for column in wanted])
+            return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+
+    def replace_table(
+        self, name: str, wanted: Sequence[Column], rows: pa.Table, description: str, location: str | None
+    ) -> None:
+        """Replace a small table at one stroke, and then its description; make it, and the dataset, where missing."""
+        with self._explained(), io.BytesIO() as file:
+            self._ensure_dataset(location)
+            pq.write_table(rows, file)
+            config = bigquery.LoadJobConfig(
+                source_format=bigquery.SourceFormat.PARQUET,
+                schema=_fields(wanted),
+                write_disposition=bigquery.WriteDisposition.WRITE_TRUNCATE,
+            )
+            where = self._client.get_dataset(self._dataset).location
+            self._client.load_table_from_file(
+                file, self._table(name), rewind=True, location=where, job_config=config
+            ).result()
+            table = self._client.get_table(self._table(name))
+            table.description = description
+            self._client.update_table(table, ["description"])
 
 
 # The API answers with the older names of some types.

@@ -4,7 +4,7 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
+from flows.tlc import zones
 from flows.tlc.errors import NotPublished, TripDataError, UnreadableFile
 from flows.tlc.reading import recognise, recognise_end
 from flows.tlc.sources import TEMPLATES, PublishedFile, Source
@@ -37,9 +38,12 @@ class Unreachable(Exception):
 def source_of(word_or_template: str) -> Source:
     """The source that a flow's `source` names: a word, whose address the environment may override, or a URL template."""
     if word_or_template in TEMPLATES:
-        template = os.environ.get(f"TLC_{word_or_template.upper()}_URL") or TEMPLATES[word_or_template]
-        return Source(template)
+        return Source(_address(word_or_template, TEMPLATES[word_or_template]))
     return Source(word_or_template)
+
+
+def _address(word: str, known: str) -> str:
+    return os.environ.get(f"TLC_{word.upper()}_URL") or known
 
 
 def _asked_to_wait(answer: httpx.Response) -> float | None:
@@ -218,3 +222,37 @@ def read(published: PublishedFile) -> Iterator[bytes]:
             " Nothing was loaded; run again."
         )
     recognise_end(trip_month, published.ending, tail, published.url)
+
+
+def zone_file(source: str) -> zones.ZoneFile:
+    """The zone look-up, whole: `official`, whose address the environment may override (TLC_ZONES_URL), or a URL."""
+    url = _address("zones", zones.OFFICIAL) if source == "official" else source
+    parts = urlsplit(url)
+    if "@" in parts.netloc:  # URLs go into logs and tables; so this one is not even named here
+        raise UnreadableFile("zones: the source holds a user name or password; publish the file where none is needed.")
+    if path := _local_path(url):
+        if not path.is_file():
+            raise NotPublished(f"zones: there is no file {url}.")
+        return zones.ZoneFile(url=url, etag=None, last_modified=None, content=_small(url, [path.read_bytes()]))
+    if parts.scheme not in ("http", "https"):
+        raise UnreadableFile(f"zones: source {url!r} is neither official nor an http(s):// or file:// URL.")
+    with _client() as client, _answer(client, "GET", url, {}) as answer:
+        if answer.status_code in _PASSING:
+            raise Unreachable(f"{url} answered HTTP {answer.status_code} {ATTEMPTS} times; try again later.")
+        if answer.status_code != 200:
+            raise NotPublished(f"zones: {url} answered HTTP {answer.status_code}; check the source.")
+        content = _small(url, answer.iter_raw())
+        about = answer.headers
+    return zones.ZoneFile(url=url, etag=about.get("ETag"), last_modified=about.get("Last-Modified"), content=content)
+
+
+def _small(url: str, pieces: Iterable[bytes]) -> bytes:
+    """All of them, unless that is more than a zone look-up can be."""
+    content = bytearray()
+    for piece in pieces:
+        content += piece
+        if len(content) > zones.LARGEST:
+            raise UnreadableFile(
+                f"zones: {url} is larger than {zones.LARGEST:,} bytes, no zone look-up; check the source."
+            )
+    return bytes(content)

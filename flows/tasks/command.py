@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from prefect import Flow
@@ -33,7 +33,7 @@ def run_as_program(flow: Flow[..., Any]) -> None:
         parameters=[
             p.replace(
                 annotation=Annotated[
-                    types[name],
+                    _on_a_command_line(types[name]),
                     (typer.Argument if p.default is inspect.Parameter.empty else typer.Option)(
                         help=help_texts.get(name)
                     ),
@@ -46,6 +46,12 @@ def run_as_program(flow: Flow[..., Any]) -> None:
     )
     command.__doc__ = described.split("Args:")[0].strip()
     typer.run(command)
+
+
+def _on_a_command_line(kind: Any) -> Any:
+    """The type as Typer knows it: it has no list of words, of which the flow itself refuses the unknown ones."""
+    words = get_origin(kind) is list and get_origin(get_args(kind)[0]) is Literal
+    return list[str] if words else kind
 
 
 def _help_texts(docstring: str) -> dict[str, str]:

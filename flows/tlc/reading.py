@@ -33,7 +33,7 @@ _PARQUET_MAGIC = b"PAR1"
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-def recognise(trip_month: TripMonth, ending: Ending, head: bytes, url: str) -> None:
+def recognise(about: TripMonth | str, ending: Ending, head: bytes, url: str) -> None:
     """Raise `UnreadableFile` if a file that begins with `head` is not what its ending says (≥ 64 bytes tell most)."""
     start = head.lstrip().lower()
     what = ""
@@ -52,7 +52,7 @@ def recognise(trip_month: TripMonth, ending: Ending, head: bytes, url: str) -> N
     elif ending == ".csv" and (head.startswith((_GZIP_MAGIC, _PARQUET_MAGIC)) or b"\x00" in head):
         what = "it is binary, not CSV text; the source's ending must tell the format"
     if what:
-        raise UnreadableFile(f"{trip_month}: {url} cannot be read: {what}. Nothing was loaded.")
+        raise UnreadableFile(f"{about}: {url} cannot be read: {what}. Nothing was loaded.")
 
 
 def recognise_end(trip_month: TripMonth, ending: Ending, tail: bytes, url: str) -> None:

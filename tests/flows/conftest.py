@@ -30,7 +30,7 @@ from sqlalchemy import make_url
 from flows.etl_gcs_bq import etl_gcs_bq
 from flows.etl_web_gcs import etl_web_gcs
 from flows.ingest_data import ingest_data
-from flows.tasks import extract, load, transform
+from flows.tasks import extract, load, transform, zones
 from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import Outcome
 from flows.tlc.trips import TripMonth
@@ -90,7 +90,7 @@ def month() -> TripMonth:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries happen, at once."""
-    for module in (extract, transform, load):
+    for module in (extract, transform, load, zones):
         for name, task in vars(module).items():
             if name.startswith(("extract_", "transform_", "load_")) and hasattr(task, "retry_delay_seconds"):
                 monkeypatch.setattr(task, "retry_delay_seconds", 0)

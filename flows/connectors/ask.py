@@ -1,0 +1,53 @@
+"""SQL by DuckDB, in this process, over Arrow tables and datasets; it reaches nothing but what it is given."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from flows.tlc.errors import TripDataError
+
+# A query may come from a form in the UI: no files of the machine that runs it, no network, no extensions, no way back.
+_CLOSED: dict[str, Any] = {
+    "enable_external_access": "false",
+    "python_enable_replacements": "false",
+    "lock_configuration": "true",
+}
+
+
+class Unanswerable(TripDataError):
+    """The query cannot be run as it is."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The first rows of what a query gives, and whether there are more."""
+
+    names: list[str]
+    rows: list[tuple[Any, ...]]
+    more: bool
+
+
+def answer(sql: str, tables: Mapping[str, ds.Dataset | pa.Table], most: int) -> Answer:
+    """Run a query over `tables`; at most `most` rows are kept."""
+    try:
+        import duckdb  # not among this package's dependencies: only who asks needs it
+    except ImportError:
+        raise Unanswerable(
+            "asking the lake from here needs DuckDB: pip install duckdb; or let BigQuery ask it (--engine bigquery)."
+        ) from None
+    connection = duckdb.connect(config=_CLOSED)
+    try:
+        for name, table in tables.items():
+            connection.register(name, table)
+        asked = connection.execute(sql)
+        rows = asked.fetchmany(most + 1)
+        return Answer([column[0] for column in asked.description or ()], rows[:most], len(rows) > most)
+    except duckdb.Error as error:
+        known = ", ".join(tables) or "none"
+        # Not chained: its traceback would hold the connection.
+        raise Unanswerable(f"the query cannot be answered (its tables: {known}): {error}") from None
+    finally:
+        connection.close()

@@ -1,0 +1,58 @@
+"""Taxi zones → any store: `python flows/load_zones.py lake warehouse database`."""
+
+from prefect import flow
+
+from blocks import GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
+from flows.tasks.command import run_as_program
+from flows.tasks.policy import task_runner
+from flows.tasks.stores import lake_of, postgres_of
+from flows.tasks.zones import (
+    extract_zones,
+    load_zones_to_bigquery,
+    load_zones_to_lake,
+    load_zones_to_postgres,
+    report_zones,
+)
+from flows.tlc.errors import TripDataError
+from flows.tlc.zones import Store, ZonesOutcome
+
+
+@flow(name="load-zones", flow_run_name="zones → {stores}", task_runner=task_runner())
+def load_zones(
+    stores: list[Store],
+    source: str = "official",
+    block_name: str = GCS_BUCKET,
+    credentials_block: str = GCP_CREDENTIALS,
+    dataset: str = "trips_data_all",
+    postgres_block: str = POSTGRES,
+) -> list[ZonesOutcome]:
+    """Bring TLC's taxi zone look-up into stores as the table `zones`, exactly once, to join trips with.
+
+    Args:
+        stores: Where to: lake (zones/zones.parquet), warehouse (BigQuery), database (Postgres, no Google anything).
+        source: official (TLC's file), or the http(s):// or file:// URL of another.
+        block_name: Name of the GcsBucket block that is the lake.
+        credentials_block: Name of the GcpCredentials block to use BigQuery with.
+        dataset: BigQuery dataset; made in the bucket's location if it is not there.
+        postgres_block: Name of the SqlAlchemyConnector block that is the database.
+    """
+    if not stores:
+        raise TripDataError("stores is empty; name at least one of lake, warehouse, database.")
+    if {"lake", "warehouse"} & set(stores):
+        lake_of(block_name).check()
+    if "database" in stores:
+        postgres_of(postgres_block).check()
+    file = extract_zones.submit(source).result()
+    load = {
+        "lake": lambda: load_zones_to_lake.submit(file, block_name),
+        "warehouse": lambda: load_zones_to_bigquery.submit(file, block_name, credentials_block, dataset),
+        "database": lambda: load_zones_to_postgres.submit(file, postgres_block),
+    }
+    loading = [load[store]() for store in dict.fromkeys(stores)]
+    outcomes = [future.result() for future in loading]
+    report_zones(outcomes)
+    return outcomes
+
+
+if __name__ == "__main__":
+    run_as_program(load_zones)

@@ -1,0 +1,35 @@
+"""Ask the lake: `python flows/query_lake.py "select count(*) from green where file_month = '2021-01-01'"`."""
+
+from typing import Any
+
+from prefect import flow
+
+from blocks import GCS_BUCKET
+from flows.tasks.ask import ask_lake, show, show_statements, statements
+from flows.tasks.command import run_as_program
+from flows.tasks.policy import task_runner
+from flows.tlc.ask import Engine
+
+
+@flow(name="query-lake", flow_run_name="query lake by {engine}", task_runner=task_runner())
+def query_lake(
+    sql: str, block_name: str = GCS_BUCKET, engine: Engine = "duckdb", dataset: str = "trips_data_all"
+) -> list[dict[str, Any]]:
+    """Answer a query from the lake itself, of which only the months and columns that it needs are read.
+
+    Args:
+        sql: A query; its tables are yellow, green, fhv, fhvhv (published months, canonical columns) and zones.
+        block_name: Name of the GcsBucket block that is the lake.
+        engine: duckdb (answers, on this machine) or bigquery (prints what makes external tables of the query's tables there).
+        dataset: BigQuery dataset that the external tables are to be in.
+    """
+    if engine == "bigquery":
+        show_statements(statements(sql, block_name, dataset))
+        return []
+    found = ask_lake.submit(sql, block_name).result()
+    show(found, sql)
+    return [dict(zip(found.names, row, strict=True)) for row in found.rows]
+
+
+if __name__ == "__main__":
+    run_as_program(query_lake)

@@ -1,0 +1,83 @@
+"""Ask the lake: which tables a query needs, what it read, and how people get to see the answer."""
+
+import csv
+import sys
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+from prefect import get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from rich.console import Console
+from rich.table import Table
+
+from flows.connectors.ask import Answer, Unanswerable, answer
+from flows.connectors.lake import Gone, Lake
+from flows.tasks.stores import lake_of
+from flows.tlc import zones
+from flows.tlc.ask import TABLES, external_table, tables_of
+
+MOST = 1000  # rows of an answer shown
+
+
+@task(name="ask lake", task_run_name="ask lake")
+def ask_lake(sql: str, block_name: str) -> Answer:
+    """Answer a query over the lake's published months."""
+    read = [0]
+
+    def count(size: int) -> None:
+        read[0] += size
+
+    lake = lake_of(block_name)
+    lake.check()
+    found = answer(sql, {name: _table(lake, name, count) for name in _named(sql)}, MOST)
+    get_run_logger().info(
+        "%s rows%s; %.1f MB read from the lake", len(found.rows), ", and more" if found.more else "", read[0] / 1e6
+    )
+    return found
+
+
+def _named(sql: str) -> list[str]:
+    if named := tables_of(sql):
+        return named
+    raise Unanswerable(f"the query names no table of the lake; there are {', '.join(TABLES)}.")
+
+
+def _table(lake: Lake, name: str, on_read: Any) -> ds.Dataset | pa.Table:
+    if name != zones.TABLE:
+        return lake.dataset(name, on_read)
+    present = lake.stat(zones.KEY)
+    if present is None:
+        raise Gone(f"the zones are not in the lake ({lake.uri(zones.KEY)}); run load-zones first.")
+    return lake.table(present)
+
+
+def statements(sql: str, block_name: str, dataset: str) -> str:
+    """What BigQuery has to be told so that the tables a query names can be asked there, as `{dataset}.{table}_in_lake`."""
+    lake = lake_of(block_name)
+    return "\n\n".join(external_table(name, dataset, lake.uri("")) for name in _named(sql))
+
+
+def show_statements(text: str) -> None:
+    """On the standard output, and in the UI."""
+    print(text)
+    create_markdown_artifact(f"```sql\n{text}\n```", key="query-lake-bigquery", description="External tables")
+
+
+def show(found: Answer, sql: str) -> None:
+    """On the standard output, a table for people or CSV for programs, and in the UI."""
+    if sys.stdout.isatty():
+        table = Table(*found.names)
+        for row in found.rows:
+            table.add_row(*map(str, row))
+        Console().print(table)
+    else:
+        lines = csv.writer(sys.stdout, lineterminator="\n")
+        lines.writerows([found.names, *found.rows])
+    rows = [dict(zip(found.names, map(_plain, row), strict=True)) for row in found.rows]
+    more = f" (the first {MOST} rows)" if found.more else ""
+    create_table_artifact(rows, key="query-lake", description=f"{sql}{more}")
+
+
+def _plain(value: Any) -> int | float | str | None:
+    return value if isinstance(value, int | float | None) else str(value)

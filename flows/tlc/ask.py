@@ -1,0 +1,39 @@
+"""The lake as tables with names: those that a query speaks of, and what BigQuery has to be told to read them in the bucket."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from flows.tlc import zones
+from flows.tlc.schema import KINDS, Column, columns
+from flows.tlc.trips import COLORS
+
+Engine = Literal["duckdb", "bigquery"]
+TABLES: tuple[str, ...] = (*COLORS, zones.TABLE)
+
+
+def tables_of(sql: str) -> list[str]:
+    """The tables of the lake that a query names."""
+    return [table for table in TABLES if re.search(rf"\b{table}\b", sql, re.IGNORECASE)]
+
+
+def external_table(table: str, dataset: str, uri: str) -> str:
+    """The statement by which BigQuery makes `{dataset}.{table}_in_lake`, which reads the Parquet of a table of the lake.
+
+    `uri` is the lake's own (`gs://bucket/folder/`). Types are told: BigQuery would guess them from one of the files, and
+    older months lack columns.
+    """
+    if table == zones.TABLE:
+        return _statement(f"{dataset}.{table}_in_lake", zones.COLUMNS, f"{uri}{zones.KEY}")
+    return _statement(f"{dataset}.{table}_in_lake", columns(table), f"{uri}{table}/*.parquet")
+
+
+def _statement(name: str, of: Sequence[Column], uri: str) -> str:
+    fields = ",\n".join(f"  `{c.name}` {KINDS[c.kind].bigquery} OPTIONS (description = {_text(c.meaning)})" for c in of)
+    options = f"  format = 'PARQUET',\n  uris = [{_text(uri)}]"
+    return f"CREATE OR REPLACE EXTERNAL TABLE `{name}` (\n{fields}\n)\nOPTIONS (\n{options}\n);"
+
+
+def _text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)  # BigQuery's own escapes are among JSON's

@@ -1,0 +1,244 @@
+"""The lake answers SQL with what was published, of which it reads little; nothing else can be reached from a query."""
+
+import datetime as dt
+import io
+import logging
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from prefect_gcp import GcpCredentials
+from prefect_gcp.cloud_storage import GcsBucket
+
+from blocks import GCP_CREDENTIALS, GCS_BUCKET
+from blocks import POSTGRES as PG_BLOCK
+from flows.connectors.ask import answer
+from flows.connectors.lake import Lake
+from flows.load_zones import load_zones
+from flows.query_lake import query_lake
+from flows.tasks.command import run_as_program
+from flows.tlc.schema import KINDS, columns
+from flows.tlc.trips import TripMonth
+from tests.flows.conftest import ROOT, Program, Runs, postgres_block
+from tests.stores import Stores, stores
+
+BLOCK = "tests-asked-lake"
+MONTHS = [TripMonth("green", 2022, 1), TripMonth("green", 2022, 2), TripMonth("green", 2022, 3)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A lake of three green months and the zones."""
+
+    stores: Stores
+    block: GcsBucket
+
+    def rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+        """What the flow answers."""
+        return query_lake(sql, **({"block_name": BLOCK} | parameters))
+
+    def reason(self, sql: str) -> str:
+        """Why the flow does not answer."""
+        state = query_lake(sql, block_name=BLOCK, return_state=True)
+        assert state.is_failed()
+        return str(state.message)
+
+
+@pytest.fixture(scope="module")
+def asked(ours: Stores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
+    with stores(tmp_path_factory.mktemp("asked"), "asked_tests", rows=20_000) as made:
+        block = GcsBucket(bucket=made.bucket, bucket_folder="data", gcp_credentials=GcpCredentials())
+        block.save(BLOCK)
+        runs = Runs(made)
+        for month in MONTHS:
+            runs.lake(month, block_name=BLOCK)
+        load_zones(["lake"], source=f"{made.site.url}/misc/taxi_zone_lookup.csv", block_name=BLOCK)
+        yield Asked(made, block)
+
+
+def test_counts_and_sums_are_those_of_the_published_trips(asked: Asked) -> None:
+    trips = asked.stores.in_lake(MONTHS[0])
+    [found] = asked.rows("select count(*) as n, sum(total_amount) as s from green where file_month = '2022-01-01'")
+    assert found["n"] == trips.num_rows == asked.stores.site.rows_of("green", 2022, 1)
+    assert found["s"] == pytest.approx(pc.sum(trips["total_amount"]).as_py())
+    by_month = asked.rows("select file_month, count(*) as n from green group by 1 order by 1")
+    assert by_month == [
+        {"file_month": m.file_month, "n": asked.stores.site.rows_of("green", m.year, m.month)} for m in MONTHS
+    ]
+
+
+def test_every_canonical_column_is_there_with_its_values(asked: Asked) -> None:
+    trips = asked.stores.in_lake(MONTHS[1]).slice(0, 500)
+    found = asked.rows("from GREEN where file_month = date '2022-02-01' and row_number <= 500 order by row_number")
+    assert found == trips.to_pylist()
+
+
+def test_trips_find_their_zones(asked: Asked) -> None:
+    trips = asked.stores.in_lake(MONTHS[2])
+    [found] = asked.rows(
+        "select count(*) as n, count(distinct Zone) as names from green join zones on LocationID = DOLocationID"
+        " where file_month = '2022-03-01'"
+    )
+    assert found["n"] == trips.num_rows - trips["DOLocationID"].null_count
+    assert found["names"] > 50
+
+
+def test_more_rows_than_anybody_looks_at_are_cut_and_that_is_said(
+    asked: Asked, runs: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert len(asked.rows("select row_number from green")) == 1000
+    assert "1000 rows, and more" in caplog.text
+
+
+class TestReading:
+    """How many bytes come out of the lake."""
+
+    def read(self, asked: Asked, sql: str) -> int:
+        sizes: list[int] = []
+        answer(sql, {"green": Lake(asked.block).dataset("green", sizes.append)}, 10)
+        return sum(sizes)
+
+    def size(self, asked: Asked, month: TripMonth) -> int:
+        blob = asked.stores.blob(month.key)
+        blob.reload()
+        return int(blob.size)
+
+    def test_one_column_of_one_month_is_a_small_part_of_its_file(self, asked: Asked) -> None:
+        read = self.read(asked, "select sum(total_amount) from green where file_month = '2022-01-01'")
+        assert 0 < read < self.size(asked, MONTHS[0]) / 3
+        with asked.stores.blob(MONTHS[0].key).open("rb") as file:
+            footer = pq.ParquetFile(file).metadata
+        columns_read = [footer.row_group(0).column(i) for i in range(footer.num_columns)]
+        [amount] = [c.total_compressed_size for c in columns_read if c.path_in_schema == "total_amount"]
+        assert read - amount < 2 * (footer.serialized_size + 64 * 1024)
+
+    def test_a_month_that_is_ruled_out_is_not_even_opened(self, asked: Asked) -> None:
+        one = self.read(asked, "select sum(total_amount) from green where file_month = '2022-01-01'")
+        assert self.read(asked, "select sum(total_amount) from green") > 2 * one
+        assert self.read(asked, "select sum(total_amount) from green where file_month > '2030-01-01'") == 0
+
+    def test_row_groups_whose_numbers_do_not_fit_are_not_fetched(self, asked: Asked) -> None:
+        every = "select max(tip_amount), max(store_and_fwd_flag) from green where file_month = '2022-01-01'"
+        assert self.read(asked, f"{every} and row_number > 1000000") < self.read(asked, every)
+
+
+class TestPublished:
+    """Only what a manifest vouches for."""
+
+    @pytest.fixture
+    def more(self, asked: Asked) -> Iterator[list[str]]:
+        """Keys that the test adds and that are gone after it."""
+        keys: list[str] = []
+        yield keys
+        for key in keys:
+            asked.stores.blob(key).delete()
+
+    def test_an_object_without_a_manifest_is_no_month(self, asked: Asked, more: list[str]) -> None:
+        more.append("green/green_tripdata_2022-04.parquet")
+        asked.stores.blob(more[0]).upload_from_string(asked.stores.blob(MONTHS[0].key).download_as_bytes())
+        assert asked.rows("select count(distinct file_month) as n from green") == [{"n": 3}]
+        months = Lake(asked.block).published("green")
+        assert [manifest.trip_month for manifest, _ in months] == MONTHS
+
+    def test_an_object_newer_than_its_manifest_is_no_month(self, asked: Asked, more: list[str]) -> None:
+        month = TripMonth("green", 2022, 5)
+        Runs(asked.stores).lake(month, block_name=BLOCK)
+        more += [month.key, month.manifest_key]
+        assert asked.rows("select max(file_month) as m from green") == [{"m": dt.date(2022, 5, 1)}]
+        asked.stores.blob(month.key).upload_from_string(asked.stores.blob(MONTHS[0].key).download_as_bytes())
+        assert asked.rows("select max(file_month) as m from green") == [{"m": dt.date(2022, 3, 1)}]
+
+    def test_a_month_replaced_under_a_query_ends_it_with_the_reason(self, asked: Asked, more: list[str]) -> None:
+        month = TripMonth("green", 2022, 6)
+        Runs(asked.stores).lake(month, block_name=BLOCK)
+        more += [month.key, month.manifest_key]
+        table = Lake(asked.block).dataset("green", lambda size: None)
+        blob = asked.stores.blob(month.key)
+        content = blob.download_as_bytes()
+        blob.delete()
+        blob.upload_from_string(content)
+        with pytest.raises(Exception, match="was replaced while it was being read"):
+            answer("select sum(total_amount) from green", {"green": table}, 1)
+
+
+@pytest.mark.parametrize(
+    ("sql", "reason"),
+    [
+        ("select 1", "names no table of the lake; there are yellow, green, fhv, fhvhv, zones"),
+        ("select from from green", "syntax error"),
+        ("select totl from green", "totl"),
+        ("select count(*) from yellow", "no month of yellow is in the lake .*run etl-web-gcs first"),
+        ("select * from read_csv('/etc/hostname'), green", "disabled by configuration"),
+        ("copy (select 1 from green) to 'x.csv'", "disabled by configuration"),
+        ("set enable_external_access = true; select 1 from green", "Cannot|locked"),
+        ("install httpfs; select 1 from green", "disabled by configuration"),
+    ],
+)
+def test_a_query_that_cannot_be_answered_says_why(sql: str, reason: str, asked: Asked) -> None:
+    assert re.search(reason, asked.reason(sql))
+
+
+def test_without_duckdb_the_error_says_how_to_get_it(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    assert "pip install duckdb" in asked.reason("select 1 from green")
+
+
+def test_the_statement_for_bigquery_fits_the_files_that_the_flows_write(
+    asked: Asked, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert asked.rows("green", engine="bigquery", dataset="mine") == []
+    said = capsys.readouterr().out
+    assert "`mine.green_in_lake`" in said
+    assert f'uris = ["gs://{asked.stores.bucket}/data/green/*.parquet"]' in said
+    listed = re.findall(r"^  `(\w+)` (\w+) OPTIONS", said, re.MULTILINE)
+    as_bigquery = {kind.arrow: kind.bigquery for kind in KINDS.values()}
+    for month in MONTHS:
+        written = pq.read_schema(io.BytesIO(asked.stores.blob(month.key).download_as_bytes()))
+        assert listed == [(field.name, as_bigquery[field.type]) for field in written]
+    assert len(listed) == len(columns("green"))
+
+
+def test_the_commands_of_the_documentation_work_as_they_stand(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GcpCredentials().save(GCP_CREDENTIALS, overwrite=True)
+    asked.block.save(GCS_BUCKET, overwrite=True)
+    postgres_block(asked.stores.postgres_url).save(PG_BLOCK, overwrite=True)
+    monkeypatch.setenv("TLC_ZONES_URL", f"{asked.stores.site.url}/misc/taxi_zone_lookup.csv")
+    flows = {"flows/load_zones.py": load_zones, "flows/query_lake.py": query_lake}
+    commands = [
+        command
+        for page in ("zones.md", "query.md")
+        for block in re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL)
+        for command in block.splitlines()
+        if command.startswith("python flows/")
+    ]
+    said = []
+    for command in commands:  # in this process: starting Python and importing Prefect takes longer than any of them
+        _, program, *arguments = shlex.split(command, comments=True)
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
+        with pytest.raises(SystemExit) as left:
+            run_as_program(flows[program])
+        out, err = capsys.readouterr()
+        assert left.value.code == 0, f"$ {command}\n{err}"
+        said.append(out)
+    count = asked.stores.in_lake(MONTHS[0]).num_rows
+    assert any(re.search(rf"^{count},\d+", out, re.MULTILINE) for out in said)
+    assert any(re.search(r"^Brooklyn,\d+$", out, re.MULTILINE) for out in said)
+    assert any(out.count("CREATE OR REPLACE EXTERNAL TABLE") == 2 for out in said)
+    assert asked.stores.query("SELECT count(*) FROM zones") == [(265,)]
+
+
+def test_the_program_prints_nothing_but_the_answer(asked: Asked, program: Program) -> None:
+    sql = "select count(*) as trips from green where file_month = '2022-02-01'"
+    done = program("query_lake", sql, "--block-name", BLOCK)
+    assert done.returncode == 0, done.stderr
+    assert "nanobind" not in done.stderr
+    assert done.stdout == f"trips\n{asked.stores.in_lake(MONTHS[1]).num_rows}\n"

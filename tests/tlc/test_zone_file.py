@@ -1,0 +1,39 @@
+"""The zone look-up is read as it is published: every text a text, every id once."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from flows.tlc.compare import Changes
+from flows.tlc.zones import ZoneFile, changed, read_zones
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "zones" / "taxi_zone_lookup.csv"
+TEXT = 'LocationID,Borough,Zone,service_zone\r\n264,Unknown,NA,N/A\r\n1,EWR,"Newark, ""the"" Airport",\r\n'
+
+
+def file(content: bytes) -> ZoneFile:
+    return ZoneFile(url="https://example.com/zones.csv", etag=None, last_modified=None, content=content)
+
+
+@pytest.mark.parametrize("edition", [TEXT, "\ufeff" + TEXT, TEXT.replace("\r\n", "\n"), TEXT.replace("L", "l", 1)])
+def test_bytes_before_the_header_line_ends_and_letters_case_make_no_difference(edition: str) -> None:
+    assert [tuple(zone.values()) for zone in read_zones(file(edition.encode())).to_pylist()] == [
+        (264, "Unknown", "NA", "N/A"),
+        (1, "EWR", 'Newark, "the" Airport', None),
+    ]
+
+
+def test_changes_are_counted_by_id_whatever_the_order() -> None:
+    old, new = (read_zones(file(text.encode())) for text in (TEXT, TEXT.replace("264,Unknown", "265,Unknown")))
+    assert changed(None, old) == Changes(inserted=2)
+    assert changed(old, old.take([1, 0])) == Changes()
+    assert changed(old, new) == Changes(inserted=1, removed=1)
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="the real files are in ../shared/data, which is not here")
+def test_the_real_look_up_loses_nothing() -> None:
+    zones = [tuple(map(str, zone.values())) for zone in read_zones(file(REAL.read_bytes())).to_pylist()]
+    with REAL.open(newline="") as published:
+        assert zones == [tuple(row) for row in csv.reader(published)][1:]
+    assert len(zones) == 265
