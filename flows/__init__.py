@@ -3,6 +3,7 @@
 | to change                                          | open                              |
 |----------------------------------------------------|-----------------------------------|
 | what a run does, step by step                      | `etl_web_gcs.py`, `etl_gcs_bq.py`, `ingest_data.py` |
+| which months are brought up to date, what differs  | `bring_up_to_date.py`, `catalog.py`, `tlc/catalog.py` |
 | retries, caching, run names, artifacts, CLI        | `tasks/`                          |
 | how a system is talked to                          | `connectors/{web,lake,warehouse,postgres,scratch}.py` |
 | a column of a trip, its type in every store        | `tlc/schema.py`                   |

@@ -3,8 +3,10 @@
 import datetime as dt
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -22,8 +24,10 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage import Blob, Bucket
 from google.cloud.storage.exceptions import InvalidResponse
 from prefect_gcp.cloud_storage import GcsBucket
+from pydantic import ValidationError
 
 from flows.connectors import scratch
+from flows.tlc.catalog import Held
 from flows.tlc.clean import Chunk, Tally
 from flows.tlc.eras import Shape
 from flows.tlc.errors import MisconfiguredBlock, TripDataError
@@ -31,11 +35,12 @@ from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.pipeline import ahead
 from flows.tlc.reading import csv_chunks, parquet_chunks
 from flows.tlc.schema import arrow_schema
-from flows.tlc.trips import TripMonth
+from flows.tlc.trips import FIRST_MONTH, TripMonth
 
 # A request carries one of these; the client's own 60 s for a whole upload would kill a slow line's big month.
 CHUNK = 8 << 20
 TIMEOUT = (15, 300)  # seconds to connect, to wait for an answer
+_READING = 8  # manifests at once; the client keeps ten connections
 _ROW_GROUP = 128 << 10  # rows
 _STAGING = "staging"
 RESULTS = "results"  # of cached tasks
@@ -323,6 +328,29 @@ class Lake:
             return None
         present = self.stat(trip_month.key)
         return manifest if present and present.generation == manifest.generation else None
+
+    def months(self, colors: Iterable[str]) -> dict[TripMonth, Held]:
+        """Every month that is there now, as `current` would tell: two listings a color, and the manifests, some at once."""
+        list_below = partial(self._bucket.client.list_blobs, self._bucket, timeout=TIMEOUT)
+
+        def held(about: Blob) -> tuple[Manifest, int] | None:
+            # Gone since it was listed, or not to be understood: whoever brings that month up to date will hear of it.
+            with self._explained("read"), suppress(NotFound, ValidationError):
+                manifest = Manifest.model_validate_json(about.download_as_bytes(timeout=TIMEOUT))
+                present = trips.get(self.path(manifest.trip_month.key))
+                if present and present.generation == manifest.generation:
+                    return manifest, int(present.size)
+            return None
+
+        found: list[tuple[Manifest, int]] = []
+        with self._explained("read"), ThreadPoolExecutor(_READING) as pool:
+            for color in colors:
+                first = TripMonth(color, *FIRST_MONTH[color])
+                folders = [self.path(key.rpartition("/")[0] + "/") for key in (first.key, first.manifest_key)]
+                listed, manifests = (list(list_below(prefix=folder)) for folder in folders)
+                trips = {blob.name: blob for blob in listed}
+                found += filter(None, pool.map(held, manifests))
+        return {manifest.trip_month: Held(manifest, size) for manifest, size in found}
 
     def require(self, manifest: Manifest) -> None:
         """Raise unless the month's object is still the one that `manifest` tells of."""

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -13,14 +14,17 @@ from flows.tlc.errors import TripDataError
 _MEANT_FOR_PEOPLE = (TripDataError, ParameterTypeError)
 
 
-def run_as_program(flow: Flow[..., Any]) -> None:
-    """Run `flow` with parameters from the command line: those without a default in order, the others as `--options`."""
+def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda result: None) -> None:
+    """Run `flow` with parameters from the command line: those without a default in order, the others as `--options`.
+
+    `show` prints what the flow returns, where that is more than the run's log tells.
+    """
     described = flow.fn.__doc__ or ""
     help_texts = _help_texts(described)
 
     def command(**parameters: Any) -> None:
         try:
-            flow(**parameters)
+            show(flow(**parameters))
         except Exception as error:  # with its traceback it is in the run's log already
             unexpected = "" if isinstance(error, _MEANT_FOR_PEOPLE) else f"{type(error).__name__}: "
             print(f"error: {unexpected}{error}", file=sys.stderr)

@@ -7,6 +7,7 @@ import time
 from prefect import get_run_logger, task
 from prefect.runtime import flow_run
 
+from flows.connectors.known import known_file
 from flows.connectors.lake import Gone, Lake, LakeObject, Overtaken
 from flows.connectors.postgres import Postgres
 from flows.connectors.warehouse import Warehouse
@@ -23,12 +24,27 @@ def _run_id() -> str:
     return str(flow_run.get_id() or "")
 
 
+def _tell(outcome: Outcome, manifest: Manifest) -> None:
+    get_run_logger().info("%s", outcome)
+    if manifest.recount:
+        get_run_logger().warning("%s: %s", manifest.trip_month, manifest.recount)
+    report(outcome, manifest)
+
+
+def _last_known_rows(staged: StagedMonth, before: Manifest | None) -> int | None:
+    """Rows of the edition that this one takes the place of: by the store's own word, else by what is known of TLC's files."""
+    url = staged.raw.published.url
+    if before and before.url == url:
+        return before.source_rows
+    known = known_file(url)
+    return known.rows if known else None
+
+
 @task(name="load to lake", task_run_name="load {staged.raw.published.trip_month} → lake", **RETRIES)
 def load_to_lake(staged: StagedMonth, replaces: int, block_name: str) -> Outcome:
     """Publish the staged Parquet under the month's own key, then its manifest, last."""
     outcome, manifest = publish_in_lake(lake_of(block_name), staged, replaces, _run_id())
-    get_run_logger().info("%s", outcome)
-    report(outcome, manifest)
+    _tell(outcome, manifest)
     return outcome
 
 
@@ -73,7 +89,9 @@ def publish_in_lake(lake: Lake, staged: StagedMonth, replaces: int, run_id: str)
         key=trip_month.key,
         generation=published.generation,
         quarantine_key=trip_month.quarantine_key if staged.quarantine_key else "",
-    ).model_copy(update={**did, "replaces": replaces})
+    ).model_copy(
+        update={**did, "replaces": replaces, "known_rows": _last_known_rows(staged, lake.manifest(trip_month))}
+    )
     lake.write_manifest(manifest)
     lake.delete(staged_keys)
     return Outcome.of("lake", "replaced" if replaces else "loaded", manifest, **did), manifest
@@ -151,8 +169,7 @@ def publish_in_bigquery(
 def load_to_postgres(staged: StagedMonth, block_name: str) -> Outcome:
     """Publish the staged rows in one transaction: a new month is attached, a known one gets what differs."""
     outcome, manifest = publish_in_postgres(postgres_of(block_name), staged, _run_id())
-    get_run_logger().info("%s", outcome)
-    report(outcome, manifest)
+    _tell(outcome, manifest)
     return outcome
 
 
@@ -163,6 +180,6 @@ def publish_in_postgres(postgres: Postgres, staged: StagedMonth, run_id: str) ->
         # By this very run, in an attempt that was cut off before it heard of its success.
         did = {"inserted": known.inserted, "updated": known.updated, "removed": known.removed}
         return Outcome.of("database", "loaded" if known.inserted == known.loaded else "replaced", known, **did), known
-    manifest = staged.manifest(run_id)
+    manifest = staged.manifest(run_id).model_copy(update={"known_rows": _last_known_rows(staged, known)})
     did = dataclasses.asdict(postgres.publish(staged.key, manifest))
     return Outcome.of("database", "replaced" if known else "loaded", manifest, **did), manifest

@@ -24,6 +24,7 @@ def report(outcome: Outcome, manifest: Manifest) -> None:
         f"Inserted {outcome.inserted:,}, updated {outcome.updated:,}, removed {outcome.removed:,}.",
         "",
         f"- source: <{manifest.url}>, {manifest.size:,} bytes, last modified {manifest.last_modified or 'unknown'}",
+        *([f"- **{manifest.recount}**"] if manifest.recount else []),
         f"- sha256: `{manifest.sha256}`",
         f"- looks like: {manifest.era}; columns as published: {', '.join(manifest.columns)}",
         *([f"- object: `{manifest.key}`, generation {manifest.generation}"] if manifest.key else []),
