@@ -3,8 +3,9 @@
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import click
 import typer
 from prefect import Flow
 from prefect.exceptions import ParameterTypeError
@@ -34,21 +35,23 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
     types = get_type_hints(flow.fn)  # without the extras that are for the UI's form
     command.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[
-            p.replace(
-                annotation=Annotated[
-                    types[name],
-                    (typer.Argument if p.default is inspect.Parameter.empty else typer.Option)(
-                        help=help_texts.get(name)
-                    ),
-                ],
-                kind=inspect.Parameter.KEYWORD_ONLY,
-            )
+            p.replace(annotation=_option(types[name], p, help_texts.get(name)), kind=inspect.Parameter.KEYWORD_ONLY)
             for name, p in signature.parameters.items()
         ],
         return_annotation=None,
     )
     command.__doc__ = described.split("Args:")[0].strip()
     typer.run(command)
+
+
+def _option(kind: Any, parameter: inspect.Parameter, help_text: str | None) -> Any:
+    """A parameter's type as typer wants it."""
+    about: dict[str, Any] = {"help": help_text}
+    of = next(iter(get_args(kind)), None)
+    if get_origin(kind) is list and get_origin(of) is Literal:  # which typer knows only one by one
+        kind, about["click_type"] = list[str], click.Choice(get_args(of))
+    required = parameter.default is inspect.Parameter.empty
+    return Annotated[kind, typer.Argument(**about) if required else typer.Option(**about)]
 
 
 def _help_texts(docstring: str) -> dict[str, str]:
