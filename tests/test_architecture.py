@@ -23,6 +23,8 @@ def test_imports_go_down_only():
 def test_nothing_but_flows_sits_directly_in_flows():
     assert sorted(p.name for p in (ROOT / "flows").glob("*.py")) == [
         "__init__.py",
+        "bring_up_to_date.py",
+        "catalog.py",
         "etl_gcs_bq.py",
         "etl_web_gcs.py",
         "ingest_data.py",

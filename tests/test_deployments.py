@@ -57,8 +57,8 @@ class TestManifest:
     def test_it_carries_no_state_of_a_server_and_no_path_of_a_machine(self, path):
         assert set(manifest(path)) <= {
             "name", "description", "version", "tags", "flow_name", "entrypoint", "work_queue_name", "parameters",
-            "infrastructure", "parameter_openapi_schema", "schedule", "is_schedule_active",
+            "infrastructure", "parameter_openapi_schema", "schedules",
         }  # fmt: skip
 
-    def test_it_has_a_schedule_only_if_its_name_says_so(self, path):
-        assert bool(manifest(path).get("schedule")) == ("schedule" in path.stem)
+    def test_it_has_a_schedule_only_if_it_is_the_one_that_brings_everything_up_to_date(self, path):
+        assert bool(manifest(path).get("schedules")) == (path.stem == "bring-up-to-date-deployment")

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import io
+import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +27,10 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage import Blob, Bucket
 from google.cloud.storage.exceptions import InvalidResponse
 from prefect_gcp.cloud_storage import GcsBucket
+from pydantic import ValidationError
 
 from flows.connectors import scratch
+from flows.tlc.catalog import Held
 from flows.tlc.clean import Chunk, Tally
 from flows.tlc.eras import Shape
 from flows.tlc.errors import MisconfiguredBlock, TripDataError
@@ -42,7 +45,7 @@ from flows.tlc.trips import SchemaRule, TripMonth
 CHUNK = 8 << 20
 TIMEOUT = (15, 300)  # seconds to connect, to wait for an answer
 _ROW_GROUP = 128 << 10  # rows
-_AT_ONCE = 8  # manifests read at the same time
+_AT_ONCE = 8  # manifests read at the same time; the client keeps ten connections
 _STAGING = "staging"
 RESULTS = "results"  # of cached tasks
 _PARQUET = "application/vnd.apache.parquet"
@@ -275,6 +278,12 @@ class Lake:
             except NotFound:
                 return None
 
+    def _readable(self, key: str) -> Manifest | None:
+        # One not to be understood is for whoever brings that month up to date to hear of.
+        with suppress(ValidationError):
+            return self._manifest(key)
+        return None
+
     def write_manifest(self, manifest: Manifest) -> bool:
         """Say what the lake holds of a month: the last act of publishing it.
 
@@ -375,6 +384,11 @@ class Lake:
         present = self.stat(trip_month.key)
         return manifest if present and present.generation == manifest.generation else None
 
+    def months(self, colors: Iterable[str]) -> dict[TripMonth, Held]:
+        """Every month that is there now, as `current` would tell: two listings a color, and the manifests, some at once."""
+        published = itertools.chain.from_iterable(map(self.published, colors))
+        return {manifest.trip_month: Held(manifest, present.size) for manifest, present in published}
+
     def require(self, manifest: Manifest) -> None:
         """Raise unless the month's object is still the one that `manifest` tells of."""
         present = self.stat(manifest.trip_month.key)
@@ -428,7 +442,7 @@ class Lake:
         """A color's months, oldest first, each with its object; those whose object is not the manifest's are left out."""
         present = self._listed(f"{color}/")
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            manifests = [found for found in pool.map(self._manifest, self._listed(f"manifests/{color}/")) if found]
+            manifests = [found for found in pool.map(self._readable, self._listed(f"manifests/{color}/")) if found]
         return [
             (manifest, present[manifest.key])
             for manifest in manifests

@@ -185,6 +185,19 @@ class Postgres:
             row = cursor.fetchone()
         return Manifest.from_row(dict(zip(names, row, strict=True))) if row else None
 
+    def manifests(self) -> dict[TripMonth, Manifest]:
+        """What the database holds of every month, by two SELECTs that read no trips."""
+        names = [column.name for column in LOADS_COLUMNS]
+        with self._transaction() as cursor:
+            cursor.execute("SELECT inhrelid::regclass::text FROM pg_inherits")
+            partitions = {name for (name,) in cursor.fetchall()}
+            try:
+                cursor.execute(sql.SQL("SELECT {} FROM loads").format(_listed(map(sql.Identifier, names))))
+            except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn):  # as for `manifest`
+                return {}
+            manifests = [Manifest.from_row(dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
+        return {m.trip_month: m for m in manifests if m.trip_month.postgres_partition in partitions}
+
     def stage(self, trip_month: TripMonth, pieces: Iterable[bytes]) -> str:
         """COPY encoded trips (all columns but `file_month`) into a table of their own, replacing an abandoned one; tell its name.
 

@@ -5,6 +5,7 @@ import os
 import random
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from flows.tlc.trips import TripMonth
 PIECE = 1 << 20  # bytes handed on at once
 ATTEMPTS = 5  # of one request, before the task's own retries
 LONGEST_WAIT = 300.0  # seconds; a server that asks for more is left alone, and the month to a later run
+_ASKING = 4  # look-ups at once; hundreds of them should not look like an attack
 _TIMEOUT = httpx.Timeout(60, connect=15)
 # 403 is TLC's answer for a month that is not published; the others will not change by asking again either.
 _NOT_PUBLISHED = {403, 404, 410}
@@ -141,6 +143,35 @@ def look_up(source: Source, trip_month: TripMonth) -> PublishedFile:
         last_modified=head.headers.get("Last-Modified"),
         size=int(size) if size and size.isdigit() else None,
     )
+
+
+def look_up_all(source: Source, trip_months: Iterable[TripMonth]) -> dict[TripMonth, PublishedFile | Exception]:
+    """What `look_up` answers or raises for each month, a few asked at once.
+
+    A source that is down, or asks to be left alone, is not asked on: the months left get the error that told so.
+    """
+    answered = False
+    lost: list[Exception] = []  # nobody asks any more once there are as many as ask at once
+
+    def ask(trip_month: TripMonth) -> PublishedFile | Exception:
+        nonlocal answered
+        if len(lost) >= _ASKING:
+            return lost[-1]
+        try:
+            found = look_up(source, trip_month)
+        except Exception as error:
+            if isinstance(error, AskAgainLater):
+                lost.extend([error] * _ASKING)
+            elif isinstance(error, Unreachable) and not answered:
+                lost.append(error)
+            answered = answered or isinstance(error, NotPublished)
+            return error
+        answered = True
+        return found
+
+    with ThreadPoolExecutor(_ASKING, thread_name_prefix="look-up") as pool:
+        months = list(trip_months)
+        return dict(zip(months, pool.map(ask, months), strict=True))
 
 
 def _same(published: PublishedFile, answer: httpx.Response, received: int) -> None:

@@ -2,8 +2,10 @@
 
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import click
 import typer
 from prefect import Flow
 from prefect.exceptions import ParameterTypeError
@@ -13,14 +15,17 @@ from flows.tlc.errors import TripDataError
 _MEANT_FOR_PEOPLE = (TripDataError, ParameterTypeError)
 
 
-def run_as_program(flow: Flow[..., Any]) -> None:
-    """Run `flow` with parameters from the command line: those without a default in order, the others as `--options`."""
+def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda result: None) -> None:
+    """Run `flow` with parameters from the command line: those without a default in order, the others as `--options`.
+
+    `show` prints what the flow returns, where that is more than the run's log tells.
+    """
     described = flow.fn.__doc__ or ""
     help_texts = _help_texts(described)
 
     def command(**parameters: Any) -> None:
         try:
-            flow(**parameters)
+            show(flow(**parameters))
         except Exception as error:  # with its traceback it is in the run's log already
             unexpected = "" if isinstance(error, _MEANT_FOR_PEOPLE) else f"{type(error).__name__}: "
             print(f"error: {unexpected}{error}", file=sys.stderr)
@@ -31,15 +36,7 @@ def run_as_program(flow: Flow[..., Any]) -> None:
     types = {name: str if str in get_args(hint) else hint for name, hint in hints.items()}  # some words, or any text
     command.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[
-            p.replace(
-                annotation=Annotated[
-                    _on_a_command_line(types[name]),
-                    (typer.Argument if p.default is inspect.Parameter.empty else typer.Option)(
-                        help=help_texts.get(name)
-                    ),
-                ],
-                kind=inspect.Parameter.KEYWORD_ONLY,
-            )
+            p.replace(annotation=_option(types[name], p, help_texts.get(name)), kind=inspect.Parameter.KEYWORD_ONLY)
             for name, p in signature.parameters.items()
         ],
         return_annotation=None,
@@ -48,10 +45,14 @@ def run_as_program(flow: Flow[..., Any]) -> None:
     typer.run(command)
 
 
-def _on_a_command_line(kind: Any) -> Any:
-    """The type as Typer knows it: it has no list of words, of which the flow itself refuses the unknown ones."""
-    words = get_origin(kind) is list and get_origin(get_args(kind)[0]) is Literal
-    return list[str] if words else kind
+def _option(kind: Any, parameter: inspect.Parameter, help_text: str | None) -> Any:
+    """A parameter's type as typer wants it."""
+    about: dict[str, Any] = {"help": help_text}
+    of = next(iter(get_args(kind)), None)
+    if get_origin(kind) is list and get_origin(of) is Literal:  # which typer knows only one by one
+        kind, about["click_type"] = list[str], click.Choice(get_args(of))
+    required = parameter.default is inspect.Parameter.empty
+    return Annotated[kind, typer.Argument(**about) if required else typer.Option(**about)]
 
 
 def _help_texts(docstring: str) -> dict[str, str]:

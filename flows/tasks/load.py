@@ -7,6 +7,7 @@ import time
 from prefect import get_run_logger, task
 from prefect.runtime import flow_run
 
+from flows.connectors.known import known_file
 from flows.connectors.lake import Gone, Lake, LakeObject, Overtaken
 from flows.connectors.postgres import Postgres
 from flows.connectors.warehouse import Warehouse
@@ -15,18 +16,30 @@ from flows.tasks.report import report
 from flows.tasks.stores import lake_of, postgres_of, warehouse_of
 from flows.tlc.compare import Changes, compare
 from flows.tlc.manifest import Manifest, Outcome, StagedMonth
-from flows.tlc.trips import TripMonth
 
 _OTHERS_TIME = 30.0  # seconds that another run gets between its object and its manifest
 
 
-def _previous(store: Lake | Postgres, trip_month: TripMonth) -> Manifest | None:
-    """What a store holds of the month before, to compare with."""
-    return store.manifest(trip_month.previous) if trip_month.previous else None
-
-
 def _run_id() -> str:
     return str(flow_run.get_id() or "")
+
+
+def _tell(outcome: Outcome, manifest: Manifest, store: Lake | Postgres) -> None:
+    """Log and report what became of a month; `store` knows the month before, to compare with."""
+    log, previous = get_run_logger(), outcome.trip_month.previous
+    log.info("%s", outcome)
+    if manifest.recount:
+        log.warning("%s: %s", manifest.trip_month, manifest.recount)
+    report(outcome, manifest, store.manifest(previous) if previous else None)
+
+
+def _last_known_rows(staged: StagedMonth, before: Manifest | None) -> int | None:
+    """Rows of the edition that this one takes the place of: by the store's own word, else by what is known of TLC's files."""
+    url = staged.raw.published.url
+    if before and before.url == url:
+        return before.source_rows
+    known = known_file(url)
+    return known.rows if known else None
 
 
 @task(name="load to lake", task_run_name="load {staged.raw.published.trip_month} → lake", **RETRIES)
@@ -34,14 +47,12 @@ def load_to_lake(staged: StagedMonth, replaces: int, block_name: str) -> Outcome
     """Publish the staged Parquet under the month's own key, then its manifest, last."""
     lake = lake_of(block_name)
     outcome, manifest = publish_in_lake(lake, staged, replaces, _run_id())
-    log = get_run_logger()
-    log.info("%s", outcome)
+    _tell(outcome, manifest, lake)
     if manifest.new_columns:
-        log.warning(
+        get_run_logger().warning(
             "%s: TLC has NEW COLUMNS: %s. They are in %s as published, and nowhere else; docs/eras.md tells how to add them",
             outcome.trip_month, ", ".join(manifest.new_columns), manifest.extra_key,
         )  # fmt: skip
-    report(outcome, manifest, _previous(lake, outcome.trip_month))
     return outcome
 
 
@@ -82,7 +93,9 @@ def publish_in_lake(lake: Lake, staged: StagedMonth, replaces: int, run_id: str)
         generation=published.generation,
         quarantine_key=trip_month.quarantine_key if staged.quarantine_key else "",
         extra_key=trip_month.extra_key if staged.extra_key else "",
-    ).model_copy(update={**did, "replaces": replaces})
+    ).model_copy(
+        update={**did, "replaces": replaces, "known_rows": _last_known_rows(staged, lake.manifest(trip_month))}
+    )
     lake.write_manifest(manifest)
     lake.delete(staged_keys)
     return Outcome.of("lake", "replaced" if replaces else "loaded", manifest, **did), manifest
@@ -132,8 +145,7 @@ def load_to_bigquery(
     """Replace the month's partition at one stroke, check its rows against the lake's, and say so in `loads`."""
     warehouse, lake = warehouse_of(credentials_block, dataset), lake_of(block_name)
     outcome, loaded = publish_in_bigquery(warehouse, lake, manifest, before, staging, _run_id())
-    get_run_logger().info("%s", outcome)
-    report(outcome, loaded, _previous(lake, outcome.trip_month))
+    _tell(outcome, loaded, lake)
     return outcome
 
 
@@ -170,8 +182,7 @@ def load_to_postgres(staged: StagedMonth, block_name: str) -> Outcome:
     """Publish the staged rows in one transaction: a new month is attached, a known one gets what differs."""
     postgres = postgres_of(block_name)
     outcome, manifest = publish_in_postgres(postgres, staged, _run_id())
-    get_run_logger().info("%s", outcome)
-    report(outcome, manifest, _previous(postgres, outcome.trip_month))
+    _tell(outcome, manifest, postgres)
     return outcome
 
 
@@ -182,6 +193,6 @@ def publish_in_postgres(postgres: Postgres, staged: StagedMonth, run_id: str) ->
         # By this very run, in an attempt that was cut off before it heard of its success.
         did = {"inserted": known.inserted, "updated": known.updated, "removed": known.removed}
         return Outcome.of("database", "loaded" if known.inserted == known.loaded else "replaced", known, **did), known
-    manifest = staged.manifest(run_id)
+    manifest = staged.manifest(run_id).model_copy(update={"known_rows": _last_known_rows(staged, known)})
     did = dataclasses.asdict(postgres.publish(staged.key, manifest))
     return Outcome.of("database", "replaced" if known else "loaded", manifest, **did), manifest

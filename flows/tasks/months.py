@@ -16,10 +16,20 @@ class MonthsFailed(TripDataError):
     """Some months of a run could not be loaded; all others were."""
 
 
+Tell = Callable[[str, Sequence[Outcome], Sequence[tuple[str, str]]], None]
+
+
 def each_month(
-    name: str, trip_months: Sequence[TripMonth], at_once: int, load: Callable[[TripMonth], Outcome]
+    name: str,
+    trip_months: Sequence[TripMonth],
+    at_once: int,
+    load: Callable[[TripMonth], Outcome],
+    tell: Tell = report_months,
 ) -> list[Outcome]:
-    """Do every month that can be done, `at_once` at a time, then raise `MonthsFailed` naming the rest."""
+    """Do every month that can be done, `at_once` at a time, then raise `MonthsFailed` naming the rest.
+
+    `tell` gets the name of the run's artifact, what was done, and what failed why.
+    """
     if at_once < 1:
         raise TripDataError(f"at_once is {at_once}; it must be at least 1.")
     log = get_run_logger()
@@ -35,7 +45,7 @@ def each_month(
                 reason = str(error) or type(error).__name__
                 failed.append((str(trip_month), reason))
                 log.error("%s could not be loaded: %s", trip_month, reason)
-    report_months(f"{name}-months", done, failed)
+    tell(f"{name}-months", done, failed)
     if failed:
         raise MonthsFailed(
             f"{len(failed)} of {len(running)} months could not be loaded:\n"

@@ -43,6 +43,8 @@ def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None) -> Ite
         yield "\nTrips of other months in this file: " + ", ".join(f"{m} ({n:,})" for m, n in profile.elsewhere.items())
     yield "\n## The file"
     yield f"- source: <{manifest.url}>, {manifest.size:,} bytes, last modified {manifest.last_modified or 'unknown'}"
+    if manifest.recount:
+        yield f"- **{manifest.recount}**"
     yield f"- sha256: `{manifest.sha256}`"
     yield f"- looks like: {manifest.era}"
     yield from (f"- {line}" for line in differences(month.color, manifest.columns))

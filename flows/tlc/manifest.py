@@ -68,6 +68,8 @@ class Manifest(_Value):
     flow_run_id: str
     started_at: dt.datetime
     published_at: dt.datetime
+    known_rows: int | None = None
+    """Rows that were last known of this file, before it was loaded; for people, and in no `loads` table."""
 
     @property
     def trip_month(self) -> TripMonth:
@@ -78,6 +80,16 @@ class Manifest(_Value):
     def schema_rule(self) -> SchemaRule:
         """The rule by which this file's columns can be loaded again."""
         return "accept_new_columns" if self.new_columns else "strict"
+
+    @property
+    def recount(self) -> str:
+        """That the file's rows are not as many as were last known, in words; "" if they are, or nothing was known."""
+        if self.known_rows in (None, self.source_rows):
+            return ""
+        return (
+            f"re-published: {self.source_rows:,} rows, {self.known_rows:,} were last known"
+            f" ({self.source_rows - self.known_rows:+,})"
+        )
 
     def row(self) -> dict[str, Any]:
         """The same facts, flat, as a row of a `loads` table."""

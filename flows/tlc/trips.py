@@ -17,6 +17,9 @@ _LAST_YEAR = 2100
 # What the UI's form checks as one types; `trip_months` checks it for everybody, and says more.
 Year = Annotated[int, Field(json_schema_extra={"minimum": 2009, "maximum": _LAST_YEAR})]
 Month = Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 12})]
+AtLeastOne = Annotated[int, Field(json_schema_extra={"minimum": 1})]
+# A bound of a range of months, as `months_between` of flows/tlc/catalog.py takes it; "" is none.
+Bound = Annotated[str, Field(json_schema_extra={"pattern": r"^(\d{4}(-\d{1,2})?)?$"})]
 
 COLORS: tuple[Color, ...] = get_args(Color)
 

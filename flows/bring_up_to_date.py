@@ -1,0 +1,141 @@
+"""All that is new or re-published, web → lake → BigQuery, and Postgres if wanted: `python flows/bring_up_to_date.py`."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from prefect import flow, get_run_logger
+
+from blocks import GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
+from flows.connectors.web import source_of
+from flows.etl_gcs_bq import etl_gcs_bq
+from flows.etl_web_gcs import etl_web_gcs
+from flows.ingest_data import ingest_data
+from flows.tasks.command import run_as_program
+from flows.tasks.months import each_month
+from flows.tasks.policy import task_runner
+from flows.tasks.survey import ask_source, list_lake, list_postgres, list_warehouse, report_stores
+from flows.tlc.catalog import Found, Store, months_ago, months_between, oldest_first
+from flows.tlc.errors import NotPublished, TripDataError
+from flows.tlc.manifest import Manifest, Outcome
+from flows.tlc.sources import SourceName
+from flows.tlc.trips import AtLeastOne, Bound, Color, Rows, TripMonth
+
+_COLORS: list[Color] = ["yellow", "green"]
+_INTO: list[Store] = ["lake", "warehouse"]
+_LOOK_BACK = 24  # months
+
+
+@flow(name="bring-up-to-date", flow_run_name="up to date {colors}", task_runner=task_runner())
+def bring_up_to_date(
+    colors: list[Color] = _COLORS,
+    since: Bound = "",
+    at_most: AtLeastOne = 24,
+    into: list[Store] = _INTO,
+    source: SourceName = "official",
+    block_name: str = GCS_BUCKET,
+    credentials_block: str = GCP_CREDENTIALS,
+    dataset: str = "trips_data_all",
+    postgres_block: str = POSTGRES,
+    at_once: int = 2,
+) -> list[Outcome]:
+    """Bring every month that is new or re-published at its source into the stores, oldest first; leave all others alone.
+
+    Args:
+        colors: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
+        since: First month to have, such as 2019-01 or 2019; empty for the last 24 months. Older ones already held stay watched.
+        at_most: How many months one run takes, oldest first; the others wait for the next run.
+        into: Which stores to bring up to date; the warehouse is loaded from the lake, and brings it along.
+        source: official (TLC's Parquet), mirror (DataTalksClub's CSV), or a URL template with {color}, {year}, {month:02d}.
+        block_name: Name of the GcsBucket block that is the lake.
+        credentials_block: Name of the GcpCredentials block to use BigQuery with.
+        dataset: BigQuery dataset; made in the bucket's location if it is not there.
+        postgres_block: Name of the SqlAlchemyConnector block that is the database.
+        at_once: How many months are worked on at the same time.
+    """
+    if at_most < 1 or not into:
+        raise TripDataError(
+            f"at_most is {at_most} and into is {into}; take at least one month into at least one store."
+        )
+    publisher = source_of(source)
+    window = months_between(colors, since or months_ago(_LOOK_BACK), "")
+
+    held: dict[Store, Mapping[TripMonth, Manifest]] = {}
+    if "lake" in into or "warehouse" in into:
+        in_lake = list_lake.submit(colors, block_name).result()
+        held["lake"] = {trip_month: here.manifest for trip_month, here in in_lake.items()}
+    if "warehouse" in into:
+        held["warehouse"] = list_warehouse.submit(credentials_block, dataset).result()
+    if "postgres" in into:
+        held["postgres"] = list_postgres.submit(postgres_block).result()
+
+    watched = oldest_first([*window, *(m for months in held.values() for m in months if m.color in colors)])
+    answers = ask_source.submit(publisher, watched).result()
+    found = [
+        Found(m, publisher.url(m), answers[m], {store: months.get(m) for store, months in held.items()})
+        for m in watched
+    ]
+    due = [month for month in found if month.behind]
+    taken, waiting = due[:at_most], due[at_most:]
+    _log(found, taken, waiting)
+
+    def rows(store: Store, trip_month: TripMonth, default: Rows) -> Rows:
+        known = held[store].get(trip_month)
+        return known.rule if known else default  # a month stays under the rule that somebody loaded it by
+
+    def to_lake(trip_month: TripMonth) -> Outcome:
+        color, year, month = _named(trip_month)
+        return etl_web_gcs(color, year, month, block_name, source, rows("lake", trip_month, "all"))
+
+    def to_warehouse(trip_month: TripMonth) -> Outcome:
+        return etl_gcs_bq(*_named(trip_month), block_name, credentials_block, dataset=dataset)
+
+    def to_postgres(trip_month: TripMonth) -> Outcome:
+        color, year, month = _named(trip_month)
+        rule = rows("postgres", trip_month, "with_passengers")
+        [outcome] = ingest_data(color, year, [month], postgres_block, source, rule)
+        return outcome
+
+    bring: dict[Store, Callable[[TripMonth], Outcome]] = {
+        "lake": to_lake,
+        "warehouse": to_warehouse,
+        "postgres": to_postgres,
+    }
+    work = {month.trip_month: month for month in found if month in taken or month.unanswered}
+    did: dict[TripMonth, dict[Store, str]] = defaultdict(dict)
+
+    def load(trip_month: TripMonth) -> Outcome:
+        if error := work[trip_month].unanswered:
+            raise error
+        for store in work[trip_month].behind:
+            outcome = bring[store](trip_month)
+            did[trip_month][store] = outcome.status
+        return outcome
+
+    def tell(key: str, done: Sequence[Outcome], failed: Sequence[tuple[str, str]]) -> None:
+        report_stores(key, found, [m.trip_month for m in waiting], did, dict(failed))
+
+    return each_month("bring-up-to-date", list(work), at_once, load, tell)
+
+
+def _named(trip_month: TripMonth) -> tuple[Color, int, int]:
+    return cast(Color, trip_month.color), trip_month.year, trip_month.month
+
+
+def _log(found: Sequence[Found], taken: Sequence[Found], waiting: Sequence[Found]) -> None:
+    log = get_run_logger()
+    for month in found:
+        if isinstance(month.answer, NotPublished):
+            log.info("%s", month.answer)
+    for month in taken:
+        log.info("%s: %s", month.trip_month, ", ".join(f"{store}: {month.stands(store)}" for store in month.behind))
+    log.info("%s months looked at, %s to bring up to date now", len(found), len(taken))
+    if waiting:
+        log.warning(
+            "%s more months wait for the next run, from %s to %s; raise at_most, or run again",
+            len(waiting), waiting[0].trip_month, waiting[-1].trip_month,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_as_program(bring_up_to_date)

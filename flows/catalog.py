@@ -1,0 +1,44 @@
+"""What the lake holds, and how a source differs from it: `python flows/catalog.py --against official --since 2019`."""
+
+from prefect import flow, get_run_logger
+
+from blocks import GCS_BUCKET
+from flows.connectors.web import source_of
+from flows.tasks.command import run_as_program
+from flows.tasks.survey import ask_source, entries_of, list_lake, print_catalog, report_catalog
+from flows.tlc.catalog import Entry, months_between
+from flows.tlc.trips import COLORS, Bound, Color
+
+_COLORS: list[Color] = list(COLORS)
+
+
+@flow(name="catalog", flow_run_name="catalog {colors} {since}…{until}")
+def catalog(
+    colors: list[Color] = _COLORS,
+    since: Bound = "",
+    until: Bound = "",
+    against: str = "",
+    block_name: str = GCS_BUCKET,
+) -> list[Entry]:
+    """Tell what the lake holds, by color and month, and what differs from its source; nothing is loaded.
+
+    Args:
+        colors: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
+        since: First month to tell of, such as 2019-01 or 2019; empty for TLC's first.
+        until: Last month to tell of, such as 2021-12 or 2021; empty for today's.
+        against: Source to compare with: official, mirror, or a URL template as etl-web-gcs takes it; empty asks none.
+        block_name: Name of the GcsBucket block that is the lake.
+    """
+    months = months_between(colors, since, until)
+    source = source_of(against or "official")
+    held = list_lake.submit(colors, block_name).result()
+    answers = ask_source.submit(source, months).result() if against else {}
+    entries = entries_of(months, held, answers, source)
+    report_catalog("catalog", entries)
+    there, differ = (sum(map(bool, column)) for column in ([e.held for e in entries], [e.differs for e in entries]))
+    get_run_logger().info("%s months are in the lake, %s months differ", there, differ)
+    return entries
+
+
+if __name__ == "__main__":
+    run_as_program(catalog, print_catalog)

@@ -1,0 +1,169 @@
+"""Survey: ask the source and the stores what there is, and tell people; no trip is moved."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from flows.connectors.known import known_file
+from flows.connectors.web import look_up_all
+from flows.tasks.policy import RETRIES, TIMEOUT
+from flows.tasks.stores import lake_of, postgres_of, warehouse_of
+from flows.tlc.catalog import Entry, Found, Held, Store, entry_of
+from flows.tlc.errors import NotPublished
+from flows.tlc.manifest import Manifest
+from flows.tlc.sources import PublishedFile, Source
+from flows.tlc.trips import COLORS, TripMonth
+
+
+@task(name="ask the source", task_run_name="ask the source", timeout_seconds=TIMEOUT)
+def ask_source(source: Source, trip_months: Sequence[TripMonth]) -> dict[TripMonth, PublishedFile | Exception]:
+    """What the source publishes of each month, by a HEAD a month, or the error that it answered with."""
+    return look_up_all(source, trip_months)
+
+
+@task(name="list the lake", task_run_name="list the lake", **RETRIES)
+def list_lake(colors: Sequence[str], block_name: str) -> dict[TripMonth, Held]:
+    """What the lake holds."""
+    lake = lake_of(block_name)
+    lake.check()
+    return lake.months(dict.fromkeys(colors))
+
+
+@task(name="list BigQuery", task_run_name="list BigQuery", **RETRIES)
+def list_warehouse(credentials_block: str, dataset: str) -> dict[TripMonth, Manifest]:
+    """What BigQuery's `loads` tells."""
+    return warehouse_of(credentials_block, dataset).manifests()
+
+
+@task(name="list Postgres", task_run_name="list Postgres", **RETRIES)
+def list_postgres(block_name: str) -> dict[TripMonth, Manifest]:
+    """What Postgres' `loads` tells."""
+    postgres = postgres_of(block_name)
+    postgres.check()
+    return postgres.manifests()
+
+
+def report_stores(
+    key: str,
+    found: Sequence[Found],
+    waiting: Sequence[TripMonth],
+    did: Mapping[TripMonth, Mapping[Store, str]],
+    failed: Mapping[str, str],
+) -> None:
+    """Tell of a run over several stores: every month that was looked at, what it was found to be, and what became of it."""
+
+    def status(month: Found) -> str:
+        if reason := failed.get(str(month.trip_month)):
+            return f"failed: {reason}"
+        if month.trip_month in waiting:
+            return "waits for the next run"
+        if month.trip_month in did:
+            return "brought up to date"
+        return "not published" if isinstance(month.answer, NotPublished) else "unchanged"
+
+    rows = [
+        {"month": str(month.trip_month), "status": status(month)}
+        | {
+            store: did[month.trip_month].get(store, "") if month.trip_month in did else month.stands(store)
+            for store in month.held
+            if not month.unanswered
+        }
+        for month in found
+    ]
+    create_table_artifact(rows, key=key, description="Months that were looked at")
+
+
+def entries_of(
+    trip_months: Sequence[TripMonth],
+    held: Mapping[TripMonth, Held],
+    answers: Mapping[TripMonth, PublishedFile | Exception],
+    source: Source,
+) -> list[Entry]:
+    """The catalog's lines, by color and month, of all months that the lake holds or the source publishes."""
+
+    def line(trip_month: TripMonth) -> Entry:
+        here, url = held.get(trip_month), source.url(trip_month)
+        known = known_file(here.manifest.url if here else url)
+        return entry_of(trip_month, here, known, answers.get(trip_month), url)
+
+    every = (line(trip_month) for trip_month in sorted(trip_months))
+    return [entry for entry in every if entry.held or entry.differs]
+
+
+def report_catalog(key: str, entries: Sequence[Entry]) -> None:
+    """Leave the catalog for people: a line a color, a calendar of each, and what differs."""
+    by_color = {color: [e for e in entries if e.trip_month.color == color] for color in COLORS}
+    lines = [
+        "# What the lake holds",
+        "",
+        "| color | months | from | to | rows | quarantined | bytes |",
+        "|---|---:|---|---|---:|---:|---:|",
+        *(_total(color, there) for color, of in by_color.items() if (there := [e for e in of if e.held])),
+    ]
+    for color, of in by_color.items():
+        if of:
+            lines += ["", f"## {color}: rows in thousands", "", *_calendar({e.trip_month: e for e in of})]
+    if differ := [e for e in entries if e.differs]:
+        lines += ["", "## What differs", "", "| month | difference |", "|---|---|"]
+        lines += [f"| {e.trip_month} | {'; '.join(e.differs)} |" for e in differ]
+    lines += ["", "Marks: " + ", ".join(f"{mark} {word}" for word, mark in _MARKS.items()) + "; · not in the lake."]
+    create_markdown_artifact("\n".join(lines), key=key, description="What the lake holds")
+
+
+# One character each, so that a year fits on a line.
+_MARKS = {
+    "new": "＋",
+    "re-published": "↻",
+    "other source": "⇄",
+    "gone": "†",
+    "no answer": "?",
+    "other rows than known": "≠",
+}
+
+
+def _total(color: str, entries: Sequence[Entry]) -> str:
+    held = [e.held for e in entries if e.held]
+    first, last = (f"{e.trip_month.file_month:%Y-%m}" for e in (entries[0], entries[-1]))
+    rows = sum(h.manifest.loaded for h in held)
+    aside = sum(sum(h.manifest.quarantined.values()) for h in held)
+    return f"| {color} | {len(held)} | {first} | {last} | {rows:,} | {aside:,} | {sum(h.size for h in held):,} |"
+
+
+def _calendar(entries: Mapping[TripMonth, Entry]) -> Iterator[str]:
+    yield "| |" + "".join(f" {month:02d} |" for month in range(1, 13))
+    yield "|---|" + "---:|" * 12
+    years = [trip_month.year for trip_month in entries]
+    by_date = {(m.year, m.month): e for m, e in entries.items()}
+    for year in range(min(years), max(years) + 1):
+        cells = (_cell(by_date.get((year, month))) for month in range(1, 13))
+        yield f"| **{year}** |" + "".join(f" {cell} |" for cell in cells)
+
+
+def _cell(entry: Entry | None) -> str:
+    if entry is None:
+        return "·"
+    rows = f"{entry.held.manifest.loaded / 1000:,.0f}" if entry.held else ""
+    marks = [_MARKS.get(entry.source or "", ""), _MARKS["other rows than known"] if entry.recounted else ""]
+    return " ".join(filter(None, [rows, *marks]))
+
+
+def print_catalog(entries: Sequence[Entry]) -> None:
+    """Print the catalog on a terminal."""
+    table = Table(box=box.SIMPLE)
+    for name in ("month", "rows", "quarantined", "bytes", "schema", "published at", "differs"):
+        table.add_column(name, justify="right" if name in ("rows", "quarantined", "bytes") else "left")
+    for e in entries:
+        facts = [""] * 5
+        if e.held:
+            manifest = e.held.manifest
+            aside = sum(manifest.quarantined.values())
+            counts = [f"{count:,}" for count in (manifest.loaded, aside, e.held.size)]
+            facts = [*counts, str(manifest.schema_version), f"{manifest.published_at:%Y-%m-%d %H:%M}"]
+        table.add_row(str(e.trip_month), *facts, "; ".join(e.differs))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table if entries else "nothing: the lake holds no month of these, and its source publishes none.")

@@ -1,0 +1,154 @@
+"""The scheduled flow: what is new or re-published is brought into the stores, oldest first; nothing else is touched."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any
+
+import httpx
+import pytest
+from prefect_gcp import GcpCredentials
+from prefect_gcp.cloud_storage import GcsBucket
+
+from flows.bring_up_to_date import bring_up_to_date
+from flows.catalog import catalog
+from flows.tasks.months import MonthsFailed
+from flows.tlc.errors import TripDataError
+from flows.tlc.manifest import Outcome
+from flows.tlc.trips import TripMonth
+from local.site import Site
+from tests.flows.conftest import CREDENTIALS, Program, Runs, postgres_block
+from tests.stores import Stores, own_database
+
+NAME = "up-to-date-tests"
+
+
+@pytest.fixture(scope="module")
+def own(ours: Stores, stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+    """Stores that no other module's months are in, and a site whose last month is 2024-03; each test takes a color."""
+    httpx.post(f"{stack.env['STORAGE_EMULATOR_HOST']}/storage/v1/b", json={"name": NAME}).raise_for_status()
+    site = Site(tmp_path_factory.mktemp("site"), rows=300, last_month="2024-03")
+    with own_database(NAME) as url, site:
+        GcsBucket(bucket=NAME, bucket_folder="data", gcp_credentials=GcpCredentials()).save(NAME)
+        postgres_block(url).save(NAME)
+        yield Stores(site, NAME, "up_to_date_tests", url)
+
+
+def bring(own: Stores, color: str, since: str, **changed: Any) -> list[Outcome]:
+    places = {
+        "source": own.official, "block_name": NAME, "credentials_block": CREDENTIALS, "dataset": own.dataset,
+        "postgres_block": NAME,
+    }  # fmt: skip
+    return bring_up_to_date(**{"colors": [color], "since": since, "into": ["lake"], **places, **changed})
+
+
+def did(outcomes: list[Outcome]) -> list[str]:
+    return [f"{outcome.trip_month} {outcome.store} {outcome.status}" for outcome in outcomes]
+
+
+def asked(own: Stores) -> list[str]:
+    methods = [request.method for request in own.site.requests]
+    own.site.forget_requests()
+    return methods
+
+
+def tables(runs: Runs) -> str:
+    return "\n".join(runs.artifacts("bring-up-to-date-months"))
+
+
+def test_what_is_new_goes_all_the_way_and_a_second_run_only_asks(own: Stores, runs: Runs) -> None:
+    month = TripMonth("green", 2024, 3)
+    into = ["warehouse"]  # which brings the lake along
+    assert did(bring(own, "green", "2024-03", into=into)) == ["green 2024-03 warehouse loaded"]
+    rows = own.site.rows_of("green", 2024, 3)
+    assert own.in_lake(month).num_rows == own.in_warehouse(month).num_rows == rows
+    assert "green 2024-04 is not published" in runs.logs()
+    assert '"month": "green 2024-03", "status": "brought up to date", "lake": "loaded", "warehouse": "loaded"' in (
+        tables(runs)
+    )
+    assert '"month": "green 2024-04", "status": "not published"' in tables(runs)
+
+    before = own.objects_of(month)
+    asked(own)
+    assert bring(own, "green", "2024-03", into=into) == []
+    assert set(asked(own)) == {"HEAD"}
+    assert own.objects_of(month) == before
+
+    # Older than `since`, and watched all the same.
+    own.site.republish(f"{month.stem}.parquet", 2)
+    assert did(bring(own, "green", "2024-04", into=into)) == ["green 2024-03 warehouse replaced"]
+    assert asked(own).count("GET") == 1
+
+
+def test_one_run_takes_at_most_so_many_months_the_oldest_and_the_next_goes_on(own: Stores, runs: Runs) -> None:
+    assert did(bring(own, "fhv", "2024-01", at_most=1)) == ["fhv 2024-01 lake loaded"]
+    assert "2 more months wait for the next run, from fhv 2024-02 to fhv 2024-03" in runs.logs()
+    assert '"month": "fhv 2024-02", "status": "waits for the next run"' in tables(runs)
+    # A store that is behind alone is brought up alone, and nothing is fetched for it.
+    asked(own)
+    assert did(bring(own, "fhv", "2024-01", at_most=1, into=["lake", "warehouse"])) == ["fhv 2024-01 warehouse loaded"]
+    assert set(asked(own)) == {"HEAD"}
+
+
+def test_a_month_that_fails_stops_no_other_and_is_named_in_the_end(own: Stores, runs: Runs) -> None:
+    own.site.fault("*/yellow_tripdata_2024-01*", methods=["GET"], body="html", times=None)
+    own.site.fault("*/yellow_tripdata_2024-02*", methods=["HEAD"], status=401, times=None)
+    try:
+        with pytest.raises(MonthsFailed) as failed:
+            bring(own, "yellow", "2024-01")
+    finally:
+        own.site.heal()
+    assert "2 of 3 months" in str(failed.value)
+    assert "yellow 2024-01" in str(failed.value)
+    assert "yellow 2024-02: " in str(failed.value)
+    assert own.in_lake(TripMonth("yellow", 2024, 3)).num_rows
+    assert '"month": "yellow 2024-02", "status": "failed: ' in tables(runs)
+
+
+def test_two_runs_at_once_load_every_month_once(own: Stores) -> None:
+    into = ["postgres"]  # where nothing of Google is asked for
+    with ThreadPoolExecutor(2) as pool:
+        both = [
+            pool.submit(copy_context().run, bring, own, "fhvhv", "2024-03", into=into, block_name="no-such-block")
+            for _ in range(2)
+        ]
+    statuses = sorted(outcome.status for run in both for outcome in run.result())
+    assert statuses in (["loaded", "unchanged"], ["loaded"])
+    month = TripMonth("fhvhv", 2024, 3)
+    assert own.in_postgres(month).num_rows == own.loads(month)["loaded"] == own.site.rows_of("fhvhv", 2024, 3)
+
+
+def test_no_store_or_no_month_is_refused(own: Stores) -> None:
+    for nothing in ({"into": []}, {"at_most": 0}):
+        with pytest.raises(TripDataError, match="at least one month into at least one store"):
+            bring(own, "green", "2024-03", **nothing)
+
+
+def test_the_catalog_tells_what_is_in_the_lake_and_what_differs(own: Stores, runs: Runs, program: Program) -> None:
+    held = TripMonth("fhvhv", 2023, 1)
+    bring(own, "fhvhv", "2023-01", at_most=1)
+    own.site.republish(f"{held.stem}.parquet", 2)
+    asked(own)
+    alone = catalog(colors=["fhvhv"], until="2023-02", block_name=NAME)
+    assert [str(entry.trip_month) for entry in alone] == ["fhvhv 2023-01"]
+    assert asked(own) == []
+
+    entries = catalog(colors=["fhvhv"], since="2023", until="2023-02", against=own.official, block_name=NAME)
+    [there, missing] = entries
+    assert there.differs == ["re-published", "18,479,031 rows were known on 2023-03-20"]
+    assert missing.differs == ["new"]
+    assert there.held is not None
+    assert there.held.manifest.loaded == own.in_lake(held).num_rows
+    assert there.held.size == len(own.blob(held.key).download_as_bytes())
+    assert asked(own) == ["HEAD", "HEAD"]
+    assert "| **2023** | 0 ↻ ≠ | ＋ | · |" in "\n".join(runs.artifacts("catalog"))
+    # The month was loaded all the same, and its count reported.
+    assert own.manifest(held)["known_rows"] == 18_479_031
+    assert (
+        f"fhvhv 2023-01: re-published: {there.held.manifest.source_rows} rows, 18,479,031 were last known"
+        in runs.logs()
+    )
+
+    told = program("catalog", "--colors", "fhvhv", "--until", "2023", "--block-name", NAME)
+    assert told.returncode == 0, told.stderr
+    assert f"fhvhv 2023-01   {there.held.manifest.loaded} " in told.stdout

@@ -1,0 +1,78 @@
+"""docs/schedules.md: its commands do what it says, on a real server."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.testing.cli import invoke_and_assert
+
+from flows.bring_up_to_date import bring_up_to_date
+from flows.catalog import catalog
+from local.stack import Stack
+
+ROOT = Path(__file__).resolve().parent.parent
+DEPLOYMENT = "bring-up-to-date/every month"
+
+
+def commands(page: str) -> list[list[str]]:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    lines = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def schedules(stack: Stack) -> list[dict[str, Any]]:
+    answer = httpx.get(f"{stack.env['PREFECT_API_URL']}/deployments/name/{DEPLOYMENT}", trust_env=False)
+    return [
+        {"cron": s["schedule"]["cron"], "timezone": s["schedule"]["timezone"], "active": s["active"]}
+        for s in answer.raise_for_status().json()["schedules"]
+    ]
+
+
+# Prefect 2.20 would rather have `deployment schedule create`, which adds to the schedule there is instead of replacing it.
+@pytest.mark.filterwarnings("ignore::prefect._internal.compatibility.deprecated.PrefectDeprecationWarning")
+@pytest.mark.timeout(600)
+def test_the_schedule_can_be_applied_changed_stopped_resumed_and_cleared(
+    orchestrator: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    ours = {"cron": "0 5 1 * *", "timezone": "America/New_York", "active": True}
+    after = {
+        "apply": [ours],
+        "ls": [ours],
+        "set-schedule": [ours | {"cron": "0 5 15 * *"}],
+        "pause-schedule": [ours | {"cron": "0 5 15 * *", "active": False}],
+        "resume-schedule": [ours | {"cron": "0 5 15 * *"}],
+        "clear": [],
+    }
+    done = []
+    with temporary_settings({PREFECT_API_URL: orchestrator.env["PREFECT_API_URL"]}):
+        for program, *arguments in commands("schedules.md"):
+            deed = next((word for word in arguments if word in after), None)
+            if program == "prefect" and deed:
+                invoke_and_assert(arguments, echo=False)
+                assert schedules(orchestrator) == after[deed], deed
+                done.append(deed)
+    assert done == ["apply", "ls", "set-schedule", "pause-schedule", "resume-schedule", "clear", "apply"]
+
+
+@pytest.mark.parametrize(("page", "flow"), [("schedules.md", bring_up_to_date), ("catalog.md", catalog)])
+def test_every_option_and_parameter_a_page_uses_exists(page: str, flow: Any) -> None:
+    used = {
+        word.removeprefix("--").replace("-", "_")
+        for program, *arguments in commands(page)
+        if program == "python"
+        for word in arguments
+        if word.startswith("--")
+    }
+    used |= {
+        arguments[at + 1].partition("=")[0]
+        for _, *arguments in commands(page)
+        for at, word in enumerate(arguments)
+        if word == "-p"
+    }
+    assert used
+    assert used <= set(flow.parameters.properties)
