@@ -9,6 +9,7 @@ from flows.connectors.known import known_file
 from flows.tlc.catalog import Found, Held, Store, entry_of, known_files, months_ago, months_between, standing
 from flows.tlc.errors import NotPublished, UnknownMonth
 from flows.tlc.manifest import Manifest
+from flows.tlc.schema import SCHEMA_VERSION
 from flows.tlc.sources import TEMPLATES, PublishedFile
 from flows.tlc.trips import TripMonth
 
@@ -22,7 +23,7 @@ PUBLISHED = PublishedFile(
 MANIFEST = Manifest(
     color="green", file_month=MONTH.file_month, url=URL, etag='"a"', last_modified=PUBLISHED.last_modified, size=100,
     sha256="0" * 64, era="any", columns=(), rule="all", source_rows=10, loaded=10, filtered={}, quarantined={},
-    package_version="1", flow_run_id="", started_at=NOW, published_at=NOW,
+    schema_version=SCHEMA_VERSION, package_version="1", flow_run_id="", started_at=NOW, published_at=NOW,
 )  # fmt: skip
 
 
