@@ -10,27 +10,27 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from prefect.agent import PrefectAgent
 from prefect.cli import app
-from prefect.workers.base import BaseWorker
+from prefect.client.orchestration import PrefectClient
 
 MARK = Path(tempfile.gettempdir(), "polled")  # healthy.py has the same; it must not wait for an import of Prefect
 
 
-def marked(poll: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """`poll`, touching the mark after each call that did not raise."""
+def marked(ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """`ask`, touching the mark after each call that was answered."""
 
-    @functools.wraps(poll)
-    async def polled(*arguments: Any, **options: Any) -> Any:
-        answer = await poll(*arguments, **options)
+    @functools.wraps(ask)
+    async def asked(*arguments: Any, **options: Any) -> Any:
+        answer = await ask(*arguments, **options)
         MARK.touch()
         return answer
 
-    return polled
+    return asked
 
 
-for kind in (PrefectAgent, BaseWorker):
-    kind.get_and_submit_flow_runs = marked(kind.get_and_submit_flow_runs)
+# The client's calls and not the agent's loop, which logs an error of the connection and goes on. A paused queue is only read.
+for call in ("get_runs_in_work_queue", "get_scheduled_flow_runs_for_work_pool", "read_work_queue_by_name"):
+    setattr(PrefectClient, call, marked(getattr(PrefectClient, call)))
 
 if __name__ == "__main__":
     sys.exit(app())

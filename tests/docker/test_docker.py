@@ -119,6 +119,10 @@ class TestCompose:
             assert how == {"condition": expected}, needed
             assert set(SERVICES[needed].get("profiles", [])) <= set(SERVICES[name].get("profiles", []))
 
+    def test_what_runs_once_is_waited_for_or_up_with_wait_would_call_its_end_a_failure(self):
+        needed = {name for service in SERVICES.values() for name in service.get("depends_on", {})}
+        assert needed >= ONE_SHOT
+
     @EVERY_SERVICE
     def test_the_services_that_it_talks_to_are_waited_for(self, name):
         needed, seen = [name], set()
