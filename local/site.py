@@ -128,6 +128,7 @@ class Site:
         port: int = 0,
         last_month: str = "2025-12",
         seed: int = 0,
+        host: str = "127.0.0.1",
     ) -> None:
         self.rows, self.files, self.last_month, self.seed = rows, files, last_month, seed
         self._put = state / "put"
@@ -139,7 +140,7 @@ class Site:
         self._etags: dict[tuple[Path, int, int], str] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", port), self)
+        self._server = _Server((host, port), self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="site", daemon=True)
 
     @property
@@ -515,7 +516,8 @@ def _month_of(name: str) -> tuple[Color, int, int]:
 def main() -> int:
     """Serve until told to stop (SIGTERM, Ctrl-C)."""
     parser = argparse.ArgumentParser(prog="python -m local.site", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another one only inside a container")
+    parser.add_argument("--port", type=int, required=True, help="port of that address")
     parser.add_argument("--state", type=Path, required=True, help="folder for the files made")
     parser.add_argument("--rows", type=int, default=20_000, help="rows of a month, more or less")
     parser.add_argument("--files", type=Path, help="folder of real files, served in place of made ones")
@@ -525,9 +527,16 @@ def main() -> int:
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
     try:
-        site = Site(asked.state, rows=asked.rows, files=asked.files, port=asked.port, last_month=asked.last_month)
+        site = Site(
+            asked.state,
+            rows=asked.rows,
+            files=asked.files,
+            port=asked.port,
+            last_month=asked.last_month,
+            host=asked.host,
+        )
     except OSError as wrong:
-        print(f"cannot serve on 127.0.0.1:{asked.port}: {wrong.strerror}", file=sys.stderr)
+        print(f"cannot serve on {asked.host}:{asked.port}: {wrong.strerror}", file=sys.stderr)
         return 1
     with site:
         print(f"trip files at {site.url}", flush=True)

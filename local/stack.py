@@ -237,7 +237,9 @@ class Stack:
             env["TLC_MIRROR_URL"] = site + "/mirror/{color}/{color}_tripdata_{year}-{month:02d}.csv.gz"
             env["TLC_ZONES_URL"] = site + "/misc/taxi_zone_lookup.csv"
             env["GOOGLE_CLOUD_PROJECT"] = PROJECT
-            env["GOOGLE_APPLICATION_CREDENTIALS"] = str(self._credentials(f"{site}/token"))
+            key = self.state / "service-account.json"
+            make_key(key, f"{site}/token")
+            env["GOOGLE_APPLICATION_CREDENTIALS"] = str(key)
         if "lake" in ports:
             env["STORAGE_EMULATOR_HOST"] = f"http://127.0.0.1:{ports['lake']}"
             env["LAKE_BUCKET"] = BUCKET
@@ -246,26 +248,6 @@ class Stack:
         if "postgres" in ports:
             env["POSTGRES_URL"] = PostgresExecutor(self._folder("postgres"), ports["postgres"]).url()
         self.env = env
-
-    def _credentials(self, token_uri: str) -> Path:
-        """A service-account file whose key was made here and whose tokens come from `token_uri`, so that it opens nothing."""
-        file = self.state / "service-account.json"
-        account = json.loads(file.read_text("utf-8")) if file.exists() else None
-        if account is None:
-            key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-            pem = key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-            account = {
-                "type": "service_account",
-                "project_id": PROJECT,
-                "private_key_id": secrets.token_hex(20),
-                "private_key": pem.decode("ascii"),
-                "client_email": f"flows@{PROJECT}.iam.gserviceaccount.com",
-                "client_id": "1",
-            }
-        _write(file, json.dumps(account | {"token_uri": token_uri}, indent=2))
-        return file
 
     def _folder(self, service: str) -> Path:
         folder = self.state / service
@@ -297,7 +279,7 @@ class Stack:
         try:
             executor.wait_for(executor.check_subprocess)
             if service == "lake":
-                self._make_bucket()
+                make_bucket(self.env["STORAGE_EMULATOR_HOST"])
         except (ExecutorError, httpx.HTTPError) as error:
             log = self.state / "log" / f"{service}.log"
             lines = log.read_text("utf-8", "replace").strip().splitlines()
@@ -320,12 +302,6 @@ class Stack:
         command = [str(program), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
         command += ["-filesystem-root", str(folder), "-public-host", f"127.0.0.1:{port}", "-log-level", "warn"]
         return _Web(command, f"http://127.0.0.1:{port}/_internal/healthcheck", method="GET", **options)
-
-    def _make_bucket(self) -> None:
-        url = f"{self.env['STORAGE_EMULATOR_HOST']}/storage/v1/b"
-        answer = httpx.post(url, params={"project": PROJECT}, json={"name": BUCKET}, trust_env=False)
-        if answer.status_code != httpx.codes.CONFLICT:  # the bucket is there from an earlier run
-            answer.raise_for_status()
 
     def _warehouse(self, folder: Path, options: dict[str, Any]) -> Executor:
         port, grpc_port = self._ports["warehouse"], self._ports["warehouse_grpc"]
@@ -363,6 +339,32 @@ class Stack:
         path = self.environment()["PATH"]  # for flows that start programs by name
         options["envvars"] |= self.env | {"PATH": path, "PREFECT_AGENT_QUERY_INTERVAL": "1"}
         return _Agent(self.env["PREFECT_API_URL"], "default", **options)
+
+
+def make_key(file: Path, token_uri: str) -> None:
+    """Write a service account's key that was made here and whose tokens come from `token_uri`, so that it opens nothing."""
+    account = json.loads(file.read_text("utf-8")) if file.exists() else None
+    if account is None:
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        account = {
+            "type": "service_account",
+            "project_id": PROJECT,
+            "private_key_id": secrets.token_hex(20),
+            "private_key": pem.decode("ascii"),
+            "client_email": f"flows@{PROJECT}.iam.gserviceaccount.com",
+            "client_id": "1",
+        }
+    _write(file, json.dumps(account | {"token_uri": token_uri}, indent=2))
+
+
+def make_bucket(lake: str) -> None:
+    """Make the bucket in the fake-gcs-server at `lake` unless it is there. Raises httpx.HTTPError."""
+    answer = httpx.post(f"{lake}/storage/v1/b", params={"project": PROJECT}, json={"name": BUCKET}, trust_env=False)
+    if answer.status_code != httpx.codes.CONFLICT:  # the bucket is there from an earlier run
+        answer.raise_for_status()
 
 
 def write_env_file(stack: Stack, file: Path) -> None:

@@ -1,0 +1,295 @@
+"""What can be known of `docker/` without an engine: the files agree with each other, with the code and with the lock.
+
+The image's own programs, `healthy.py` and `poller.py`, run here as they do in it. hadolint and the compose specification are
+asked by `make docker-check`; how the image was built and run is in `docs/containers.md`.
+"""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKER = ROOT / "docker"
+DOCKERFILE = (DOCKER / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
+COMPOSE_TEXT = (DOCKER / "compose.yaml").read_text("utf-8")
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE_TEXT)["services"]
+ONE_SHOT = {name for name, service in SERVICES.items() if service["restart"] == "no"}
+EVERY_SERVICE = pytest.mark.parametrize("name", sorted(SERVICES))
+
+
+def instructions(word: str) -> list[str]:
+    return re.findall(rf"^{word}\s+(.*)$", DOCKERFILE, re.MULTILINE)
+
+
+def stage(name: str) -> str:
+    match = re.search(rf"^FROM \S+ AS {re.escape(name)}$(.*?)(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    assert match, name
+    return match[1]
+
+
+class TestDockerfile:
+    def test_its_base_is_one_release_of_the_python_that_the_project_is_checked_with(self):
+        (base,) = re.findall(r"^ARG BASE=(\S+)$", DOCKERFILE, re.MULTILINE)
+        version = re.fullmatch(r"python:(\d+\.\d+)\.\d+-slim-bookworm(@sha256:[0-9a-f]{64})?", base)
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+        assert version
+        assert version[1] == project["tool"]["mypy"]["python_version"]
+        stages = set(re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.MULTILINE))
+        assert {line.split()[0] for line in instructions("FROM")} <= stages | {"${BASE}"}
+
+    def test_it_copies_what_exists_and_what_dockerignore_lets_through(self):
+        allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line[:1] == "!"}
+        for copy in instructions("COPY"):
+            if copy.startswith("--from"):
+                continue
+            for source in copy.split()[:-1]:
+                assert (ROOT / source).exists(), source
+                assert {source, *map(str, Path(source).parents)} & allowed, source
+
+    def test_nothing_but_what_is_copied_is_sent_to_the_build(self):
+        lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+        copied = {s for copy in instructions("COPY") if "--from" not in copy for s in copy.split()[:-1]}
+        assert next(line for line in lines if line[:1] != "#") == "*"
+        for allowed in (line[1:] for line in lines if line[:1] == "!"):
+            assert any(Path(source).is_relative_to(allowed) for source in copied), allowed
+
+    def test_packages_come_from_the_lock_with_hashes_and_as_wheels(self):
+        assert {"PIP_REQUIRE_HASHES=1", "PIP_NO_DEPS=1", "PIP_ONLY_BINARY=:all:"} <= set(stage("packages").split())
+        unhashed = re.findall(r"PIP_REQUIRE_HASHES=0 (.*?)&&", DOCKERFILE)
+        assert [command.split()[-1] for command in unhashed] == ["."]  # this project, which the lock cannot pin
+        assert "apt-get" not in DOCKERFILE
+
+    @pytest.mark.parametrize("target", ["agent", "stand-ins"])
+    def test_it_does_not_run_as_root(self, target):
+        users = re.findall(r"^USER (\S+)$", stage(target), re.MULTILINE)
+        assert users
+        assert users[-1] == re.findall(r"useradd --uid (\d+)", stage("base"))[0]
+
+    def test_it_keeps_prefects_home_in_a_volume_and_tells_nobody_about_it(self):
+        environment = dict(pair.split("=", 1) for pair in instructions("ENV")[-1].split())
+        (volume,) = instructions("VOLUME")
+        assert Path(environment["PREFECT_HOME"]).is_relative_to(volume)
+        assert Path(environment["TRIPS_SCRATCH"]).is_relative_to(volume)
+        assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+
+    def test_no_variable_of_the_image_can_hold_a_secret(self):
+        named = " ".join(instructions("ENV") + instructions("ARG"))
+        assert not re.search(r"PASSWORD|SECRET|TOKEN|KEY|CREDENTIAL|_URL", named)
+
+    def test_it_says_what_it_is(self):
+        labels = set(re.findall(r"org\.opencontainers\.image\.(\w+)=", stage("agent")))
+        assert {"title", "description", "source", "licenses", "version", "revision"} <= labels
+
+
+class TestCompose:
+    @EVERY_SERVICE
+    def test_a_service_has_a_health_check_or_runs_once(self, name):
+        service = SERVICES[name]
+        checked = service.get("healthcheck", {})
+        if name in ONE_SHOT:
+            assert checked in ({}, {"disable": True})
+        elif not checked:
+            assert service["build"]["target"] == "agent"  # the image's own
+            assert "bin/poller.py" in service.get("command", "bin/poller.py")
+        else:
+            assert checked["test"][0] == "CMD"
+            assert checked["retries"] * int(checked["interval"].removesuffix("s")) >= 60
+
+    @EVERY_SERVICE
+    def test_a_port_is_open_to_this_machine_alone(self, name):
+        assert all(re.match(r"127\.0\.0\.1:\$\{\w+_PORT:-\d+\}:\d+$", p) for p in SERVICES[name].get("ports", []))
+
+    @EVERY_SERVICE
+    def test_it_waits_until_what_it_needs_is_healthy_or_done(self, name):
+        for needed, how in SERVICES[name].get("depends_on", {}).items():
+            expected = "service_completed_successfully" if needed in ONE_SHOT else "service_healthy"
+            assert how == {"condition": expected}, needed
+            assert set(SERVICES[needed].get("profiles", [])) <= set(SERVICES[name].get("profiles", []))
+
+    def test_what_runs_once_is_waited_for_or_up_with_wait_would_call_its_end_a_failure(self):
+        needed = {name for service in SERVICES.values() for name in service.get("depends_on", {})}
+        assert needed >= ONE_SHOT
+
+    @EVERY_SERVICE
+    def test_the_services_that_it_talks_to_are_waited_for(self, name):
+        needed, seen = [name], set()
+        while needed:
+            seen.add(service := needed.pop())
+            needed += SERVICES[service].get("depends_on", {})
+        told = " ".join(map(str, SERVICES[name].get("environment", {}).values()))
+        hosts = set(re.findall(r"(?:https?://|@)([a-z-]+):\d+", told))
+        assert hosts <= set(SERVICES)
+        # the setup only notes the addresses of stores in blocks
+        assert hosts - seen <= ({"web", "warehouse", "database"} if name == "setup" else set())
+
+    @EVERY_SERVICE
+    def test_its_image_is_pinned_or_built_here(self, name):
+        service = SERVICES[name]
+        if "build" in service:
+            assert stage(service["build"]["target"])
+            assert service["image"] == f"nyc-taxi-flows:{service['build']['target']}"
+        else:
+            assert re.search(r":\d+\.\d+-\w+(@sha256:[0-9a-f]{64})?$", service["image"])
+
+    @EVERY_SERVICE
+    def test_no_password_is_written_down(self, name):
+        for variable, value in SERVICES[name].get("environment", {}).items():
+            if re.search("PASSWORD|SECRET|TOKEN|API_KEY", variable):
+                assert re.fullmatch(r"\$\{\w+_PASSWORD:\?[^}]+\}", value), variable
+            for password in re.findall(r"://\w+:([^@]*)@", str(value)):
+                assert re.fullmatch(r"\$\{\w+_PASSWORD\}", password), variable
+
+    @EVERY_SERVICE
+    def test_what_is_ours_has_no_privilege_and_writes_only_to_volumes(self, name):
+        service = SERVICES[name]
+        if "build" not in service:
+            return
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["read_only"] is True
+        targets = [volume.split(":")[1] for volume in service.get("volumes", []) if ":" in volume]
+        owned = re.findall(r"install -d -o trips -g trips -m 0750 ([^&\n]+)", DOCKERFILE)
+        assert set(targets) <= set(" ".join(owned).split()), "a volume takes over the owner of a folder of the image"
+
+    def test_the_variables_are_those_of_the_example(self):
+        used = set(re.findall(r"(?<!\$)\$\{(\w+)", COMPOSE_TEXT))
+        example = (DOCKER / ".env.example").read_text("utf-8")
+        assert used == set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE))
+        required = set(re.findall(r"\$\{(\w+):\?", COMPOSE_TEXT))
+        assert required == set(re.findall(r"^([A-Z_]+)=$", example, re.MULTILINE))
+
+    def test_the_file_of_passwords_is_ignored_by_git(self):
+        subprocess.run(["git", "check-ignore", "-q", "docker/.env"], cwd=ROOT, check=True)
+
+    @EVERY_SERVICE
+    def test_its_command_names_what_exists(self, name):
+        command = SERVICES[name].get("command", [])
+        words = " ".join(command).split()
+        for module in (after for before, after in itertools.pairwise(words) if before == "-m"):
+            assert find_spec(module.strip('"')), module
+        for script in (word for word in words if word.startswith("bin/")):
+            assert (DOCKER / script.removeprefix("bin/")).exists()
+        assert "deployments/*.yaml" not in words or list((ROOT / "deployments").glob("*.yaml"))
+
+    def test_the_agent_polls_the_queue_of_the_deployments(self):
+        (command,) = re.findall(r"^CMD (\[.*\])$", stage("agent"), re.MULTILINE)
+        queue = yaml.safe_load(command)[-1]
+        for path in (ROOT / "deployments").glob("*.yaml"):
+            assert yaml.safe_load(path.read_text("utf-8"))["work_queue_name"] == queue
+
+    def test_every_deployment_becomes_one_of_the_workers_pool(self, tmp_path):
+        script = SERVICES["pool"]["command"][-1].replace("$$", "$")
+        pool = SERVICES["worker"]["command"][SERVICES["worker"]["command"].index("--pool") + 1]
+        bin_folder = tmp_path / "bin"
+        bin_folder.mkdir()
+        # stands in for the program alone, to see what it is told; the command itself was run against a server
+        (bin_folder / "prefect").write_text('#!/bin/sh\necho "$@" >>"$CALLS"\n[ "$2" != inspect ]\n')
+        (bin_folder / "prefect").chmod(0o755)
+        environment = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+        script = script.replace("/tmp/", f"{tmp_path}/")  # noqa: S108
+        subprocess.run(["sh", "-c", script], cwd=ROOT, env=environment, check=False)
+        calls = (tmp_path / "calls").read_text("utf-8").splitlines()
+        assert calls[1] == f"work-pool create {pool} --type process"
+        manifests = sorted((ROOT / "deployments").glob("*.yaml"))
+        assert len(calls[2].split()) == 2 + len(manifests)
+        for path in manifests:
+            before = yaml.safe_load(path.read_text("utf-8"))
+            del before["work_queue_name"]
+            assert yaml.safe_load((tmp_path / path.name).read_text("utf-8")) == before | {"work_pool_name": pool}
+
+
+class _Api(BaseHTTPRequestHandler):
+    """Answers /api/health with 200, to whoever gives the key if there is one."""
+
+    key: str | None = None
+
+    def do_GET(self) -> None:
+        allowed = self.key is None or self.headers.get("Authorization") == f"Bearer {self.key}"
+        self.send_response(200 if allowed and self.path == "/api/health" else 401)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def api(monkeypatch) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Api) as server:
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/api"
+        server.shutdown()
+
+
+class TestHealthy:
+    """The health check, run as the image does."""
+
+    @pytest.fixture(autouse=True)
+    def temporary_folder(self, tmp_path):
+        self.mark = tmp_path / "polled"
+
+    def healthy(self, api: str, *arguments: str, **environment: str) -> tuple[int, str]:
+        command = [sys.executable, str(DOCKER / "healthy.py"), *arguments]
+        environment |= {"PREFECT_API_URL": api, "TMPDIR": str(self.mark.parent)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30)
+        return done.returncode, done.stdout
+
+    def test_an_agent_that_polled_just_now_is_healthy(self, api):
+        self.mark.touch()
+        assert self.healthy(api) == (0, "the server answers; last asked for work 0 s ago\n")
+
+    def test_an_agent_that_never_polled_is_not(self, api):
+        assert self.healthy(api) == (1, "the server answers, but was never asked for work\n")
+
+    def test_an_agent_that_stopped_polling_is_not(self, api):
+        self.mark.touch()
+        os.utime(self.mark, times=(time.time() - 120,) * 2)
+        code, said = self.healthy(api)
+        assert code == 1
+        assert "last asked for work 120 s ago" in said
+
+    def test_an_agent_whose_server_is_gone_is_not(self):
+        self.mark.touch()
+        code, said = self.healthy("http://127.0.0.1:1/api")
+        assert code == 1
+        assert "http://127.0.0.1:1/api/health does not answer" in said
+
+    def test_an_agent_without_an_address_is_not(self):
+        self.mark.touch()
+        code, said = self.healthy("")
+        assert code == 1
+        assert "does not answer" in said
+
+    def test_a_server_that_wants_a_key_gets_it_and_nobody_sees_it(self, api, monkeypatch):
+        monkeypatch.setattr(_Api, "key", "pnu_canary")
+        self.mark.touch()
+        assert self.healthy(api)[0] == 1
+        code, said = self.healthy(api, PREFECT_API_KEY="pnu_canary")
+        assert code == 0
+        assert "canary" not in said
+
+    def test_a_web_server_is_healthy_if_it_answers(self, api):
+        assert self.healthy("", f"{api}/health")[0] == 0
+        assert self.healthy("", f"{api}/missing")[0] == 1
+
+    def test_the_agent_leaves_its_mark_only_when_the_server_answered(self, orchestrator):
+        command = [sys.executable, str(DOCKER / "poller.py"), "agent", "start", "-q", "nobody", "--run-once"]
+        environment = orchestrator.environment() | {"TMPDIR": str(self.mark.parent)}
+        subprocess.run(command, env=environment, capture_output=True, check=True, timeout=60)
+        assert self.mark.exists()
+        self.mark.unlink()
+        environment |= {"PREFECT_API_URL": "http://127.0.0.1:1/api"}
+        subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60)
+        assert not self.mark.exists()
