@@ -3,7 +3,7 @@
 | to change                                          | open                              |
 |----------------------------------------------------|-----------------------------------|
 | what a run does, step by step                      | `etl_web_gcs.py`, `etl_gcs_bq.py`, `ingest_data.py` |
-| retries, caching, run names, artifacts, CLI        | `tasks/`                          |
+| retries, caching, run names, artifacts, notifications, CLI | `tasks/`                  |
 | how a system is talked to                          | `connectors/{web,lake,warehouse,postgres,scratch}.py` |
 | a column of a trip, its type in every store        | `tlc/schema.py`                   |
 | what TLC's files of some month look like           | `tlc/eras.py`                     |
