@@ -4,10 +4,12 @@ import inspect
 import sys
 from typing import Annotated, Any, get_type_hints
 
+import httpx
 import typer
 from prefect import Flow
-from prefect.exceptions import ParameterTypeError
+from prefect.exceptions import ParameterTypeError, PrefectHTTPStatusError
 
+from blocks.environment import no_server
 from flows.tlc.errors import TripDataError
 
 _MEANT_FOR_PEOPLE = (TripDataError, ParameterTypeError)
@@ -22,8 +24,7 @@ def run_as_program(flow: Flow[..., Any]) -> None:
         try:
             flow(**parameters)
         except Exception as error:  # with its traceback it is in the run's log already
-            unexpected = "" if isinstance(error, _MEANT_FOR_PEOPLE) else f"{type(error).__name__}: "
-            print(f"error: {unexpected}{error}", file=sys.stderr)
+            print(f"error: {_in_words(error)}", file=sys.stderr)
             raise typer.Exit(1) from None
 
     signature = inspect.signature(flow.fn)
@@ -45,6 +46,17 @@ def run_as_program(flow: Flow[..., Any]) -> None:
     )
     command.__doc__ = described.split("Args:")[0].strip()
     typer.run(command)
+
+
+def _in_words(error: Exception) -> str:
+    """An error for the person who typed the command."""
+    if isinstance(error, _MEANT_FOR_PEOPLE):
+        return str(error)
+    # Prefect says that it cannot reach its API where the API said no.
+    for answer in (error, error.__cause__):
+        if isinstance(answer, PrefectHTTPStatusError | httpx.ConnectError):
+            return no_server(answer)
+    return f"{type(error).__name__}: {error}"
 
 
 def _help_texts(docstring: str) -> dict[str, str]:
