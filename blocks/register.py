@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,20 +23,18 @@ from psycopg2.extensions import make_dsn
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from blocks import GCP_CREDENTIALS, GCS_BUCKET, LAKE_FOLDER, POSTGRES
-
-Environment = Mapping[str, str]
-
-
-class BadValue(Exception):
-    """A variable of the environment is missing or malformed; the text names it and never quotes it."""
-
-
-def _required(environment: Environment, name: str, example: str) -> str:
-    value = environment.get(name, "").strip()
-    if not value:
-        raise BadValue(f"{name} is not set; for example {name}='{example}'")
-    return value
+from blocks import (
+    FLOW_CODE,
+    GCP_CREDENTIALS,
+    GCS_BUCKET,
+    LAKE_FOLDER,
+    MAIL,
+    NOTIFICATIONS,
+    POSTGRES,
+    github,
+    notifications,
+)
+from blocks.environment import BadValue, Environment, no_server, required
 
 
 def _service_account(environment: Environment) -> dict[str, Any] | None:
@@ -90,7 +88,7 @@ def gcp_credentials(environment: Environment) -> GcpCredentials:
 
 
 def _bucket(environment: Environment) -> str:
-    bucket = _required(environment, "LAKE_BUCKET", "my-taxi-lake").removeprefix("gs://").rstrip("/")
+    bucket = required(environment, "LAKE_BUCKET", "my-taxi-lake").removeprefix("gs://").rstrip("/")
     # https://cloud.google.com/storage/docs/buckets#naming
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket):
         raise BadValue(
@@ -125,7 +123,7 @@ def _connection(environment: Environment) -> ConnectionComponents:
     """The parts of `POSTGRES_URL`, each where libpq reads it and where a secret is one."""
     example = "postgresql://user:password@host:5432/database"
     try:
-        url = make_url(_required(environment, "POSTGRES_URL", example))
+        url = make_url(required(environment, "POSTGRES_URL", example))
     except (ArgumentError, ValueError):
         raise BadValue(f"POSTGRES_URL is not a URL such as {example}") from None
     if any(not isinstance(value, str) for value in url.query.values()):
@@ -177,6 +175,17 @@ BLOCKS: dict[str, tuple[str, Callable[[Environment], Block], Callable[[Environme
     "sqlalchemy-connector": (POSTGRES, sqlalchemy_connector, _connection),
 }
 
+# Blocks that not everybody wants: each with its name, what makes it, and the variable that says it is wanted.
+ON_DEMAND: dict[str, tuple[str, Callable[[Environment], Block], str]] = {
+    "slack-webhook": (NOTIFICATIONS, notifications.slack, "NOTIFY_SLACK_URL"),
+    "ms-teams-webhook": (NOTIFICATIONS, notifications.teams, "NOTIFY_TEAMS_URL"),
+    "twilio-sms": (NOTIFICATIONS, notifications.twilio, "NOTIFY_TWILIO_TOKEN"),
+    "opsgenie-webhook": (NOTIFICATIONS, notifications.opsgenie, "NOTIFY_OPSGENIE_KEY"),
+    "mail": (MAIL, notifications.mail, "NOTIFY_MAIL_URL"),
+    "custom-webhook": (NOTIFICATIONS, notifications.webhook, "NOTIFY_WEBHOOK_URL"),
+    "github": (FLOW_CODE, github.flow_code, "FLOW_CODE_REPOSITORY"),
+}
+
 
 def register_types(module: ModuleType) -> None:
     """Tell the server of a module's block types, as `prefect block register -m` does: the UI can then make such blocks."""
@@ -187,40 +196,38 @@ def register_types(module: ModuleType) -> None:
 
 def register(environment: Environment, kinds: list[str]) -> list[str]:
     """Make or update the blocks of `kinds`; nothing is made unless the values of all of them are there and well formed."""
-    for kind in kinds:
-        BLOCKS[kind][2](environment)
+    rows = [BLOCKS.get(kind) or (*ON_DEMAND[kind][:2], ON_DEMAND[kind][1]) for kind in kinds]
+    for _, _, check in rows:
+        check(environment)
     for module in (prefect_gcp, prefect_sqlalchemy):
         register_types(module)
     made = []
-    for kind in kinds:
-        name, make, _ = BLOCKS[kind]
-        make(environment).save(name, overwrite=True)
-        made.append(f"{kind}/{name}")
+    for name, make, _ in rows:
+        block = make(environment)
+        block.save(name, overwrite=True)
+        made.append(f"{block.get_block_type_slug()}/{name}")  # type: ignore[no-untyped-call]
     return made
 
 
 def main(arguments: list[str]) -> int:
-    """Register the blocks of the kinds named, or all; 0 if that went well."""
-    unknown = [argument for argument in arguments if argument not in BLOCKS]
-    if unknown:
-        print(f"usage: python -m blocks.register [{'] ['.join(BLOCKS)}]", file=sys.stderr)
+    """Register the blocks of the kinds named, or all that the environment tells of; 0 if that went well."""
+    kinds = [*BLOCKS, *ON_DEMAND]
+    if set(arguments) - set(kinds):
+        print(f"usage: python -m blocks.register [{'] ['.join(kinds)}]", file=sys.stderr)
         return 2
-    chosen = [kind for kind in BLOCKS if not arguments or kind in arguments]
+    wanted = [*BLOCKS, *(kind for kind, (_, _, variable) in ON_DEMAND.items() if os.environ.get(variable, "").strip())]
+    chosen = [kind for kind in kinds if kind in (arguments or wanted)]
     try:
         for block in register(os.environ, chosen):
             print(f"registered {block}")
     except BadValue as error:
         print(
-            f"error: {error}\nSee .env.example; to make only some blocks, name their kinds: {' '.join(BLOCKS)}.",
+            f"error: {error}\nSee .env.example; to make only some blocks, name their kinds: {' '.join(kinds)}.",
             file=sys.stderr,
         )
         return 1
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        answer = f"{error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
-        print(
-            f"error: the Prefect server of PREFECT_API_URL cannot be used ({answer}): start it, or mend that setting.",
-            file=sys.stderr,
-        )
+        print(f"error: {no_server(error)}", file=sys.stderr)
         return 1
     return 0
 

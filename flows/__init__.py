@@ -5,7 +5,7 @@
 | what a run does, step by step                      | `{etl_web_gcs,etl_gcs_bq,ingest_data,load_zones,query_lake}.py` |
 | how quarantined rows are tried again               | `replay_quarantine.py`            |
 | which months are brought up to date, what differs  | `bring_up_to_date.py`, `catalog.py`, `tlc/catalog.py` |
-| retries, caching, run names, artifacts, CLI        | `tasks/`                          |
+| retries, caching, run names, artifacts, notifications, CLI | `tasks/`                  |
 | how a system is talked to                          | `connectors/{web,lake,warehouse,postgres,scratch}.py` |
 | a column of a trip, its type in every store        | `tlc/schema.py`                   |
 | what TLC's files of some month look like           | `tlc/eras.py`                     |

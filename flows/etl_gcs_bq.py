@@ -7,6 +7,7 @@ from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_from_lake
 from flows.tasks.load import load_to_bigquery
 from flows.tasks.months import each_month
+from flows.tasks.notify import notifications
 from flows.tasks.policy import task_runner
 from flows.tasks.stores import lake_of, warehouse_of
 from flows.tasks.transform import Via, transform_for_bigquery
@@ -14,7 +15,12 @@ from flows.tlc.manifest import Outcome
 from flows.tlc.trips import Color, Month, TripMonth, Year, trip_months
 
 
-@flow(name="etl-gcs-bq", flow_run_name="{color} {year}-{month:02d} via {via}", task_runner=task_runner())
+@flow(
+    name="etl-gcs-bq",
+    flow_run_name="{color} {year}-{month:02d} via {via}",
+    task_runner=task_runner(),
+    **notifications(),
+)
 def etl_gcs_bq(
     color: Color,
     year: Year,
@@ -45,7 +51,12 @@ def etl_gcs_bq(
     return load_to_bigquery.submit(manifest, loaded, staging, block_name, credentials_block, dataset).result()
 
 
-@flow(name="etl-gcs-bq-parent-flow", flow_run_name="{color} {year} {months} via {via}", task_runner=task_runner())
+@flow(
+    name="etl-gcs-bq-parent-flow",
+    flow_run_name="{color} {year} {months} via {via}",
+    task_runner=task_runner(),
+    **notifications(),
+)
 def etl_gcs_bq_parent_flow(
     color: Color,
     year: Year,

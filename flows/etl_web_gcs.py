@@ -11,6 +11,7 @@ from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_to_lake
 from flows.tasks.load import load_to_lake
 from flows.tasks.months import each_month
+from flows.tasks.notify import notifications
 from flows.tasks.policy import believed, task_runner
 from flows.tasks.stores import lake_of
 from flows.tasks.transform import transform_in_lake
@@ -22,7 +23,7 @@ from flows.tlc.trips import Color, Month, Rows, SchemaRule, TripMonth, Year, tri
 warnings.filterwarnings("ignore", 'Field name "schema" in', UserWarning)
 
 
-@flow(name="etl-web-gcs", flow_run_name="{color} {year}-{month:02d}", task_runner=task_runner())
+@flow(name="etl-web-gcs", flow_run_name="{color} {year}-{month:02d}", task_runner=task_runner(), **notifications())
 def etl_web_gcs(
     color: Color,
     year: Year,
@@ -73,7 +74,7 @@ def _extract(lake: Lake, published: PublishedFile, block_name: str) -> RawFile:
     return believed(extract, lake.has, published, block_name)
 
 
-@flow(name="etl-parent-flow", flow_run_name="{color} {year} {months}", task_runner=task_runner())
+@flow(name="etl-parent-flow", flow_run_name="{color} {year} {months}", task_runner=task_runner(), **notifications())
 def etl_parent_flow(
     color: Color,
     year: Year,

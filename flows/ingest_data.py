@@ -8,6 +8,7 @@ from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_to_scratch, in_scratch
 from flows.tasks.load import load_to_postgres
 from flows.tasks.months import each_month
+from flows.tasks.notify import notifications
 from flows.tasks.policy import believed, task_runner
 from flows.tasks.stores import postgres_of
 from flows.tasks.transform import transform_for_postgres
@@ -16,7 +17,7 @@ from flows.tlc.sources import SourceName
 from flows.tlc.trips import Color, Month, Rows, TripMonth, Year, trip_months
 
 
-@flow(name="ingest-data", flow_run_name="{color} {year} {months}", task_runner=task_runner())
+@flow(name="ingest-data", flow_run_name="{color} {year} {months}", task_runner=task_runner(), **notifications())
 def ingest_data(
     color: Color,
     year: Year,

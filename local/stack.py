@@ -41,7 +41,10 @@ _PREFERRED_PORTS = {"prefect": 4200}  # Prefect's own, which people have in thei
 _START_SECONDS = 180
 _STOP_SECONDS = 20  # to end by itself; an agent waits for whatever it has started
 # Settings in the user's shell that would lead a service, or a flow, to the user's own servers and accounts.
-_FOREIGN = re.compile(r"PREFECT_|PG[A-Z]+$|BQEMU_|CLOUDSDK_|GOOGLE_|GCLOUD_|GCP_|OTEL_|BIGQUERY_|STORAGE_EMULATOR_")
+_FOREIGN = re.compile(
+    r"PREFECT_|PG[A-Z]+$|BQEMU_|CLOUDSDK_|GOOGLE_|GCLOUD_|GCP_|OTEL_|BIGQUERY_|STORAGE_EMULATOR_"
+    r"|NOTIFY_|TRIPS_NOTIFY$|FLOW_CODE_"
+)
 
 
 class StackError(Exception):

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
+import httpx
 import typer
 from prefect import Flow
-from prefect.exceptions import ParameterTypeError
+from prefect.exceptions import ParameterTypeError, PrefectHTTPStatusError
 
+from blocks.environment import no_server
 from flows.tlc.errors import TripDataError
 
 _MEANT_FOR_PEOPLE = (TripDataError, ParameterTypeError)
@@ -27,8 +29,7 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
         try:
             show(flow(**parameters))
         except Exception as error:  # with its traceback it is in the run's log already
-            unexpected = "" if isinstance(error, _MEANT_FOR_PEOPLE) else f"{type(error).__name__}: "
-            print(f"error: {unexpected}{error}", file=sys.stderr)
+            print(f"error: {_in_words(error)}", file=sys.stderr)
             raise typer.Exit(1) from None
 
     signature = inspect.signature(flow.fn)
@@ -53,6 +54,17 @@ def _option(kind: Any, parameter: inspect.Parameter, help_text: str | None) -> A
         kind, about["click_type"] = list[str], click.Choice(get_args(of))
     required = parameter.default is inspect.Parameter.empty
     return Annotated[kind, typer.Argument(**about) if required else typer.Option(**about)]
+
+
+def _in_words(error: Exception) -> str:
+    """An error for the person who typed the command."""
+    if isinstance(error, _MEANT_FOR_PEOPLE):
+        return str(error)
+    # Prefect says that it cannot reach its API where the API said no.
+    for answer in (error, error.__cause__):
+        if isinstance(answer, PrefectHTTPStatusError | httpx.ConnectError):
+            return no_server(answer)
+    return f"{type(error).__name__}: {error}"
 
 
 def _help_texts(docstring: str) -> dict[str, str]:

@@ -13,7 +13,9 @@ from flows.tlc.trips import TripMonth
 
 
 class MonthsFailed(TripDataError):
-    """Some months of a run could not be loaded; all others were."""
+    """Some months of a run could not be loaded; all others, `done`, were."""
+
+    done: Sequence[Outcome] = ()
 
 
 Tell = Callable[[str, Sequence[Outcome], Sequence[tuple[str, str]]], None]
@@ -47,8 +49,10 @@ def each_month(
                 log.error("%s could not be loaded: %s", trip_month, reason)
     tell(f"{name}-months", done, failed)
     if failed:
-        raise MonthsFailed(
+        failure = MonthsFailed(
             f"{len(failed)} of {len(running)} months could not be loaded:\n"
             + "\n".join(f"  - {month}: {reason}" for month, reason in failed)
         )
+        failure.done = done
+        raise failure
     return done

@@ -1,0 +1,120 @@
+"""Notification blocks from the environment, each of the kind that Prefect itself has for the receiver.
+
+Prefect hands messages to Apprise, whose newer versions know nothing of Prefect's own default `notify_type` and then send
+nothing, without a word: every block here says `info`, or `warning` to Opsgenie, for which `info` is no alert.
+"""
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from prefect.blocks.abstract import NotificationBlock
+from prefect.blocks.fields import SecretDict
+from prefect.blocks.notifications import (
+    AbstractAppriseNotificationBlock,
+    CustomWebhookNotificationBlock,
+    MicrosoftTeamsWebhook,
+    OpsgenieWebhook,
+    SlackWebhook,
+    TwilioSMS,
+)
+
+from blocks.environment import BadValue, Environment, required
+
+Values = dict[str, Any]
+
+
+def _apprise(kind: type[AbstractAppriseNotificationBlock], name: str, **values: Any) -> NotificationBlock:
+    """A block of `kind`; Apprise looks at the values, of which `name` tells."""
+    try:
+        block = kind(**{"notify_type": "info"} | values)
+    except (TypeError, ValueError):  # the text may quote a secret
+        block = None
+    if block is None or not len(block._apprise_client):
+        raise BadValue(f"{name} is not what {kind._block_type_name} takes; see .env.example.")
+    return block
+
+
+def _listed(environment: Environment, name: str, example: str) -> list[str]:
+    return re.split(r"[,\s]+", required(environment, name, example))
+
+
+def slack(environment: Environment) -> NotificationBlock:
+    """Slack, by an incoming webhook: `NOTIFY_SLACK_URL`."""
+    url = required(environment, "NOTIFY_SLACK_URL", "https://hooks.slack.com/services/...")
+    if not url.startswith("https://hooks.slack"):
+        raise BadValue("NOTIFY_SLACK_URL must begin with https://hooks.slack.com/services/.")
+    return _apprise(SlackWebhook, "NOTIFY_SLACK_URL", url=url)
+
+
+def teams(environment: Environment) -> NotificationBlock:
+    """Microsoft Teams, by the URL of a workflow (Power Automate): `NOTIFY_TEAMS_URL`."""
+    example = "https://....logic.azure.com:443/workflows/.../triggers/manual/paths/invoke?...&sig=..."
+    return _apprise(MicrosoftTeamsWebhook, "NOTIFY_TEAMS_URL", url=required(environment, "NOTIFY_TEAMS_URL", example))
+
+
+def twilio(environment: Environment) -> NotificationBlock:
+    """Text messages through Twilio: `NOTIFY_TWILIO_TOKEN`, `…_SID`, `…_FROM` and `…_TO`."""
+    token = required(environment, "NOTIFY_TWILIO_TOKEN", "the auth token of the account")
+    to = _listed(environment, "NOTIFY_TWILIO_TO", "+15550100001,+15550100002")
+    if not all(re.fullmatch(r"\+[0-9]{7,15}", number) for number in to):  # Apprise would send to the sender instead
+        raise BadValue("NOTIFY_TWILIO_TO is not a list of telephone numbers such as +15550100001.")
+    return _apprise(
+        TwilioSMS,
+        "One of NOTIFY_TWILIO_TOKEN, NOTIFY_TWILIO_SID, NOTIFY_TWILIO_FROM and NOTIFY_TWILIO_TO",
+        account_sid=required(environment, "NOTIFY_TWILIO_SID", "AC..."),
+        auth_token=token,
+        from_phone_number=required(environment, "NOTIFY_TWILIO_FROM", "+15550100000"),
+        to_phone_numbers=to,
+    )
+
+
+def opsgenie(environment: Environment) -> NotificationBlock:
+    """Opsgenie alerts: `NOTIFY_OPSGENIE_KEY`, and `NOTIFY_OPSGENIE_TEAMS` unless the key is a team's own."""
+    key = required(environment, "NOTIFY_OPSGENIE_KEY", "the key of an API integration")
+    teams = environment.get("NOTIFY_OPSGENIE_TEAMS", "").strip()
+    targets: Values = {"target_team": re.split(r"[,\s]+", teams)} if teams else {}
+    region = environment.get("NOTIFY_OPSGENIE_REGION", "").strip() or "us"
+    return _apprise(
+        OpsgenieWebhook,
+        "One of NOTIFY_OPSGENIE_KEY, NOTIFY_OPSGENIE_TEAMS and NOTIFY_OPSGENIE_REGION",
+        apikey=key,
+        region_name=region,
+        notify_type="warning",
+        **targets,
+    )
+
+
+def mail(environment: Environment) -> NotificationBlock:
+    """E-mail through any SMTP server: `NOTIFY_MAIL_URL`, a `mailtos://` URL.
+
+    Prefect has no block for SMTP; its Slack block gives Apprise the URL as it is, and Apprise knows mail.
+    """
+    url = required(environment, "NOTIFY_MAIL_URL", "mailtos://user:password@example.com?smtp=smtp.example.com&to=...")
+    if not url.startswith(("mailto://", "mailtos://")):
+        raise BadValue("NOTIFY_MAIL_URL must begin with mailtos:// (or mailto://, without encryption).")
+    return _apprise(SlackWebhook, "NOTIFY_MAIL_URL", url=url)
+
+
+def webhook(environment: Environment) -> NotificationBlock:
+    """A POST of JSON, `{"subject": …, "body": …}`, to `NOTIFY_WEBHOOK_URL`, with `NOTIFY_WEBHOOK_TOKEN`, if any, as bearer.
+
+    Prefect shows this block's URL and headers to everybody: they refer to its secrets, which hold the values.
+    """
+    url = required(environment, "NOTIFY_WEBHOOK_URL", "https://example.com/hooks/trips")
+    token = environment.get("NOTIFY_WEBHOOK_TOKEN", "").strip()
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise BadValue("NOTIFY_WEBHOOK_URL is not an http:// or https:// URL.")
+    return CustomWebhookNotificationBlock(
+        name="ny-taxi",
+        url="{{url}}",
+        json_data={"subject": "{{subject}}", "body": "{{body}}"},
+        headers={"Authorization": "Bearer {{token}}"} if token else None,
+        cookies=None,
+        timeout=5,
+        secrets=SecretDict({"url": url} | ({"token": token} if token else {})),
+    )

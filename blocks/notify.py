@@ -1,0 +1,109 @@
+"""Attach the notification blocks to this project's flows by state: `python -m blocks.notify completed failed crashed`.
+
+Running it again replaces what it attached before; `python -m blocks.notify none` takes it away.
+"""
+
+import argparse
+import asyncio
+import sys
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunNotificationPolicyFilter
+from prefect.client.schemas.objects import BlockDocument
+
+from blocks import MAIL, NOTIFICATIONS, TAG
+from blocks.environment import no_server
+
+# A run may fail under another name than Failed.
+STATES = {"completed": ["Completed"], "failed": ["Failed", "TimedOut"], "crashed": ["Crashed"]}
+
+# Whatever the server knows at that moment; rows and duration are not among it.
+TEMPLATE = """{flow_name} / {flow_run_name}: {flow_run_state_name} at {flow_run_state_timestamp}
+parameters: {flow_run_parameters}
+message: {flow_run_state_message}
+run: {flow_run_url}"""
+
+
+class NothingToAttach(Exception):
+    """There is no such block; the text says how to make one."""
+
+
+async def attach(states: list[str], names: list[str]) -> list[str]:
+    """One policy a block: for those named, as `slack-webhook/name`, or else for all that `blocks.register` made.
+
+    Returns what was done, a line a block. An empty list of states takes the policies away.
+    """
+    async with get_client() as client:
+        return [await _attach(client, block, states) for block in await _blocks(client, names)]
+
+
+async def _blocks(client: PrefectClient, names: list[str]) -> list[BlockDocument]:
+    every: list[BlockDocument] = []
+    while page := await client.read_block_documents(limit=200, offset=len(every), include_secrets=False):
+        every += page
+    found = {
+        _name(block): block
+        for block in every
+        if (_name(block) in names if names else block.name in (NOTIFICATIONS, MAIL))
+    }
+    if missing := [name for name in names if name not in found]:
+        raise NothingToAttach(f"there is no block {', '.join(missing)}; `prefect block ls` lists those there are.")
+    if not found:
+        raise NothingToAttach(
+            "there is no notification block: set one of the NOTIFY_ variables of .env.example and run "
+            "`python -m blocks.register`, or name a block of your own with --block."
+        )
+    return list(found.values())
+
+
+def _name(block: BlockDocument) -> str:
+    return f"{block.block_type.slug if block.block_type else ''}/{block.name}"
+
+
+async def _attach(client: PrefectClient, block: BlockDocument, states: list[str]) -> str:
+    mine = await _policies(client, block.id)
+    wanted = [name for state in states for name in STATES[state]]
+    if wanted and mine:
+        await client.update_flow_run_notification_policy(
+            mine[0], is_active=True, state_names=wanted, message_template=TEMPLATE
+        )
+    elif wanted:
+        await client.create_flow_run_notification_policy(
+            block.id, tags=[TAG], state_names=wanted, message_template=TEMPLATE
+        )
+    for surplus in mine[1:] if wanted else mine:
+        await client.delete_flow_run_notification_policy(surplus)
+    what = f"runs that end {', '.join(wanted)}" if wanted else "no run any more"
+    return f"{_name(block)} is told of {what}"
+
+
+async def _policies(client: PrefectClient, block: UUID) -> list[UUID]:
+    """The policies of a block that are for this project's runs."""
+    every = await client.read_flow_run_notification_policies(FlowRunNotificationPolicyFilter(is_active=None))
+    return [policy.id for policy in every if policy.block_document_id == block and policy.tags == [TAG]]
+
+
+def main(arguments: list[str]) -> int:
+    """Attach, and say what was done; 0 if that went well."""
+    parser = argparse.ArgumentParser(prog="python -m blocks.notify", description=__doc__)
+    parser.add_argument("states", nargs="+", choices=[*STATES, "none"], help="how a run has to end")
+    parser.add_argument("--block", action="append", default=[], help="a notification block, such as slack-webhook/mine")
+    options = parser.parse_args(arguments)
+    states = [state for state in STATES if state in options.states]
+    try:
+        print("\n".join(asyncio.run(attach(states, options.block))))
+    except NothingToAttach as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        gone = isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 404
+        why = "this server has no notification policies; on Prefect Cloud make an automation in the UI instead."
+        print(f"error: {why if gone else no_server(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,146 @@
+"""Tell people of a run that ended, from its own process: in words, with its rows, and never in its way.
+
+Prefect's server can tell too (`python -m blocks.notify`), of a run whose process was killed as well, but not of rows or
+duration. Where it already tells a block of a run's end, this does not tell the same block again.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterable
+from typing import Any, cast
+
+import httpx
+from prefect import Flow
+from prefect.blocks.abstract import NotificationBlock
+from prefect.blocks.core import Block
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunNotificationPolicyFilter
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import get_settings_context
+from prefect.logging.loggers import flow_run_logger
+from prefect.settings import PREFECT_UI_URL
+
+from flows.tlc.manifest import Outcome
+
+_PATIENCE = 10.0  # seconds that a run waits for a receiver; the message may still get there later
+_LONGEST = 1500  # characters of an error's text; the run's page has it all
+
+
+def notifications() -> dict[str, Any]:
+    """What `@flow` is given so that its runs are told of: nothing unless `TRIPS_NOTIFY` names blocks."""
+    if not os.environ.get("TRIPS_NOTIFY"):
+        return {}
+    return {event: [tell_of_run] for event in ("on_completion", "on_failure", "on_crashed")}
+
+
+def tell_of_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Tell the blocks of `TRIPS_NOTIFY`, such as `slack-webhook/ny-taxi-notifications`; a run's months are told of by it."""
+    if flow_run.parent_task_run_id is not None:
+        return
+    # Prefect turns Apprise's own logging up, as far as the URLs that are secret.
+    logging.getLogger("apprise").propagate = False
+    log = flow_run_logger(flow_run, flow)
+    names = re.split(r"[,\s]+", os.environ.get("TRIPS_NOTIFY", "").strip())
+
+    settings = get_settings_context()  # type: ignore[no-untyped-call]
+
+    def tell() -> None:
+        try:
+            with settings.copy():
+                asyncio.run(_tell_all(names, flow_run, state, log))
+        except Exception as error:
+            log.warning("nobody could be told of this run: %s", _in_words(error))
+
+    # A thread that the end of the process does not wait for.
+    telling = threading.Thread(target=tell, name="notify", daemon=True)
+    telling.start()
+    telling.join(_PATIENCE)
+    if telling.is_alive():
+        log.warning("%s did not answer in %.0f s; not waiting any longer", ", ".join(names), _PATIENCE)
+
+
+async def _tell_all(
+    names: Iterable[str], flow_run: FlowRun, state: State[Any], log: "logging.LoggerAdapter[Any]"
+) -> None:
+    async with get_client() as client:
+        run = await client.read_flow_run(flow_run.id)
+        flow = await client.read_flow(run.flow_id)
+        result = await cast(Any, state).result(raise_on_failure=False, fetch=True)
+        subject = f"{flow.name} / {run.name}: {state.name}"
+        body = message(flow.name, run, state, result)
+        await asyncio.gather(*(_tell(name, client, run, state, subject, body, log) for name in names))
+
+
+async def _tell(
+    name: str,
+    client: PrefectClient,
+    run: FlowRun,
+    state: State[Any],
+    subject: str,
+    body: str,
+    log: "logging.LoggerAdapter[Any]",
+) -> None:
+    try:
+        block = await cast(Any, Block.load(name))
+        if not isinstance(block, NotificationBlock):
+            log.warning("%s of TRIPS_NOTIFY is not a notification block", name)
+        elif not await _told_by_server(client, block, run, state):
+            with block.raise_on_failure():
+                await cast(Any, block.notify(body, subject=subject))
+    except Exception as error:
+        log.warning("%s could not be told of this run, which goes on: %s", name, _in_words(error))
+
+
+def _in_words(error: Exception) -> str:
+    """An error without its text, which may quote a secret URL."""
+    if isinstance(error, ValueError) and "Unable to find block document" in str(error):
+        return "there is no such block; `python -m blocks.register` makes those of .env"
+    status = f" {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else ""
+    return type(error).__name__ + status
+
+
+async def _told_by_server(client: PrefectClient, block: Block, run: FlowRun, state: State[Any]) -> bool:
+    """Whether a notification policy of the server's tells the same block of the same thing."""
+    try:
+        policies = await client.read_flow_run_notification_policies(FlowRunNotificationPolicyFilter(is_active=None))
+    except httpx.HTTPStatusError:  # Prefect Cloud has none
+        return False
+    return any(
+        policy.is_active
+        and policy.block_document_id == block._block_document_id
+        and (not policy.state_names or state.name in policy.state_names)
+        and (not policy.tags or bool({*policy.tags} & {*run.tags}))
+        for policy in policies
+    )
+
+
+def message(flow_name: str, run: FlowRun, state: State[Any], result: object) -> str:
+    """What is told of a run: flow, parameters, rows, duration, error and link, a line each."""
+    seconds = (state.timestamp - run.start_time).total_seconds() if run.start_time else 0.0
+    parameters = ", ".join(f"{name}={value}" for name, value in run.parameters.items())
+    lines = [
+        f"{flow_name} / {run.name}: {state.name} after {seconds:,.1f} s",
+        # A source with a password is refused, but is a parameter all the same.
+        f"parameters: {re.sub(r'//[^/@]*@', '//***@', parameters)}",
+    ]
+    if outcomes := _outcomes(result):
+        published, loaded = sum(o.source_rows for o in outcomes), sum(o.loaded for o in outcomes)
+        lines += [f"rows: {published:,} published, {loaded:,} in the {outcomes[0].store}"]
+        lines += [f"  - {outcome}" for outcome in outcomes]
+    if not state.is_completed():
+        text = re.sub(r"//[^/@\s]*@", "//***@", state.message or "unknown")
+        lines.append(f"error: {text[:_LONGEST]}{'…' * (len(text) > _LONGEST)}")
+    if PREFECT_UI_URL.value():
+        lines.append(f"run: {PREFECT_UI_URL.value()}/flow-runs/flow-run/{run.id}")
+    else:
+        lines.append(f"run: {run.id}, not on any server: PREFECT_API_URL is not set")
+    return "\n".join(lines)
+
+
+def _outcomes(result: object) -> list[Outcome]:
+    """The months of a run's result; of a failed one, those it could load."""
+    months = getattr(result, "done", result)
+    return [m for m in (months if isinstance(months, list | tuple) else [months]) if isinstance(m, Outcome)]

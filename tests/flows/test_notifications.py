@@ -1,0 +1,329 @@
+"""Who is told how a run ended: by the run itself and by the server, in full, once, and never in a run's way."""
+
+import asyncio
+import email
+import email.policy
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from prefect import tags
+from prefect.blocks.abstract import NotificationBlock
+from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunNotificationPolicyFilter
+from prefect.client.schemas.objects import FlowRunNotificationPolicy
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
+from rich.console import Console
+
+from blocks import MAIL, NOTIFICATIONS, TAG
+from blocks.environment import BadValue
+from blocks.notify import main as attach
+from blocks.register import ON_DEMAND, register
+from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
+from flows.ingest_data import ingest_data
+from flows.tasks import notify
+from flows.tasks.notify import notifications, tell_of_run
+from flows.tlc.trips import TripMonth
+from local import demo
+from local.stack import Stack
+from tests.flows.conftest import POSTGRES, Program, Runs
+from tests.receivers import KEY, VALUES, Message, Receiver, mailbox, receiver
+from tests.stores import Stores
+
+ROOT = Path(__file__).resolve().parents[2]
+CANARY = "canary5Zw"
+WEBHOOK = f"custom-webhook/{NOTIFICATIONS}"
+
+
+@pytest.fixture
+def here() -> Iterator[Receiver]:
+    with receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def told(ours: Stores, here: Receiver, monkeypatch: pytest.MonkeyPatch) -> Receiver:
+    """A receiver that the flows' own runs tell, as if `TRIPS_NOTIFY` had been set when they were imported."""
+    register({"NOTIFY_WEBHOOK_URL": f"{here.url}/trips", "NOTIFY_WEBHOOK_TOKEN": CANARY}, ["custom-webhook"])
+    monkeypatch.setenv("TRIPS_NOTIFY", WEBHOOK)
+    for flow in (etl_parent_flow, etl_web_gcs, ingest_data):
+        for event, hooks in notifications().items():
+            monkeypatch.setattr(flow, event, hooks)
+    return here
+
+
+def body(message: Message) -> str:
+    assert message.headers["Authorization"] == f"Bearer {CANARY}"
+    text: str = message.json["body"]
+    return text
+
+
+def test_a_run_that_completed_is_told_of_once_with_parameters_rows_duration_and_link(
+    month: TripMonth, ours: Stores, runs: Runs, told: Receiver
+) -> None:
+    places = runs.places(etl_parent_flow)
+    with temporary_settings({PREFECT_UI_URL: "http://prefect.example"}):
+        state = etl_parent_flow(month.color, month.year, [month.month], **places, return_state=True)
+    rows = ours.site.rows_of(month.color, month.year, month.month)
+    [message] = told.messages  # the month's own run is a part of this one
+    name = f"etl-parent-flow / {month.color} {month.year} [{month.month}]"
+    assert message.json["subject"] == f"{name}: Completed"
+    first, parameters, total, each, link = body(message).splitlines()
+    assert re.fullmatch(re.escape(f"{name}: Completed after ") + r"\d+\.\d s", first)
+    assert parameters.startswith("parameters: ")
+    for part in (f"color={month.color}", f"months=[{month.month}]", f"block_name={places['block_name']}"):
+        assert part in parameters
+    assert total == f"rows: {rows:,} published, {rows:,} in the lake"
+    assert each == f"  - {state.result()[0]}"
+    assert link == f"run: http://prefect.example/flow-runs/flow-run/{state.state_details.flow_run_id}"
+
+
+def test_a_run_that_failed_is_told_of_with_its_error_and_the_rows_of_the_months_it_loaded(
+    month: TripMonth, ours: Stores, runs: Runs, told: Receiver
+) -> None:
+    places = runs.places(ingest_data) | {"source": ours.mirror, "rows": "all"}
+    ingest_data("fhv", 2021, [7, 8], **places, return_state=True)  # a month that is published, and one that is not
+    [message] = told.messages
+    assert message.json["subject"] == "ingest-data / fhv 2021 [7, 8]: Failed"
+    lines = body(message).splitlines()
+    rows = ours.site.rows_of("fhv", 2021, 7)
+    assert f"rows: {rows:,} published, {rows:,} in the database" in lines
+    [error] = [line for line in lines if line.startswith("error: ")]
+    assert "1 of 2 months could not be loaded" in error
+    assert "fhv 2021-08" in body(message)
+    assert "is not published" in body(message)
+
+
+def test_a_run_that_is_interrupted_is_told_of_as_crashed(
+    month: TripMonth, runs: Runs, told: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.etl_web_gcs.lake_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runs.of(etl_web_gcs, month)
+    [message] = told.messages
+    assert message.json["subject"] == f"etl-web-gcs / {month}: Crashed"
+    assert "error: Execution was aborted" in body(message)
+
+
+def test_a_password_in_a_parameter_is_not_passed_on(month: TripMonth, runs: Runs, told: Receiver) -> None:
+    source = f"https://user:{CANARY}@example.com/{{color}}_{{year}}-{{month:02d}}.csv"
+    assert runs.of(etl_web_gcs, month, source=source).is_failed()
+    [message] = told.messages
+    assert "source=https://***@example.com/" in body(message)
+    assert CANARY not in message.body
+
+
+@pytest.mark.parametrize("down", ["refuses", "answers 500", "hangs", "has no block"])
+def test_a_receiver_that_is_down_neither_fails_a_run_nor_holds_it_up(
+    down: str, month: TripMonth, runs: Runs, told: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "_PATIENCE", 0.5)
+    told.answer, told.delay = 500, 2 if down == "hangs" else 0
+    if down == "refuses":
+        with receiver() as gone:
+            pass
+        register({"NOTIFY_WEBHOOK_URL": f"{gone.url}/{CANARY}"}, ["custom-webhook"])
+    elif down == "has no block":
+        monkeypatch.setenv("TRIPS_NOTIFY", f"custom-webhook/not-{NOTIFICATIONS}")
+    monkeypatch.setattr("flows.etl_web_gcs.lake_of", lambda _: 1 / 0)
+    begun = time.monotonic()
+    state = runs.of(etl_web_gcs, month)
+    assert time.monotonic() - begun < 3
+    assert "ZeroDivisionError" in (state.message or "")
+    says = {
+        "refuses": "could not be told of this run, which goes on: ConnectError",
+        "answers 500": "could not be told of this run, which goes on: HTTPStatusError 500",
+        "hangs": "did not answer in 0 s",
+        "has no block": "there is no such block",
+    }[down]
+    logs = runs.logs()
+    assert says in logs
+    assert CANARY not in logs
+    if down == "hangs":
+        time.sleep(2)  # its thread is the process's, and speaks of this test's receiver
+
+
+def test_a_run_is_not_told_of_twice_where_a_policy_tells_the_same_block(
+    month: TripMonth, runs: Runs, told: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert attach(["failed", "--block", WEBHOOK]) == 0
+    try:
+        nowhere = {"source": "nowhere"}
+        runs.of(etl_web_gcs, month, **nowhere)  # without the tag: no policy tells of it
+        assert len(told.messages) == 1
+        with tags(TAG):
+            runs.of(etl_web_gcs, month, **nowhere)
+            assert len(told.messages) == 1
+            runs.of(etl_web_gcs, month)  # completed, of which the policy does not tell
+        assert [m.json["subject"].rpartition(" ")[2] for m in told.messages] == ["Failed", "Completed"]
+    finally:
+        assert attach(["none", "--block", WEBHOOK]) == 0
+
+
+def test_flows_have_no_hook_unless_blocks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRIPS_NOTIFY", raising=False)
+    assert notifications() == {}
+    assert not etl_parent_flow.on_completion
+    monkeypatch.setenv("TRIPS_NOTIFY", WEBHOOK)
+    assert notifications() == {event: [tell_of_run] for event in ("on_completion", "on_failure", "on_crashed")}
+
+
+def test_every_kind_of_block_sends_what_its_receiver_takes(
+    ours: Stores, here: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The services' own addresses lead here; all else, down to the request, is the blocks' own."""
+    real = requests.Session.request
+
+    def request(self: requests.Session, method: str, url: str, **options: Any) -> requests.Response:
+        return real(self, method, f"{here.url}/{url.removeprefix('https://')}", **options)
+
+    monkeypatch.setattr(requests.Session, "request", request)
+    sent: dict[str, list[Message]] = {}
+    for kind, values in VALUES.items():
+        [made] = register(values, [kind])
+        assert made == f"{kind}/{NOTIFICATIONS}"
+        here.messages.clear()
+        here.answer, here.says = {
+            "twilio-sms": (201, "{}"),
+            "opsgenie-webhook": (202, '{"result": "Request will be processed", "requestId": "1"}'),
+        }.get(kind, (200, "ok"))
+        notify_by(made)
+        sent[kind] = [*here.messages]
+    [slack], [teams], texts, [opsgenie] = sent.values()
+    assert slack.path == VALUES["slack-webhook"]["NOTIFY_SLACK_URL"].replace("https:/", "")
+    assert "all is well" in slack.body
+    assert teams.path.startswith("/one.logic.azure.com:443/")
+    assert f"sig={KEY}" in teams.path
+    assert "all is well" in teams.body
+    assert [text.form["To"] for text in texts] == [["+15550100001"], ["+15550100002"]]
+    assert "all is well" in texts[0].form["Body"][0]
+    assert opsgenie.headers["Authorization"] == f"GenieKey {KEY}"
+    assert "all is well" in opsgenie.body
+    assert {"type": "team", "name": "data"}.items() <= opsgenie.json["responders"][0].items()
+
+
+def notify_by(made: str) -> None:
+    block = Block.load(made)
+    assert isinstance(block, NotificationBlock)
+    with block.raise_on_failure():
+        block.notify("all is well", subject="trips")
+
+
+def test_mail_is_sent(ours: Stores) -> None:
+    with mailbox() as box:
+        url = f"mailto://127.0.0.1:{box.port}?from=flows@example.com&to=data@example.com"
+        [made] = register({"NOTIFY_MAIL_URL": url}, ["mail"])
+        assert made == f"slack-webhook/{MAIL}"
+        notify_by(made)
+    [mail] = [email.message_from_string(m.body, policy=email.policy.default) for m in box.messages]
+    assert (mail["to"], mail["subject"]) == ("data@example.com", "trips")
+    assert "all is well" in mail.as_string()
+
+
+BAD = [
+    ("NOTIFY_SLACK_URL", f"https://example.com/{CANARY}"),
+    ("NOTIFY_SLACK_URL", f"https://hooks.slack.com/{CANARY}"),
+    ("NOTIFY_TEAMS_URL", f"https://example.com/{CANARY}"),
+    ("NOTIFY_TWILIO_SID", CANARY),
+    ("NOTIFY_TWILIO_TO", f"{CANARY}"),
+    ("NOTIFY_TWILIO_FROM", ""),
+    ("NOTIFY_OPSGENIE_REGION", CANARY),
+    ("NOTIFY_MAIL_URL", f"smtp://user:{CANARY}@example.com"),
+    ("NOTIFY_MAIL_URL", f"mailto://user:{CANARY}@"),
+    ("NOTIFY_WEBHOOK_URL", CANARY),
+    ("NOTIFY_WEBHOOK_URL", f"http://[{CANARY}"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD, ids=range(len(BAD)))
+def test_a_bad_value_is_named_and_never_quoted(name: str, value: str, capfd: pytest.CaptureFixture[str]) -> None:
+    [kind] = {kind for kind, (_, _, variable) in ON_DEMAND.items() if variable.split("_")[1] == name.split("_")[1]}
+    with pytest.raises(BadValue, match=name) as raised:
+        register(VALUES.get(kind, {}) | {name: value}, [kind])
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+    assert CANARY not in str(raised.value)
+    assert CANARY not in "".join(capfd.readouterr())
+
+
+def policies() -> list[FlowRunNotificationPolicy]:
+    async def read() -> list[FlowRunNotificationPolicy]:
+        async with get_client() as client:
+            return await client.read_flow_run_notification_policies(FlowRunNotificationPolicyFilter(is_active=None))
+
+    return asyncio.run(read())
+
+
+def test_attaching_twice_makes_one_policy_and_none_takes_it_away(
+    ours: Stores, told: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for states in (["completed"], ["failed", "crashed"], ["failed", "crashed"]):
+        assert attach([*states, "--block", WEBHOOK]) == 0
+    [policy] = policies()
+    assert (policy.state_names, policy.tags, policy.is_active) == (["Failed", "TimedOut", "Crashed"], [TAG], True)
+    assert capsys.readouterr().out.splitlines()[-1] == f"{WEBHOOK} is told of runs that end Failed, TimedOut, Crashed"
+    assert attach(["none", "--block", WEBHOOK]) == 0
+    assert policies() == []
+    assert attach(["failed", "--block", "custom-webhook/nobody"]) == 1
+    assert "there is no block custom-webhook/nobody" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(300)
+def test_the_server_tells_of_runs_of_the_deployments_that_end_well_or_badly(
+    orchestrator: Stack, here: Receiver, tmp_path: Path
+) -> None:
+    env = orchestrator.environment()
+    demo.prepare(env, Console(quiet=True))
+    here.answer = 500  # which the server writes into its log, without the token
+    with temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}):
+        register({"NOTIFY_WEBHOOK_URL": here.url, "NOTIFY_WEBHOOK_TOKEN": CANARY}, ["custom-webhook"])
+        assert attach(["completed", "failed", "crashed"]) == 0
+        try:
+            ids = asyncio.run(
+                ask_for(
+                    demo.DATABASE,
+                    {"color": "green", "year": 2020, "months": [12], "source": "mirror"},
+                    {"color": "green", "year": 2020, "months": [11], "source": "file:///nowhere/{year}-{month}.csv"},
+                )
+            )
+            messages = here.wait_for(2, 120)
+        finally:
+            assert attach(["none"]) == 0
+    assert len(messages) == 2
+    well, badly = sorted(map(body, messages), key=lambda text: "Failed" in text)
+    for text, run, month, state in ((well, ids[0], 12, "Completed"), (badly, ids[1], 11, "Failed")):
+        assert f"ingest-data / green 2020 [{month}]: {state} at " in text
+        assert f"'months': [{month}]" in text
+        assert f"run: {env['PREFECT_UI_URL']}/flow-runs/flow-run/{run}" in text
+    assert "1 of 1 months could not be loaded" in badly
+    log = (orchestrator.state / "log" / "prefect.log").read_text("utf-8")
+    assert "500 Internal Server Error" in log
+    assert CANARY not in log
+
+
+async def ask_for(deployment: str, *parameters: dict[str, Any]) -> list[str]:
+    """Ask for runs of a deployment at the same time; their ids."""
+    async with get_client() as client:
+        found = await client.read_deployment_by_name(deployment)
+        return [
+            str((await client.create_flow_run_from_deployment(found.id, parameters=values)).id) for values in parameters
+        ]
+
+
+def test_a_program_tells_when_the_variable_is_set(
+    month: TripMonth, ours: Stores, told: Receiver, program: Program
+) -> None:
+    done = program(
+        "ingest_data", month.color, month.year, month.month, "--block-name", POSTGRES, "--source", ours.official,
+        TRIPS_NOTIFY=WEBHOOK,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [message] = told.messages
+    assert "not on any server: PREFECT_API_URL is not set" in body(message)

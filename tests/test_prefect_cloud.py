@@ -1,0 +1,163 @@
+"""With another PREFECT_API_URL and a PREFECT_API_KEY, and nothing else changed, everything works; without the key it says so.
+
+A proxy in front of a real server stands in for Prefect Cloud: it lets nobody in without the key.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import httpx
+import pytest
+import yaml
+from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, temporary_settings
+
+from blocks.notify import main as attach
+from blocks.register import register
+from local.stack import Stack
+
+ROOT = Path(__file__).resolve().parent.parent
+KEY = "pnu_canary3Jd"
+QUEUE = "of-the-cloud"
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Passes on what comes with the key, as Prefect Cloud does; policies are not among what that has."""
+
+    protocol_version = "HTTP/1.1"
+    upstream: httpx.Client
+    url: str
+    refused: int
+    passed: int
+
+    def pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        cls = type(self)
+        if self.headers.get("Authorization") != f"Bearer {KEY}":
+            cls.refused += 1
+            self.answer(httpx.Response(401, json={"detail": "Invalid authentication credentials"}))
+        elif "/flow_run_notification_policies" in self.path:
+            self.answer(httpx.Response(404, json={"detail": "Not Found"}))
+        else:
+            cls.passed += 1
+            kept = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "authorization", "connection")}
+            self.answer(self.upstream.request(self.command, self.path, content=body, headers=kept))
+
+    do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = pass_on  # noqa: N815
+
+    def answer(self, response: httpx.Response) -> None:
+        self.send_response(response.status_code)
+        self.send_header("Content-Type", response.headers.get("Content-Type", "application/json"))
+        self.send_header("Content-Length", str(len(response.content)))
+        self.end_headers()
+        self.wfile.write(response.content)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def cloud(orchestrator: Stack) -> Iterator[type[Proxy]]:
+    with httpx.Client(base_url=orchestrator.env["PREFECT_UI_URL"], trust_env=False, timeout=60) as upstream:
+        proxy = type("Proxy", (Proxy,), {"upstream": upstream, "refused": 0, "passed": 0})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), proxy)
+        server.daemon_threads = True
+        server.block_on_close = False
+        proxy.url = f"http://127.0.0.1:{server.server_port}/api"
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield proxy
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def settings(stack: Stack, cloud: type[Proxy], tmp_path: Path, key: str | None) -> dict[str, str]:
+    """What a user of Prefect Cloud has set; a home of its own, in which nothing else is."""
+    env = stack.environment() | {"PREFECT_API_URL": cloud.url, "PREFECT_HOME": str(tmp_path / "prefect")}
+    del env["PREFECT_UI_URL"]
+    return env | ({"PREFECT_API_KEY": key} if key else {})
+
+
+def start(env: dict[str, str], *command: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def done(env: dict[str, str], *command: str) -> str:
+    process = start(env, *command)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert KEY not in out
+    return out
+
+
+PROGRAM = (sys.executable, "flows/ingest_data.py", "green", "2019", "3", "--source", "mirror")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> str:
+    """The deployment of README under another name, on a queue that only the agent of this test pulls from."""
+    manifest = yaml.safe_load((ROOT / "deployments" / "ingest-data-deployment.yaml").read_text("utf-8"))
+    manifest |= {"name": "in the cloud", "work_queue_name": QUEUE}
+    (tmp_path / "cloud.yaml").write_text(yaml.safe_dump(manifest), "utf-8")
+    return str(tmp_path / "cloud.yaml")
+
+
+@pytest.mark.timeout(300)
+def test_blocks_deployments_an_agent_and_programs_work_with_the_key(
+    orchestrator: Stack, cloud: type[Proxy], elsewhere: str, tmp_path: Path
+) -> None:
+    env = settings(orchestrator, cloud, tmp_path, KEY)
+    cloud.refused = 0
+    assert "registered gcs-bucket/" in done(env, sys.executable, "-m", "blocks.register")
+    done(env, "prefect", "deployment", "apply", elsewhere)
+    parameters = ("-p", "color=green", "-p", "year=2019", "-p", "months=[2]", "-p", "source=mirror")
+    done(env, "prefect", "deployment", "run", "ingest-data/in the cloud", *parameters)
+    program = start(env, *PROGRAM)
+    agent = done(env, "prefect", "agent", "start", "-q", QUEUE, "--run-once")
+    assert "Finished in state Completed" in agent
+    out, _ = program.communicate(timeout=120)
+    assert program.returncode == 0, out
+    assert "green 2019-03: loaded" in out
+    assert cloud.passed > 50
+    assert cloud.refused == 0
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("key", [None, "pnu_wrong6Ty"])
+def test_without_the_key_each_says_what_is_wrong(
+    key: str | None, orchestrator: Stack, cloud: type[Proxy], elsewhere: str, tmp_path: Path
+) -> None:
+    env = settings(orchestrator, cloud, tmp_path, key)
+    ours = [start(env, *PROGRAM), start(env, sys.executable, "-m", "blocks.register", "sqlalchemy-connector")]
+    prefects = [] if key else [
+        start(env, "prefect", "deployment", "apply", elsewhere),
+        start(env, "prefect", "deployment", "run", "ingest-data/in the cloud"),
+        start(env, "prefect", "agent", "start", "-q", QUEUE, "--run-once"),
+    ]  # fmt: skip
+    for process in ours:
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 1, out
+        assert out.splitlines()[-1].startswith(
+            "error: the Prefect server of PREFECT_API_URL refuses PREFECT_API_KEY (401)"
+        )
+        assert str(key) not in out
+    for process in prefects:
+        out, _ = process.communicate(timeout=120)
+        assert "401 Unauthorized" in out, process.args
+        assert "Invalid authentication credentials" in out, process.args
+
+
+def test_attaching_policies_says_that_prefect_cloud_has_automations_instead(
+    orchestrator: Stack, cloud: type[Proxy], capsys: pytest.CaptureFixture[str]
+) -> None:
+
+    with temporary_settings({PREFECT_API_URL: cloud.url, PREFECT_API_KEY: KEY}):
+        register({"NOTIFY_WEBHOOK_URL": "http://127.0.0.1:9/"}, ["custom-webhook"])
+        assert attach(["failed"]) == 1
+    assert "on Prefect Cloud make an automation" in capsys.readouterr().err
