@@ -13,6 +13,7 @@ from flows.etl_web_gcs import etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.tasks.command import run_as_program
 from flows.tasks.months import each_month
+from flows.tasks.notify import notifications
 from flows.tasks.policy import task_runner
 from flows.tasks.survey import ask_source, list_lake, list_postgres, list_warehouse, report_stores
 from flows.tlc.catalog import Found, Store, months_ago, months_between, oldest_first
@@ -26,7 +27,7 @@ _INTO: list[Store] = ["lake", "warehouse"]
 _LOOK_BACK = 24  # months
 
 
-@flow(name="bring-up-to-date", flow_run_name="up to date {colors}", task_runner=task_runner())
+@flow(name="bring-up-to-date", flow_run_name="up to date {colors}", task_runner=task_runner(), **notifications())
 def bring_up_to_date(
     colors: list[Color] = _COLORS,
     since: Bound = "",

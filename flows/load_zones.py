@@ -4,6 +4,7 @@ from prefect import flow
 
 from blocks import GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from flows.tasks.command import run_as_program
+from flows.tasks.notify import notifications
 from flows.tasks.policy import task_runner
 from flows.tasks.stores import lake_of, postgres_of
 from flows.tasks.zones import (
@@ -17,7 +18,7 @@ from flows.tlc.errors import TripDataError
 from flows.tlc.zones import Store, ZonesOutcome
 
 
-@flow(name="load-zones", flow_run_name="zones → {stores}", task_runner=task_runner())
+@flow(name="load-zones", flow_run_name="zones → {stores}", task_runner=task_runner(), **notifications())
 def load_zones(
     stores: list[Store],
     source: str = "official",

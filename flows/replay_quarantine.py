@@ -7,6 +7,7 @@ from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_from_lake
 from flows.tasks.load import load_to_lake
 from flows.tasks.months import each_month
+from flows.tasks.notify import notifications
 from flows.tasks.policy import task_runner
 from flows.tasks.stores import lake_of
 from flows.tasks.transform import transform_in_lake
@@ -14,7 +15,7 @@ from flows.tlc.manifest import Outcome
 from flows.tlc.trips import Color, Month, TripMonth, Year, trip_months
 
 
-@flow(name="replay-quarantine", flow_run_name="{color} {year} {months}", task_runner=task_runner())
+@flow(name="replay-quarantine", flow_run_name="{color} {year} {months}", task_runner=task_runner(), **notifications())
 def replay_quarantine(
     color: Color,
     year: Year,
