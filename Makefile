@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 # Settings for the user's own Prefect must not lead anything here to it. PREFECT_PORT is ours: the port of the local UI.
 $(foreach name,$(filter-out PREFECT_PORT,$(filter PREFECT_%,$(.VARIABLES))),$(eval unexport $(name)))
 
-.PHONY: help install demo up down status test lint bench image docker-check clean
+.PHONY: help install demo up down status test lint bench image docker-check screenshots clean
 
 help:
 	@echo 'make demo      sample months through deployments and an agent, web to lake to warehouse and web to Postgres'
@@ -19,6 +19,7 @@ help:
 	@echo 'make bench     this project against others  (QUICK=1)'
 	@echo 'make image     the container images, by Docker or buildah  (ARGS="--build-arg BASE=…")'
 	@echo 'make docker-check   hadolint and the compose specification, in an environment of their own'
+	@echo 'make screenshots   a run by hand in the UI, by Chromium, and the pictures in docs/images'
 	@echo 'make install   everything from poetry.lock into .venv; the others do it when needed  (PYTHON=python3.12)'
 	@echo 'make clean     down, and remove everything that was installed or stored'
 
@@ -94,6 +95,16 @@ docker-check: .venv-docker/installed
 	@touch $@
 
 clean: down
-	@rm -rf .local .venv .venv-docker .venv.log .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf .local .venv .venv-docker .venv-ui .venv.log .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo 'removed .local, .venv and caches'
+
+# A person at the UI, played by Chromium, against the services of `make demo`; Playwright is no part of the lock.
+screenshots: .venv-ui/installed
+	@test -f .local/env || { echo 'Error: no services here; make demo first' >&2; exit 1; }
+	@. .local/env && .venv-ui/bin/python local/browser.py
+
+.venv-ui/installed:
+	@$(or $(PYTHON),python3) -m venv .venv-ui
+	@.venv-ui/bin/pip --disable-pip-version-check -q install playwright==1.65.2
+	@touch $@
