@@ -256,6 +256,8 @@ _RENAMED = "\nIf an absent column is there by a new name: add that name to ALIAS
 
 def _unlike(era: Era, column: Column, published: pa.DataType) -> str:
     """What a column would have to be to be converted without a guess; "" if it is that."""
+    if pa.types.is_dictionary(published):  # what pandas makes of a category
+        published = published.value_type
     simple = str(published).split("[")[0].rstrip("0123456789")
     coded_number = column.name in era.coded.split() and simple in _CONVERTIBLE["number"]
     if simple not in _CONVERTIBLE[column.kind] and not coded_number:

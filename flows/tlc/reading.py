@@ -268,6 +268,12 @@ def _with(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield from rest
 
 
+def _values(batch: pa.RecordBatch) -> pa.Table:
+    """The batch, with values in place of numbers into a dictionary."""
+    columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+    return pa.table(columns, names=batch.schema.names)
+
+
 def parquet_chunks(
     trip_month: TripMonth,
     file: BinaryIO | pa.NativeFile,
@@ -289,7 +295,7 @@ def parquet_chunks(
             for batch in parquet.iter_batches(BATCH):
                 numbers = pa.arange(row, row + batch.num_rows)
                 row += batch.num_rows
-                chunk = clean(trip_month, shape, pa.Table.from_batches([batch]), numbers)
+                chunk = clean(trip_month, shape, _values(batch), numbers)
                 yield replace(chunk, share=(row - 1) / max(parquet.metadata.num_rows, 1))
             # Arrow reads a column cut short without a word, and goes on with the next row group's values beside it.
             if row - 1 != parquet.metadata.num_rows:

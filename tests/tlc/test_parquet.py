@@ -254,3 +254,14 @@ def test_a_reader_that_stops_early_leaves_no_thread() -> None:
         next(chunks)
         chunks.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+
+
+def test_categories_of_pandas_are_read_as_their_values() -> None:
+    flags = pa.array(["N", "Y", None, "N\x00"]).dictionary_encode()
+    read = read_parquet(
+        parquet_file(table(4, store_and_fwd_flag=flags, VendorID=pa.array([2] * 4).dictionary_encode()))
+    )
+    assert read.values("store_and_fwd_flag") == ["N", "Y", None]
+    assert read.values("VendorID") == [2] * 3
+    [reject] = read.rejects
+    assert (reject["row_number"], reject["reason"]) == (4, "store_and_fwd_flag: not a text")
