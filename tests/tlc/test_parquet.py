@@ -74,13 +74,6 @@ def test_rows_keep_their_order_over_row_groups_and_batches(options: dict[str, An
     assert read.values("fare_amount") == [n / 4 for n in range(ROWS)]
 
 
-def test_a_dictionary_of_texts_is_refused_where_arrow_says_it_is_one_and_read_where_only_parquet_does() -> None:
-    coded = table(store_and_fwd_flag=pa.array(["N"]).dictionary_encode())
-    assert read_parquet(parquet_file(coded, store_schema=False)).trips.to_pylist() == [FIRST_TRIP]
-    with pytest.raises(SchemaMismatch, match=r"'store_and_fwd_flag' +\| dictionary"):
-        read_parquet(parquet_file(coded))
-
-
 def test_a_value_that_does_not_fit_is_set_aside_with_its_row_as_json() -> None:
     read = read_parquet(parquet_file(table(3, RatecodeID=[1.0, 1.5, None])))
     assert read.values("row_number") == [1, 3]
