@@ -129,12 +129,8 @@ class Manifest(_Value):
 
     def same_rows(self, other: "Manifest") -> bool:
         """Whether both tell of the same rows: the same object of the lake, or made of the same bytes in the same way."""
-        return (self.sha256, self.rule, self.schema_version, self.loaded) == (
-            other.sha256,
-            other.rule,
-            other.schema_version,
-            other.loaded,
-        )
+        facts = ("sha256", "rule", "schema_version", "loaded", "quarantined", "profile")
+        return all(getattr(self, fact) == getattr(other, fact) for fact in facts)
 
     def _same_terms(self, rule: Rows) -> bool:
         return (self.rule, self.schema_version) == (rule, SCHEMA_VERSION)

@@ -167,6 +167,8 @@ def test_a_touched_file_is_known_by_its_new_version_from_then_on() -> None:
         ({"rule": "with_passengers"}, False),
         ({"schema_version": 0}, False),
         ({"loaded": 489}, False),
+        ({"quarantined": {"not CSV": 2, "not UTF-8": 1}}, False),
+        ({"profile": Profile()}, False),
     ],
 )
 def test_two_manifests_tell_of_the_same_rows_if_made_of_the_same_bytes_in_the_same_way(
