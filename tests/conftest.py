@@ -4,6 +4,7 @@ Flows called in a test use Prefect's in-process API on a database of the session
 tests that ask for `orchestrator`. Everything, pytest's own `tmp_path` included, lies in one folder that goes with the session.
 """
 
+import asyncio
 import os
 import shutil
 import socket
@@ -11,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import certifi
 import pytest
 
 from local.stack import Stack, without_foreign_settings
@@ -50,6 +52,23 @@ def stack() -> Iterator[Stack]:
         home = os.environ["PREFECT_HOME"]  # stays the session's own: the server of `orchestrator` has another database
         os.environ.update(running.env | {"PREFECT_HOME": home})
         yield running
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prefect's in-process API, quick to start: it may take 30 seconds and no more, and a busy machine makes the most of them."""
+    from prefect.server.database.dependencies import provide_database_interface
+    from prefect.settings import PREFECT_API_DATABASE_MIGRATE_ON_START, PREFECT_API_SSL_CERT_FILE, temporary_settings
+
+    asyncio.run(provide_database_interface().create_db())
+    # Half of a small run: 140 certificates read, and migrations looked for, whenever something talks to the API.
+    end = "-----END CERTIFICATE-----\n"
+    certificate = tmp_path_factory.mktemp("certificates") / "one.pem"
+    certificate.write_text(Path(certifi.where()).read_text("utf-8").partition(end)[0] + end, "utf-8")
+    with temporary_settings(
+        {PREFECT_API_SSL_CERT_FILE: str(certificate), PREFECT_API_DATABASE_MIGRATE_ON_START: False}
+    ):
+        yield
 
 
 @pytest.fixture(scope="session")

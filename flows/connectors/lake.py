@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -123,6 +124,11 @@ class Lake:
     def uri(self, key: str) -> str:
         """`gs://…`, as BigQuery wants it."""
         return f"gs://{self.block.bucket}/{self.path(key)}"
+
+    def page(self, key: str) -> str:
+        """Where a person sees the object, in Google's console."""
+        name = quote(f"{self.block.bucket}/{self.path(key)}")
+        return f"https://console.cloud.google.com/storage/browser/_details/{name}"
 
     @property
     def location(self) -> str | None:

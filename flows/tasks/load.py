@@ -30,7 +30,8 @@ def _tell(outcome: Outcome, manifest: Manifest, store: Lake | Postgres) -> None:
     log.info("%s", outcome)
     if manifest.recount:
         log.warning("%s: %s", manifest.trip_month, manifest.recount)
-    report(outcome, manifest, store.manifest(previous) if previous else None)
+    page = store.page(manifest.key) if isinstance(store, Lake) else ""
+    report(outcome, manifest, store.manifest(previous) if previous else None, page)
 
 
 def _last_known_rows(staged: StagedMonth, before: Manifest | None) -> int | None:

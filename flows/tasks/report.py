@@ -11,13 +11,16 @@ from flows.tlc.manifest import Manifest, Outcome
 from flows.tlc.quality import RULES
 
 
-def report(outcome: Outcome, manifest: Manifest, before: Manifest | None) -> None:
-    """Tell of one month: what was loaded, from where, what was set aside and why. `before` is the calendar month before it."""
+def report(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: str) -> None:
+    """Tell of one month: what was loaded, from where, what was set aside and why.
+
+    `before` is the calendar month before it, `page` where a person sees its object in the lake, if it has one.
+    """
     key = f"{outcome.trip_month.stem.replace('_', '-')}-{outcome.store}"
-    create_markdown_artifact("\n".join(_lines(outcome, manifest, before)), key=key, description=str(outcome))
+    create_markdown_artifact("\n".join(_lines(outcome, manifest, before, page)), key=key, description=str(outcome))
 
 
-def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None) -> Iterator[str]:
+def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: str) -> Iterator[str]:
     profile, month = manifest.profile, outcome.trip_month
     yield f"# {month} in the {outcome.store}: {outcome.status}"
     yield from _table(
@@ -49,7 +52,7 @@ def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None) -> Ite
     yield f"- looks like: {manifest.era}"
     yield from (f"- {line}" for line in differences(month.color, manifest.columns))
     if manifest.key:
-        yield f"- object: `{manifest.key}`, generation {manifest.generation}"
+        yield f"- object: [`{manifest.key}`]({page}), generation {manifest.generation}"
     if manifest.quarantine_key:
         yield f"- quarantine: `{manifest.quarantine_key}`"
     if manifest.new_columns:

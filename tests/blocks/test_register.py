@@ -41,6 +41,8 @@ VARIABLES = (
 
 Environment = dict[str, str]
 
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
 
 def documents(secrets: str = "hidden") -> dict[str, dict[str, Any]]:
     """What the server stores of this project's blocks by kind, as the UI sees it or with its secrets."""

@@ -10,18 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import certifi
 import pytest
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import Artifact, State, TaskRun
 from prefect.logging.handlers import APILogHandler
-from prefect.settings import (
-    PREFECT_API_DATABASE_MIGRATE_ON_START,
-    PREFECT_API_SSL_CERT_FILE,
-    temporary_settings,
-)
 from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
 from prefect_sqlalchemy import ConnectionComponents, SqlAlchemyConnector, SyncDriver
@@ -63,7 +57,7 @@ def postgres_block(url: str, **changed: Any) -> SqlAlchemyConnector:
 
 
 @pytest.fixture(scope="session")
-def ours(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+def ours(stack: Stack, prefect_api: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
     """Stores of the flow tests' own, with blocks that name them."""
     folder = tmp_path_factory.mktemp("flows")
     with stores(folder, "flow_tests") as made:
@@ -71,14 +65,7 @@ def ours(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sto
         credentials.save(CREDENTIALS)
         GcsBucket(bucket=made.bucket, bucket_folder="data", gcp_credentials=credentials).save(LAKE)
         postgres_block(made.postgres_url).save(POSTGRES)
-        # Half of a small run: 140 certificates read, and migrations looked for, whenever something talks to the API.
-        end = "-----END CERTIFICATE-----\n"
-        certificate = folder / "one.pem"
-        certificate.write_text(Path(certifi.where()).read_text("utf-8").partition(end)[0] + end, "utf-8")
-        with temporary_settings(
-            {PREFECT_API_SSL_CERT_FILE: str(certificate), PREFECT_API_DATABASE_MIGRATE_ON_START: False}
-        ):
-            yield made
+        yield made
 
 
 @pytest.fixture

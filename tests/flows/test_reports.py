@@ -38,6 +38,9 @@ def test_a_months_report_tells_rows_sums_oddities_and_shows_its_days_beside_thos
         assert "Trips of other months in this file: 2008-12 (" in february
         assert "not in the file, so null: `cbd_congestion_fee`, `request_source`, `pickup_longitude`" in february
 
+        if store == "lake":
+            assert f"<{ours.official.format(**vars(MONTHS[1]))}>" in february
+            assert f"/storage/browser/_details/{ours.bucket}/data/{MONTHS[1].key})" in february
         days = pc.count_distinct(pc.filter(trips[pickup("yellow")].cast("date32", safe=False), in_month(trips))).as_py()
         drawing = picture(february)
         assert len(drawing.findall(f"{SVG}rect")) == 1 + days  # the ground, and a bar a day
