@@ -45,11 +45,11 @@ def tell_of_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     log = flow_run_logger(flow_run, flow)
     names = re.split(r"[,\s]+", os.environ.get("TRIPS_NOTIFY", "").strip())
 
-    settings = get_settings_context()  # type: ignore[no-untyped-call]
+    settings = get_settings_context()
 
     def tell() -> None:
         try:
-            with settings.copy():
+            with settings.copy():  # type: ignore[no-untyped-call]
                 asyncio.run(_tell_all(names, flow_run, state, log))
         except Exception as error:
             log.warning("nobody could be told of this run: %s", _in_words(error))
