@@ -4,6 +4,7 @@ Prefect hands messages to Apprise, whose newer versions know nothing of Prefect'
 nothing, without a word: every block here says `info`, or `warning` to Opsgenie, for which `info` is no alert.
 """
 
+import logging
 import re
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,9 @@ from prefect.blocks.notifications import (
 from blocks.environment import BadValue, Environment, required
 
 Values = dict[str, Any]
+
+# It tells of URLs it cannot load, a letter or two of their passwords included, and of services' plans.
+logging.getLogger("apprise").propagate = False
 
 
 def _apprise(kind: type[AbstractAppriseNotificationBlock], name: str, **values: Any) -> NotificationBlock:

@@ -10,7 +10,7 @@ from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
 ROOT = Path(__file__).resolve().parent.parent
-MANIFESTS = sorted((ROOT / "deployments").glob("*.yaml"))
+MANIFESTS = sorted((ROOT / "deployments").rglob("*.yaml"))
 
 
 def manifest(path: Path) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def manifest(path: Path) -> dict[str, Any]:
 
 
 def flow_of(path: Path) -> Flow:
-    module, _, name = manifest(path)["entrypoint"].rpartition(".")
+    module, _, name = manifest(path)["entrypoint"].replace("/", ".").replace(".py:", ".").rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
@@ -35,7 +35,7 @@ def test_the_web_to_lake_deployment_keeps_the_name_and_parameters_that_users_hav
     assert web_gcs["work_queue_name"] == "default"
 
 
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 class TestManifest:
     def test_it_names_a_flow_by_its_own_name(self, path):
         assert flow_of(path).name == manifest(path)["flow_name"]
@@ -57,8 +57,12 @@ class TestManifest:
     def test_it_carries_no_state_of_a_server_and_no_path_of_a_machine(self, path):
         assert set(manifest(path)) <= {
             "name", "description", "version", "tags", "flow_name", "entrypoint", "work_queue_name", "parameters",
-            "infrastructure", "parameter_openapi_schema", "schedules",
+            "infrastructure", "parameter_openapi_schema", "schedules", "storage",
         }  # fmt: skip
 
     def test_it_has_a_schedule_only_if_it_is_the_one_that_brings_everything_up_to_date(self, path):
         assert bool(manifest(path).get("schedules")) == (path.stem == "bring-up-to-date-deployment")
+
+
+def test_what_apply_takes_by_a_wildcard_needs_no_block():
+    assert [path for path in MANIFESTS if "storage" in manifest(path) and path.parent.name == "deployments"] == []

@@ -68,7 +68,8 @@ def test_the_deployments_section_works_as_it_stands(prepared, tmp_path):
             run(command, prepared, tmp_path)
     assert (tmp_path / "green-deployment.yaml").exists()
     named = {
-        m["flow_name"] + "/" + m["name"] for m in map(yaml.safe_load, map(Path.read_text, ROOT.glob("deployments/*")))
+        m["flow_name"] + "/" + m["name"]
+        for m in map(yaml.safe_load, map(Path.read_text, ROOT.glob("deployments/*.yaml")))
     }
     assert named >= set(re.findall(r'prefect deployment run "([^"]+)"', README))
 

@@ -1,0 +1,222 @@
+"""A canary in every secret: flows run well and badly, and nothing that the system wrote for people has it."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.cloud import bigquery, storage
+from prefect.blocks.system import Secret
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_sqlalchemy import ConnectionComponents, SqlAlchemyConnector, SyncDriver
+from sqlalchemy import create_engine, make_url, text
+
+from blocks import FLOW_CODE, NOTIFICATIONS
+from blocks.register import ON_DEMAND, sqlalchemy_connector
+from local.stack import Stack
+from tests.receivers import VALUES, Receiver, receiver
+
+ROOT = Path(__file__).resolve().parent.parent
+HIDDEN = "********"
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Receiver]:
+    with receiver() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def environment(orchestrator: Stack, here: Receiver, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A program's environment with every secret that there is, and a home of its own."""
+    env = orchestrator.environment() | {"PREFECT_HOME": str(tmp_path_factory.mktemp("secrets"))}
+    env |= {"GCP_SERVICE_ACCOUNT_FILE": env["GOOGLE_APPLICATION_CREDENTIALS"]}
+    for values in VALUES.values():
+        env |= values
+    return env | {
+        "PREFECT_API_KEY": "canary-api-key",
+        "NOTIFY_TEAMS_URL": VALUES["ms-teams-webhook"]["NOTIFY_TEAMS_URL"].rpartition("sig=")[0] + "sig=canaryteams",
+        "NOTIFY_TWILIO_TOKEN": "canarytwilio" + "0" * 20,
+        "NOTIFY_OPSGENIE_KEY": "canary-opsgenie",
+        "NOTIFY_SLACK_URL": "https://hooks.slack.com/services/T00000000/B00000000/canaryslack" + "0" * 13,
+        "NOTIFY_MAIL_URL": "mailto://someone:canary-mail@example.com?to=data@example.com",
+        "NOTIFY_WEBHOOK_URL": f"{here.url}/canary-webhook-path",
+        "NOTIFY_WEBHOOK_TOKEN": "canary-webhook-token",
+        "FLOW_CODE_REPOSITORY": "https://github.com/somebody/trips.git",
+        "FLOW_CODE_TOKEN": "github_pat_canary",
+        "TRIPS_NOTIFY": f"custom-webhook/{NOTIFICATIONS} slack-webhook/no-such-block",
+    }
+
+
+@pytest.fixture(scope="module")
+def secrets(environment: dict[str, str]) -> dict[str, str]:
+    """Every secret by its name: what must be nowhere."""
+    password = make_url(environment["POSTGRES_URL"]).password
+    assert password
+    assert len(password) > 8
+    account = json.loads(Path(environment["GCP_SERVICE_ACCOUNT_FILE"]).read_text("utf-8"))
+    key = account["private_key"].splitlines()
+    return {
+        "private key": key[len(key) // 2],
+        "Postgres password": password,
+        "Secret block": "canary-secret-block",
+        "Twilio token": "canarytwilio",
+        "Opsgenie key": "canary-opsgenie",
+        "Slack URL": "canaryslack",
+        "mail password": "canary-mail",
+        "webhook URL": "canary-webhook-path",
+        "webhook token": "canary-webhook-token",
+        "GitHub token": "github_pat_canary",
+        "API key": "canary-api-key",
+        "Teams signature": "canaryteams",
+    }
+
+
+def program(env: dict[str, str], *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def said(environment: dict[str, str], here: Receiver) -> str:
+    """All that was printed while blocks were made, and flows ran well and badly."""
+    registered, _ = program(environment, "-m", "blocks.register").communicate(timeout=120)
+    assert registered.count("registered ") == 3 + len(ON_DEMAND), registered
+    with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
+        Secret(value="canary-secret-block").save("of-the-tests", overwrite=True)
+        no_such_database = environment["POSTGRES_URL"].rpartition("/")[0] + "/nowhere"
+        sqlalchemy_connector({"POSTGRES_URL": no_such_database}).save("no-database", overwrite=True)
+    here.answer = 200
+    well = [
+        program(environment, "flows/etl_web_gcs.py", "green", "2018", "5"),
+        program(environment, "flows/ingest_data.py", "green", "2018", "5"),
+    ]
+    outs = [process.communicate(timeout=200)[0] for process in well]
+    assert [process.returncode for process in well] == [0, 0], outs
+    assert len(here.messages) == 2
+    here.answer = 500
+    badly = [
+        program(environment, "flows/ingest_data.py", "green", "2018", "6", "--block-name", "no-database"),
+        program(environment, "flows/etl_gcs_bq.py", "green", "2018", "5", "6"),  # one of them is not in the lake
+    ]
+    outs += [process.communicate(timeout=200)[0] for process in badly]
+    assert [process.returncode for process in badly] == [1, 1], outs
+    assert len(here.messages) == 4
+    assert "could not be told of this run, which goes on: HTTPStatusError 500" in outs[2]
+    return "\n".join([registered, *outs])
+
+
+async def _pages(read: Callable[..., Any]) -> list[str]:
+    found: list[str] = []
+    while page := await read(limit=200, offset=len(found)):
+        found += [item.json() for item in page]
+    return found
+
+
+def of_the_api(url: str) -> dict[str, list[str]]:
+    """What anybody with access to the API can read of blocks, runs, logs and artifacts."""
+
+    async def read() -> dict[str, list[str]]:
+        async with get_client() as client:
+
+            async def blocks(**page: int) -> Any:
+                return await client.read_block_documents(include_secrets=False, **page)
+
+            kinds = {
+                "blocks": blocks,
+                "logs": client.read_logs,
+                "artifacts": client.read_artifacts,
+                "flow runs": client.read_flow_runs,
+                "task runs": client.read_task_runs,
+                "deployments": client.read_deployments,
+            }
+            return {name: await _pages(kind) for name, kind in kinds.items()}
+
+    with temporary_settings({PREFECT_API_URL: url}):
+        return asyncio.run(read())
+
+
+@pytest.mark.timeout(300)
+def test_no_secret_is_in_anything_that_the_system_wrote(
+    said: str, secrets: dict[str, str], environment: dict[str, str], orchestrator: Stack
+) -> None:
+    written: dict[str, bytes] = {"standard output and error": said.encode()}
+    shown = of_the_api(environment["PREFECT_API_URL"])
+    assert [kind for kind, found in shown.items() if not found] == ["deployments"] or all(shown.values())
+    written |= {kind: "\n".join(found).encode() for kind, found in shown.items()}
+    for blob in storage.Client().list_blobs(environment["LAKE_BUCKET"]):
+        written[f"object {blob.name}"] = blob.download_as_bytes() + str(blob.metadata).encode()
+    engine = create_engine(environment["POSTGRES_URL"])
+    with engine.connect() as connection:
+        written["loads in Postgres"] = str(connection.execute(text("TABLE loads")).all()).encode()
+    engine.dispose()
+    rows = bigquery.Client().query_and_wait("SELECT * FROM trips_data_all.loads")
+    written["loads in BigQuery"] = str([dict(row) for row in rows]).encode()
+    places = [Path(environment["PREFECT_HOME"]), orchestrator.state / "prefect", orchestrator.state / "log"]
+    for path in (path for place in places for path in place.rglob("*") if path.is_file()):
+        if not path.name.startswith("prefect.db"):  # which the API has told, and where blocks are encrypted
+            written[f"file {path.name}"] = path.read_bytes()
+    assert len(written) > 15
+    found = [
+        (name, where) for name, value in secrets.items() for where, what in written.items() if value.encode() in what
+    ]
+    assert found == []
+
+
+@pytest.mark.timeout(300)
+def test_every_secret_is_there_for_a_flow_and_eight_stars_for_everybody_else(
+    said: str, secrets: dict[str, str], environment: dict[str, str]
+) -> None:
+    async def documents(include_secrets: bool) -> dict[str, Any]:
+        async with get_client() as client:
+            found = await client.read_block_documents(include_secrets=include_secrets)
+            return {f"{block.block_type.slug}/{block.name}": block.data for block in found if block.block_type}
+
+    with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
+        shown, known = asyncio.run(documents(False)), asyncio.run(documents(True))
+    missing = [
+        name
+        for name, value in secrets.items()
+        if name != "API key" and value not in json.dumps(known).replace("\\n", "\n")
+    ]
+    assert missing == []
+    assert shown["secret/of-the-tests"]["value"] == HIDDEN
+    assert shown[f"slack-webhook/{NOTIFICATIONS}"]["url"] == HIDDEN
+    assert shown[f"github/{FLOW_CODE}"]["access_token"] == HIDDEN
+    webhook = shown[f"custom-webhook/{NOTIFICATIONS}"]
+    assert (webhook["url"], set(webhook["secrets"].values())) == ("{{url}}", {HIDDEN})
+
+
+def test_a_connector_saved_by_hand_shows_its_password_as_docs_secrets_warns(orchestrator: Stack) -> None:
+    """The day this fails, prefect-sqlalchemy has mended it: the warning can go, and so can what `blocks.register` does."""
+    by_hand = SqlAlchemyConnector(
+        connection_info=ConnectionComponents(
+            driver=SyncDriver.POSTGRESQL_PSYCOPG2, username="u", password="canary-by-hand", host="h", database="d"
+        )
+    )
+    by_register = sqlalchemy_connector({"POSTGRES_URL": "postgresql://u:canary-by-hand@h/d"})
+
+    async def shown(name: str) -> str:
+        async with get_client() as client:
+            return (
+                await client.read_block_document_by_name(name, "sqlalchemy-connector", include_secrets=False)
+            ).json()
+
+    with temporary_settings({PREFECT_API_URL: orchestrator.env["PREFECT_API_URL"]}):
+        by_hand.save("by-hand", overwrite=True)
+        by_register.save("by-register", overwrite=True)
+        assert "canary-by-hand" in asyncio.run(shown("by-hand"))
+        assert "canary-by-hand" not in asyncio.run(shown("by-register"))
+
+        async def delete() -> None:
+            async with get_client() as client:
+                found = await client.read_block_document_by_name("by-hand", "sqlalchemy-connector")
+                await client.delete_block_document(found.id)
+
+        asyncio.run(delete())
