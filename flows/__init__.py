@@ -10,6 +10,8 @@
 | a column of a trip, its type in every store        | `tlc/schema.py`                   |
 | what TLC's files of some month look like           | `tlc/eras.py`                     |
 | the page that tells all of that to a reader        | `tlc/dictionary.py` → `docs/schema.md` |
+| which data-quality rules a month is counted by     | `tlc/quality.py`                  |
+| how many rows a file was known to have             | `tlc/known_months.csv`, `connectors/known.py` |
 | which values convert and which are set aside       | `tlc/clean.py`                    |
 | names of files, keys, partitions                   | `tlc/trips.py`                    |
 | the taxi zones, their columns                      | `tlc/zones.py`                    |

@@ -67,8 +67,8 @@ def bring_up_to_date(
         held["lake"] = {trip_month: here.manifest for trip_month, here in in_lake.items()}
     if "warehouse" in into:
         held["warehouse"] = list_warehouse.submit(credentials_block, dataset).result()
-    if "postgres" in into:
-        held["postgres"] = list_postgres.submit(postgres_block).result()
+    if "database" in into:
+        held["database"] = list_postgres.submit(postgres_block).result()
 
     watched = oldest_first([*window, *(m for months in held.values() for m in months if m.color in colors)])
     answers = ask_source.submit(publisher, watched).result()
@@ -86,21 +86,23 @@ def bring_up_to_date(
 
     def to_lake(trip_month: TripMonth) -> Outcome:
         color, year, month = _named(trip_month)
-        return etl_web_gcs(color, year, month, block_name, source, rows("lake", trip_month, "all"))
+        known = held["lake"].get(trip_month)
+        schema = known.schema_rule if known else "strict"
+        return etl_web_gcs(color, year, month, block_name, source, rows("lake", trip_month, "all"), schema)
 
     def to_warehouse(trip_month: TripMonth) -> Outcome:
         return etl_gcs_bq(*_named(trip_month), block_name, credentials_block, dataset=dataset)
 
     def to_postgres(trip_month: TripMonth) -> Outcome:
         color, year, month = _named(trip_month)
-        rule = rows("postgres", trip_month, "with_passengers")
+        rule = rows("database", trip_month, "with_passengers")
         [outcome] = ingest_data(color, year, [month], postgres_block, source, rule)
         return outcome
 
     bring: dict[Store, Callable[[TripMonth], Outcome]] = {
         "lake": to_lake,
         "warehouse": to_warehouse,
-        "postgres": to_postgres,
+        "database": to_postgres,
     }
     work = {month.trip_month: month for month in found if month in taken or month.unanswered}
     did: dict[TripMonth, dict[Store, str]] = defaultdict(dict)

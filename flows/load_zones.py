@@ -50,8 +50,12 @@ def load_zones(
         "database": lambda: load_zones_to_postgres.submit(file, postgres_block),
     }
     loading = [load[store]() for store in dict.fromkeys(stores)]
-    outcomes = [future.result() for future in loading]
-    report_zones(outcomes)
+    states = [future.wait() for future in loading]
+    outcomes = [state.result() for state in states if state.is_completed()]
+    if outcomes:
+        report_zones(outcomes)
+    for state in states:
+        state.result()  # raises what went wrong, after all that could be done
     return outcomes
 
 

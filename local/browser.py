@@ -65,7 +65,6 @@ def main() -> None:
             button.dispatch_event("click")
         page.wait_for_url("**/flow-run/**")
         expect(page.locator(".state-badge").first).to_have_text("Completed", timeout=5 * MINUTES)
-        picture(page, "run")
         key = f"{COLOR}-tripdata-{YEAR}-{MONTHS[-1]:02d}-lake"
         page.goto(f"{ui}/artifacts/key/{key}")
         page.locator("a[href*='/artifacts/artifact/']").first.click(timeout=MINUTES)

@@ -38,7 +38,7 @@ from flows.tlc.errors import MisconfiguredBlock, TripDataError
 from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.pipeline import ahead
 from flows.tlc.reading import csv_chunks, parquet_chunks
-from flows.tlc.schema import KEY, arrow_schema
+from flows.tlc.schema import KEY, QUARANTINE_SCHEMA, arrow_schema
 from flows.tlc.sources import ENDINGS, PublishedFile
 from flows.tlc.trips import SchemaRule, TripMonth
 
@@ -334,10 +334,9 @@ class Lake:
         whatever the month's size.
         """
         key = _staged(trip_month.key, run)
-        extra_key = ""
+        quarantine = extra_key = ""
         schema = arrow_schema(trip_month.color)
         tally = Tally()
-        rejects: list[pa.Table] = []
         with ExitStack() as open_files:
 
             def new_file(key: str) -> pa.PythonFile:
@@ -348,7 +347,11 @@ class Lake:
             for chunk in chunks:
                 tally.add(chunk)
                 if chunk.rejects.num_rows:
-                    rejects.append(chunk.rejects)
+                    if not quarantine:
+                        quarantine = _staged(trip_month.quarantine_key, run)
+                        file = new_file(quarantine)
+                        aside = open_files.enter_context(pq.ParquetWriter(file, QUARANTINE_SCHEMA))
+                    aside.write_table(chunk.rejects)
                 if chunk.extra is not None:
                     if not extra_key:
                         extra_key = _staged(trip_month.extra_key, run)
@@ -361,11 +364,6 @@ class Lake:
                     held = []
             parquet.write_table(pa.concat_tables([schema.empty_table(), *held]), _ROW_GROUP)
             tally.check(trip_month)  # before the object appears
-        quarantine = ""
-        if rejects:
-            quarantine = _staged(trip_month.quarantine_key, run)
-            with self.writer(quarantine) as out:
-                pq.write_table(pa.concat_tables(rejects), pa.PythonFile(out, mode="w"))
         staged = self.stat(key)
         if staged is None:
             raise Gone(f"{self.uri(key)} vanished right after it was written; is a lifecycle rule at work? Run again.")

@@ -31,7 +31,10 @@ def _tell(outcome: Outcome, manifest: Manifest, store: Lake | Postgres) -> None:
     if manifest.recount:
         log.warning("%s: %s", manifest.trip_month, manifest.recount)
     page = store.page(manifest.key) if isinstance(store, Lake) else ""
-    report(outcome, manifest, store.manifest(previous) if previous else None, page)
+    try:
+        report(outcome, manifest, store.manifest(previous) if previous else None, page)
+    except Exception as error:  # the month is published, and that is what this run is for
+        log.warning("%s: no report could be left (%s)", manifest.trip_month, type(error).__name__)
 
 
 def _last_known_rows(staged: StagedMonth, before: Manifest | None) -> int | None:
@@ -157,6 +160,7 @@ def publish_in_bigquery(
 
     `before` is what the warehouse held of the month when this run began.
     """
+    started_at = dt.datetime.now(dt.UTC)
     if staging is None:
         warehouse.load_from_lake(manifest, lake.uri(manifest.key))
         # BigQuery reads whatever is under the key by then, and cannot be asked for a generation.
@@ -171,7 +175,8 @@ def publish_in_bigquery(
     else:
         changes = Changes(inserted=manifest.loaded, removed=before.loaded)
     did = dataclasses.asdict(changes)
-    loaded = manifest.model_copy(update={**did, "flow_run_id": run_id, "published_at": dt.datetime.now(dt.UTC)})
+    now = {"started_at": started_at, "published_at": dt.datetime.now(dt.UTC)}
+    loaded = manifest.model_copy(update={**did, **now, "flow_run_id": run_id})
     warehouse.write_manifest(loaded)
     if staging is not None:
         warehouse.discard(staging)

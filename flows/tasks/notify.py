@@ -126,10 +126,13 @@ def message(flow_name: str, run: FlowRun, state: State[Any], result: object) -> 
         # A source with a password is refused, but is a parameter all the same.
         f"parameters: {re.sub(r'//[^/@]*@', '//***@', parameters)}",
     ]
-    if outcomes := _outcomes(result):
-        published, loaded = sum(o.source_rows for o in outcomes), sum(o.loaded for o in outcomes)
-        lines += [f"rows: {published:,} published, {loaded:,} in the {outcomes[0].store}"]
-        lines += [f"  - {outcome}" for outcome in outcomes]
+    outcomes = _outcomes(result)
+    for store in dict.fromkeys(outcome.store for outcome in outcomes):
+        published, loaded = (
+            sum(getattr(o, count) for o in outcomes if o.store == store) for count in ("source_rows", "loaded")
+        )
+        lines.append(f"rows: {published:,} published, {loaded:,} in the {store}")
+    lines += [f"  - {outcome}" for outcome in outcomes]
     if not state.is_completed():
         text = re.sub(r"//[^/@\s]*@", "//***@", state.message or "unknown")
         lines.append(f"error: {text[:_LONGEST]}{'…' * (len(text) > _LONGEST)}")

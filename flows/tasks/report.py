@@ -50,7 +50,9 @@ def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: 
         yield f"- **{manifest.recount}**"
     yield f"- sha256: `{manifest.sha256}`"
     yield f"- looks like: {manifest.era}"
-    yield from (f"- {line}" for line in differences(month.color, manifest.columns))
+    yield from (
+        f"- {line}" for line in differences(month.color, [c for c in manifest.columns if c not in manifest.new_columns])
+    )
     if manifest.key:
         yield f"- object: [`{manifest.key}`]({page}), generation {manifest.generation}"
     if manifest.quarantine_key:

@@ -15,7 +15,8 @@ TABLES: tuple[str, ...] = (*COLORS, zones.TABLE)
 
 def tables_of(sql: str) -> list[str]:
     """The tables of the lake that a query names."""
-    return [table for table in TABLES if re.search(rf"\b{table}\b", sql, re.IGNORECASE)]
+    said = re.sub(r"'(?:[^']|'')*'", "''", sql)  # a text may well say yellow
+    return [table for table in TABLES if re.search(rf"\b{table}\b", said, re.IGNORECASE)]
 
 
 def external_table(table: str, dataset: str, uri: str) -> str:

@@ -9,17 +9,18 @@ from typing import Literal
 
 from flows.tlc.errors import NotPublished, UnknownMonth
 from flows.tlc.manifest import Manifest
+from flows.tlc.schema import SCHEMA_VERSION
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import FIRST_MONTH, TripMonth
 
-Store = Literal["lake", "warehouse", "postgres"]
+Store = Literal["lake", "warehouse", "database"]
 
 # How a month at its source stands to a store's.
 Standing = Literal[
     "new", "re-published", "other source", "unchanged", "gone", "not published", "no answer", "behind the lake"
 ]
 _LAGS: tuple[Standing, ...] = ("new", "re-published", "other source", "behind the lake")
-_WAY: tuple[Store, ...] = ("lake", "warehouse", "postgres")
+_WAY: tuple[Store, ...] = ("lake", "warehouse", "database")
 
 _BOUND = re.compile(r"(\d{4})(?:-(\d{1,2}))?")
 
@@ -112,9 +113,13 @@ class Found:
     @property
     def behind(self) -> list[Store]:
         """The stores to be brought up to date, in the order in which that has to be done."""
-        return (
-            [] if self.unanswered else [store for store in _WAY if store in self.held and self.stands(store) in _LAGS]
-        )
+        if self.unanswered:
+            return []
+        lag = [store for store in _WAY if store in self.held and self.stands(store) in _LAGS]
+        lake = self.held.get("lake")
+        outdated = isinstance(self.answer, PublishedFile) and lake and lake.schema_version != SCHEMA_VERSION
+        # BigQuery takes only what has today's schema.
+        return ["lake", *lag] if "warehouse" in lag and "lake" not in lag and outdated else lag
 
 
 @dataclass(frozen=True)

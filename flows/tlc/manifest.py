@@ -127,10 +127,14 @@ class Manifest(_Value):
             update={"url": published.url, "etag": published.etag, "last_modified": published.last_modified}
         )
 
-    def same_rows(self, other: "Manifest") -> bool:
-        """Whether both tell of the same rows: the same object of the lake, or made of the same bytes in the same way."""
-        facts = ("sha256", "rule", "schema_version", "loaded", "quarantined", "profile")
-        return all(getattr(self, fact) == getattr(other, fact) for fact in facts)
+    def same_rows(self, lake: "Manifest") -> bool:
+        """Whether a store loaded from the lake, of which this tells, still holds the rows that the lake does.
+
+        It does if it was loaded from that very object, or the object took that one's place without changing a row.
+        """
+        idle = lake.replaces == self.generation and not (lake.inserted or lake.updated or lake.removed)
+        terms = ("sha256", "rule", "schema_version")
+        return (self.generation == lake.generation or idle) and all(getattr(self, t) == getattr(lake, t) for t in terms)
 
     def _same_terms(self, rule: Rows) -> bool:
         return (self.rule, self.schema_version) == (rule, SCHEMA_VERSION)

@@ -67,11 +67,6 @@ class TripMonth:
         return dt.date(self.year, self.month, 1)
 
     @property
-    def next_month(self) -> dt.date:
-        """First day of the month after."""
-        return dt.date(self.year + self.month // 12, self.month % 12 + 1, 1)
-
-    @property
     def previous(self) -> "TripMonth | None":
         """The month before, or None for the first one ever published."""
         year, month = self.year - (self.month == 1), (self.month - 2) % 12 + 1

@@ -106,7 +106,7 @@ def test_a_month_that_fails_stops_no_other_and_is_named_in_the_end(own: Stores, 
 
 def test_two_runs_at_once_load_every_month_once(own: Stores, start: Started) -> None:
     # Into Postgres alone, where nothing of Google is asked for.
-    options = ["--colors", "fhvhv", "--since", "2024-03", "--into", "postgres", "--source", own.official]
+    options = ["--colors", "fhvhv", "--since", "2024-03", "--into", "database", "--source", own.official]
     options += ["--postgres-block", NAME, "--block-name", "no-such-block"]
     both = [start("bring_up_to_date", *options) for _ in range(2)]
     said = ["".join(run.communicate(timeout=120)) for run in both]

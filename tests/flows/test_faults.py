@@ -158,7 +158,9 @@ def test_too_many_rows_that_do_not_fit_stop_the_month_in_every_store(
         assert "40 of 2000 rows do not fit" in state.message or "40 of 2000 rows do not fit" in str(
             state.result(raise_on_failure=False)
         )
+    assert "is set aside: " in runs.logs()
     assert month.key not in ours.objects()
+    assert not ours.objects(f"staging/quarantine/{month.color}/{month.stem}")
     assert ours.query(
         "SELECT to_regclass(%s), to_regclass(%s)", month.postgres_partition, f"{month.postgres_partition}_staging"
     ) == [(None, None)]

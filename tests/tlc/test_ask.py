@@ -63,4 +63,5 @@ def test_the_api_client_takes_the_same_table_as_an_external_definition(color: st
 def test_a_queries_tables_are_those_it_names() -> None:
     assert tables_of("select * from Green join zones on true") == ["green", "zones"]
     assert tables_of("select * from fhvhv") == ["fhvhv"]
+    assert tables_of("select * from zones where service_zone in ('Yellow Zone', 'it''s green')") == ["zones"]
     assert tables_of("select 1 from greenish") == []

@@ -89,9 +89,9 @@ OLDER = MANIFEST.model_copy(update={"etag": '"0"', "sha256": "1" * 64})
         ({"lake": MANIFEST, "warehouse": None}, ["warehouse"]),
         ({"lake": MANIFEST, "warehouse": MANIFEST}, []),
         ({"lake": MANIFEST, "warehouse": OLDER}, ["warehouse"]),
-        ({"lake": OLDER, "warehouse": OLDER, "postgres": MANIFEST}, ["lake", "warehouse"]),
-        ({"lake": MANIFEST, "warehouse": MANIFEST, "postgres": OLDER}, ["postgres"]),
-        ({"postgres": None}, ["postgres"]),
+        ({"lake": OLDER, "warehouse": OLDER, "database": MANIFEST}, ["lake", "warehouse"]),
+        ({"lake": MANIFEST, "warehouse": MANIFEST, "database": OLDER}, ["database"]),
+        ({"database": None}, ["database"]),
     ],
 )
 def test_only_stores_that_lag_are_brought_up_to_date_in_the_order_of_the_way(

@@ -17,7 +17,6 @@ def test_everything_about_a_month_is_named_after_its_color_and_month() -> None:
     assert str(month) == "yellow 2021-01"
     assert month.stem == "yellow_tripdata_2021-01"
     assert month.file_month == dt.date(2021, 1, 1)
-    assert month.next_month == dt.date(2021, 2, 1)
     assert month.partition == "202101"
     assert month.postgres_partition == "yellow_2021_01"
     assert month.raw_key(".csv.gz") == "raw/yellow/yellow_tripdata_2021-01.csv.gz"
@@ -29,7 +28,6 @@ def test_everything_about_a_month_is_named_after_its_color_and_month() -> None:
 
 
 def test_the_month_after_december_is_january() -> None:
-    assert TripMonth("green", 2020, 12).next_month == dt.date(2021, 1, 1)
 
 
 @given(
