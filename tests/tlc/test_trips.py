@@ -27,7 +27,10 @@ def test_everything_about_a_month_is_named_after_its_color_and_month() -> None:
     assert month.url("http://h/{color}/{year}/{month:02d}.csv") == "http://h/yellow/2021/01.csv"
 
 
-def test_the_month_after_december_is_january() -> None:
+def test_the_month_before_january_is_december_and_before_the_first_there_is_none() -> None:
+    assert TripMonth("green", 2021, 1).previous == TripMonth("green", 2020, 12)
+    assert TripMonth("green", 2020, 12).previous == TripMonth("green", 2020, 11)
+    assert TripMonth("green", 2013, 8).previous is None
 
 
 @given(
