@@ -83,16 +83,3 @@ def test_the_demo_runs_deployments_through_the_agent_and_accounts_for_every_row(
         counts = demo.count(env, samples)
     assert [str(c.trip_month) for c in counts] == ["green 2020-01", "green 2020-02"]
     assert all(c.reconciled and c.published > c.database > 10_000 for c in counts)
-
-
-def test_every_file_the_readme_links_to_exists():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
-
-
-def test_the_options_the_readme_explains_exist(prepared):
-    helped = "".join(
-        run(f"python flows/{flow}.py --help", prepared) for flow in ("etl_web_gcs", "etl_gcs_bq", "ingest_data")
-    )
-    for option in re.findall(r"^- `(--[a-z-]+)`", README, re.MULTILINE):
-        assert option in helped, option
