@@ -153,9 +153,8 @@ async def run_all(env: Mapping[str, str], say: Console, samples: Sequence[Sample
     await asyncio.gather(*(run(env, say, WAREHOUSE, s) for s in samples))
 
 
-def count(env: Mapping[str, str], samples: Sequence[Sample]) -> list[Counts]:
-    """Count every month in the file as published and in all three stores."""
-    os.environ.update(env)
+def count(samples: Sequence[Sample]) -> list[Counts]:
+    """Count every month in the file as published and in all three stores, those of this process's environment."""
     # Prefect reads its settings when it is imported, and must not before they are there.
     from prefect_gcp import GcpCredentials
     from prefect_gcp.cloud_storage import GcsBucket
@@ -245,7 +244,8 @@ def main() -> int:
         env = environment()
         prepare(env, say)
         asyncio.run(run_all(env, say, samples))
-        counts = count(env, samples)
+        os.environ.update(env)
+        counts = count(samples)
     except (DemoError, UnknownMonth, StackError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

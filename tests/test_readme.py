@@ -1,9 +1,11 @@
 """The README's commands do what it says, run as they stand by a shell, through a real server and agent."""
 
 import asyncio
+import os
 import re
 import subprocess
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import sqlalchemy
@@ -79,7 +81,7 @@ def test_the_demo_runs_deployments_through_the_agent_and_accounts_for_every_row(
     samples = (demo.Sample("green", 2020, (1, 2), "mirror"),)
     env = prepared.environment()
     asyncio.run(demo.run_all(env, Console(quiet=True), samples))
-    with temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}):
-        counts = demo.count(env, samples)
+    with patch.dict(os.environ, env), temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}):
+        counts = demo.count(samples)
     assert [str(c.trip_month) for c in counts] == ["green 2020-01", "green 2020-02"]
     assert all(c.reconciled and c.published > c.database > 10_000 for c in counts)

@@ -292,7 +292,7 @@ def match(
                 era = of_parquet
 
     lacking = [meanings[_plain(name)] for name in _lacking(era, known.values())]
-    given = Counter(meanings.get(_plain(name), _plain(name)) for name in names)
+    given = Counter(meant[name] or _plain(name) for name in names if name in meant)
     wrong, new = [], []
     for place, name in enumerate(names):
         column = meant.get(name)
