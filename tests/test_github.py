@@ -37,6 +37,8 @@ AGENT = "import prefect.cli; prefect.cli.app()"  # the program `prefect`, by ano
 
 pytestmark = pytest.mark.filterwarnings("ignore::prefect._internal.compatibility.deprecated.PrefectDeprecationWarning")
 
+pytestmark = pytest.mark.operations
+
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 KEY = "pnu_canary3Jd"
 QUEUE = "of-the-cloud"
 
+pytestmark = pytest.mark.operations
+
 
 class Proxy(BaseHTTPRequestHandler):
     """Passes on what comes with the key, as Prefect Cloud does; policies are not among what that has."""

@@ -17,6 +17,8 @@ from local.stack import Stack
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOYMENT = "bring-up-to-date/every month"
 
+pytestmark = pytest.mark.operations
+
 
 def commands(page: str) -> list[list[str]]:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")

@@ -24,6 +24,8 @@ from tests.receivers import VALUES, Receiver, receiver
 ROOT = Path(__file__).resolve().parent.parent
 HIDDEN = "********"
 
+pytestmark = pytest.mark.operations
+
 
 @pytest.fixture(scope="module")
 def here() -> Iterator[Receiver]:
