@@ -35,9 +35,10 @@ DEPLOYMENT = "etl-parent-flow/ny-taxi ETL from GitHub"
 QUEUE = "machine-without-the-code"
 AGENT = "import prefect.cli; prefect.cli.app()"  # the program `prefect`, by another Python
 
-pytestmark = pytest.mark.filterwarnings("ignore::prefect._internal.compatibility.deprecated.PrefectDeprecationWarning")
-
-pytestmark = pytest.mark.operations
+pytestmark = [
+    pytest.mark.operations,
+    pytest.mark.filterwarnings("ignore::prefect._internal.compatibility.deprecated.PrefectDeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")
