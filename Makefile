@@ -15,7 +15,7 @@ help:
 	@echo 'make status    which of them run, and where'
 	@echo 'make down      stop them; what they store stays'
 	@echo 'make test      the whole test suite, with coverage  (ARGS="-k lake")'
-	@echo 'make test-operations   what operators do, with agents and servers of its own: Cloud, GitHub, schedules, secrets'
+	@echo 'make test-operations   what operators do: schedules, notifications, Cloud, GitHub, secrets, zones, SQL over the lake'
 	@echo 'make lint      ruff, mypy and the import rules'
 	@echo 'make bench     this project against others  (QUICK=1)'
 	@echo 'make image     the container images, by Docker or buildah  (ARGS="--build-arg BASE=…")'

@@ -21,6 +21,8 @@ from tests.stores import Stores, own_database
 
 NAME = "up-to-date-tests"
 
+pytestmark = pytest.mark.operations
+
 
 @pytest.fixture(scope="module")
 def own(ours: Stores, stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:

@@ -39,6 +39,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CANARY = "canary5Zw"
 WEBHOOK = f"custom-webhook/{NOTIFICATIONS}"
 
+pytestmark = pytest.mark.operations
+
 
 @pytest.fixture
 def here() -> Iterator[Receiver]:

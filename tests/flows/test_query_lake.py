@@ -31,6 +31,8 @@ from tests.stores import Stores, stores
 BLOCK = "tests-asked-lake"
 MONTHS = [TripMonth("green", 2022, 1), TripMonth("green", 2022, 2), TripMonth("green", 2022, 3)]
 
+pytestmark = pytest.mark.operations
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -23,6 +23,8 @@ from tests.stores import Stores, as_published
 NAME = "taxi_zone_lookup.csv"
 EVERYWHERE = ["lake", "warehouse", "database"]
 
+pytestmark = pytest.mark.operations
+
 
 @pytest.fixture
 def dataset(ours: Stores) -> Iterator[str]:
