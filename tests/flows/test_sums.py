@@ -88,7 +88,7 @@ def in_lake(path: Path, month: TripMonth, bucket: str) -> dict[str, int]:
     lake = Lake(GcsBucket(bucket=bucket, bucket_folder="sums", gcp_credentials=GcpCredentials()))
     template = path.parent.as_uri() + "/{color}_tripdata_{year}-{month:02d}" + ending_of(path)
     raw = copy_to_lake(lake, look_up(source_of(template), month))
-    staged = canonical_in_lake(lake, raw, "all", "sums", lambda _: None)
+    staged = canonical_in_lake(lake, raw, "all", "sums", lambda *_: None)
     present = lake.stat(month.key)
     _, manifest = publish_in_lake(lake, staged, present.generation if present else 0, "sums")
     with storage.Client().bucket(bucket).blob(f"sums/{manifest.key}").open("rb") as file:
