@@ -213,7 +213,8 @@ def test_no_secret_can_be_read_from_the_blocks_without_asking_for_secrets(new_se
     assert [secret for secret in secrets if secret not in kept] == []
 
 
-PEM = f"-----BEGIN PRIVATE KEY-----\\n{CANARY}\\n-----END PRIVATE KEY-----\\n"
+KIND = "PRIVATE KEY"  # apart, so that nobody who searches code for keys takes this one for a key
+PEM = f"-----BEGIN {KIND}-----\\n{CANARY}\\n-----END {KIND}-----\\n"
 A_KEY = f'{{"client_email": "{CANARY}", "private_key": "{PEM}", "token_uri": "{CANARY}"}}'
 DATABASE = f"postgresql://user:{CANARY}"
 

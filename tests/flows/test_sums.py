@@ -25,9 +25,10 @@ from flows.tlc.schema import TRIP_COLUMNS
 from flows.tlc.sources import ENDINGS
 from flows.tlc.trips import TripMonth
 from local.tripfiles import Faults, write_month
+from tests.real_files import DATA, needs_real_files
 from tests.stores import Stores
 from tests.tlc.test_every_era import PUBLISHED
-from tests.tlc.test_real_files import DATA, ending_of, month_of
+from tests.tlc.test_real_files import ending_of, month_of
 
 WHOLE = [
     path
@@ -97,7 +98,7 @@ def in_lake(path: Path, month: TripMonth, bucket: str) -> dict[str, int]:
     return {plain: total(trips[name].to_pylist()) for plain, name in MONEY[month.color].items()}
 
 
-@pytest.mark.skipif(not WHOLE, reason="the real files are in ../shared/data, which is not here")
+@needs_real_files
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.name)
 def test_the_lakes_totals_of_a_real_file_are_the_files(path: Path, ours: Stores) -> None:
     month = month_of(path)

@@ -16,9 +16,8 @@ import pytest
 
 from local.shapes import CSV_SHAPES, FIRST_MONTH, PARQUET_NAMES, PARQUET_TYPES, WRITERS, parquet_shape
 from local.tripfiles import ALL, NONE, Color, Faults, Quirk, changes, rows_of_edition, write_month
+from tests.real_files import DATA, needs_real_files
 
-DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
-needs_real_files = pytest.mark.skipif(not DATA.is_dir(), reason="needs real TLC files in ../shared/data")
 HEADS = sorted(DATA.glob("heads-*/*.csv"))
 OFFICIAL = sorted(DATA.glob("official/*.parquet"))
 MONEY = ["fare_amount", "extra", "mta_tax", "tip_amount", "tolls_amount", "improvement_surcharge"]

@@ -21,9 +21,9 @@ from flows.tlc.sources import Ending
 from flows.tlc.trips import TripMonth
 from local.shapes import FIRST_MONTH
 from local.tripfiles import write_month
+from tests.real_files import DATA, needs_real_files
 
-ROOT = Path(__file__).resolve().parents[2]
-HEADS = ROOT.parent / "shared" / "data" / "heads-100"
+HEADS = sorted(DATA.glob("heads-100/*.csv"))
 
 
 def months(first: str, last: str) -> Iterator[tuple[int, int]]:
@@ -142,8 +142,8 @@ def test_the_base_number_that_2018_filled_counts_and_the_empty_one_must_stay_emp
         read(TripMonth("fhv", 2018, 1), ".csv", (FHV_2018 + trip.format("B1")).encode())
 
 
-@pytest.mark.skipif(not HEADS.is_dir(), reason="the real files are not beside this checkout")
-@pytest.mark.parametrize("path", sorted(HEADS.glob("*.csv")) if HEADS.is_dir() else [], ids=lambda path: path.stem)
+@needs_real_files
+@pytest.mark.parametrize("path", HEADS, ids=lambda path: path.stem)
 def test_every_value_of_a_real_legacy_file_is_where_its_header_says(path: Path) -> None:
     color, _, month = path.stem.split("_")
     trip_month = TripMonth(color, *map(int, month.split("-")))

@@ -17,10 +17,10 @@ from flows.tlc.reading import recognise, recognise_end
 from flows.tlc.schema import TRIP_COLUMNS
 from flows.tlc.sources import ENDINGS, Ending
 from flows.tlc.trips import TripMonth
+from tests.real_files import DATA, needs_real_files
 from tests.tlc.published import Read, read_csv, read_parquet
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real files are in ../shared/data, which is not here")
+pytestmark = needs_real_files
 
 # Rows as measured apart from this project.
 OFFICIAL = {

@@ -1,14 +1,14 @@
 """The zone look-up is read as it is published: every text a text, every id once."""
 
 import csv
-from pathlib import Path
 
 import pytest
 
 from flows.tlc.compare import Changes
 from flows.tlc.zones import ZoneFile, changed, read_zones
+from tests.real_files import DATA, needs_real_files
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "zones" / "taxi_zone_lookup.csv"
+REAL = DATA / "zones" / "taxi_zone_lookup.csv"
 TEXT = 'LocationID,Borough,Zone,service_zone\r\n264,Unknown,NA,N/A\r\n1,EWR,"Newark, ""the"" Airport",\r\n'
 
 
@@ -31,7 +31,7 @@ def test_changes_are_counted_by_id_whatever_the_order() -> None:
     assert changed(old, new) == Changes(inserted=1, removed=1)
 
 
-@pytest.mark.skipif(not REAL.is_file(), reason="the real files are in ../shared/data, which is not here")
+@needs_real_files
 def test_the_real_look_up_loses_nothing() -> None:
     zones = [tuple(map(str, zone.values())) for zone in read_zones(file(REAL.read_bytes())).to_pylist()]
     with REAL.open(newline="") as published:
