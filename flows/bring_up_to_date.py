@@ -16,11 +16,11 @@ from flows.tasks.months import each_month
 from flows.tasks.notify import notifications
 from flows.tasks.policy import task_runner
 from flows.tasks.survey import ask_source, list_lake, list_postgres, list_warehouse, report_stores
-from flows.tlc.catalog import Found, Store, months_ago, months_between, oldest_first
+from flows.tlc.catalog import Found, months_ago, months_between, oldest_first
 from flows.tlc.errors import NotPublished, TripDataError
 from flows.tlc.manifest import Manifest, Outcome
 from flows.tlc.sources import SourceName
-from flows.tlc.trips import AtLeastOne, Bound, Color, Rows, TripMonth
+from flows.tlc.trips import AtLeastOne, Bound, Color, Rows, Store, TripMonth
 
 _COLORS: list[Color] = ["yellow", "green"]
 _INTO: list[Store] = ["lake", "warehouse"]
@@ -38,7 +38,7 @@ def bring_up_to_date(
     credentials_block: str = GCP_CREDENTIALS,
     dataset: str = "trips_data_all",
     postgres_block: str = POSTGRES,
-    at_once: int = 2,
+    at_once: AtLeastOne = 2,
 ) -> list[Outcome]:
     """Bring every month that is new or re-published at its source into the stores, oldest first; leave all others alone.
 

@@ -12,7 +12,7 @@ from flows.tasks.policy import task_runner
 from flows.tasks.stores import lake_of, warehouse_of
 from flows.tasks.transform import Via, transform_for_bigquery
 from flows.tlc.manifest import Outcome
-from flows.tlc.trips import Color, Month, TripMonth, Year, trip_months
+from flows.tlc.trips import AtLeastOne, Color, Month, TripMonth, Year, trip_months
 
 
 @flow(
@@ -65,7 +65,7 @@ def etl_gcs_bq_parent_flow(
     credentials_block: str = GCP_CREDENTIALS,
     via: Via = "load_job",
     dataset: str = "trips_data_all",
-    at_once: int = 2,
+    at_once: AtLeastOne = 2,
 ) -> list[Outcome]:
     """Bring months of trips from the lake into BigQuery, exactly once; a month that fails stops no other.
 

@@ -17,7 +17,7 @@ from flows.tasks.stores import lake_of
 from flows.tasks.transform import transform_in_lake
 from flows.tlc.manifest import Outcome, RawFile
 from flows.tlc.sources import PublishedFile, SourceName
-from flows.tlc.trips import Color, Month, Rows, SchemaRule, TripMonth, Year, trip_months
+from flows.tlc.trips import AtLeastOne, Color, Month, Rows, SchemaRule, TripMonth, Year, trip_months
 
 # Prefect makes a model of a flow's parameters, and pydantic minds that one is called `schema`; both do what they should.
 warnings.filterwarnings("ignore", 'Field name "schema" in', UserWarning)
@@ -83,7 +83,7 @@ def etl_parent_flow(
     source: SourceName = "official",
     rows: Rows = "all",
     schema: SchemaRule = "strict",
-    at_once: int = 2,
+    at_once: AtLeastOne = 2,
 ) -> list[Outcome]:
     """Bring months of trips into the lake, exactly once; a month that fails stops no other.
 

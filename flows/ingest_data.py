@@ -14,7 +14,7 @@ from flows.tasks.stores import postgres_of
 from flows.tasks.transform import transform_for_postgres
 from flows.tlc.manifest import Outcome
 from flows.tlc.sources import SourceName
-from flows.tlc.trips import Color, Month, Rows, TripMonth, Year, trip_months
+from flows.tlc.trips import AtLeastOne, Color, Month, Rows, TripMonth, Year, trip_months
 
 
 @flow(name="ingest-data", flow_run_name="{color} {year} {months}", task_runner=task_runner(), **notifications())
@@ -25,7 +25,7 @@ def ingest_data(
     block_name: str = POSTGRES,
     source: SourceName = "official",
     rows: Rows = "with_passengers",
-    at_once: int = 1,
+    at_once: AtLeastOne = 1,
 ) -> list[Outcome]:
     """Bring months of trips into Postgres, exactly once; a month that fails stops no other.
 

@@ -15,7 +15,8 @@ from flows.tasks.zones import (
     report_zones,
 )
 from flows.tlc.errors import TripDataError
-from flows.tlc.zones import Store, ZonesOutcome
+from flows.tlc.trips import Store
+from flows.tlc.zones import ZonesOutcome
 
 
 @flow(name="load-zones", flow_run_name="zones → {stores}", task_runner=task_runner(), **notifications())

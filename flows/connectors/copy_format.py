@@ -1,16 +1,17 @@
-"""PostgreSQL's binary COPY format, made from Arrow columns: no number is printed here and parsed again there.
+"""PostgreSQL's binary COPY format, made from Arrow columns: no number is printed here and parsed again there; rejects as CSV.
 
 https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-BINARY: per row the number of fields, per field its length
 (-1: null) and its bytes, big-endian.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import csv
 
 _HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _TRAILER = b"\xff\xff"
@@ -26,6 +27,15 @@ def encode(tables: Iterable[pa.Table]) -> Iterator[bytes]:
     for table in tables:
         yield from _pieces(table)
     yield _TRAILER
+
+
+def write_rejects(rejects: pa.Table, out: IO[bytes]) -> None:
+    """Append quarantined rows to `out` as COPY … (FORMAT csv) reads them; a NUL, which no text there can hold, as \\x00."""
+    plain = [
+        pc.replace_substring(column, "\0", r"\x00") if pa.types.is_string(column.type) else column
+        for column in rejects.columns
+    ]
+    csv.write_csv(pa.table(plain, rejects.schema.names), out, csv.WriteOptions(include_header=False))
 
 
 def _pieces(table: pa.Table) -> Iterator[bytes]:

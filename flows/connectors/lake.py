@@ -39,7 +39,6 @@ from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.pipeline import ahead
 from flows.tlc.reading import csv_chunks, parquet_chunks
 from flows.tlc.schema import KEY, QUARANTINE_SCHEMA, arrow_schema
-from flows.tlc.sources import ENDINGS, PublishedFile
 from flows.tlc.trips import SchemaRule, TripMonth
 
 # A request carries one of these; the client's own 60 s for a whole upload would kill a slow line's big month.
@@ -152,28 +151,19 @@ class Lake:
 
     def raw_of(self, manifest: Manifest) -> RawFile:
         """The published file that a month was made of, as the lake keeps it; `Gone` if it keeps another by now, or none."""
-        trip_month = manifest.trip_month
-        for ending in ENDINGS:
-            present = self.stat(trip_month.raw_key(ending))
-            if present and present.metadata.get("sha256") == manifest.sha256:
-                published = PublishedFile(
-                    trip_month=trip_month,
-                    url=manifest.url,
-                    ending=ending,
-                    etag=manifest.etag,
-                    last_modified=manifest.last_modified,
-                    size=manifest.size,
-                )
-                return RawFile(
-                    published=published,
-                    key=present.key,
-                    generation=present.generation,
-                    size=present.size,
-                    sha256=manifest.sha256,
-                )
-        raise Gone(
-            f"{trip_month}: the file it was made of (sha256 {manifest.sha256[:12]}…) is not in the lake any more;"
-            " run etl-web-gcs to fetch the month again."
+        published = manifest.published
+        present = self.stat(manifest.trip_month.raw_key(published.ending))
+        if not present or present.metadata.get("sha256") != manifest.sha256:
+            raise Gone(
+                f"{manifest.trip_month}: the file it was made of (sha256 {manifest.sha256[:12]}…) is not in the lake any more;"
+                " run etl-web-gcs to fetch the month again."
+            )
+        return RawFile(
+            published=published,
+            key=present.key,
+            generation=present.generation,
+            size=present.size,
+            sha256=manifest.sha256,
         )
 
     def _object(self, key: str, blob: Blob) -> LakeObject:

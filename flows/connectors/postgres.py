@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import IO, Any
 
 import psycopg2
 from psycopg2 import sql
@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from flows.tlc.compare import Changes
 from flows.tlc.errors import MisconfiguredBlock, NotReconciled
 from flows.tlc.manifest import LOADS_COLUMNS, Manifest
-from flows.tlc.schema import KEY, KINDS, Column, columns
+from flows.tlc.schema import KEY, KINDS, QUARANTINE_COLUMNS, Column, columns
 from flows.tlc.trips import COLORS, TripMonth
 
 _COPY_BUFFER = 1 << 20
@@ -29,6 +29,11 @@ _ASK_AGAIN = 1.0  # seconds between two tries for a month that another run holds
 # For one transaction: with the server's modest defaults a month's join and index would go by way of the disk.
 _ROOM = "SET LOCAL work_mem = '128MB'; SET LOCAL maintenance_work_mem = '256MB'"
 _LOCK_SPACE = 0x7A21  # advisory locks of this project, among all others in a database
+
+
+# Beside the tables of trips, one for all colors each: what was loaded, and what was not.
+_LOADS = ("loads", LOADS_COLUMNS, ("color", "file_month"))
+_QUARANTINE = ("quarantine", LOADS_COLUMNS[:2] + QUARANTINE_COLUMNS, ("color", "file_month", "row_number"))
 
 
 class _Stream(io.RawIOBase):
@@ -54,8 +59,15 @@ class _Stream(io.RawIOBase):
         return bytes(taken)
 
 
-def _names(color: str) -> list[sql.Identifier]:
-    return [sql.Identifier(column.postgres_name) for column in columns(color)]
+def _names(wanted: Iterable[Column]) -> list[sql.Identifier]:
+    return [sql.Identifier(column.postgres_name) for column in wanted]
+
+
+def _defined(wanted: Iterable[Column]) -> sql.Composed:
+    """Columns as CREATE TABLE and ADD COLUMN have them."""
+    return sql.SQL(", ").join(
+        sql.SQL("{} {}").format(sql.Identifier(c.postgres_name), sql.SQL(KINDS[c.kind].postgres)) for c in wanted
+    )
 
 
 def _listed(names: Iterable[sql.Composable], prefix: str = "") -> sql.Composed:
@@ -117,31 +129,17 @@ class Postgres:
             )
 
     def ensure_tables(self, color: str) -> None:
-        """Create the color's table and `loads` where they are missing, and add columns the schema has gained."""
-        trip_columns = sql.SQL(", ").join(
-            sql.SQL("{} {}").format(sql.Identifier(c.postgres_name), sql.SQL(KINDS[c.kind].postgres))
-            for c in columns(color)
-        )
-        loads_columns = sql.SQL(", ").join(
-            sql.SQL("{} {}").format(sql.Identifier(c.postgres_name), sql.SQL(KINDS[c.kind].postgres))
-            for c in LOADS_COLUMNS
-        )
+        """Create the color's table, `loads` and `quarantine` where they are missing, and add columns the schema has gained."""
+        trips = (color, columns(color), tuple(column.name for column in KEY))
         with self._transaction() as cursor:
             # IF NOT EXISTS alone is a race: two first runs at once would meet in the catalog's unique index.
             cursor.execute("SELECT pg_advisory_xact_lock(%s, 0)", (_LOCK_SPACE,))
-            cursor.execute(
-                sql.SQL(
-                    "CREATE TABLE IF NOT EXISTS {} ({}, PRIMARY KEY (file_month, row_number)) PARTITION BY LIST (file_month)"
-                ).format(sql.Identifier(color), trip_columns)
-            )
-            cursor.execute(
-                sql.SQL("CREATE TABLE IF NOT EXISTS loads ({}, PRIMARY KEY (color, file_month))").format(loads_columns)
-            )
-            for table, key, wanted in (
-                (color, ["file_month", "row_number"], columns(color)),
-                ("loads", ["color", "file_month"], LOADS_COLUMNS),
+            for (table, wanted, key), partitioned in (
+                (trips, " PARTITION BY LIST (file_month)"),
+                (_LOADS, ""),
+                (_QUARANTINE, ""),
             ):
-                self._require_own(cursor, table, key)
+                self._ensure_table(cursor, table, wanted, key, partitioned)
                 cursor.execute(
                     "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0", (table,)
                 )
@@ -149,19 +147,23 @@ class Postgres:
                 for column in wanted:
                     if column.postgres_name not in present:
                         cursor.execute(
-                            sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(
-                                sql.Identifier(table),
-                                sql.Identifier(column.postgres_name),
-                                sql.SQL(KINDS[column.kind].postgres),
-                            )
+                            sql.SQL("ALTER TABLE {} ADD COLUMN {}").format(sql.Identifier(table), _defined([column]))
                         )
 
-    def _require_own(self, cursor: Cursor, table: str, key: list[str]) -> None:
-        """Raise unless a table has the primary key that this project gives it."""
+    def _ensure_table(
+        self, cursor: Cursor, table: str, wanted: Iterable[Column], key: Sequence[str], partitioned: str = ""
+    ) -> None:
+        """Create a table where it is missing; raise unless it has the primary key that this project gives it."""
+        cursor.execute(
+            sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, PRIMARY KEY ({}))").format(
+                sql.Identifier(table), _defined(wanted), _listed(map(sql.Identifier, key))
+            )
+            + sql.SQL(partitioned)
+        )
         cursor.execute(
             "SELECT array_agg(attname::text ORDER BY attname) = %s FROM pg_index JOIN pg_attribute"
             " ON attrelid = indrelid AND attnum = ANY (indkey) WHERE indisprimary AND indrelid = to_regclass(%s)",
-            (key, table),
+            (sorted(key), table),
         )
         if not _value(cursor):
             raise MisconfiguredBlock(
@@ -198,13 +200,14 @@ class Postgres:
             manifests = [Manifest.from_row(dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
         return {m.trip_month: m for m in manifests if m.trip_month.postgres_partition in partitions}
 
-    def stage(self, trip_month: TripMonth, pieces: Iterable[bytes]) -> str:
+    def stage(self, trip_month: TripMonth, pieces: Iterable[bytes], rejects: IO[bytes]) -> str:
         """COPY encoded trips (all columns but `file_month`) into a table of their own, replacing an abandoned one; tell its name.
 
-        The table has no key yet: one index built at the end costs less than one grown row by row.
+        The table has no key yet: one index built at the end costs less than one grown row by row. `rejects`, which is read
+        when the trips are through, is CSV of `QUARANTINE_SCHEMA`; it goes into a table beside the other.
         """
         staging = f"{trip_month.postgres_partition}_staging"
-        fed = [sql.Identifier(c.postgres_name) for c in columns(trip_month.color) if c is not KEY[0]]
+        fed = _names(c for c in columns(trip_month.color) if c is not KEY[0])
         with self._transaction() as cursor:
             cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(staging)))
             cursor.execute(
@@ -232,7 +235,24 @@ class Postgres:
                 if stream.failure:
                     raise stream.failure from None
                 raise
+            self._stage_rejects(cursor, trip_month, _aside(staging), rejects)
         return staging
+
+    def _stage_rejects(self, cursor: Cursor, trip_month: TripMonth, table: str, rejects: IO[bytes]) -> None:
+        names = {
+            "table": sql.Identifier(table),
+            "color": sql.Literal(trip_month.color),
+            "month": sql.Literal(trip_month.file_month),
+            "fed": _listed(_names(QUARANTINE_COLUMNS)),
+        }
+        for statement in (
+            "DROP TABLE IF EXISTS {table}",
+            "CREATE TABLE {table} (LIKE quarantine)",
+            "ALTER TABLE {table} ALTER color SET DEFAULT {color}, ALTER file_month SET DEFAULT {month}",
+        ):
+            cursor.execute(sql.SQL(statement).format(**names))
+        rejects.seek(0)
+        cursor.copy_expert(sql.SQL("COPY {table} ({fed}) FROM STDIN (FORMAT csv)").format(**names), rejects)
 
     def publish(self, staging: str, manifest: Manifest) -> Changes:
         """Make a staged month the month, and say so in `loads`, in one transaction; readers see the old one or the new one."""
@@ -254,8 +274,22 @@ class Postgres:
                 raise NotReconciled(
                     f"{trip_month}: {manifest.loaded} rows were staged for Postgres, {count} would be published. Nothing was."
                 )
+            self._publish_rejects(cursor, manifest, _aside(staging))
             self._write_manifest(cursor, manifest.model_copy(update=asdict(published)))
         return published
+
+    def _publish_rejects(self, cursor: Cursor, manifest: Manifest, staging: str) -> None:
+        names = {"staging": sql.Identifier(staging)}
+        cursor.execute(
+            "DELETE FROM quarantine WHERE color = %s AND file_month = %s", (manifest.color, manifest.file_month)
+        )
+        cursor.execute(sql.SQL("INSERT INTO quarantine SELECT * FROM {staging}").format(**names))
+        if (count := cursor.rowcount) != sum(manifest.quarantined.values()):
+            raise NotReconciled(
+                f"{manifest.trip_month}: {sum(manifest.quarantined.values())} rows were quarantined, {count} would be kept."
+                " Nothing was published; please report this."
+            )
+        cursor.execute(sql.SQL("DROP TABLE {staging}").format(**names))
 
     def _attach(self, cursor: Cursor, trip_month: TripMonth, staging: str) -> None:
         """A new month: the staged table becomes its partition; no row is written twice."""
@@ -280,8 +314,8 @@ class Postgres:
 
     def _merge(self, cursor: Cursor, trip_month: TripMonth, staging: str) -> Changes:
         """A month already there: only rows that differ are written, rows that vanished are removed."""
-        fed = _names(trip_month.color)
-        values = [sql.Identifier(c.postgres_name) for c in columns(trip_month.color) if c not in KEY]
+        fed = _names(columns(trip_month.color))
+        values = _names(c for c in columns(trip_month.color) if c not in KEY)
         names = {
             "partition": sql.Identifier(trip_month.postgres_partition),
             "staging": sql.Identifier(staging),
@@ -340,16 +374,12 @@ class Postgres:
         Only what differs is written; then `comment` of it too. The table is made where it is missing.
         """
         held = list(rows)
-        table, key = sql.Identifier(name), sql.Identifier(wanted[0].postgres_name)
-        names = [sql.Identifier(column.postgres_name) for column in wanted]
-        defined = sql.SQL(", ").join(
-            sql.SQL("{} {}").format(sql.Identifier(c.postgres_name), sql.SQL(KINDS[c.kind].postgres)) for c in wanted
-        )
+        table, names = sql.Identifier(name), _names(wanted)
+        key = names[0]
         with self._transaction() as cursor:
             # The lock also lets two runs at once write one after the other.
             cursor.execute("SELECT pg_advisory_xact_lock(%s, 0)", (_LOCK_SPACE,))
-            cursor.execute(sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, PRIMARY KEY ({}))").format(table, defined, key))
-            self._require_own(cursor, name, [wanted[0].postgres_name])
+            self._ensure_table(cursor, name, wanted, [wanted[0].postgres_name])
             written = execute_values(
                 cursor,
                 sql.SQL(
@@ -375,6 +405,11 @@ class Postgres:
             if changes != Changes():
                 cursor.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(table, sql.Literal(comment(changes))))
         return changes
+
+
+def _aside(staging: str) -> str:
+    """The table beside a staging table, for the rows that did not fit."""
+    return f"{staging}_quarantine"
 
 
 def _lock_number(trip_month: TripMonth) -> int:

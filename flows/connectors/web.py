@@ -16,7 +16,7 @@ import httpx
 from flows.tlc import zones
 from flows.tlc.errors import NotPublished, TripDataError, UnreadableFile
 from flows.tlc.reading import recognise, recognise_end
-from flows.tlc.sources import TEMPLATES, PublishedFile, Source
+from flows.tlc.sources import TEMPLATES, Ending, PublishedFile, Source
 from flows.tlc.trips import TripMonth
 
 PIECE = 1 << 20  # bytes handed on at once
@@ -113,18 +113,22 @@ def _local_path(url: str) -> Path | None:
 
 
 def look_up(source: Source, trip_month: TripMonth) -> PublishedFile:
-    """What the source publishes of a month, by one HEAD; `NotPublished` if it does not.
+    """What the source publishes of a month, by one HEAD; `NotPublished` if it does not."""
+    return published_at(trip_month, source.url(trip_month), source.ending)
 
-    For a `file://` source the version is the file's sha256.
+
+def published_at(trip_month: TripMonth, url: str, ending: Ending) -> PublishedFile:
+    """What is published of a month at an address, by one HEAD; `NotPublished` if nothing is.
+
+    For a `file://` address the version is the file's sha256.
     """
-    url = source.url(trip_month)
     if path := _local_path(url):
         if not path.is_file():
             raise NotPublished(f"{trip_month} is not at {url}.")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return PublishedFile(
-            trip_month=trip_month, url=url, ending=source.ending, etag=f"sha256:{digest}", last_modified=None,
+            trip_month=trip_month, url=url, ending=ending, etag=f"sha256:{digest}", last_modified=None,
             size=path.stat().st_size,
         )  # fmt: skip
     with _client() as client:
@@ -138,7 +142,7 @@ def look_up(source: Source, trip_month: TripMonth) -> PublishedFile:
     return PublishedFile(
         trip_month=trip_month,
         url=url,
-        ending=source.ending,
+        ending=ending,
         etag=head.headers.get("ETag"),
         last_modified=head.headers.get("Last-Modified"),
         size=int(size) if size and size.isdigit() else None,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from flows.connectors.ask import Answer, Unanswerable, answer
 from flows.connectors.lake import Gone, Lake
+from flows.tasks.policy import RETRIES
 from flows.tasks.stores import lake_of
 from flows.tlc import zones
 from flows.tlc.ask import TABLES, external_table, tables_of
@@ -20,7 +21,7 @@ from flows.tlc.ask import TABLES, external_table, tables_of
 MOST = 1000  # rows of an answer shown
 
 
-@task(name="ask lake", task_run_name="ask lake")
+@task(name="ask lake", task_run_name="ask lake", **RETRIES)
 def ask_lake(sql: str, block_name: str) -> Answer:
     """Answer a query over the lake's published months."""
     read = [0]

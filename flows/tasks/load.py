@@ -5,23 +5,18 @@ import datetime as dt
 import time
 
 from prefect import get_run_logger, task
-from prefect.runtime import flow_run
 
 from flows.connectors.known import known_file
 from flows.connectors.lake import Gone, Lake, LakeObject, Overtaken
 from flows.connectors.postgres import Postgres
 from flows.connectors.warehouse import Warehouse
-from flows.tasks.policy import RETRIES
+from flows.tasks.policy import RETRIES, this_run
 from flows.tasks.report import report
 from flows.tasks.stores import lake_of, postgres_of, warehouse_of
 from flows.tlc.compare import Changes, compare
 from flows.tlc.manifest import Manifest, Outcome, StagedMonth
 
 _OTHERS_TIME = 30.0  # seconds that another run gets between its object and its manifest
-
-
-def _run_id() -> str:
-    return str(flow_run.get_id() or "")
 
 
 def _tell(outcome: Outcome, manifest: Manifest, store: Lake | Postgres) -> None:
@@ -50,7 +45,7 @@ def _last_known_rows(staged: StagedMonth, before: Manifest | None) -> int | None
 def load_to_lake(staged: StagedMonth, replaces: int, block_name: str) -> Outcome:
     """Publish the staged Parquet under the month's own key, then its manifest, last."""
     lake = lake_of(block_name)
-    outcome, manifest = publish_in_lake(lake, staged, replaces, _run_id())
+    outcome, manifest = publish_in_lake(lake, staged, replaces, this_run())
     _tell(outcome, manifest, lake)
     if manifest.new_columns:
         get_run_logger().warning(
@@ -148,7 +143,7 @@ def load_to_bigquery(
 ) -> Outcome:
     """Replace the month's partition at one stroke, check its rows against the lake's, and say so in `loads`."""
     warehouse, lake = warehouse_of(credentials_block, dataset), lake_of(block_name)
-    outcome, loaded = publish_in_bigquery(warehouse, lake, manifest, before, staging, _run_id())
+    outcome, loaded = publish_in_bigquery(warehouse, lake, manifest, before, staging, this_run())
     _tell(outcome, loaded, lake)
     return outcome
 
@@ -187,7 +182,7 @@ def publish_in_bigquery(
 def load_to_postgres(staged: StagedMonth, block_name: str) -> Outcome:
     """Publish the staged rows in one transaction: a new month is attached, a known one gets what differs."""
     postgres = postgres_of(block_name)
-    outcome, manifest = publish_in_postgres(postgres, staged, _run_id())
+    outcome, manifest = publish_in_postgres(postgres, staged, this_run())
     _tell(outcome, manifest, postgres)
     return outcome
 

@@ -1,4 +1,4 @@
-"""What every task here has in common: when it is tried again, how long it may take, what its cache depends on."""
+"""What every task here has in common: whose it is, when it is tried again, how long it may take, what its cache depends on."""
 
 import datetime as dt
 import os
@@ -10,6 +10,7 @@ from typing import Any
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
+from prefect.runtime import flow_run
 from prefect.task_runners import BaseTaskRunner, ConcurrentTaskRunner
 from prefect.tasks import exponential_backoff
 
@@ -19,6 +20,11 @@ from flows.tlc.sources import PublishedFile
 
 CACHE_FOR = dt.timedelta(days=1)
 TIMEOUT = 6 * 60 * 60  # seconds; the largest month on a slow line
+
+
+def this_run() -> str:
+    """The flow run that a task belongs to, for what the stores say of it; "" outside of any."""
+    return str(flow_run.get_id() or "")
 
 
 def task_runner() -> BaseTaskRunner:

@@ -23,7 +23,7 @@ def report(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: 
 def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: str) -> Iterator[str]:
     profile, month = manifest.profile, outcome.trip_month
     yield f"# {month} in the {outcome.store}: {outcome.status}"
-    yield from _table(
+    yield from markdown_table(
         ("", "rows"),
         [
             ("published by the source", f"{manifest.source_rows:,}"),
@@ -37,11 +37,13 @@ def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: 
         yield "\n" + trips_per_day(f"{month}: trips per day", profile.days, before.profile.days if before else {})
     if profile.sums:
         yield "\n## Sums"
-        yield from _table(("column", "US$"), [(name, f"{total:,.2f}") for name, total in profile.sums.items()])
+        yield from markdown_table(("column", "US$"), [(name, f"{total:,.2f}") for name, total in profile.sums.items()])
     met = [(rule.name, rule.severity, n) for rule in RULES if (n := profile.quality.get(rule.name))]
     if met:
         yield "\n## Odd, and kept as published"
-        yield from _table(("rule", "severity", "trips"), [(*about, f"{n:,}") for *about, n in dict.fromkeys(met)])
+        yield from markdown_table(
+            ("rule", "severity", "trips"), [(*about, f"{n:,}") for *about, n in dict.fromkeys(met)]
+        )
     if profile.elsewhere:
         yield "\nTrips of other months in this file: " + ", ".join(f"{m} ({n:,})" for m, n in profile.elsewhere.items())
     yield "\n## The file"
@@ -55,8 +57,8 @@ def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: 
     )
     if manifest.key:
         yield f"- object: [`{manifest.key}`]({page}), generation {manifest.generation}"
-    if manifest.quarantine_key:
-        yield f"- quarantine: `{manifest.quarantine_key}`"
+    if manifest.quarantined:
+        yield f"- quarantine: `{manifest.quarantine_key or 'quarantine'}`"
     if manifest.new_columns:
         names = ", ".join(manifest.new_columns)
         yield f"- **new columns**, which the schema does not know: {names}; `{manifest.extra_key}`"
@@ -64,10 +66,10 @@ def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: 
     yield f"- time: {seconds:,.1f} s, {manifest.source_rows / seconds:,.0f} rows/s"
 
 
-def _table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    """Lines of a markdown table, its last column numbers."""
+def markdown_table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]], numbers: int = 1) -> Iterator[str]:
+    """Lines of a markdown table whose last columns, so many, are numbers."""
     yield ""
-    for row in (names, (*("---",) * (len(names) - 1), "---:"), *rows):
+    for row in (names, (*("---",) * (len(names) - numbers), *("---:",) * numbers), *rows):
         yield f"| {' | '.join(row)} |"
     yield ""
 

@@ -12,12 +12,13 @@ from rich.table import Table
 from flows.connectors.known import known_file
 from flows.connectors.web import look_up_all
 from flows.tasks.policy import RETRIES, TIMEOUT
+from flows.tasks.report import markdown_table
 from flows.tasks.stores import lake_of, postgres_of, warehouse_of
-from flows.tlc.catalog import Entry, Found, Held, Store, entry_of
+from flows.tlc.catalog import Entry, Found, Held, entry_of
 from flows.tlc.errors import NotPublished
 from flows.tlc.manifest import Manifest
 from flows.tlc.sources import PublishedFile, Source
-from flows.tlc.trips import COLORS, TripMonth
+from flows.tlc.trips import COLORS, Store, TripMonth
 
 
 @task(name="ask the source", task_run_name="ask the source", timeout_seconds=TIMEOUT)
@@ -98,20 +99,15 @@ def entries_of(
 def report_catalog(key: str, entries: Sequence[Entry]) -> None:
     """Leave the catalog for people: a line a color, a calendar of each, and what differs."""
     by_color = {color: [e for e in entries if e.trip_month.color == color] for color in COLORS}
-    lines = [
-        "# What the lake holds",
-        "",
-        "| color | months | from | to | rows | quarantined | bytes |",
-        "|---|---:|---|---|---:|---:|---:|",
-        *(_total(color, there) for color, of in by_color.items() if (there := [e for e in of if e.held])),
-    ]
+    totals = [_total(color, there) for color, of in by_color.items() if (there := [e for e in of if e.held])]
+    names = ("color", "from", "to", "months", "rows", "quarantined", "bytes")
+    lines = ["# What the lake holds", *markdown_table(names, totals, numbers=4)]
     for color, of in by_color.items():
         if of:
-            lines += ["", f"## {color}: rows in thousands", "", *_calendar({e.trip_month: e for e in of})]
-    if differ := [e for e in entries if e.differs]:
-        lines += ["", "## What differs", "", "| month | difference |", "|---|---|"]
-        lines += [f"| {e.trip_month} | {'; '.join(e.differs)} |" for e in differ]
-    lines += ["", "Marks: " + ", ".join(f"{mark} {word}" for word, mark in _MARKS.items()) + "; · not in the lake."]
+            lines += [f"## {color}: rows in thousands", *_calendar({e.trip_month: e for e in of})]
+    if differ := [(str(e.trip_month), "; ".join(e.differs)) for e in entries if e.differs]:
+        lines += ["## What differs", *markdown_table(("month", "difference"), differ, numbers=0)]
+    lines += ["Marks: " + ", ".join(f"{mark} {word}" for word, mark in _MARKS.items()) + "; · not in the lake."]
     create_markdown_artifact("\n".join(lines), key=key, description="What the lake holds")
 
 
@@ -126,22 +122,22 @@ _MARKS = {
 }
 
 
-def _total(color: str, entries: Sequence[Entry]) -> str:
+def _total(color: str, entries: Sequence[Entry]) -> tuple[str, ...]:
     held = [e.held for e in entries if e.held]
     first, last = (f"{e.trip_month.file_month:%Y-%m}" for e in (entries[0], entries[-1]))
     rows = sum(h.manifest.loaded for h in held)
     aside = sum(sum(h.manifest.quarantined.values()) for h in held)
-    return f"| {color} | {len(held)} | {first} | {last} | {rows:,} | {aside:,} | {sum(h.size for h in held):,} |"
+    return color, first, last, *(f"{count:,}" for count in (len(held), rows, aside, sum(h.size for h in held)))
 
 
 def _calendar(entries: Mapping[TripMonth, Entry]) -> Iterator[str]:
-    yield "| |" + "".join(f" {month:02d} |" for month in range(1, 13))
-    yield "|---|" + "---:|" * 12
     years = [trip_month.year for trip_month in entries]
     by_date = {(m.year, m.month): e for m, e in entries.items()}
-    for year in range(min(years), max(years) + 1):
-        cells = (_cell(by_date.get((year, month))) for month in range(1, 13))
-        yield f"| **{year}** |" + "".join(f" {cell} |" for cell in cells)
+    rows = [
+        (f"**{year}**", *(_cell(by_date.get((year, month))) for month in range(1, 13)))
+        for year in range(min(years), max(years) + 1)
+    ]
+    return markdown_table(("", *(f"{month:02d}" for month in range(1, 13))), rows, numbers=12)
 
 
 def _cell(entry: Entry | None) -> str:

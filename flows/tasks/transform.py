@@ -3,14 +3,15 @@
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from tempfile import SpooledTemporaryFile
 from typing import Literal
 
 import pyarrow as pa
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.runtime import flow_run
 
 from flows.connectors import scratch, web
-from flows.connectors.copy_format import encode
+from flows.connectors.copy_format import encode, write_rejects
 from flows.connectors.lake import Lake
 from flows.connectors.postgres import Postgres
 from flows.tasks.policy import RETRIES
@@ -27,7 +28,7 @@ from flows.tlc.schema import KEY
 from flows.tlc.trips import Rows, SchemaRule
 
 Via = Literal["load_job", "dataframe"]
-_TOLD, _LONGEST = 10, 300  # rows, characters
+_IN_MEMORY = 8 << 20  # bytes of rejects; more go by way of the disk
 
 
 Add = Callable[[int, float], None]  # rows, and the share of the file read by now
@@ -44,16 +45,6 @@ def profiled(chunks: Iterable[Chunk], profiler: Profiler) -> Iterator[Chunk]:
     """The same chunks; their trips are shown to `profiler`."""
     for chunk in chunks:
         profiler.add(chunk.trips)
-        yield chunk
-
-
-def warned(chunks: Iterable[Chunk], warn: Callable[[str], None]) -> Iterator[Chunk]:
-    """The same chunks; of the first rows that were set aside, `warn` hears number, reason and original."""
-    left = _TOLD
-    for chunk in chunks:
-        for reject in chunk.rejects.slice(0, left).to_pylist():
-            warn(f"row {reject['row_number']} is set aside: {reject['reason']}: {reject['original'][:_LONGEST]}")
-            left -= 1
         yield chunk
 
 
@@ -95,27 +86,27 @@ def canonical_in_lake(
 def transform_for_postgres(raw: RawFile, rows: Rows, block_name: str) -> StagedMonth:
     """Convert the file's chunks and COPY them into a staging table; parsing and copying overlap."""
     with meter(f"transform {raw.published.trip_month}") as progress:
-        return staged_in_postgres(postgres_of(block_name), raw, rows, progress.add, get_run_logger().warning)
+        return staged_in_postgres(postgres_of(block_name), raw, rows, progress.add)
 
 
-def staged_in_postgres(
-    postgres: Postgres, raw: RawFile, rows: Rows, add: Add, warn: Callable[[str], None]
-) -> StagedMonth:
+def staged_in_postgres(postgres: Postgres, raw: RawFile, rows: Rows, add: Add) -> StagedMonth:
     """COPY a published file's trips into the month's staging table, chunk by chunk until the file runs out."""
     started_at = dt.datetime.now(dt.UTC)
     tally, profiler = Tally(), Profiler(raw.published.trip_month)
     shapes: list[Shape] = []
 
     def tables() -> Iterator[pa.Table]:
-        chunks = warned(counted(chunks_of(raw, shapes.append), add), warn)  # a database keeps no quarantine
-        for chunk in profiled(filtered(chunks, rows), profiler):
+        chunks = filtered(counted(chunks_of(raw, shapes.append), add), rows)
+        for chunk in profiled(chunks, profiler):
             tally.add(chunk)
+            if chunk.rejects.num_rows:
+                write_rejects(chunk.rejects, aside)
             yield chunk.trips.drop_columns([KEY[0].name])  # the staging table's default fills it in
         tally.check(raw.published.trip_month)  # inside the COPY: a month that fails leaves no staging table
 
     postgres.ensure_tables(raw.published.trip_month.color)
-    with closing(ahead(encode(tables()))) as pieces:
-        staging = postgres.stage(raw.published.trip_month, pieces)
+    with SpooledTemporaryFile(_IN_MEMORY) as aside, closing(ahead(encode(tables()))) as pieces:
+        staging = postgres.stage(raw.published.trip_month, pieces, aside)
     shape = shapes[0]
     return StagedMonth.of(
         raw, rows, shape.era.name, shape.published, tally, profiler.profile(), started_at, key=staging

@@ -7,13 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
-from prefect.runtime import flow_run
 
 from flows.connectors import web
 from flows.connectors.lake import Lake
 from flows.connectors.postgres import Postgres
 from flows.connectors.warehouse import Warehouse
-from flows.tasks.policy import RETRIES
+from flows.tasks.policy import RETRIES, this_run
 from flows.tasks.stores import lake_of, postgres_of, warehouse_of
 from flows.tlc.zones import COLUMNS, KEY, RAW_KEY, TABLE, ZoneFile, ZonesOutcome, changed, read_zones
 
@@ -30,24 +29,20 @@ def extract_zones(source: str) -> ZoneFile:
 @task(name="load zones to lake", task_run_name="load zones → lake", **RETRIES)
 def load_zones_to_lake(file: ZoneFile, block_name: str) -> ZonesOutcome:
     """Keep the file in the lake as published, and its table as Parquet."""
-    return _told(publish_in_lake(lake_of(block_name), file, _run_id()))
+    return _told(publish_in_lake(lake_of(block_name), file, this_run()))
 
 
 @task(name="load zones to BigQuery", task_run_name="load zones → BigQuery", **RETRIES)
 def load_zones_to_bigquery(file: ZoneFile, block_name: str, credentials_block: str, dataset: str) -> ZonesOutcome:
     """Replace the table `zones` of the dataset; the lake's block tells where a new dataset has to be."""
     warehouse = warehouse_of(credentials_block, dataset)
-    return _told(publish_in_bigquery(warehouse, lake_of(block_name), file, _run_id()))
+    return _told(publish_in_bigquery(warehouse, lake_of(block_name), file, this_run()))
 
 
 @task(name="load zones to Postgres", task_run_name="load zones → Postgres", **RETRIES)
 def load_zones_to_postgres(file: ZoneFile, block_name: str) -> ZonesOutcome:
     """Replace the rows of the table `zones` in one transaction."""
-    return _told(publish_in_postgres(postgres_of(block_name), file, _run_id()))
-
-
-def _run_id() -> str:
-    return str(flow_run.get_id() or "")
+    return _told(publish_in_postgres(postgres_of(block_name), file, this_run()))
 
 
 def _told(outcome: ZonesOutcome) -> ZonesOutcome:

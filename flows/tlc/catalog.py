@@ -5,22 +5,20 @@ import datetime as dt
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from flows.tlc.errors import NotPublished, UnknownMonth
 from flows.tlc.manifest import Manifest
 from flows.tlc.schema import SCHEMA_VERSION
 from flows.tlc.sources import PublishedFile
-from flows.tlc.trips import FIRST_MONTH, TripMonth
-
-Store = Literal["lake", "warehouse", "database"]
+from flows.tlc.trips import FIRST_MONTH, Store, TripMonth
 
 # How a month at its source stands to a store's.
 Standing = Literal[
     "new", "re-published", "other source", "unchanged", "gone", "not published", "no answer", "behind the lake"
 ]
 _LAGS: tuple[Standing, ...] = ("new", "re-published", "other source", "behind the lake")
-_WAY: tuple[Store, ...] = ("lake", "warehouse", "database")
+_WAY: tuple[Store, ...] = get_args(Store)
 
 _BOUND = re.compile(r"(\d{4})(?:-(\d{1,2}))?")
 

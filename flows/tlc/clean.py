@@ -17,6 +17,7 @@ from flows.tlc.trips import Rows, TripMonth
 
 # A sound file has next to none; above this share the file is damaged or its era is wrong.
 MAX_REJECTED_SHARE = 0.01
+_TOLD = 300  # characters of a row in a message
 
 REASONS: dict[Kind, str] = {
     "integer": "not a whole number",
@@ -49,6 +50,7 @@ class Tally:
     loaded: int = 0
     filtered: Counter[str] = field(default_factory=Counter)
     quarantined: Counter[str] = field(default_factory=Counter)
+    first: str = ""  # of the quarantined rows
 
     def add(self, chunk: Chunk) -> None:
         """Count one chunk."""
@@ -56,6 +58,9 @@ class Tally:
         self.loaded += chunk.trips.num_rows
         self.filtered.update(chunk.filtered)
         self.quarantined.update(chunk.rejects.column("reason").to_pylist())
+        if chunk.rejects.num_rows and not self.first:
+            [reject] = chunk.rejects.slice(0, 1).to_pylist()
+            self.first = f"row {reject['row_number']}: {reject['original'][:_TOLD]}"
 
     def check(self, trip_month: TripMonth) -> None:
         """Raise unless every row is accounted for and the file is sound."""
@@ -76,7 +81,7 @@ class Tally:
             )
             raise TooManyRejects(
                 f"{trip_month}: {set_aside} of {self.source_rows} rows do not fit ({worst});"
-                f" more than {MAX_REJECTED_SHARE:.0%} stops the month. Nothing was published.{hint}"
+                f" more than {MAX_REJECTED_SHARE:.0%} stops the month. Nothing was published.{hint} The first is {self.first}"
             )
 
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from flows.tlc.clean import Tally
 from flows.tlc.quality import Profile
 from flows.tlc.schema import SCHEMA_VERSION, Column
-from flows.tlc.sources import PublishedFile
-from flows.tlc.trips import Rows, SchemaRule, TripMonth
+from flows.tlc.sources import ENDINGS, PublishedFile
+from flows.tlc.trips import Rows, SchemaRule, Store, TripMonth
 
 
 def package_version() -> str:
@@ -75,6 +75,18 @@ class Manifest(_Value):
     def trip_month(self) -> TripMonth:
         """The month this is about."""
         return TripMonth(self.color, self.file_month.year, self.file_month.month)
+
+    @property
+    def published(self) -> PublishedFile:
+        """The file it was made of, as its source told of it then."""
+        return PublishedFile(
+            trip_month=self.trip_month,
+            url=self.url,
+            ending=next(ending for ending in ENDINGS if self.url.endswith(ending)),
+            etag=self.etag,
+            last_modified=self.last_modified,
+            size=self.size,
+        )
 
     @property
     def schema_rule(self) -> SchemaRule:
@@ -273,7 +285,7 @@ class Outcome(_Value):
     """What a run did to one month in one store."""
 
     trip_month: TripMonth
-    store: str
+    store: Store
     status: Literal["loaded", "replaced", "unchanged"]
     loaded: int
     source_rows: int
@@ -285,7 +297,7 @@ class Outcome(_Value):
 
     @classmethod
     def of(
-        cls, store: str, status: Literal["loaded", "replaced", "unchanged"], manifest: Manifest, **changes: int
+        cls, store: Store, status: Literal["loaded", "replaced", "unchanged"], manifest: Manifest, **changes: int
     ) -> "Outcome":
         """What became of the month that `manifest` tells of."""
         return cls(

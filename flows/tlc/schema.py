@@ -203,10 +203,9 @@ def arrow_schema(color: str) -> pa.Schema:
     return pa.schema([(column.name, KINDS[column.kind].arrow) for column in columns(color)])
 
 
-QUARANTINE_SCHEMA = pa.schema(
-    [
-        pa.field("row_number", pa.int64(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("original", pa.string(), nullable=False),
-    ]
+QUARANTINE_COLUMNS = _columns(
+    ("row_number", "integer", "position of the row in its file, from 1"),
+    ("reason", "text", "why it did not fit: the column, and what its value is not"),
+    ("original", "text", "the row as published: a line of CSV, or the values as JSON"),
 )
+QUARANTINE_SCHEMA = pa.schema([pa.field(c.name, KINDS[c.kind].arrow, nullable=False) for c in QUARANTINE_COLUMNS])

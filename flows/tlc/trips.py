@@ -12,6 +12,7 @@ from flows.tlc.errors import UnknownMonth
 Color = Literal["yellow", "green", "fhv", "fhvhv"]
 Rows = Literal["all", "with_passengers"]
 SchemaRule = Literal["strict", "accept_new_columns"]
+Store = Literal["lake", "warehouse", "database"]
 
 _LAST_YEAR = 2100
 # What the UI's form checks as one types; `trip_months` checks it for everybody, and says more.

@@ -18,14 +18,13 @@ from flows.tlc.errors import SchemaMismatch, UnreadableFile
 from flows.tlc.manifest import package_version
 from flows.tlc.reading import recognise
 from flows.tlc.schema import KINDS, Column
+from flows.tlc.trips import Store
 
 OFFICIAL = "https://d37ci6vzurychx.cloudfront.net/misc/taxi_zone_lookup.csv"
 TABLE = "zones"
 RAW_KEY = "zones/taxi_zone_lookup.csv"
 KEY = "zones/zones.parquet"
 LARGEST = 1 << 20  # bytes; TLC's has 12,000
-
-Store = Literal["lake", "warehouse", "database"]
 
 # TLC's own names; the first is the key.
 COLUMNS = (

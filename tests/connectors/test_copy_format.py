@@ -1,7 +1,9 @@
 """What is encoded is what Postgres reads back, value by value."""
 
 import datetime as dt
+import io
 import math
+from contextlib import closing
 
 import psycopg2
 import pyarrow as pa
@@ -10,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flows.connectors import copy_format
-from flows.connectors.copy_format import encode
+from flows.connectors.copy_format import encode, write_rejects
 from flows.connectors.postgres import _Stream
+from flows.tlc.clean import rejects_table
 from local.stack import Stack
 
 SCHEMA = pa.schema(
@@ -47,6 +50,20 @@ def table(rows: list[tuple]) -> pa.Table:
 def test_every_value_comes_back_as_it_was(stack: Stack, parts: list[list[tuple]]):
     rows = [row for part in parts for row in part]
     assert through_postgres(stack, [table(part) for part in parts]) == rows
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(["", '","', "\n", "\\.", "\0"])))
+def test_rejects_come_back_as_they_were_but_for_nuls(stack: Stack, originals: list[str]):
+    rejects, out = [(n, "reason", text) for n, text in enumerate(originals)], io.BytesIO()
+    for part in (rejects[:2], rejects[2:]):
+        write_rejects(rejects_table(part), out)
+    out.seek(0)
+    with closing(psycopg2.connect(stack.env["POSTGRES_URL"])) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TEMP TABLE r (n bigint, reason text, original text)")
+        cursor.copy_expert("COPY r FROM STDIN (FORMAT csv)", out)
+        cursor.execute("SELECT * FROM r ORDER BY n")
+        assert cursor.fetchall() == [(n, reason, text.replace("\0", r"\x00")) for n, reason, text in rejects]
 
 
 def test_a_slice_of_a_larger_table_is_encoded_alone(stack: Stack):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import pytest
 from prefect import Flow
@@ -20,10 +21,13 @@ from prefect_gcp.cloud_storage import GcsBucket
 from prefect_sqlalchemy import ConnectionComponents, SqlAlchemyConnector, SyncDriver
 from sqlalchemy import make_url
 
+from flows.connectors import scratch, web
+from flows.connectors.web import look_up, source_of
 from flows.etl_gcs_bq import etl_gcs_bq
 from flows.etl_web_gcs import etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.tasks import extract, load, transform, zones
+from flows.tasks.stores import lake_of, postgres_of
 from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import Outcome
 from flows.tlc.trips import TripMonth
@@ -58,7 +62,7 @@ def postgres_block(url: str, **changed: Any) -> SqlAlchemyConnector:
 
 
 @pytest.fixture(scope="session")
-def ours(stack: Stack, prefect_api: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+def ours(stack: Stack, prefect_api: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
     """Stores of the flow tests' own, with blocks that name them."""
     folder = tmp_path_factory.mktemp("flows")
     with stores(folder, "flow_tests") as made:
@@ -102,6 +106,23 @@ class Runs:
     def postgres(self, month: TripMonth, **parameters: Any) -> Outcome:
         """Web → Postgres, one month."""
         [outcome] = self.of(ingest_data, month, **parameters).result()
+        return outcome
+
+    def lake_by_hand(self, month: TripMonth) -> Outcome:
+        """Web → lake by the functions that its tasks call, without Prefect and in a fraction of its time; always loads."""
+        lake = lake_of(LAKE)
+        raw = extract.copy_to_lake(lake, look_up(source_of(self.ours.official), month))
+        staged = transform.canonical_in_lake(lake, raw, "all", uuid4().hex, lambda *_: None)
+        present = lake.stat(month.key)
+        outcome, _ = load.publish_in_lake(lake, staged, present.generation if present else 0, "")
+        return outcome
+
+    def postgres_by_hand(self, month: TripMonth) -> Outcome:
+        """Web → Postgres in the same way."""
+        postgres = postgres_of(POSTGRES)
+        raw = scratch.keep(look_up(source_of(self.ours.official), month), web.read)
+        staged = transform.staged_in_postgres(postgres, raw, "with_passengers", lambda *_: None)
+        outcome, _ = load.publish_in_postgres(postgres, staged, "")
         return outcome
 
     def of(self, flow: Flow[..., Any], month: TripMonth, **parameters: Any) -> State[Any]:
@@ -204,7 +225,7 @@ Started = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def start(ours: Stores) -> Iterator[Started]:
+def start(ours: Stores, prefect_api: dict[str, str]) -> Iterator[Started]:
     """`python flows/x.py …` in a process of its own, which is gone when the test ends."""
     processes: list[subprocess.Popen[str]] = []
 
@@ -212,7 +233,7 @@ def start(ours: Stores) -> Iterator[Started]:
         process = subprocess.Popen(
             [sys.executable, f"flows/{name}.py", *map(str, arguments)],
             cwd=ROOT,
-            env=os.environ | variables,
+            env=os.environ | prefect_api | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

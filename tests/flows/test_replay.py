@@ -9,7 +9,7 @@ import pytest
 from flows.replay_quarantine import replay_quarantine
 from flows.tlc import clean
 from flows.tlc.trips import TripMonth
-from tests.flows.conftest import LAKE, Program, Runs
+from tests.flows.conftest import LAKE, POSTGRES, Runs
 from tests.flows.test_new_columns import ACCEPT, extra, put
 from tests.stores import Stores
 from tests.tlc.published import csv_file, line, parquet_file, table
@@ -17,6 +17,7 @@ from tests.tlc.published import csv_file, line, parquet_file, table
 ROWS = 400
 # What a spreadsheet leaves: the seconds are lost, so by today's rule it is quarantined.
 BARE = "2021-01-01 00:15"
+IN_POSTGRES = {"store": "database", "postgres_block": POSTGRES}
 
 
 def csv_month(*odd: str) -> bytes:
@@ -66,6 +67,41 @@ def test_a_quarantined_row_of_a_parquet_file_keeps_every_value_as_published(ours
         values |= {name: f"{values[name]}.000000" for name in ("lpep_pickup_datetime", "lpep_dropoff_datetime")}
         values |= {"fare_amount": "nan"} if row["row_number"] == 42 else {}
         assert json.loads(row["original"]) == values
+
+
+def test_postgres_keeps_what_does_not_fit_and_a_replay_loads_what_a_changed_rule_lets_through(
+    ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    month = TripMonth("green", 2024, 6)
+    odd = [line(lpep_pickup_datetime=BARE), line(passenger_count='"ma""ny"'), line(store_and_fwd_flag='"N"x')]
+    source = put(ours, month, csv_month(*odd), ".csv")
+    runs.postgres(month, source=source)
+    kept = "SELECT row_number, reason, original FROM quarantine WHERE color = 'green' AND file_month = %s ORDER BY 1"
+    bare, *others = [
+        (ROWS - 2, "lpep_pickup_datetime: not a datetime", odd[0]),
+        (ROWS - 1, "passenger_count: not a whole number", odd[1]),
+        (ROWS, "not CSV", odd[2]),
+    ]
+    assert ours.query(kept, month.file_month) == [bare, *others]
+
+    minutes_will_do(monkeypatch)
+    [outcome] = replay(month, **IN_POSTGRES).result()
+    assert (outcome.status, outcome.loaded, outcome.inserted, outcome.updated, outcome.removed) == (
+        "replaced", ROWS - 2, 1, 0, 0,
+    )  # fmt: skip
+    assert f"{month}: 1 of 3 quarantined rows are loaded now, 2 still are not" in runs.logs()
+    assert ours.query(kept, month.file_month) == others
+    assert str(ours.in_postgres(month)["lpep_pickup_datetime"][ROWS - 3].as_py()) == f"{BARE}:00"
+
+    put(ours, month, csv_month(), ".csv")
+    state = replay(month, **IN_POSTGRES)
+    assert f"{month} was re-published at " in str(state.result(raise_on_failure=False))
+    assert runs.postgres(month, source=source).quarantined == {}
+    assert ours.query(kept, month.file_month) == []
+    [outcome] = replay(month, **IN_POSTGRES).result()
+    assert outcome.status == "unchanged"
+    absent = replay(TripMonth("green", 2024, 12), **IN_POSTGRES)
+    assert "green 2024-12 is not in Postgres; run ingest-data" in str(absent.result(raise_on_failure=False))
 
 
 def test_a_replay_loads_what_a_changed_rule_lets_through_from_the_lakes_own_copy(
@@ -125,15 +161,12 @@ def test_a_replay_leaves_a_month_without_quarantine_alone_and_names_one_that_is_
     assert "green 2024-12 is not in the lake" in str(absent.result(raise_on_failure=False))
 
 
-def test_a_replay_without_the_file_says_how_to_get_it_and_changes_nothing(
-    ours: Stores, runs: Runs, program: Program
-) -> None:
+def test_a_replay_without_the_file_says_how_to_get_it_and_changes_nothing(ours: Stores, runs: Runs) -> None:
     month = TripMonth("green", 2024, 5)
     runs.lake(month, source=put(ours, month, csv_month(line(lpep_pickup_datetime=BARE)), ".csv"))
     ours.blob(month.raw_key(".csv")).delete()
     before = ours.objects_of(month)
-    done = program("replay_quarantine", "green", 2024, 5, "--block-name", LAKE)
-    assert done.returncode == 1
-    assert "the file it was made of" in done.stderr
-    assert "run etl-web-gcs to fetch the month again" in done.stderr
+    error = str(replay(month).result(raise_on_failure=False))
+    assert "the file it was made of" in error
+    assert "run etl-web-gcs to fetch the month again" in error
     assert ours.objects_of(month) == before
