@@ -35,10 +35,24 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_session_folder, ignore_errors=True)
 
 
+_SHARED = {"orchestrator", "everywhere", "api"}  # what a module sets up at some cost, once
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Tests that share what their module set up stay together; all others go to whichever worker is free."""
+    if _SHARED & set(getattr(item, "fixturenames", ())):
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.hookimpl(trylast=True)  # after pytest-randomly
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files first, so that two workers end at about the same time."""
-    items.sort(key=lambda item: "orchestrator" not in getattr(item, "fixturenames", ()))
+    """The long ones first, so that two workers end at about the same time."""
+
+    def quick(item: pytest.Item) -> int:
+        fixtures = getattr(item, "fixturenames", ())
+        return next((n for n, name in enumerate(("orchestrator", "start", "ours", "stack")) if name in fixtures), 9)
+
+    items.sort(key=quick)
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +69,11 @@ def stack() -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prefect's in-process API, quick to start: it may take 30 seconds and no more, and a busy machine makes the most of them."""
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Prefect's in-process API, quick to start: it may take 30 seconds and no more, and a busy machine makes the most of them.
+
+    What it gives are the same settings as environment variables, for programs.
+    """
     from prefect.server.database.dependencies import provide_database_interface
     from prefect.settings import PREFECT_API_DATABASE_MIGRATE_ON_START, PREFECT_API_SSL_CERT_FILE, temporary_settings
 
@@ -65,14 +82,17 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     end = "-----END CERTIFICATE-----\n"
     certificate = tmp_path_factory.mktemp("certificates") / "one.pem"
     certificate.write_text(Path(certifi.where()).read_text("utf-8").partition(end)[0] + end, "utf-8")
-    with temporary_settings(
-        {PREFECT_API_SSL_CERT_FILE: str(certificate), PREFECT_API_DATABASE_MIGRATE_ON_START: False}
-    ):
-        yield
+    quick = {PREFECT_API_SSL_CERT_FILE: str(certificate), PREFECT_API_DATABASE_MIGRATE_ON_START: False}
+    with temporary_settings(quick):
+        yield {setting.name: str(value) for setting, value in quick.items()}
 
 
-@pytest.fixture(scope="session")
-def orchestrator(stack: Stack) -> Stack:
-    """The same, with a Prefect server and an agent; run programs against it with `env=orchestrator.environment()`."""
+@pytest.fixture(scope="module")
+def orchestrator(stack: Stack) -> Iterator[Stack]:
+    """The same, with a Prefect server and an agent; run programs against it with `env=orchestrator.environment()`.
+
+    Not for longer than a module wants them: at rest they take a tenth of a core.
+    """
     stack.start("prefect", "agent")
-    return stack
+    yield stack
+    stack.stop("prefect", "agent")

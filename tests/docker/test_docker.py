@@ -284,6 +284,7 @@ class TestHealthy:
         assert self.healthy("", f"{api}/health")[0] == 0
         assert self.healthy("", f"{api}/missing")[0] == 1
 
+    @pytest.mark.operations  # an agent, twice, and a server
     def test_the_agent_leaves_its_mark_only_when_the_server_answered(self, orchestrator):
         command = [sys.executable, str(DOCKER / "poller.py"), "agent", "start", "-q", "nobody", "--run-once"]
         environment = orchestrator.environment() | {"TMPDIR": str(self.mark.parent)}

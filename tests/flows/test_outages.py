@@ -5,14 +5,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from flows.connectors.postgres import Postgres
+from flows.connectors.web import look_up, source_of
 from flows.etl_web_gcs import etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.tasks import transform
-from flows.tlc.trips import TripMonth
+from flows.tasks.extract import copy_to_lake
+from flows.tasks.load import publish_in_lake
+from flows.tasks.stores import lake_of
+from flows.tlc.trips import Rows, TripMonth
 from local.stack import Stack
 from tests.flows.conftest import LAKE, POSTGRES, Runs, Started, dying
 from tests.stores import Stores, as_published, connected, same, with_passengers
@@ -46,12 +51,14 @@ def meet(month: TripMonth) -> Callable[[str, str], None]:
 
 @pytest.mark.parametrize("rules", [("all", "all"), ("all", "with_passengers")], ids="-".join)
 def test_of_two_runs_that_publish_a_month_at_once_one_steps_back_and_what_is_told_is_what_is_there(
-    rules: tuple[str, str], month: TripMonth, ours: Stores, start: Started, strict_lake: StrictLake
+    rules: tuple[Rows, Rows], month: TripMonth, ours: Stores, strict_lake: StrictLake
 ) -> None:
+    lake = lake_of(LAKE)
+    raw = copy_to_lake(lake, look_up(source_of(ours.official), month))
+    staged = [transform.canonical_in_lake(lake, raw, rule, f"run-{n}", lambda *_: None) for n, rule in enumerate(rules)]
     strict_lake.meddle = meet(month)
-    arguments = (month.color, month.year, month.month, "--block-name", LAKE, "--source", ours.official)
-    for process in [start("etl_web_gcs", *arguments, "--rows", rule) for rule in rules]:
-        assert process.wait(120) == 0
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda month: publish_in_lake(lake, month, 0, ""), staged))
     assert f"data/{month.key}" in strict_lake.refused
     everybody = published(ours, month)
     expected = {"all": everybody, "with_passengers": with_passengers(everybody)}
@@ -118,7 +125,7 @@ def test_a_run_killed_between_the_months_object_and_its_manifest_is_made_good_by
 def test_a_run_killed_while_postgres_publishes_leaves_the_old_month_and_the_next_brings_the_new_one(
     month: TripMonth, ours: Stores, runs: Runs, start: Started
 ) -> None:
-    runs.postgres(month)
+    runs.postgres_by_hand(month)
     old = ours.in_postgres(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -192,7 +199,7 @@ def test_a_full_disk_is_told_before_anything_is_written_there(
 def test_readers_see_the_old_month_while_the_new_one_is_being_published(
     month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs.postgres(month)
+    runs.postgres_by_hand(month)
     old = ours.in_postgres(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
     new = with_passengers(published(ours, month))

@@ -9,7 +9,7 @@ from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.tasks import extract, load, transform
 from flows.tasks.months import MonthsFailed
-from flows.tlc.errors import UnknownMonth, UnreadableFile
+from flows.tlc.errors import UnreadableFile
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import Runs, dying
 from tests.stores import Stores, as_published, same, with_passengers
@@ -143,16 +143,6 @@ def test_a_month_that_fails_stops_no_other_and_is_named(flow, store: str, ours: 
 
 def state_key(flow) -> str:
     return {"etl-parent-flow": "etl-web-gcs", "etl-gcs-bq-parent-flow": "etl-gcs-bq"}.get(flow.name, flow.name)
-
-
-@pytest.mark.parametrize("flow", [etl_parent_flow, etl_gcs_bq_parent_flow, ingest_data])
-def test_a_month_that_cannot_exist_stops_the_run_before_any_work(flow, ours: Stores, runs: Runs) -> None:
-    ours.site.forget_requests()
-    state = flow("green", 2021, [1, 13], **runs.places(flow), return_state=True)
-    with pytest.raises(UnknownMonth, match=r"month 13 does not exist.*Nothing was started"):
-        state.result()
-    assert not ours.site.requests
-    assert not runs.task_runs(state)  # a month's run is one of them
 
 
 def test_a_parent_flow_brings_months_into_the_warehouse_and_names_those_the_lake_lacks(
