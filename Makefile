@@ -72,14 +72,14 @@ status: $(INSTALLED)
 	@$(PY) -m local status || true
 
 test: $(INSTALLED)
-	@$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not operations' $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not operations' $(ARGS)
 
 test-operations: $(INSTALLED)
-	@$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m operations $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m operations $(ARGS)
 
 # Apart from `make test`, which counting branches would make half as long again.
 coverage: $(INSTALLED)
-	@$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --cov --cov-report=term $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
 
 lint: $(INSTALLED)
 	@$(PY) -m ruff check .

@@ -35,24 +35,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_session_folder, ignore_errors=True)
 
 
-_SHARED = {"orchestrator", "everywhere", "api"}  # what a module sets up at some cost, once
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests that share what their module set up stay together; all others go to whichever worker is free."""
-    if _SHARED & set(getattr(item, "fixturenames", ())):
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+_SLOW = ("orchestrator", "start", "ours", "stack")  # fixtures, the slowest first
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first, so that two workers end at about the same time."""
-
-    def quick(item: pytest.Item) -> int:
+    """The long files first, so that two workers, to which files are dealt, end at about the same time."""
+    ranks: dict[Path, int] = {}
+    for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        return next((n for n, name in enumerate(("orchestrator", "start", "ours", "stack")) if name in fixtures), 9)
-
-    items.sort(key=quick)
+        rank = next((n for n, name in enumerate(_SLOW) if name in fixtures), len(_SLOW))
+        ranks[item.path] = min(rank, ranks.get(item.path, rank))
+    items.sort(key=lambda item: ranks[item.path])
 
 
 @pytest.fixture(scope="session")

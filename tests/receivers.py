@@ -61,7 +61,7 @@ class Receiver:
         return f"http://127.0.0.1:{self.port}"
 
     def wait_for(
-        self, count: int, seconds: float = 60, of: Callable[[Message], bool] = lambda _: True
+        self, count: int, seconds: float = 300, of: Callable[[Message], bool] = lambda _: True
     ) -> list[Message]:
         """The first `count` messages that are `of` a kind; all there are if time runs out."""
         until = time.monotonic() + seconds

@@ -92,7 +92,7 @@ def start(env: dict[str, str], *command: str) -> "subprocess.Popen[str]":
 
 def done(env: dict[str, str], *command: str) -> str:
     process = start(env, *command)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate()
     assert process.returncode == 0, out
     assert KEY not in out
     return out
@@ -110,7 +110,6 @@ def elsewhere(tmp_path: Path) -> str:
     return str(tmp_path / "cloud.yaml")
 
 
-@pytest.mark.timeout(300)
 def test_blocks_deployments_an_agent_and_programs_work_with_the_key(
     orchestrator: Stack, cloud: type[Proxy], elsewhere: str, tmp_path: Path
 ) -> None:
@@ -123,14 +122,13 @@ def test_blocks_deployments_an_agent_and_programs_work_with_the_key(
     program = start(env, *PROGRAM)
     agent = done(env, "prefect", "agent", "start", "-q", QUEUE, "--run-once")
     assert "Finished in state Completed" in agent
-    out, _ = program.communicate(timeout=120)
+    out, _ = program.communicate()
     assert program.returncode == 0, out
     assert "green 2019-03: loaded" in out
     assert cloud.passed > 50
     assert cloud.refused == 0
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("key", [None, "pnu_wrong6Ty"])
 def test_without_the_key_each_says_what_is_wrong(
     key: str | None, orchestrator: Stack, cloud: type[Proxy], elsewhere: str, tmp_path: Path
@@ -143,14 +141,14 @@ def test_without_the_key_each_says_what_is_wrong(
         start(env, "prefect", "agent", "start", "-q", QUEUE, "--run-once"),
     ]  # fmt: skip
     for process in ours:
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate()
         assert process.returncode == 1, out
         assert out.splitlines()[-1].startswith(
             "error: the Prefect server of PREFECT_API_URL refuses PREFECT_API_KEY (401)"
         )
         assert str(key) not in out
     for process in prefects:
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate()
         assert "401 Unauthorized" in out, process.args
         assert "Invalid authentication credentials" in out, process.args
 

@@ -43,7 +43,6 @@ def run(command: str, stack: Stack, folder: Path = ROOT) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.timeout(600)
 def test_the_commands_of_the_first_five_minutes_bring_months_into_all_three_stores(prepared, tmp_path):
     wanted = ("prefect deployment run", "python flows/", "echo")
     for command in commands("Five minutes"):
@@ -62,7 +61,6 @@ def test_the_commands_of_the_first_five_minutes_bring_months_into_all_three_stor
     assert {"2021-04-01", "2021-05-01"} <= rows.keys()
 
 
-@pytest.mark.timeout(600)
 def test_the_deployments_section_works_as_it_stands(prepared, tmp_path):
     run("cp -r flows deployments " + str(tmp_path), prepared)
     for command in commands("Deployments"):
@@ -76,7 +74,6 @@ def test_the_deployments_section_works_as_it_stands(prepared, tmp_path):
     assert named >= set(re.findall(r'prefect deployment run "([^"]+)"', README))
 
 
-@pytest.mark.timeout(600)
 def test_the_demo_runs_deployments_through_the_agent_and_accounts_for_every_row(prepared):
     samples = (demo.Sample("green", 2020, (1, 2), "mirror"),)
     env = prepared.environment()

@@ -36,7 +36,6 @@ def schedules(stack: Stack) -> list[dict[str, Any]]:
 
 # Prefect 2.20 would rather have `deployment schedule create`, which adds to the schedule there is instead of replacing it.
 @pytest.mark.filterwarnings("ignore::prefect._internal.compatibility.deprecated.PrefectDeprecationWarning")
-@pytest.mark.timeout(600)
 def test_the_schedule_can_be_applied_changed_stopped_resumed_and_cleared(
     orchestrator: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -400,7 +400,7 @@ def test_the_program_itself_prints_one_error_and_no_secret_and_exits_with_1(clos
         for name, environment in cases.items()
     }  # fmt: skip
     for name, process in running.items():
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate()
         assert (process.returncode, out) == (1, ""), name
         assert "Traceback" not in err
         assert [line for line in err.splitlines() if line.startswith("error: ") and name in line]

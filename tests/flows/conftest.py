@@ -253,7 +253,7 @@ def program(start: Started) -> Program:
 
     def run(name: str, *arguments: object, **variables: str) -> "subprocess.CompletedProcess[str]":
         process = start(name, *arguments, **variables)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run

@@ -276,7 +276,6 @@ def test_attaching_twice_makes_one_policy_and_none_takes_it_away(
     assert "there is no block custom-webhook/nobody" in capsys.readouterr().err
 
 
-@pytest.mark.timeout(300)
 def test_the_server_tells_of_runs_of_the_deployments_that_end_well_or_badly(
     orchestrator: Stack, here: Receiver, tmp_path: Path
 ) -> None:

@@ -314,7 +314,7 @@ def test_it_runs_as_a_program_and_stops_when_told(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         command = [sys.executable, "-m", "local.site", "--port", str(port), "--state", str(tmp_path), "--rows", "50"]
-        refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+        refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert refused.stderr.startswith(f"cannot serve on 127.0.0.1:{port}")
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as program:

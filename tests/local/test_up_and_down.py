@@ -23,7 +23,6 @@ def local(state: Path, *words: str, **settings: str) -> subprocess.CompletedProc
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
     )
 
 
