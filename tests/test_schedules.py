@@ -10,8 +10,6 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.cli import invoke_and_assert
 
-from flows.bring_up_to_date import bring_up_to_date
-from flows.catalog import catalog
 from local.stack import Stack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,22 +56,3 @@ def test_the_schedule_can_be_applied_changed_stopped_resumed_and_cleared(
                 assert schedules(orchestrator) == after[deed], deed
                 done.append(deed)
     assert done == ["apply", "ls", "set-schedule", "pause-schedule", "resume-schedule", "clear", "apply"]
-
-
-@pytest.mark.parametrize(("page", "flow"), [("schedules.md", bring_up_to_date), ("catalog.md", catalog)])
-def test_every_option_and_parameter_a_page_uses_exists(page: str, flow: Any) -> None:
-    used = {
-        word.removeprefix("--").replace("-", "_")
-        for program, *arguments in commands(page)
-        if program == "python"
-        for word in arguments
-        if word.startswith("--")
-    }
-    used |= {
-        arguments[at + 1].partition("=")[0]
-        for _, *arguments in commands(page)
-        for at, word in enumerate(arguments)
-        if word == "-p"
-    }
-    assert used
-    assert used <= set(flow.parameters.properties)
