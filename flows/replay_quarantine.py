@@ -5,6 +5,7 @@ from typing import Literal
 from prefect import flow, get_run_logger
 
 from blocks import GCS_BUCKET, POSTGRES
+from flows.connectors import scratch
 from flows.connectors.web import published_at
 from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_from_lake, extract_to_scratch, in_scratch
@@ -60,21 +61,22 @@ def replay_quarantine(
         before = extract_from_lake.submit(trip_month, block_name).result()
         if not before.quarantined:
             return left_alone(before)
-        raw = lake_of(block_name).raw_of(before)
+        raw = lake.raw_of(before)
         staged = transform_in_lake.submit(raw, before.rule, block_name, before.schema_rule).result()
         return told(before, load_to_lake.submit(staged, before.generation, block_name).result())
 
     def in_database(trip_month: TripMonth) -> Outcome:
-        postgres = postgres_of(postgres_block)
-        postgres.check()
         with postgres.claim(trip_month, lambda: log.info("another run is loading %s; waiting for it", trip_month)):
             before = postgres.manifest(trip_month)
             if before is None:
                 raise TripDataError(f"{trip_month} is not in Postgres; run ingest-data for it first.")
             if not before.quarantined:
                 return left_alone(before)
-            published = published_at(trip_month, before.url, before.published.ending)
-            raw = believed(extract_to_scratch, in_scratch, published)
+            raw = scratch.raw_of(before)
+            if not in_scratch(raw):
+                raw = believed(
+                    extract_to_scratch, in_scratch, published_at(trip_month, before.url, before.published.ending)
+                )
             if raw.sha256 != before.sha256:
                 raise TripDataError(
                     f"{trip_month} was re-published at {before.url}; run ingest-data, which takes that in."
@@ -82,7 +84,13 @@ def replay_quarantine(
             staged = transform_for_postgres.submit(raw, before.rule, postgres_block).result()
             return told(before, load_to_postgres.submit(staged, postgres_block).result())
 
-    return each_month("replay-quarantine", chosen, at_once, in_lake if store == "lake" else in_database)
+    if store == "lake":
+        lake = lake_of(block_name)
+        lake.check()
+        return each_month("replay-quarantine", chosen, at_once, in_lake)
+    postgres = postgres_of(postgres_block)
+    postgres.check()
+    return each_month("replay-quarantine", chosen, at_once, in_database)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ def months_there(stack: Stack, prefect_api: dict[str, str]) -> None:
     """What a reader of the pages has by then: blocks, some months in every store, and the zones."""
     register(dict(stack.env), list(BLOCKS))
     etl_parent_flow("green", 2021, [1, 2, 3])
+    etl_parent_flow("yellow", 2021, [4, 5])
     etl_gcs_bq_parent_flow("green", 2021, [1])
     ingest_data("green", 2021, [1, 2, 3])
     load_zones(["lake"])

@@ -85,6 +85,7 @@ class Postgres:
         pooled = self._engine.raw_connection()
         connection: Any = pooled.driver_connection
         try:
+            connection.set_client_encoding("UTF8")  # what we send is, whatever the database keeps
             yield connection
         finally:
             # Never back to a pool: a session may hold locks, and a broken one must not serve again.

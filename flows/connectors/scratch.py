@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from flows.tlc.errors import TripDataError
-from flows.tlc.manifest import RawFile
+from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.sources import PublishedFile
 
 DEFAULT_LIMIT = 4 << 30  # bytes of published files kept; the oldest go first
@@ -73,10 +73,20 @@ def keep(published: PublishedFile, read: Callable[[PublishedFile], Iterable[byte
         except BaseException:
             Path(file.name).unlink()
             raise
-    name = f"{published.trip_month.stem}-{digest.hexdigest()[:16]}{published.ending}"
-    Path(file.name).replace(folder() / name)
+    raw = _raw(published, size, digest.hexdigest())
+    Path(file.name).replace(_path(raw.key))
     _make_room()
-    return RawFile(published=published, key=name, generation=0, size=size, sha256=digest.hexdigest())
+    return raw
+
+
+def _raw(published: PublishedFile, size: int, sha256: str) -> RawFile:
+    name = f"{published.trip_month.stem}-{sha256[:16]}{published.ending}"
+    return RawFile(published=published, key=name, generation=0, size=size, sha256=sha256)
+
+
+def raw_of(manifest: Manifest) -> RawFile:
+    """The published file that a month was made of, as the cache would keep it."""
+    return _raw(manifest.published, manifest.size, manifest.sha256)
 
 
 def path_of(raw: RawFile) -> Path | None:

@@ -29,6 +29,7 @@ from flows.tlc.trips import Rows, SchemaRule
 
 Via = Literal["load_job", "dataframe"]
 _IN_MEMORY = 8 << 20  # bytes of rejects; more go by way of the disk
+_MOST_REJECTS = 300_000  # kept; more are above the share that stops a month, for no month has 30 million rows
 
 
 Add = Callable[[int, float], None]  # rows, and the share of the file read by now
@@ -99,13 +100,16 @@ def staged_in_postgres(postgres: Postgres, raw: RawFile, rows: Rows, add: Add) -
         chunks = filtered(counted(chunks_of(raw, shapes.append), add), rows)
         for chunk in profiled(chunks, profiler):
             tally.add(chunk)
-            if chunk.rejects.num_rows:
+            if chunk.rejects.num_rows and tally.quarantined.total() <= _MOST_REJECTS:
                 write_rejects(chunk.rejects, aside)
             yield chunk.trips.drop_columns([KEY[0].name])  # the staging table's default fills it in
         tally.check(raw.published.trip_month)  # inside the COPY: a month that fails leaves no staging table
 
     postgres.ensure_tables(raw.published.trip_month.color)
-    with SpooledTemporaryFile(_IN_MEMORY) as aside, closing(ahead(encode(tables()))) as pieces:
+    with (
+        SpooledTemporaryFile(_IN_MEMORY, dir=str(scratch.folder())) as aside,
+        closing(ahead(encode(tables()))) as pieces,
+    ):
         staging = postgres.stage(raw.published.trip_month, pieces, aside)
     shape = shapes[0]
     return StagedMonth.of(

@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 
+from flows.connectors import scratch
+from flows.connectors.postgres import Postgres
 from flows.replay_quarantine import replay_quarantine
+from flows.tasks import transform
 from flows.tlc import clean
+from flows.tlc.errors import TripDataError
 from flows.tlc.trips import TripMonth
-from tests.flows.conftest import LAKE, POSTGRES, Runs
+from tests.flows.conftest import LAKE, POSTGRES, Runs, dying
 from tests.flows.test_new_columns import ACCEPT, extra, put
 from tests.stores import Stores
 from tests.tlc.published import csv_file, line, parquet_file, table
@@ -94,6 +98,8 @@ def test_postgres_keeps_what_does_not_fit_and_a_replay_loads_what_a_changed_rule
     assert str(ours.in_postgres(month)["lpep_pickup_datetime"][ROWS - 3].as_py()) == f"{BARE}:00"
 
     put(ours, month, csv_month(), ".csv")
+    for path in scratch.folder().glob(f"{month.stem}-*"):
+        path.unlink()
     state = replay(month, **IN_POSTGRES)
     assert f"{month} was re-published at " in str(state.result(raise_on_failure=False))
     assert runs.postgres(month, source=source).quarantined == {}
@@ -102,6 +108,34 @@ def test_postgres_keeps_what_does_not_fit_and_a_replay_loads_what_a_changed_rule
     assert outcome.status == "unchanged"
     absent = replay(TripMonth("green", 2024, 12), **IN_POSTGRES)
     assert "green 2024-12 is not in Postgres; run ingest-data" in str(absent.result(raise_on_failure=False))
+
+
+def test_postgres_publishes_a_month_and_its_quarantine_together_or_not_at_all(
+    ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    month = TripMonth("green", 2024, 7)
+    source = put(ours, month, csv_month(line(passenger_count="many")), ".csv")
+    runs.postgres(month, source=source)
+
+    def there() -> tuple[Any, Any]:
+        kept = "SELECT row_number, original FROM quarantine WHERE color = 'green' AND file_month = %s ORDER BY 1"
+        return ours.in_postgres(month), ours.query(kept, month.file_month)
+
+    before = there()
+    assert before[1] == [(ROWS, line(passenger_count="many"))]
+    put(ours, month, csv_month(line(passenger_count="few"), line(passenger_count="some")), ".csv")
+    with dying(Postgres, "_write_manifest", when="before"), pytest.raises(TripDataError):
+        runs.postgres(month, source=source)
+    assert there() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(transform, "write_rejects", lambda *_: None)
+        with pytest.raises(TripDataError, match=r"2 rows were quarantined, 0 would be kept. Nothing was published"):
+            runs.postgres(month, source=source)
+    assert there() == before
+    runs.postgres(month, source=source)
+    assert there()[1] == [(ROWS - 1, line(passenger_count="few")), (ROWS, line(passenger_count="some"))]
+    staged = f"{month.postgres_partition}_staging%"
+    assert ours.query("SELECT count(*) FROM pg_class WHERE relname LIKE %s", staged) == [(0,)]
 
 
 def test_a_replay_loads_what_a_changed_rule_lets_through_from_the_lakes_own_copy(
