@@ -27,6 +27,7 @@ help:
 
 install: $(INSTALLED)
 
+# Two halves at the same time: pip takes longer to unpack what it fetched than to fetch it, and takes one core for it.
 $(INSTALLED): poetry.lock pyproject.toml local/requirements.py
 	@set -e; \
 	for python in $(or $(PYTHON),python3.11 python3.12 python3); do \
@@ -42,7 +43,7 @@ $(INSTALLED): poetry.lock pyproject.toml local/requirements.py
 	    echo "Error: $$free GB free on the disk of this folder, 4 GB needed: make room and try again" >&2; \
 	    exit 1; \
 	fi; \
-	echo "installing the locked packages into .venv, hashes checked: one to three minutes, 1.5 GB"; \
+	echo "installing the locked packages into .venv, hashes checked: one to two minutes, 1.5 GB"; \
 	$$python -m venv .venv >.venv.log 2>&1 || { \
 	    tail -n 3 .venv.log >&2; \
 	    echo "Error: $$python -m venv failed: on Debian and Ubuntu, apt-get install python3-venv" >&2; \
@@ -50,8 +51,11 @@ $(INSTALLED): poetry.lock pyproject.toml local/requirements.py
 	}; \
 	rm -f .venv.log; \
 	$(PY) local/requirements.py main local dev >.venv/requirements.txt; \
+	for half in 0 1; do awk "NR % 2 == $$half" .venv/requirements.txt >.venv/requirements.$$half; done; \
 	pip="$(PY) -m pip --disable-pip-version-check --no-input -q install --no-deps"; \
-	$$pip --require-hashes --no-compile -r .venv/requirements.txt && $$pip --no-build-isolation -e . || { \
+	$$pip --require-hashes --no-compile -r .venv/requirements.0 & other=$$!; \
+	$$pip --require-hashes --no-compile -r .venv/requirements.1 || failed=1; \
+	wait $$other && [ -z "$$failed" ] && $$pip --no-build-isolation -e . || { \
 	    echo 'Error: the packages could not be installed, see above; when that is put right, the same command goes on' >&2; \
 	    exit 1; \
 	}; \
