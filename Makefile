@@ -51,7 +51,7 @@ $(INSTALLED): poetry.lock pyproject.toml local/requirements.py
 	}; \
 	rm -f .venv.log; \
 	$(PY) local/requirements.py main local dev >.venv/requirements.txt; \
-	for half in 0 1; do awk "NR % 2 == $$half" .venv/requirements.txt >.venv/requirements.$$half; done; \
+	failed=; for half in 0 1; do awk "NR % 2 == $$half" .venv/requirements.txt >.venv/requirements.$$half; done; \
 	pip="$(PY) -m pip --disable-pip-version-check --no-input -q install --no-deps"; \
 	$$pip --require-hashes --no-compile -r .venv/requirements.0 & other=$$!; \
 	$$pip --require-hashes --no-compile -r .venv/requirements.1 || failed=1; \
