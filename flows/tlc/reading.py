@@ -256,7 +256,10 @@ def csv_chunks(
 def _require_one_file(trip_month: TripMonth, chunk: Chunk, names: list[str]) -> None:
     """Raise if the header comes again among the rows: whoever joined files may have joined one twice."""
     for reject in chunk.rejects.to_pylist():
-        if reject["original"] == ",".join(names):
+        fields: list[str] = []
+        with suppress(csv.Error):
+            fields = next(csv.reader([reject["original"]]), [])
+        if fields == names:
             raise UnreadableFile(
                 f"{trip_month}: row {reject['row_number']} is the header once more: this is several files in one, and trips"
                 " may be there twice. Nothing was loaded; get the original file."

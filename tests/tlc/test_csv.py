@@ -151,9 +151,11 @@ def test_a_line_that_does_not_fit_is_set_aside_as_it_stands_and_no_other(odd: st
     assert read.trips.to_pylist() == [FIRST_TRIP, FIRST_TRIP | {"row_number": 3}]
 
 
-def test_files_joined_into_one_are_refused_for_their_trips_may_be_there_twice() -> None:
+@pytest.mark.parametrize("written", [str, _quoted], ids=["plain", "quoted"])
+def test_files_joined_into_one_are_refused_for_their_trips_may_be_there_twice(written: Callable[[str], str]) -> None:
+    lines = [written(text) for text in csv_file(SOUND, SOUND).decode().splitlines()]
     with pytest.raises(UnreadableFile, match="row 3 is the header once more"):
-        read_csv(csv_file(SOUND, SOUND) * 2)
+        read_csv("\r\n".join([*lines, *lines]).encode())
 
 
 def test_a_line_that_is_not_utf_8_is_set_aside_readably() -> None:
