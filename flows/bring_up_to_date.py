@@ -62,9 +62,11 @@ def bring_up_to_date(
     window = months_between(colors, since or months_ago(_LOOK_BACK), "")
 
     held: dict[Store, Mapping[TripMonth, Manifest]] = {}
+    unfinished: list[TripMonth] = []
     if "lake" in into or "warehouse" in into:
         in_lake = list_lake.submit(colors, block_name).result()
         held["lake"] = {trip_month: here.manifest for trip_month, here in in_lake.items()}
+        unfinished = [trip_month for trip_month, here in in_lake.items() if not here.finished]
     if "warehouse" in into:
         held["warehouse"] = list_warehouse.submit(credentials_block, dataset).result()
     if "database" in into:
@@ -73,7 +75,7 @@ def bring_up_to_date(
     watched = oldest_first([*window, *(m for months in held.values() for m in months if m.color in colors)])
     answers = ask_source.submit(publisher, watched).result()
     found = [
-        Found(m, publisher.url(m), answers[m], {store: months.get(m) for store, months in held.items()})
+        Found(m, publisher.url(m), answers[m], {store: got.get(m) for store, got in held.items()}, m in unfinished)
         for m in watched
     ]
     due = [month for month in found if month.behind]

@@ -5,7 +5,7 @@ import warnings
 from prefect import flow, get_run_logger
 
 from blocks import GCS_BUCKET
-from flows.connectors.lake import RESULTS, Lake
+from flows.connectors.lake import Lake
 from flows.connectors.web import look_up, source_of
 from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_to_lake
@@ -48,8 +48,8 @@ def etl_web_gcs(
     lake = lake_of(block_name)
     lake.check()
     published = look_up(source_of(source), trip_month)
-    present = lake.stat(trip_month.key)
-    manifest = lake.current(trip_month)
+    present = lake.present(trip_month)
+    manifest = lake.finished(trip_month)
     if manifest and manifest.covers(published, rows):
         known = f"; its new columns ({', '.join(manifest.new_columns)}) were accepted" if manifest.new_columns else ""
         get_run_logger().info("%s is unchanged at its source and in the lake%s; nothing to do", trip_month, known)
@@ -68,7 +68,7 @@ def _extract(lake: Lake, published: PublishedFile, block_name: str) -> RawFile:
     """Extract by a cache that lives in the lake itself, where every machine finds it; not believed if the file is gone."""
     extract = extract_to_lake.with_options(
         result_storage=lake.block,
-        result_storage_key=f"{RESULTS}/{published.trip_month.stem}-{{flow_run.id}}.json",
+        result_storage_key=published.trip_month.results_key,
         task_run_name=extract_to_lake.task_run_name,  # Prefect would forget it
     )
     return believed(extract, lake.has, published, block_name)

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import httpx
 
 _REWRITE = re.compile(r"/storage/v1/b/[^/]+/o/.+/(?:rewriteTo|copyTo)/b/(?P<bucket>[^/]+)/o/(?P<name>.+)")
+_OBJECT = re.compile(r"/storage/v1/b/(?P<bucket>[^/]+)/o/(?P<name>[^/]+)")
 
 Meddle = Callable[[str, str], int | None]
 
@@ -89,8 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
         if "upload_id" in query:
             last = re.fullmatch(r"bytes .*/\d+", self.headers.get("Content-Range", ""))
             return self.lake.sessions.get(query["upload_id"]) if last else None
-        if "ifGenerationMatch" in query and (match := _REWRITE.fullmatch(path)):
-            return match["bucket"], unquote(match["name"]), query["ifGenerationMatch"]
+        replaced = _REWRITE.fullmatch(path) or (_OBJECT.fullmatch(path) if self.command == "DELETE" else None)
+        if "ifGenerationMatch" in query and replaced:
+            return replaced["bucket"], unquote(replaced["name"]), query["ifGenerationMatch"]
         return None
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:

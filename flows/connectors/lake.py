@@ -1,9 +1,11 @@
 """The lake: a bucket of Google Cloud Storage, reached through a `GcsBucket` block. Keys here are inside the block's folder."""
 
+import base64
+import binascii
 import datetime as dt
 import io
-import itertools
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -39,16 +41,16 @@ from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.pipeline import ahead
 from flows.tlc.reading import csv_chunks, parquet_chunks
 from flows.tlc.schema import KEY, QUARANTINE_SCHEMA, arrow_schema
-from flows.tlc.trips import SchemaRule, TripMonth
+from flows.tlc.trips import PASSING_KEYS, SchemaRule, TripMonth, staged_key
 
 # A request carries one of these; the client's own 60 s for a whole upload would kill a slow line's big month.
 CHUNK = 8 << 20
 TIMEOUT = (15, 300)  # seconds to connect, to wait for an answer
 _ROW_GROUP = 128 << 10  # rows
 _AT_ONCE = 8  # manifests read at the same time; the client keeps ten connections
-_STAGING = "staging"
-RESULTS = "results"  # of cached tasks
-_PARQUET = "application/vnd.apache.parquet"
+_PACKED = "manifest"
+_ROOM = 3 << 10  # letters of it; Google gives an object's metadata 8 KiB, others of its kind less
+_PARQUET, _BYTES = "application/vnd.apache.parquet", "application/octet-stream"
 
 
 class Overtaken(Exception):
@@ -146,8 +148,22 @@ class Lake:
 
     def has(self, raw: RawFile) -> bool:
         """Whether a raw file is there as it was when it was extracted."""
-        present = self.stat(raw.key)
-        return present is not None and present.generation == raw.generation
+        return self.holds(raw.key, raw.generation)
+
+    def holds(self, key: str, generation: int) -> bool:
+        """Whether an object is there at this generation."""
+        present = self.stat(key)
+        return present is not None and present.generation == generation
+
+    def present(self, trip_month: TripMonth) -> LakeObject | None:
+        """The object that is a month now, or None; `MisconfiguredBlock` if it is one that this project did not put there."""
+        found = self.stat(trip_month.key)
+        if found is not None and "staged" not in found.metadata:
+            raise MisconfiguredBlock(
+                f"{self.uri(trip_month.key)} is there already and was not written by this project; move it away, or give the"
+                " GcsBucket block another folder. Nothing was loaded."
+            )
+        return found
 
     def raw_of(self, manifest: Manifest) -> RawFile:
         """The published file that a month was made of, as the lake keeps it; `Gone` if it keeps another by now, or none."""
@@ -171,9 +187,9 @@ class Lake:
 
     def read(self, raw: RawFile) -> Iterator[bytes]:
         """The bytes of a raw file, in chunks."""
-        generation, position = raw.generation, 0
+        key, generation, position = raw.key, raw.generation, 0
         while True:
-            blob = self._bucket.blob(self.path(raw.key), generation=generation)
+            blob = self._bucket.blob(self.path(key), generation=generation)
             try:
                 with self._explained("read"), blob.open("rb", chunk_size=CHUNK, timeout=TIMEOUT) as file:
                     file.seek(position)
@@ -182,13 +198,18 @@ class Lake:
                         yield piece
                 return
             except NotFound as error:
-                present = self.stat(raw.key)
-                if present is None or not _same_file(raw, present):
+                published = raw.published
+                # Fetched again by another run, or published by it and no longer staged.
+                for key in (raw.key, published.trip_month.raw_key(published.ending)):
+                    present = self.stat(key)
+                    if present and _same_file(raw, present):
+                        generation = present.generation
+                        break
+                else:
                     raise Gone(
-                        f"{self.uri(raw.key)} (generation {generation}) is not in the lake any more;"
+                        f"{self.uri(raw.key)} (generation {raw.generation}) is not in the lake any more;"
                         " it was deleted or replaced while this run was at work. Run again."
                     ) from error
-                generation = present.generation  # fetched again by another run
 
     @contextmanager
     def writer(
@@ -229,6 +250,33 @@ class Lake:
             blob.patch(timeout=TIMEOUT, if_generation_match=blob.generation)
         return self._object(key, blob)
 
+    def publish_beside(self, staged: str, key: str, of: LakeObject) -> None:
+        """Let `key`, which lies beside the month `of`, be what is staged, or nothing if `staged` is "".
+
+        Left alone where another run published its month over `of`: what lies there is that run's then.
+        """
+        while True:
+            source = self.stat(staged) if staged else None
+            kept = self.stat(key)
+            # In this order: a run that publishes its month after this look comes to `key` after it too, and fails us there.
+            if not self.holds(of.key, of.generation):
+                return
+            with suppress(Overtaken):
+                if source:
+                    self.publish(staged, source.generation, key, kept.generation if kept else 0, source.metadata)
+                elif kept and not staged:  # with something to be staged, an attempt before this one has published it
+                    self._delete(kept)
+                return
+
+    def _delete(self, present: LakeObject) -> None:
+        """Delete an object that may be gone; `Overtaken` if there is another by now."""
+        with self._explained("written"), suppress(NotFound):
+            try:
+                blob = self._bucket.blob(self.path(present.key))
+                blob.delete(timeout=TIMEOUT, if_generation_match=present.generation)
+            except PreconditionFailed as error:
+                raise Overtaken(f"{self.uri(present.key)} was written by another run meanwhile") from error
+
     def publish(
         self, staged: str, generation: int, key: str, replaces: int, metadata: Mapping[str, str] | None = None
     ) -> LakeObject:
@@ -238,7 +286,9 @@ class Lake:
         """
         source = self._bucket.blob(self.path(staged), generation=generation)
         blob = self._bucket.blob(self.path(key))
-        blob.content_type = _PARQUET
+        blob.content_type = (
+            _PARQUET if key.endswith(".parquet") else _BYTES
+        )  # a copy with metadata of its own needs one
         blob.metadata = dict(metadata or {})
         token: str | None = None
         with self._explained("written"):
@@ -262,22 +312,12 @@ class Lake:
                     continue
 
     def manifest(self, trip_month: TripMonth) -> Manifest | None:
-        """What the lake says it holds of a month."""
+        """What the lake says it holds of a month; None too if that cannot be understood: the month is then loaded anew."""
         return self._manifest(trip_month.manifest_key)
 
     def _manifest(self, key: str) -> Manifest | None:
-        with self._explained("read"):
-            try:
-                return Manifest.model_validate_json(
-                    self._bucket.blob(self.path(key)).download_as_bytes(timeout=TIMEOUT)
-                )
-            except NotFound:
-                return None
-
-    def _readable(self, key: str) -> Manifest | None:
-        # One not to be understood is for whoever brings that month up to date to hear of.
-        with suppress(ValidationError):
-            return self._manifest(key)
+        with self._explained("read"), suppress(NotFound, ValidationError):
+            return Manifest.model_validate_json(self._bucket.blob(self.path(key)).download_as_bytes(timeout=TIMEOUT))
         return None
 
     def write_manifest(self, manifest: Manifest) -> bool:
@@ -323,7 +363,7 @@ class Lake:
         Tells the keys of the latter two, each "" if there was nothing of the kind. One row group in memory at a time,
         whatever the month's size.
         """
-        key = _staged(trip_month.key, run)
+        key = staged_key(trip_month.key, run)
         quarantine = extra_key = ""
         schema = arrow_schema(trip_month.color)
         tally = Tally()
@@ -338,13 +378,13 @@ class Lake:
                 tally.add(chunk)
                 if chunk.rejects.num_rows:
                     if not quarantine:
-                        quarantine = _staged(trip_month.quarantine_key, run)
+                        quarantine = staged_key(trip_month.quarantine_key, run)
                         file = new_file(quarantine)
                         aside = open_files.enter_context(pq.ParquetWriter(file, QUARANTINE_SCHEMA))
                     aside.write_table(chunk.rejects)
                 if chunk.extra is not None:
                     if not extra_key:
-                        extra_key = _staged(trip_month.extra_key, run)
+                        extra_key = staged_key(trip_month.extra_key, run)
                         file = new_file(extra_key)
                         extra = open_files.enter_context(pq.ParquetWriter(file, chunk.extra.schema))
                     extra.write_table(chunk.extra)
@@ -359,29 +399,33 @@ class Lake:
             raise Gone(f"{self.uri(key)} vanished right after it was written; is a lifecycle rule at work? Run again.")
         return staged, quarantine, extra_key, tally
 
-    def sweep(self, trip_month: TripMonth) -> None:
-        """Delete what runs of this month left more than a day ago: staged objects of dead ones, and cached results."""
+    def sweep(self) -> None:
+        """Delete what runs of any month left more than a day ago: staged objects of dead ones, and cached results."""
         before = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
         with self._explained("read"):
-            staged = [_staged(key, "") for key in (trip_month.key, trip_month.quarantine_key, trip_month.extra_key)]
-            for begun in (*staged, f"{RESULTS}/{trip_month.stem}-"):
-                prefix = self.path(begun.removesuffix(".parquet"))
-                for blob in self._bucket.client.list_blobs(self._bucket, prefix=prefix, timeout=TIMEOUT):
+            for below in map(self.path, PASSING_KEYS):
+                for blob in self._bucket.client.list_blobs(self._bucket, prefix=below, timeout=TIMEOUT):
                     if blob.updated and blob.updated < before:
-                        blob.delete(timeout=TIMEOUT)
+                        with suppress(NotFound):  # another run sweeps too
+                            blob.delete(timeout=TIMEOUT)
 
     def current(self, trip_month: TripMonth) -> Manifest | None:
-        """The month's manifest, if the object it tells of is the one that is there."""
-        manifest = self.manifest(trip_month)
-        if manifest is None:
-            return None
+        """What the lake holds of a month; also while, or because, the run that published it has not written its manifest."""
         present = self.stat(trip_month.key)
-        return manifest if present and present.generation == manifest.generation else None
+        return _manifest_of(present, self.manifest(trip_month)) if present else None
+
+    def finished(self, trip_month: TripMonth) -> Manifest | None:
+        """The same of a month whose run came to its end: nothing is left to do for it. None of any other."""
+        manifest = self.manifest(trip_month)
+        return manifest if manifest and self.holds(trip_month.key, manifest.generation) else None
 
     def months(self, colors: Iterable[str]) -> dict[TripMonth, Held]:
         """Every month that is there now, as `current` would tell: two listings a color, and the manifests, some at once."""
-        published = itertools.chain.from_iterable(map(self.published, colors))
-        return {manifest.trip_month: Held(manifest, present.size) for manifest, present in published}
+        return {
+            manifest.trip_month: Held(manifest, present.size, finished)
+            for color in colors
+            for manifest, present, finished in self._published(color)
+        }
 
     def require(self, manifest: Manifest) -> None:
         """Raise unless the month's object is still the one that `manifest` tells of."""
@@ -433,15 +477,16 @@ class Lake:
             return {key: self._object(key, blob) for key, blob in keys}
 
     def published(self, color: str) -> list[tuple[Manifest, LakeObject]]:
-        """A color's months, oldest first, each with its object; those whose object is not the manifest's are left out."""
-        present = self._listed(f"{color}/")
+        """A color's months as `current` would tell, oldest first, each with its object."""
+        return [(manifest, present) for manifest, present, _ in self._published(color)]
+
+    def _published(self, color: str) -> list[tuple[Manifest, LakeObject, bool]]:
+        """The same, and whether `finished` would tell of the month."""
+        objects = self._listed(f"{color}/")
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            manifests = [found for found in pool.map(self._readable, self._listed(f"manifests/{color}/")) if found]
-        return [
-            (manifest, present[manifest.key])
-            for manifest in manifests
-            if manifest.key in present and present[manifest.key].generation == manifest.generation
-        ]
+            written = {m.key: m for m in pool.map(self._manifest, self._listed(f"manifests/{color}/")) if m}
+        found = [(_manifest_of(present, written.get(key)), present) for key, present in objects.items()]
+        return [(manifest, present, manifest == written.get(present.key)) for manifest, present in found if manifest]
 
     def dataset(self, color: str, on_read: Callable[[int], None]) -> ds.Dataset:
         """A color's published trips, to be asked: what a filter rules out (months, row groups) or nobody names (columns) is
@@ -490,9 +535,20 @@ class _Ranges(io.RawIOBase):
         return data
 
 
-def _staged(key: str, run: str) -> str:
-    """Where run `run` writes what is to be published under `key`."""
-    return f"{_STAGING}/{key.removesuffix('.parquet')}-{run}.parquet"
+def packed(manifest: Manifest) -> dict[str, str]:
+    """A manifest as metadata of the month's object, from which `current` reads it where it is written nowhere else yet."""
+    text = base64.b64encode(zlib.compress(manifest.model_dump_json(exclude_defaults=True).encode())).decode()
+    return {_PACKED: text} if len(text) <= _ROOM else {}
+
+
+def _manifest_of(present: LakeObject, written: Manifest | None) -> Manifest | None:
+    """The manifest of an object: the one that is written, if it is of this generation, or else what the object itself says."""
+    if written and written.generation == present.generation:
+        return written
+    with suppress(KeyError, binascii.Error, zlib.error, ValidationError):
+        text = zlib.decompress(base64.b64decode(present.metadata[_PACKED]))
+        return Manifest.model_validate_json(text).model_copy(update={"generation": present.generation})
+    return None
 
 
 def _same_file(raw: RawFile, present: LakeObject) -> bool:

@@ -20,7 +20,7 @@ from flows.tlc.sources import TEMPLATES, Ending, PublishedFile, Source
 from flows.tlc.trips import TripMonth
 
 PIECE = 1 << 20  # bytes handed on at once
-ATTEMPTS = 5  # of one request, before the task's own retries
+ATTEMPTS = 5  # of one request, before the retries of the task that makes it, if one does
 LONGEST_WAIT = 300.0  # seconds; a server that asks for more is left alone, and the month to a later run
 _ASKING = 4  # look-ups at once; hundreds of them should not look like an attack
 _TIMEOUT = httpx.Timeout(60, connect=15)

@@ -3,18 +3,21 @@
 import datetime as dt
 import hashlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 from prefect import get_run_logger, task
 
 from flows.connectors import scratch, web
-from flows.connectors.lake import Gone, Lake, Overtaken
+from flows.connectors.lake import Gone, Lake
 from flows.tasks.policy import CACHE_FOR, RETRIES, cached_by
+from flows.tasks.progress import Add, meter
 from flows.tasks.stores import lake_of
 from flows.tlc.manifest import Manifest, RawFile
+from flows.tlc.pipeline import ahead
 from flows.tlc.sources import PublishedFile
-from flows.tlc.trips import TripMonth
+from flows.tlc.trips import TripMonth, staged_key
 
 
 @task(
@@ -28,19 +31,29 @@ from flows.tlc.trips import TripMonth
 )
 def extract_to_lake(published: PublishedFile, block_name: str) -> dict[str, Any]:
     """Stream the published file, as it is, into the lake's raw zone; a `RawFile` as JSON, for Prefect's cache."""
-    raw = copy_to_lake(lake_of(block_name), published)
+    with meter(f"extract {published.trip_month}", "bytes") as progress:
+        raw = copy_to_lake(lake_of(block_name), published, progress.add)
     get_run_logger().info("%s: %s bytes as published are in %s", published.trip_month, f"{raw.size:,}", raw.key)
     return raw.model_dump(mode="json")
+
+
+def metered(pieces: Iterable[bytes], published: PublishedFile, add: Add) -> Iterator[bytes]:
+    """The same pieces; their sizes are told to `add`."""
+    come = 0
+    for piece in pieces:
+        come += len(piece)
+        add(len(piece), come / published.size if published.size else 0)
+        yield piece
 
 
 class _SameBytes(Exception):
     """The file in the lake is this one already."""
 
 
-def copy_to_lake(lake: Lake, published: PublishedFile) -> RawFile:
+def copy_to_lake(lake: Lake, published: PublishedFile, add: Add = lambda count, share: None) -> RawFile:
     """Stream a published file into the raw zone, hashing on the way; the object appears whole or not at all.
 
-    Bytes that are there already stay as they are: another run may be reading them.
+    Bytes that are there already stay as they are: the month was made of them. Others are staged, until they are the month's.
     """
     key = published.trip_month.raw_key(published.ending)
     about = {"url": published.url, "etag": published.etag or ""}
@@ -49,23 +62,28 @@ def copy_to_lake(lake: Lake, published: PublishedFile) -> RawFile:
         return RawFile(
             published=published, key=key, generation=known.generation, size=known.size, sha256=known.metadata["sha256"]
         )
-    about["upload"] = uuid.uuid4().hex  # tells this very upload from another run's
+    about["upload"] = upload = uuid.uuid4().hex  # tells this very upload from another run's
+    # Without its sha256 it was never told of, and no month was made of it: its run died, or is about to be overtaken.
+    into, replaces = (
+        (key, known) if known is None or "sha256" not in known.metadata else (staged_key(key, upload), None)
+    )
     digest = hashlib.sha256()
     written: Mapping[str, str] = about
     try:
-        with lake.writer(key, about, replaces=known.generation if known else 0) as raw:
-            for piece in web.read(published):
-                digest.update(piece)
-                raw.write(piece)
+        with lake.writer(into, about, replaces=replaces.generation if replaces else 0) as raw:
+            with closing(ahead(metered(web.read(published), published, add))) as pieces:
+                for piece in pieces:
+                    digest.update(piece)
+                    raw.write(piece)
             if known and known.metadata.get("sha256") == digest.hexdigest():
-                written = known.metadata
+                into, written = key, known.metadata
                 raise _SameBytes
     except _SameBytes:
         pass
     facts = {"sha256": digest.hexdigest(), "fetched_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")}
-    raw_object = lake.describe(key, about | facts, of=written)
+    raw_object = lake.describe(into, about | facts, of=written)
     return RawFile(
-        published=published, key=key, generation=raw_object.generation, size=raw_object.size, sha256=digest.hexdigest()
+        published=published, key=into, generation=raw_object.generation, size=raw_object.size, sha256=digest.hexdigest()
     )
 
 
@@ -80,7 +98,8 @@ def copy_to_lake(lake: Lake, published: PublishedFile) -> RawFile:
 )
 def extract_to_scratch(published: PublishedFile) -> dict[str, Any]:
     """Fetch the published file into this machine's scratch cache, where its chunks are read from; a `RawFile` as JSON."""
-    raw = scratch.keep(published, web.read)
+    with meter(f"extract {published.trip_month}", "bytes") as progress:
+        raw = scratch.keep(published, lambda file: metered(web.read(file), file, progress.add))
     get_run_logger().info("%s: %s bytes fetched", published.trip_month, f"{raw.size:,}")
     return raw.model_dump(mode="json")
 
@@ -100,7 +119,6 @@ def extract_from_lake(trip_month: TripMonth, block_name: str) -> Manifest:
         return manifest
     if lake.stat(trip_month.key) is None:
         raise Gone(f"{trip_month} is not in the lake ({lake.uri(trip_month.key)}); run etl-web-gcs for it first.")
-    raise Overtaken(
-        f"{lake.uri(trip_month.key)} is newer than its manifest: another run is publishing it now, or died doing so."
-        " If this stays, run etl-web-gcs for it again."
+    raise Gone(
+        f"what {lake.uri(trip_month.key)} is can be told from no manifest; run etl-web-gcs for {trip_month} again."
     )

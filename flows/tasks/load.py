@@ -7,7 +7,7 @@ import time
 from prefect import get_run_logger, task
 
 from flows.connectors.known import known_file
-from flows.connectors.lake import Gone, Lake, LakeObject, Overtaken
+from flows.connectors.lake import Gone, Lake, LakeObject, Overtaken, packed
 from flows.connectors.postgres import Postgres
 from flows.connectors.warehouse import Warehouse
 from flows.tasks.policy import RETRIES, this_run
@@ -61,52 +61,51 @@ def publish_in_lake(lake: Lake, staged: StagedMonth, replaces: int, run_id: str)
     `replaces` is the generation of the month's object when this run began (0: there was none).
     """
     trip_month = staged.raw.published.trip_month
-    staged_keys = [key for key in (staged.key, staged.quarantine_key, staged.extra_key) if key]
+    raw_key = trip_month.raw_key(staged.raw.published.ending)
+    staged_raw = staged.raw.key if staged.raw.key != raw_key else ""
+    staged_keys = [key for key in (staged.key, staged.quarantine_key, staged.extra_key, staged_raw) if key]
+    manifest = staged.manifest(
+        run_id,
+        key=trip_month.key,
+        quarantine_key=trip_month.quarantine_key if staged.quarantine_key else "",
+        extra_key=trip_month.extra_key if staged.extra_key else "",
+    )
     while True:
-        changes = _changes(lake, staged, replaces)
-        did = dataclasses.asdict(changes or Changes(inserted=staged.loaded))
-        # On the object itself: if this attempt dies before its manifest, the next one cannot tell any more.
+        did = dataclasses.asdict(_changes(lake, staged, replaces) or Changes(inserted=staged.loaded))
+        rows = _last_known_rows(staged, lake.manifest(trip_month))
+        manifest = manifest.model_copy(update={**did, "replaces": replaces, "known_rows": rows})
+        # The manifest is on the object itself as well: whoever reads finds both, or neither, whenever this run may die.
         noted = {"staged": staged.key, "replaces": replaces, **did}
         try:
             published = lake.publish(
-                staged.key, staged.generation, trip_month.key, replaces, {k: str(v) for k, v in noted.items()}
+                staged.key,
+                staged.generation,
+                trip_month.key,
+                replaces,
+                {k: str(v) for k, v in noted.items()} | packed(manifest),
             )
             break
         except Overtaken:
             present = lake.stat(trip_month.key)
-            if present and present.metadata.get("staged") == staged.key:
+            if present and present.metadata.get("staged") == staged.key:  # by an attempt before this one
                 published = present
                 replaces, *did_then = (int(present.metadata[name]) for name in ("replaces", *did))
                 did = dict(zip(did, did_then, strict=True))
+                manifest = manifest.model_copy(update={**did, "replaces": replaces})
                 break
             other = _manifest_of_the_other(lake, staged, present)
             if other and other.holds(staged.raw, staged.rule):
                 lake.delete(staged_keys)
                 return Outcome.of("lake", "unchanged", other), other
             replaces = present.generation if present else 0  # its run died there, or loaded something else
-    _publish_beside(lake, staged.quarantine_key, trip_month.quarantine_key)
-    _publish_beside(lake, staged.extra_key, trip_month.extra_key)
-    manifest = staged.manifest(
-        run_id,
-        key=trip_month.key,
-        generation=published.generation,
-        quarantine_key=trip_month.quarantine_key if staged.quarantine_key else "",
-        extra_key=trip_month.extra_key if staged.extra_key else "",
-    ).model_copy(
-        update={**did, "replaces": replaces, "known_rows": _last_known_rows(staged, lake.manifest(trip_month))}
-    )
+    manifest = manifest.model_copy(update={"generation": published.generation})
+    lake.publish_beside(staged.quarantine_key, trip_month.quarantine_key, published)
+    lake.publish_beside(staged.extra_key, trip_month.extra_key, published)
+    if staged_raw:
+        lake.publish_beside(staged_raw, raw_key, published)
     lake.write_manifest(manifest)
     lake.delete(staged_keys)
     return Outcome.of("lake", "replaced" if replaces else "loaded", manifest, **did), manifest
-
-
-def _publish_beside(lake: Lake, staged_key: str, key: str) -> None:
-    """Publish what is staged beside a month; nothing staged means that there is nothing of the kind any more."""
-    if not staged_key:
-        lake.delete([key])
-    elif aside := lake.stat(staged_key):  # else published by an attempt before this one
-        kept = lake.stat(key)
-        lake.publish(aside.key, aside.generation, key, kept.generation if kept else 0)
 
 
 def _changes(lake: Lake, staged: StagedMonth, replaces: int) -> Changes | None:
@@ -125,7 +124,7 @@ def _manifest_of_the_other(lake: Lake, staged: StagedMonth, present: LakeObject 
     trip_month = staged.raw.published.trip_month
     until = time.monotonic() + _OTHERS_TIME
     while present is not None and time.monotonic() < until:
-        manifest = lake.current(trip_month)
+        manifest = lake.finished(trip_month)
         if manifest and manifest.generation == present.generation:
             return manifest
         time.sleep(1)

@@ -1,10 +1,11 @@
-"""How far a month has come: a bar on a terminal, a log line every few seconds elsewhere."""
+"""How far a month has come, in rows or bytes: a bar on a terminal, a log line every few seconds elsewhere."""
 
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from prefect import get_run_logger
 from rich.console import Console
@@ -13,22 +14,26 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 _EVERY = 10.0  # seconds between two log lines
 
 
-class Meter:
-    """Counts rows of one month and tells, now and then."""
+Unit = Literal["rows", "bytes"]
+Add = Callable[[int, float], None]  # how many more, and the share of the month that is done by now
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._rows = 0
+
+class Meter:
+    """Counts rows or bytes of one month and tells, now and then."""
+
+    def __init__(self, what: str, unit: Unit) -> None:
+        self._what, self._unit = what, unit
+        self._done = 0
         self._begun = self._told = time.monotonic()
         self._log = get_run_logger()
         self._bar, self._id = _join(what)
 
-    def add(self, rows: int, share: float) -> None:
-        """Count `rows` more, after which `share` of the month is done."""
-        self._rows += rows
+    def add(self, count: int, share: float) -> None:
+        """Count so many more, after which `share` of the month is done (0: nobody knows)."""
+        self._done += count
         now = time.monotonic()
         seconds = max(now - self._begun, 1e-9)
-        so_far = f"{self._rows:,} rows, {self._rows / seconds:,.0f}/s"
+        so_far = f"{self._amount(self._done)}, {self._amount(self._done / seconds)}/s"
         if self._bar:
             self._bar.update(self._id, completed=share, detail=so_far)
         elif now - self._told >= _EVERY:
@@ -38,7 +43,10 @@ class Meter:
 
     def tell(self) -> None:
         """Say the whole, at the end."""
-        self._log.info("%s: %s rows in %.1f s", self._what, f"{self._rows:,}", time.monotonic() - self._begun)
+        self._log.info("%s: %s in %.1f s", self._what, self._amount(self._done), time.monotonic() - self._begun)
+
+    def _amount(self, count: float) -> str:
+        return f"{count:,.0f} rows" if self._unit == "rows" else f"{count / 1e6:,.1f} MB"
 
     def close(self) -> None:
         """Take the bar away."""
@@ -86,9 +94,9 @@ def _leave(task_id: TaskID) -> None:
 
 
 @contextmanager
-def meter(what: str) -> Iterator[Meter]:
+def meter(what: str, unit: Unit = "rows") -> Iterator[Meter]:
     """A meter for the time of a block."""
-    counting = Meter(what)
+    counting = Meter(what, unit)
     try:
         yield counting
         counting.tell()

@@ -15,7 +15,7 @@ from flows.connectors.copy_format import encode, write_rejects
 from flows.connectors.lake import Lake
 from flows.connectors.postgres import Postgres
 from flows.tasks.policy import RETRIES
-from flows.tasks.progress import meter
+from flows.tasks.progress import Add, meter
 from flows.tasks.stores import lake_of, postgres_of, warehouse_of
 from flows.tlc.clean import Chunk, Tally, filtered
 from flows.tlc.eras import Shape
@@ -30,9 +30,6 @@ from flows.tlc.trips import Rows, SchemaRule
 Via = Literal["load_job", "dataframe"]
 _IN_MEMORY = 8 << 20  # bytes of rejects; more go by way of the disk
 _MOST_REJECTS = 300_000  # kept; more are above the share that stops a month, for no month has 30 million rows
-
-
-Add = Callable[[int, float], None]  # rows, and the share of the file read by now
 
 
 def counted(chunks: Iterable[Chunk], add: Add) -> Iterator[Chunk]:
@@ -62,7 +59,7 @@ def canonical_in_lake(
     """Write a raw file's trips to a staged Parquet object of run `run`."""
     started_at = dt.datetime.now(dt.UTC)
     trip_month = raw.published.trip_month
-    lake.sweep(trip_month)
+    lake.sweep()
     shapes: list[Shape] = []
     profiler = Profiler(trip_month)
     chunks = filtered(counted(lake.chunks(raw, shapes.append, schema), add), rows)

@@ -92,6 +92,7 @@ class Found:
     url: str
     answer: PublishedFile | Exception
     held: Mapping[Store, Manifest | None]
+    unfinished: bool = False  # the lake's month is there, but the run that published it died before its end
 
     @property
     def unanswered(self) -> Exception | None:
@@ -115,9 +116,10 @@ class Found:
             return []
         lag = [store for store in _WAY if store in self.held and self.stands(store) in _LAGS]
         lake = self.held.get("lake")
-        outdated = isinstance(self.answer, PublishedFile) and lake and lake.schema_version != SCHEMA_VERSION
         # BigQuery takes only what has today's schema.
-        return ["lake", *lag] if "warehouse" in lag and "lake" not in lag and outdated else lag
+        outdated = "warehouse" in lag and lake and lake.schema_version != SCHEMA_VERSION
+        again = isinstance(self.answer, PublishedFile) and (outdated or self.unfinished)
+        return ["lake", *lag] if again and "lake" not in lag else lag
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ class Held:
 
     manifest: Manifest
     size: int
+    finished: bool = True
 
 
 @dataclass(frozen=True)

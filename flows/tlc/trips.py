@@ -107,9 +107,24 @@ class TripMonth:
         """Where the lake says what it holds of this month; written last."""
         return f"manifests/{self.color}/{self.stem}.json"
 
+    @property
+    def results_key(self) -> str:
+        """Where the lake keeps what a flow run found out of this month, for Prefect's cache; Prefect fills in the run."""
+        return f"results/{self.stem}-{{flow_run.id}}.json"
+
     def url(self, template: str) -> str:
         """This month's address by a template with `{color}`, `{year}` and `{month}`."""
         return template.format(color=self.color, year=self.year, month=self.month)
+
+
+def staged_key(key: str, run: str) -> str:
+    """Where the lake keeps what run `run` is going to publish under `key`."""
+    stem, dot, ending = key.partition(".")
+    return f"staging/{stem}-{run}{dot}{ending}"
+
+
+# Below these the lake keeps what is of use for a day.
+PASSING_KEYS = ("staging/", "results/")
 
 
 def trip_months(color: str, year: int, months: Sequence[int], today: dt.date | None = None) -> list[TripMonth]:

@@ -85,8 +85,8 @@ def test_a_log_line_every_few_seconds_tells_rows_speed_and_the_time_left(
         meter.add(100, 0.5)
         meter.add(100, 1.0)
     assert caplog.messages == [
-        "green 2021-01: 200 rows, 20/s, about 30 s to go",
-        "green 2021-01: 400 rows, 20/s",
+        "green 2021-01: 200 rows, 20 rows/s, about 30 s to go",
+        "green 2021-01: 400 rows, 20 rows/s",
         "green 2021-01: 400 rows in 20.0 s",
     ]
 

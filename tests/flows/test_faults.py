@@ -1,5 +1,6 @@
 """Whatever breaks, wherever: the old month or the new one stands, and the next run ends well with the exact rows."""
 
+import hashlib
 import threading
 from typing import Literal
 
@@ -10,14 +11,18 @@ import pytest
 from flows.connectors.lake import Lake
 from flows.connectors.postgres import Postgres
 from flows.connectors.warehouse import Warehouse
+from flows.connectors.web import look_up, source_of
 from flows.etl_gcs_bq import etl_gcs_bq
 from flows.etl_web_gcs import etl_web_gcs
 from flows.ingest_data import ingest_data
+from flows.tasks import extract, load, transform
+from flows.tasks.stores import lake_of
 from flows.tlc.errors import TripDataError
 from flows.tlc.trips import TripMonth
 from local.tripfiles import Faults, write_month
-from tests.flows.conftest import Runs, dying
+from tests.flows.conftest import LAKE, Runs, dying
 from tests.stores import Stores, as_published, same, with_passengers
+from tests.strict_lake import StrictLake
 
 
 def published(ours: Stores, month: TripMonth):
@@ -27,7 +32,7 @@ def published(ours: Stores, month: TripMonth):
 @pytest.mark.parametrize(
     ("name", "when"),
     [("describe", "before"), ("write_trips", "before"), ("write_trips", "after"), ("publish", "before"), ("publish", "after"),
-     ("write_manifest", "before"), ("write_manifest", "after")],
+     ("publish_beside", "before"), ("publish_beside", "after"), ("write_manifest", "before"), ("write_manifest", "after")],
 )  # fmt: skip
 def test_a_lake_run_that_dies_anywhere_leaves_the_old_month_and_the_next_ends_well(
     name: str, when: Literal["before", "after"], month: TripMonth, ours: Stores, runs: Runs
@@ -41,9 +46,101 @@ def test_a_lake_run_that_dies_anywhere_leaves_the_old_month_and_the_next_ends_we
         runs.lake_by_hand(month)
     present = ours.in_lake(month)
     assert same(present, old) or same(present, new)
+    lake = lake_of(LAKE)
+    read = lake.current(month)
+    assert read is not None
+    assert (read.loaded, read.generation) == (present.num_rows, ours.objects()[month.key])
+    assert read in [manifest for manifest, _ in lake.published(month.color)]
+    if same(present, old):
+        assert lake.raw_of(read).key == month.raw_key(".parquet")
+    assert lake.months([month.color])[month].finished == (
+        same(present, old) or (name, when) == ("write_manifest", "after")
+    )
     assert runs.lake(month).status in ("replaced", "unchanged")
     assert same(ours.in_lake(month), new)
-    assert ours.manifest(month)["generation"] == ours.objects()[month.key]
+    made = lake.finished(month)
+    assert made is not None
+    assert made.generation == ours.objects()[month.key]
+    assert lake.raw_of(made).sha256 == hashlib.sha256(ours.site.file(f"{month.stem}.parquet").read_bytes()).hexdigest()
+
+
+def test_bigquery_is_loaded_with_a_month_whose_lake_run_died_at_its_manifest(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(month)
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    with dying(Lake, "write_manifest", when="before"), pytest.raises(TripDataError):
+        runs.lake_by_hand(month)
+    assert runs.warehouse(month).source_rows == published(ours, month).num_rows
+    assert same(ours.in_warehouse(month), ours.in_lake(month))
+    runs.lake(month)
+    assert runs.warehouse(month).status == "unchanged"
+
+
+def test_a_manifest_that_cannot_be_understood_hides_no_month_and_is_written_anew(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(month)
+    ours.blob(month.manifest_key).upload_from_string("<<<<<<< HEAD")
+    lake = lake_of(LAKE)
+    assert lake.current(month) is not None
+    outcome = runs.lake(month)
+    assert (outcome.inserted, outcome.updated, outcome.removed) == (0, 0, 0)
+    assert lake.finished(month) == lake.current(month)
+
+
+def test_an_object_that_somebody_else_put_where_a_month_belongs_is_left_alone(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    ours.blob(month.key).upload_from_string(b"made by df.to_parquet")
+    before = ours.objects_of(month)
+    error = str(runs.of(etl_web_gcs, month).result(raise_on_failure=False))
+    assert f"data/{month.key} is there already and was not written by this project; move it away" in error
+    assert ours.objects_of(month) == before
+
+
+def test_what_lies_beside_a_month_is_that_of_the_run_that_published_it_last(
+    month: TripMonth, ours: Stores, runs: Runs, strict_lake: StrictLake
+) -> None:
+    lake = lake_of(LAKE)
+    runs.lake_by_hand(month)
+    first = lake.stat(month.key)
+    assert first is not None
+    runs.lake_by_hand(month)
+    ours.blob(month.quarantine_key).upload_from_string("of the second run")
+    ours.blob("staging/of-the-first").upload_from_string("of the first run")
+    before = ours.objects(month.quarantine_key)
+    for staged in ("", "staging/of-the-first"):
+        lake.publish_beside(staged, month.quarantine_key, first)
+        assert ours.objects(month.quarantine_key) == before
+
+    second = lake.stat(month.key)
+    assert second is not None
+    meddled: list[str] = []
+
+    def meddle(method: str, path: str) -> None:
+        if "/rewriteTo/" in path and not meddled:  # the last moment for another run
+            meddled.append(path)
+            ours.blob(month.quarantine_key).upload_from_string("of another run of that month")
+
+    strict_lake.meddle = meddle
+    lake.publish_beside("staging/of-the-first", month.quarantine_key, second)
+    assert strict_lake.refused == [f"data/{month.quarantine_key}"]
+    assert ours.blob(month.quarantine_key).download_as_bytes() == b"of the first run"
+
+
+def test_a_run_whose_staged_file_another_run_has_published_goes_on_with_that(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(month)
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    lake = lake_of(LAKE)
+    raw = extract.copy_to_lake(lake, look_up(source_of(ours.official), month))
+    assert raw.key.startswith("staging/raw/")
+    staged = transform.canonical_in_lake(lake, raw, "all", "another-run", lambda *_: None)
+    load.publish_in_lake(lake, staged, ours.objects()[month.key], "")
+    assert not lake.has(raw)
+    assert b"".join(lake.read(raw)) == ours.site.file(f"{month.stem}.parquet").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,12 @@ def test_a_month_in_the_lake_goes_on_to_the_warehouse_though_its_source_has_it_n
     assert (gone.stands("lake"), gone.behind) == ("gone", ["warehouse"])
 
 
+def test_a_month_whose_run_died_before_its_end_is_done_again():
+    held: dict[Store, Manifest | None] = {"lake": MANIFEST, "warehouse": MANIFEST}
+    assert Found(MONTH, URL, PUBLISHED, held, unfinished=True).behind == ["lake"]
+    assert Found(MONTH, URL, NotPublished("no"), held, unfinished=True).behind == []
+
+
 def test_nothing_is_done_about_a_month_whose_source_gave_no_answer():
     lost = Found(MONTH, URL, ConnectionError("down"), {"lake": None, "warehouse": None})
     assert lost.behind == []
