@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +20,7 @@ from flows.tlc.trips import Rows, TripMonth
 # A sound file has next to none; above this share the file is damaged or its era is wrong.
 MAX_REJECTED_SHARE = 0.01
 _TOLD = 300  # characters of a row in a message
+_WITHOUT_SECONDS = re.compile(r"\d[-/.]\d{1,2}[-/.]\d{1,4} \d{1,2}:\d\d(?![:\d])")
 
 REASONS: dict[Kind, str] = {
     "integer": "not a whole number",
@@ -74,14 +77,16 @@ class Tally:
             raise TooManyRejects(f"{trip_month}: the file has a header and no trips. Nothing was published.")
         if set_aside > MAX_REJECTED_SHARE * self.source_rows:
             worst = ", ".join(f"{count} × {reason}" for reason, count in self.quarantined.most_common(5))
-            hint = (
-                " Dates without seconds are what a spreadsheet leaves; fetch the original file."
-                if any(reason.endswith(REASONS["datetime"]) for reason in self.quarantined)
-                else " Compare the file with its source; it may be damaged."
-            )
+            hint = "Compare the file with its source; it may be damaged."
+            if any(reason.endswith(REASONS["datetime"]) for reason in self.quarantined):
+                hint = (
+                    "Datetimes are not as TLC writes them, 2021-01-31 23:59:59: the file was saved by something else."
+                )
+                if _WITHOUT_SECONDS.search(self.first):
+                    hint = "Dates without seconds are what a spreadsheet leaves; fetch the original file."
             raise TooManyRejects(
                 f"{trip_month}: {set_aside} of {self.source_rows} rows do not fit ({worst});"
-                f" more than {MAX_REJECTED_SHARE:.0%} stops the month. Nothing was published.{hint} The first is {self.first}"
+                f" more than {MAX_REJECTED_SHARE:.0%} stops the month. Nothing was published. {hint} The first is {self.first}"
             )
 
 
@@ -99,7 +104,7 @@ _SPELLED: dict[Kind, str] = {
     "integer": r"^[+-]?[0-9]+(\.0*)?$",
     "number": r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$",
     "datetime": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
-    r"[ T]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?$",
+    r"[ T]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6}0*)?$",
 }
 
 
@@ -156,6 +161,8 @@ def _convert(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:
         with suppress(pa.ArrowInvalid):
             return _to_datetime(values), []
     values, misspelled = _well_spelled(values, kind)
+    if kind == "datetime":  # Arrow takes six digits of a second, and of more all are zeros
+        values = pc.replace_substring_regex(values, r"(\.[0-9]{6})0+$", r"\1")
     converted, impossible = _halve(values, kind)
     return converted, misspelled + impossible
 
@@ -225,6 +232,14 @@ def _require_empty(trip_month: TripMonth, name: str, values: pa.ChunkedArray, ro
         )
 
 
+def _empty_rows(published: pa.Table) -> list[int]:
+    """Positions of rows without any value, such as the lines of commas that a spreadsheet leaves at the end."""
+    if not all(column.null_count for column in published.columns):
+        return []
+    empty = reduce(pc.and_, (column.is_null() for column in published.columns))
+    return [position.as_py() for position in pc.indices_nonzero(empty)]
+
+
 def clean(
     trip_month: TripMonth,
     shape: Shape,
@@ -248,6 +263,9 @@ def clean(
         by_name[column.name], positions = _convert(values, column.kind)
         for position in positions:
             bad.setdefault(position, f"{column.name}: {REASONS[column.kind]}")
+
+    for position in _empty_rows(published):
+        bad[position] = "nothing in it"
 
     count = published.num_rows
     by_name["file_month"] = pa.repeat(pa.scalar(trip_month.file_month, pa.date32()), count)

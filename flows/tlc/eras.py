@@ -5,7 +5,7 @@ Facts read off the published files themselves; names differ in case and blanks b
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields, replace
 
@@ -21,8 +21,8 @@ from flows.tlc.trips import SchemaRule, TripMonth
 class Era:
     """The months from `first` on, until the next era of the same color and format, whose files must have `columns`.
 
-    `coded` columns are published as texts that stand for codes (`schema.CODINGS`); `empty` ones hold nothing, ever;
-    `index` ones hold no trip data: pandas left them there. `unnamed` is how many more fields than names its rows may have.
+    `coded` columns are published as texts that stand for codes (`schema.CODINGS`); `empty` ones hold nothing, ever.
+    `unnamed` is how many more fields than names its rows may have.
     """
 
     color: str
@@ -31,7 +31,6 @@ class Era:
     columns: str
     coded: str = ""
     empty: str = ""
-    index: str = ""
     unnamed: int = 0
 
     @property
@@ -88,8 +87,6 @@ ERAS = (
     Era("yellow", "csv", "2019-01", _YELLOW),
     Era("yellow", "parquet", "2009-01", _YELLOW_2009, coded=_TEXTS),
     Era("yellow", "parquet", "2010-01", _YELLOW_2010, coded=_TEXTS),
-    Era("yellow", "parquet", "2010-02", _YELLOW_2010, coded=_TEXTS, index="__index_level_0__"),
-    Era("yellow", "parquet", "2010-04", _YELLOW_2010, coded=_TEXTS),
     Era("yellow", "parquet", "2011-01", f"{_YELLOW} airport_fee"),
     Era("yellow", "parquet", "2025-01", f"{_YELLOW} airport_fee cbd_congestion_fee"),
     Era("yellow", "parquet", "2026-06", f"{_YELLOW} airport_fee cbd_congestion_fee request_source"),
@@ -112,6 +109,10 @@ ERAS = (
     Era("fhvhv", "parquet", "2019-02", _FHVHV),
     Era("fhvhv", "parquet", "2025-01", f"{_FHVHV} cbd_congestion_fee"),
 )
+
+# Numbers that pandas gave to rows, left in TLC's own Parquet of 2010-02 and 2010-03, and in whatever people saved with them.
+_INDEX = "__index_level_0__"
+_LAST_CSV = "2021-07"  # of DataTalksClub's mirror; TLC went over to Parquet in May 2022
 
 # What older files call a column of today's; every other name is today's, but for case and blanks around it.
 ALIASES: dict[str, dict[str, str]] = {
@@ -210,9 +211,38 @@ def meant_by(color: str, name: str) -> Column | None:
     return _meanings(color).get(_plain(name))
 
 
-def _lacking(era: Era, found: Collection[Column]) -> list[str]:
-    meanings = _meanings(era.color)
-    return [name for name in era.columns.split() if meanings[_plain(name)] not in found]
+def _beside(era: Era) -> set[str]:
+    """Columns that carry no trip, as `_plain` has them."""
+    return {_plain(name) for name in f"{era.empty} {_INDEX}".split()}
+
+
+def _meant(era: Era, names: Iterable[str]) -> dict[str, Column | None]:
+    """What a file of an era means by the names of its columns, those beside trips left out; None where nobody knows."""
+    meanings, beside = _meanings(era.color), _beside(era)
+    return {name: meanings.get(_plain(name)) for name in names if _plain(name) not in beside}
+
+
+def _lacking(era: Era, names: Iterable[str]) -> list[Column]:
+    """Columns that an era has and a file with columns `names` has not."""
+    meanings, found = _meanings(era.color), _meant(era, names).values()
+    return [column for column in map(meanings.get, map(_plain, era.columns.split())) if column and column not in found]
+
+
+def _era_like(trip_month: TripMonth, ending: Ending, names: Sequence[str]) -> Era:
+    """The era of the file: its format's own, or, if that has other columns, the other format's.
+
+    For a CSV may be TLC's Parquet saved as one, and a Parquet TLC's CSV, of the months that had one.
+    """
+    formats: list[Ending] = [ending]
+    if ending != ".parquet":
+        formats.append(".parquet")
+    elif f"{trip_month.file_month:%Y-%m}" <= _LAST_CSV:
+        formats.append(".csv")
+    for one in formats:
+        with suppress(SchemaMismatch):  # of some months there is none
+            if not _lacking(era := era_of(trip_month, one), names):
+                return era
+    return era_of(trip_month, ending)
 
 
 def since(era: Era, column: Column) -> str:
@@ -247,8 +277,9 @@ def _as_text(differences: Iterable[Difference]) -> str:
 
 
 _FETCH = "fetch the file again; if TLC changed it for good: docs/eras.md"
+_NAMELESS = "fetch the original file; one saved by pandas: save it with index=False"
 _ADD = {
-    "strict": "add it (docs/eras.md), or run etl-web-gcs with schema=accept_new_columns",
+    "strict": "add it (docs/eras.md), or load the lake alone, with schema=accept_new_columns",
     "accept_new_columns": "nothing: it would be kept as published",
 }
 _RENAMED = "\nIf an absent column is there by a new name: add that name to ALIASES in flows/tlc/eras.py."
@@ -280,19 +311,10 @@ def match(
     one given twice, or one of a kind that cannot be converted raises `SchemaMismatch` with a table of all of them.
     By the rule accept_new_columns, those that no schema knows are the shape's `new` ones, if they have a name of their own.
     """
-    meanings = _meanings(trip_month.color)
-    era = era_of(trip_month, ending)
-    beside = {_plain(name) for name in f"{era.empty} {era.index}".split()}  # columns that carry no trip
-    meant = {name: meanings.get(_plain(name)) for name in names if _plain(name) not in beside}
+    era = _era_like(trip_month, ending, names)
+    meant, lacking = _meant(era, names), _lacking(era, names)
     known = {name: column for name, column in meant.items() if column}
-    # A CSV may also be TLC's Parquet saved as one, with the columns of that.
-    if _lacking(era, known.values()):
-        with suppress(SchemaMismatch):  # of some months there is no Parquet
-            if not _lacking(of_parquet := era_of(trip_month, ".parquet"), known.values()):
-                era = of_parquet
-
-    lacking = [meanings[_plain(name)] for name in _lacking(era, known.values())]
-    given = Counter(meant[name] or _plain(name) for name in names if name in meant)
+    given = Counter(meant.get(name) or _plain(name) for name in names)
     wrong, new = [], []
     for place, name in enumerate(names):
         column = meant.get(name)
@@ -304,7 +326,7 @@ def match(
             if types and (expected := _unlike(era, column, types[place])):
                 wrong.append(Difference(repr(name), published, expected, began, _FETCH))
         elif not name.strip():
-            wrong.append(Difference(repr(name), published, "a name", "–", _FETCH))
+            wrong.append(Difference(repr(name), published, "a name", "–", _NAMELESS))
         elif _plain(name) in _KEY_NAMES:
             wrong.append(Difference(repr(name), published, "another name: this is the key's", "–", _FETCH))
         elif name in meant:

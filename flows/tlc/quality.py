@@ -6,6 +6,7 @@ A rule is a row of `RULES`; to have one of your own, add a row.
 import datetime as dt
 from collections import Counter
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -60,8 +61,8 @@ RULES = (
 
 
 class Profile(BaseModel):
-    """Of the trips loaded: sums of money by column (US$, whole cents), trips by day of the file's month, trips by other month,
-    and how many meet each rule of that day's `RULES`."""
+    """Of the trips loaded: sums of money by column (US$, whole cents; none where it is beyond any number), trips by day of the
+    file's month, trips by other month, and how many meet each rule of that day's `RULES`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -129,7 +130,9 @@ class Profiler:
             if day not in within:
                 elsewhere[f"{day:%Y-%m}"] += count
         return Profile(
-            sums={name: round(self._totals[name], 2) for name in money(self._trip_month.color)},
+            sums={
+                name: round(total, 2) for name in money(self._trip_month.color) if isfinite(total := self._totals[name])
+            },
             days=within,
             elsewhere=dict(elsewhere),
             quality={rule.name: int(self._totals[rule.name]) for rule in self._rules},

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cache
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -28,6 +28,8 @@ BLOCK = 3 << 20  # bytes of CSV parsed at once
 BATCH = 64 << 10  # rows of Parquet converted at once
 _INFLATED = 1 << 20  # bytes of text made at once: a well compressed piece would make many times its size
 _SNIFFED = 64 << 10  # bytes of CSV that tell how many fields a row has
+_DISK_BLOCK = 512  # bytes, or a multiple of it
+_LONGEST_LINE = 16 << 20  # bytes; longer ones are no CSV, and would fill the memory
 
 _PARQUET_MAGIC = b"PAR1"
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -45,12 +47,16 @@ def recognise(about: TripMonth | str, ending: Ending, head: bytes, url: str) -> 
         what = "it is an HTML or XML page, most likely an error message: open the address in a browser"
     elif start.startswith((b"<<<<<<<", b">>>>>>>", b"=======")):
         what = "it begins with merge-conflict markers: get the original file"
+    elif start.startswith((b"{", b"[", b"404", b"403", b"%pdf", b"pk\x03\x04")):
+        what = "it is JSON, PDF, ZIP (XLSX) or an error message: open the address in a browser, and get the file itself"
+    elif ending != ".parquet" and start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        what = "it is UTF-16 text: save it as UTF-8"
     elif ending == ".parquet" and not head.startswith(_PARQUET_MAGIC):
         what = "it is not Parquet (no PAR1 at the beginning)"
     elif ending == ".csv.gz" and not head.startswith(_GZIP_MAGIC):
         what = "it is not gzip"
     elif ending == ".csv" and (head.startswith((_GZIP_MAGIC, _PARQUET_MAGIC)) or b"\x00" in head):
-        what = "it is binary, not CSV text; the source's ending must tell the format"
+        what = "it is binary, not CSV text; the source's ending must tell the format, once"
     if what:
         raise UnreadableFile(f"{about}: {url} cannot be read: {what}. Nothing was loaded.")
 
@@ -59,7 +65,8 @@ def recognise_end(trip_month: TripMonth, ending: Ending, tail: bytes, url: str) 
     """Raise `UnreadableFile` if a Parquet file that ends with `tail` lacks its footer."""
     if ending == ".parquet" and not tail.endswith(_PARQUET_MAGIC):
         raise UnreadableFile(
-            f"{trip_month}: {url} is truncated: the Parquet footer is missing. Nothing was loaded; fetch the file again."
+            f"{trip_month}: {url} is truncated, or something was appended to it: it does not end with a Parquet footer."
+            " Nothing was loaded; fetch the file again."
         )
 
 
@@ -81,14 +88,25 @@ def _gunzip(trip_month: TripMonth, compressed: Iterable[bytes]) -> Iterator[byte
             f"{trip_month}: the gzip data is damaged ({error}). Nothing was loaded; fetch it again."
         ) from error
     if not inflate.eof:
-        raise UnreadableFile(f"{trip_month}: the gzip file is truncated. Nothing was loaded; fetch it again.")
+        raise UnreadableFile(
+            f"{trip_month}: the gzip file is truncated, or something was appended to it. Nothing was loaded; fetch it again."
+        )
 
 
-def _plain(_trip_month: TripMonth, data: Iterable[bytes]) -> Iterator[bytes]:
-    return iter(data)
+def _text(trip_month: TripMonth, ending: Ending, data: Iterable[bytes]) -> Iterator[bytes]:
+    """The text of a CSV file; what gzip held is looked at as the file itself was before."""
+    if ending != ".csv.gz":
+        yield from data
+        return
+    begun = False
+    for piece in _gunzip(trip_month, data):
+        if piece and not begun:
+            recognise(trip_month, ".csv", piece, "the text in the gzip file")
+            begun = True
+        yield piece
 
 
-def _blocks(data: Iterable[bytes], size: int) -> Iterator[bytes]:
+def _blocks(trip_month: TripMonth, data: Iterable[bytes], size: int) -> Iterator[bytes]:
     """The same bytes, cut at line ends into blocks of about `size`."""
     parts: list[bytes] = []
     held = 0
@@ -101,25 +119,42 @@ def _blocks(data: Iterable[bytes], size: int) -> Iterator[bytes]:
             yield block[:cut]
             parts = [block[cut:]]
             held = len(parts[0])
+        elif held >= max(size, _LONGEST_LINE):
+            raise UnreadableFile(
+                f"{trip_month}: a line of the file goes on for more than {held >> 20} MB: it is no CSV. Nothing was loaded;"
+                " get the original file."
+            )
     if rest := b"".join(parts):
         yield rest
 
 
+_BOM = b"\xef\xbb\xbf"
+_LONE_RETURN = re.compile(rb"\r(?!\n)")  # a line end to Arrow
+
+
 def _split_header(trip_month: TripMonth, block: bytes) -> tuple[list[str], bytes]:
-    header, _, rest = block.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n").partition(b"\n")
+    header, _, rest = block.removeprefix(_BOM).lstrip(b"\r\n").partition(b"\n")
+    if _LONE_RETURN.search(header.rstrip(b"\r")):
+        raise UnreadableFile(
+            f"{trip_month}: the lines end with CR alone, as on old Macs. Nothing was loaded; save the file with LF or CRLF."
+        )
     try:
-        if names := next(csv.reader([header.decode().rstrip("\r")])):
-            return names, rest
-        raise csv.Error("it is empty")
+        if not (names := next(csv.reader([header.decode().rstrip("\r")]), [])):
+            raise csv.Error("it is empty")
     except (UnicodeDecodeError, csv.Error) as error:
         raise UnreadableFile(
             f"{trip_month}: the file has no readable CSV header ({error}). Nothing was loaded."
         ) from error
+    if len(names) == 1 and (separator := next((one for one in ";\t|" if one in names[0]), "")):
+        raise UnreadableFile(
+            f"{trip_month}: the fields are separated by {separator!r}, not by commas. Nothing was loaded; get the original file."
+        )
+    return names, rest
 
 
 # What Arrow reads as RFC 4180 has it, field by field: a quote is at both ends of a field and nowhere in it.
 _PLAINLY_QUOTED = re.compile(rb'(?:(?:"[^"\r\n]*+"|[^",\r\n]*+)(?:,|\r?\n|\Z))*+')
-_LONE_RETURN = re.compile(rb"\r(?!\n)")  # a line end to Arrow
+_SHAPELESS = _OTHER_FIELDS, _NO_TEXT, _NO_CSV = "wrong number of fields", "not UTF-8", "not CSV"
 _CONFLICT = (b"<<<<<<< ", b">>>>>>> ")
 
 
@@ -179,11 +214,11 @@ def _rows_line_by_line(trip_month: TripMonth, shape: Shape, block: bytes, first_
             )
         try:
             fields = next(csv.reader([line.decode()], strict=True))
-            reason = "" if len(fields) == len(shape.names) else "wrong number of fields"
+            reason = "" if len(fields) == len(shape.names) else _OTHER_FIELDS
         except UnicodeDecodeError:
-            reason = "not UTF-8"
+            reason = _NO_TEXT
         except csv.Error:
-            reason = "not CSV"
+            reason = _NO_CSV
         if reason:
             rejects.append((first_row + position, reason, line.decode(errors="backslashreplace")))
         else:
@@ -207,12 +242,12 @@ def _unnamed_fields(shape: Shape, block: bytes) -> int:
     if not shape.era.unnamed:
         return 0
     lines = _lines(block[:_SNIFFED])
-    whole = lines if len(block) <= _SNIFFED else lines[:-1]
-    with suppress(UnicodeDecodeError, csv.Error):
-        rows = list(csv.reader(line.decode() for line in whole))
-        padded = [len(row) == len(shape.names) + shape.era.unnamed for row in rows]
-        return shape.era.unnamed if sum(padded) * 2 > len(rows) else 0
-    return 0
+    padded = 0
+    for line in lines:
+        with suppress(csv.Error):
+            fields = next(csv.reader([line.decode(errors="replace")]))
+            padded += len(fields) == len(shape.names) + shape.era.unnamed
+    return shape.era.unnamed if padded * 2 > len(lines) else 0
 
 
 def csv_chunks(
@@ -232,21 +267,28 @@ def csv_chunks(
             read += len(piece)
             yield piece
 
-    text = (_gunzip if ending == ".csv.gz" else _plain)(trip_month, measured())
+    text = _text(trip_month, ending, measured())
     # An error's traceback keeps this frame: without `closing`, threads and the source would live as long as it.
-    with closing_if_open(data), closing(ahead(_blocks(text, BLOCK))) as blocks:
-        first = next(blocks, b"")
-        names, first = _split_header(trip_month, first)
+    with closing_if_open(data), closing(ahead(_blocks(trip_month, text, BLOCK))) as blocks:
+        whole = next(blocks, b"")
+        names, first = _split_header(trip_month, whole)
+        header = whole[: len(whole) - len(first)].removeprefix(_BOM).strip(b"\r\n")
         shape = match(trip_month, ending, names, rule=rule)
         shape = shape.padded(_unnamed_fields(shape, first))
         on_shape(shape)
 
         def parsed() -> Iterator[Chunk]:
-            row = 1
+            row, size_so_far = 1, len(whole) - len(first)
             for block in _with(first, blocks):
+                size_so_far += len(block)
+                if header in block:
+                    before = block[: block.rfind(b"\n", 0, block.index(header)) + 1]
+                    _refuse_joined(trip_month, row + len(_lines(before)))
                 chunk = _rows(trip_month, shape, block, row)
                 _require_one_file(trip_month, chunk, names)
                 row += chunk.source_rows
+                if block and not block.endswith((b"\n", b"\r")):
+                    _require_whole_row(trip_month, chunk, row - 1, size_so_far)
                 yield replace(chunk, share=read / size) if size else chunk
 
         with closing(ahead(parsed())) as chunks:
@@ -254,16 +296,35 @@ def csv_chunks(
 
 
 def _require_one_file(trip_month: TripMonth, chunk: Chunk, names: list[str]) -> None:
-    """Raise if the header comes again among the rows: whoever joined files may have joined one twice."""
+    """Raise if the header comes again among the rows, in whatever letters: whoever joined files may have joined one twice."""
+    header = [name.strip().casefold() for name in names]
     for reject in chunk.rejects.to_pylist():
         fields: list[str] = []
         with suppress(csv.Error):
             fields = next(csv.reader([reject["original"]]), [])
-        if fields == names:
-            raise UnreadableFile(
-                f"{trip_month}: row {reject['row_number']} is the header once more: this is several files in one, and trips"
-                " may be there twice. Nothing was loaded; get the original file."
-            )
+        if [field.strip().casefold() for field in fields] == header:
+            _refuse_joined(trip_month, reject["row_number"])
+
+
+def _refuse_joined(trip_month: TripMonth, row_number: int) -> NoReturn:
+    raise UnreadableFile(
+        f"{trip_month}: row {row_number} is the header once more: this is several files in one, and trips may be there twice."
+        " Nothing was loaded; get the original file."
+    )
+
+
+def _require_whole_row(trip_month: TripMonth, chunk: Chunk, row_number: int, size: int) -> None:
+    """Raise if the file's last row, which has no line end, is cut off.
+
+    It may look whole and be cut off inside its last value, 3 for 32.37: where files get cut, at the end of a disk's block,
+    that is not believed.
+    """
+    reasons = {reject["row_number"]: reject["reason"] for reject in chunk.rejects.to_pylist()}
+    if size % _DISK_BLOCK == 0 or reasons.get(row_number) in _SHAPELESS:
+        raise UnreadableFile(
+            f"{trip_month}: the file is truncated: its last row, {row_number}, has no line end and is cut off, or may be. Nothing"
+            " was loaded; fetch the file again."
+        )
 
 
 def _with(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

@@ -5,7 +5,7 @@ from typing import get_args
 import pyarrow as pa
 import pytest
 
-from flows.tlc.eras import ALIASES, ERAS, era_of, match
+from flows.tlc.eras import ALIASES, ERAS, Era, era_of, match
 from flows.tlc.errors import SchemaMismatch
 from flows.tlc.schema import TRIP_COLUMNS
 from flows.tlc.sources import Ending
@@ -28,7 +28,7 @@ SOUND_TYPES = {
         ("yellow", 2019, 1, ".csv.gz", "2019-01"),
         ("yellow", 2009, 1, ".csv", "2009-01"),
         ("yellow", 2016, 12, ".csv.gz", "2016-07"),
-        ("yellow", 2010, 3, ".parquet", "2010-02"),
+        ("yellow", 2010, 3, ".parquet", "2010-01"),
         ("yellow", 2024, 12, ".parquet", "2011-01"),
         ("yellow", 2025, 1, ".parquet", "2025-01"),
         ("yellow", 2026, 5, ".parquet", "2025-01"),
@@ -92,6 +92,35 @@ def test_a_csv_with_the_columns_of_the_months_parquet_is_of_that_era() -> None:
     assert "'SR_Flag'" in [row[0] for row in table_of(refused)]
 
 
+@pytest.mark.parametrize("era", [era for era in ERAS if era.format == "csv"], ids=lambda era: era.name)
+def test_a_parquet_with_the_columns_of_the_months_csv_is_read_as_that(era: Era) -> None:
+    month = TripMonth(era.color, *map(int, era.first.split("-")))
+    names = [*era.columns.split(), *era.empty.split()]
+    shape = match(month, ".parquet", ["__index_level_0__", *names])
+    assert shape.canonical == match(month, ".csv", names).canonical
+    assert shape.empty == tuple(era.empty.split())
+    assert shape.new == ()
+
+
+def test_a_month_that_never_was_a_csv_must_have_the_columns_of_its_parquet() -> None:
+    names = [name for name in _of("yellow", "parquet", "2011-01").columns.split() if name != "airport_fee"]
+    match(TripMonth("yellow", 2021, 7), ".parquet", names)
+    with pytest.raises(SchemaMismatch, match=r"'Airport_fee' +\| absent"):
+        match(TripMonth("yellow", 2021, 8), ".parquet", names)
+
+
+def _of(color: str, file_format: str, first: str) -> Era:
+    return next(era for era in ERAS if (era.color, era.format, era.first) == (color, file_format, first))
+
+
+@pytest.mark.parametrize("twice", ["Dispatching_base_num", "dispatching_base_NUM ", "SR_Flag"])
+def test_a_column_given_twice_is_refused_also_where_it_never_holds_anything(twice: str) -> None:
+    era = _of("fhv", "csv", "2018-01")
+    names = [*era.columns.split(), *era.empty.split(), twice]
+    with pytest.raises(SchemaMismatch, match=f"'{twice}' +\\| field 8, not alone"):
+        match(TripMonth("fhv", 2018, 5), ".csv", names)
+
+
 def test_a_column_of_today_is_welcome_in_an_older_month() -> None:
     shape = match(GREEN, ".parquet", [*NAMES, "cbd_congestion_fee"])
     assert shape.canonical[-1].name == "cbd_congestion_fee"
@@ -106,7 +135,7 @@ def table_of(refused: pytest.ExceptionInfo[SchemaMismatch]) -> list[tuple[str, .
 @pytest.mark.parametrize(
     ("names", "lines"),
     [
-        ([*NAMES, "__index_level_0__"], [("'__index_level_0__'", "field 21", "no such column", "–")]),
+        ([*NAMES, "Unnamed: 0"], [("'Unnamed: 0'", "field 21", "no such column", "–")]),
         ([*NAMES, ""], [("''", "field 21", "a name", "–")]),
         (NAMES[1:], [("'VendorID'", "absent", "integer", "2013-08")]),
         (
@@ -142,7 +171,8 @@ def test_every_column_that_does_not_fit_has_a_line_that_says_since_when_and_what
     said = str(refused.value)
     assert said.startswith("green 2021-01: the columns are not those of green csv since 2019-01. Nothing was loaded.\n")
     assert said.splitlines()[1].split(" | ")[-1] == "what to do"
-    assert said.count("docs/eras.md") == len(lines)
+    nameless = sum(line[2] == "a name" for line in lines)
+    assert (said.count("docs/eras.md"), said.count("index=False")) == (len(lines) - nameless, nameless)
     assert ("by a new name" in said) == ("Vendor" in names)
 
 

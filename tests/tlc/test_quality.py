@@ -80,6 +80,13 @@ def test_sums_are_whole_cents_however_many_trips_there_are() -> None:
     assert found.sums["total_amount"] == 0.0
 
 
+def test_a_sum_beyond_any_number_is_left_out_and_the_profile_can_be_read_back() -> None:
+    made = profile(trips({"total_amount": 1e308}, {"total_amount": 1e308}, {"total_amount": 5.0, "extra": 1.25}))
+    assert "total_amount" not in made.sums
+    assert made.sums["extra"] == 1.25
+    assert Profile.model_validate_json(made.model_dump_json()) == made
+
+
 def test_days_are_those_of_the_files_month_and_other_months_are_told_apart() -> None:
     days = [
         dt.datetime(2023, 5, 1),

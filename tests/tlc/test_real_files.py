@@ -128,7 +128,7 @@ def test_a_real_file_that_excel_saved_again_is_all_quarantine() -> None:
     [path] = (DATA / "broken").glob("conflict-markers_*.csv")
     header, *rest = path.read_bytes().partition(b"\n")[2].split(b"\n")
     trips = [line for line in rest if line.startswith(b"B0")]
-    got = read_csv(b"\n".join([header, *trips]), TripMonth("fhv", 2020, 1))
+    got = read_csv(b"\n".join([header, *trips, b""]), TripMonth("fhv", 2020, 1))
     reasons = Counter(reject["reason"] for reject in got.rejects)
     assert reasons == {"pickup_datetime: not a datetime": len(trips)}
     assert [reject["original"] for reject in got.rejects] == [line.decode().strip() for line in trips]
