@@ -1,8 +1,11 @@
-"""The names of the blocks that the flows use by default; each name is written here once."""
+"""The names of the blocks, and of what lies behind them, that the flows use by default; each name is written here once."""
 
 GCS_BUCKET = "ny-taxi-gcs"
 GCP_CREDENTIALS = "de-zoom-key"
 POSTGRES = "pg-connector"
+
+# The BigQuery dataset of the trips.
+DATASET = "trips_data_all"
 
 # The block's folder in the bucket: everything of the lake lies below it.
 LAKE_FOLDER = "data"

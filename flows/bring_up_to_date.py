@@ -6,7 +6,7 @@ from typing import cast
 
 from prefect import flow, get_run_logger
 
-from blocks import GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
+from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from flows.connectors.web import source_of
 from flows.etl_gcs_bq import etl_gcs_bq
 from flows.etl_web_gcs import etl_web_gcs
@@ -20,7 +20,7 @@ from flows.tlc.catalog import Found, months_ago, months_between, oldest_first
 from flows.tlc.errors import NotPublished, TripDataError
 from flows.tlc.manifest import Manifest, Outcome
 from flows.tlc.sources import SourceName
-from flows.tlc.trips import AtLeastOne, Bound, Color, Rows, Store, TripMonth
+from flows.tlc.trips import AtLeastOne, Bound, Color, Dataset, Rows, Store, TripMonth
 
 _COLORS: list[Color] = ["yellow", "green"]
 _INTO: list[Store] = ["lake", "warehouse"]
@@ -36,7 +36,7 @@ def bring_up_to_date(
     source: SourceName = "official",
     block_name: str = GCS_BUCKET,
     credentials_block: str = GCP_CREDENTIALS,
-    dataset: str = "trips_data_all",
+    dataset: Dataset = DATASET,
     postgres_block: str = POSTGRES,
     at_once: AtLeastOne = 2,
 ) -> list[Outcome]:

@@ -2,7 +2,7 @@
 
 from prefect import flow, get_run_logger
 
-from blocks import GCP_CREDENTIALS, GCS_BUCKET
+from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET
 from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_from_lake
 from flows.tasks.load import load_to_bigquery
@@ -12,7 +12,7 @@ from flows.tasks.policy import task_runner
 from flows.tasks.stores import lake_of, warehouse_of
 from flows.tasks.transform import Via, transform_for_bigquery
 from flows.tlc.manifest import Outcome
-from flows.tlc.trips import AtLeastOne, Color, Month, TripMonth, Year, trip_months
+from flows.tlc.trips import AtLeastOne, Color, Dataset, Month, TripMonth, Year, trip_months
 
 
 @flow(
@@ -28,7 +28,7 @@ def etl_gcs_bq(
     block_name: str = GCS_BUCKET,
     credentials_block: str = GCP_CREDENTIALS,
     via: Via = "load_job",
-    dataset: str = "trips_data_all",
+    dataset: Dataset = DATASET,
 ) -> Outcome:
     """Bring one month of trips from the lake into BigQuery, exactly once.
 
@@ -64,7 +64,7 @@ def etl_gcs_bq_parent_flow(
     block_name: str = GCS_BUCKET,
     credentials_block: str = GCP_CREDENTIALS,
     via: Via = "load_job",
-    dataset: str = "trips_data_all",
+    dataset: Dataset = DATASET,
     at_once: AtLeastOne = 2,
 ) -> list[Outcome]:
     """Bring months of trips from the lake into BigQuery, exactly once; a month that fails stops no other.

@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from blocks import GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
+from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from flows.tasks.command import run_as_program
 from flows.tasks.notify import notifications
 from flows.tasks.policy import task_runner
@@ -15,7 +15,7 @@ from flows.tasks.zones import (
     report_zones,
 )
 from flows.tlc.errors import TripDataError
-from flows.tlc.trips import Store
+from flows.tlc.trips import Dataset, Store
 from flows.tlc.zones import ZonesOutcome
 
 
@@ -25,7 +25,7 @@ def load_zones(
     source: str = "official",
     block_name: str = GCS_BUCKET,
     credentials_block: str = GCP_CREDENTIALS,
-    dataset: str = "trips_data_all",
+    dataset: Dataset = DATASET,
     postgres_block: str = POSTGRES,
 ) -> list[ZonesOutcome]:
     """Bring TLC's taxi zone look-up into stores as the table `zones`, exactly once, to join trips with.

@@ -4,16 +4,17 @@ from typing import Any
 
 from prefect import flow
 
-from blocks import GCS_BUCKET
+from blocks import DATASET, GCS_BUCKET
 from flows.tasks.ask import ask_lake, show, show_statements, statements
 from flows.tasks.command import run_as_program
 from flows.tasks.policy import task_runner
 from flows.tlc.ask import Engine
+from flows.tlc.trips import Dataset
 
 
 @flow(name="query-lake", flow_run_name="query lake by {engine}", task_runner=task_runner())
 def query_lake(
-    sql: str, block_name: str = GCS_BUCKET, engine: Engine = "duckdb", dataset: str = "trips_data_all"
+    sql: str, block_name: str = GCS_BUCKET, engine: Engine = "duckdb", dataset: Dataset = DATASET
 ) -> list[dict[str, Any]]:
     """Answer a query from the lake itself, of which only the months and columns that it needs are read.
 

@@ -178,7 +178,7 @@ def count(samples: Sequence[Sample]) -> list[Counts]:
                     else 0
                 )
             [row] = project.query_and_wait(
-                f"SELECT COUNT(*) AS n FROM trips_data_all.{trip_month.color}"  # noqa: S608
+                f"SELECT COUNT(*) AS n FROM {blocks.DATASET}.{trip_month.color}"  # noqa: S608
                 f" WHERE file_month = '{trip_month.file_month}'"
             )
             with engine.connect() as connection:

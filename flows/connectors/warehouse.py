@@ -18,7 +18,7 @@ from prefect_gcp import GcpCredentials
 from flows.tlc.errors import MisconfiguredBlock, NotReconciled, SchemaMismatch
 from flows.tlc.manifest import LOADS_COLUMNS, Manifest
 from flows.tlc.schema import KINDS, Column, arrow_schema, columns
-from flows.tlc.trips import TripMonth
+from flows.tlc.trips import TripMonth, dataset_named
 
 _LOADS = "loads"
 _PASSING = {"quotaExceeded", "rateLimitExceeded", "jobRateLimitExceeded", "backendError"}
@@ -34,7 +34,7 @@ class Warehouse:
     def __init__(self, block: GcpCredentials, dataset: str) -> None:
         self._block = block
         self._client: bigquery.Client = block.get_bigquery_client()
-        self._dataset = bigquery.DatasetReference(self._client.project, dataset)
+        self._dataset = bigquery.DatasetReference(self._client.project, dataset_named(dataset))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from flows.tlc import zones
 from flows.tlc.schema import KINDS, Column, columns
-from flows.tlc.trips import COLORS
+from flows.tlc.trips import COLORS, dataset_named
 
 Engine = Literal["duckdb", "bigquery"]
 TABLES: tuple[str, ...] = (*COLORS, zones.TABLE)
@@ -25,9 +25,10 @@ def external_table(table: str, dataset: str, uri: str) -> str:
     `uri` is the lake's own (`gs://bucket/folder/`). Types are told: BigQuery would guess them from one of the files, and
     older months lack columns.
     """
+    name = f"{dataset_named(dataset)}.{table}_in_lake"
     if table == zones.TABLE:
-        return _statement(f"{dataset}.{table}_in_lake", zones.COLUMNS, f"{uri}{zones.KEY}")
-    return _statement(f"{dataset}.{table}_in_lake", columns(table), f"{uri}{table}/*.parquet")
+        return _statement(name, zones.COLUMNS, f"{uri}{zones.KEY}")
+    return _statement(name, columns(table), f"{uri}{table}/*.parquet")
 
 
 def _statement(name: str, of: Sequence[Column], uri: str) -> str:

@@ -12,6 +12,10 @@ class UnknownMonth(TripDataError):
     """The color, year or month asked for does not exist."""
 
 
+class ImpossibleDataset(TripDataError):
+    """The warehouse cannot have a dataset of the name asked for."""
+
+
 class NotPublished(TripDataError):
     """The source has no file for this month (yet)."""
 

@@ -1,13 +1,14 @@
 """Which months exist, and what everything about a month is called: its file, its URL, its keys, its partitions."""
 
 import datetime as dt
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from flows.tlc.errors import UnknownMonth
+from flows.tlc.errors import ImpossibleDataset, UnknownMonth
 
 Color = Literal["yellow", "green", "fhv", "fhvhv"]
 Rows = Literal["all", "with_passengers"]
@@ -21,6 +22,20 @@ Month = Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 12})]
 AtLeastOne = Annotated[int, Field(json_schema_extra={"minimum": 1})]
 # A bound of a range of months, as `months_between` of flows/tlc/catalog.py takes it; "" is none.
 Bound = Annotated[str, Field(json_schema_extra={"pattern": r"^(\d{4}(-\d{1,2})?)?$"})]
+
+
+def dataset_named(name: str) -> str:
+    """The name, if BigQuery can have a dataset of it: it stands between backticks in SQL, where another could say anything."""
+    if not re.fullmatch(_DATASET, name):
+        raise ImpossibleDataset(
+            f"dataset {name!r} is no name of a BigQuery dataset: letters, digits and underscores, 1024 of them at most."
+            " Nothing was started."
+        )
+    return name
+
+
+_DATASET = "[A-Za-z0-9_]{1,1024}"
+Dataset = Annotated[str, AfterValidator(dataset_named), Field(json_schema_extra={"pattern": f"^{_DATASET}$"})]
 
 COLORS: tuple[Color, ...] = get_args(Color)
 

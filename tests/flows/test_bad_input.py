@@ -9,10 +9,13 @@ from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
 from sqlalchemy import make_url
 
-from flows.etl_gcs_bq import etl_gcs_bq_parent_flow
+from flows.bring_up_to_date import bring_up_to_date
+from flows.etl_gcs_bq import etl_gcs_bq, etl_gcs_bq_parent_flow
 from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
 from flows.ingest_data import ingest_data
-from flows.tlc.errors import UnknownMonth
+from flows.load_zones import load_zones
+from flows.query_lake import query_lake
+from flows.tlc.errors import ImpossibleDataset, UnknownMonth
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import POSTGRES, Program, Runs, postgres_block
 from tests.stores import Stores
@@ -51,6 +54,29 @@ def test_months_that_cannot_exist_stop_a_run_before_any_work(
     assert isinstance(state.result(raise_on_failure=False), UnknownMonth)
     assert ours.site.requests == []
     assert not runs.task_runs(state)  # a month's run is one of them
+
+
+@pytest.mark.parametrize(
+    ("flow", "parameters"),
+    [
+        (etl_gcs_bq, {"color": "green", "year": 2021, "month": 1}),
+        (etl_gcs_bq_parent_flow, {"color": "green", "year": 2021, "months": [1]}),
+        (bring_up_to_date, {}),
+        (load_zones, {"stores": ["warehouse"]}),
+        (query_lake, {"sql": "green", "engine": "bigquery"}),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_dataset_whose_name_is_sql_stops_a_run_before_any_work(
+    flow: Any, parameters: dict[str, Any], ours: Stores
+) -> None:
+    ours.site.forget_requests()
+    name = f"{ours.dataset}.loads`; DROP TABLE `{ours.dataset}.loads"
+    state = flow(**parameters, dataset=name, return_state=True)
+    assert isinstance(state.result(raise_on_failure=False), ImpossibleDataset)
+    assert f"dataset {name!r} is no name of a BigQuery dataset" in said(state)
+    assert state.state_details.flow_run_id is None  # it never ran
+    assert ours.site.requests == []
 
 
 def test_an_unknown_color_is_told_with_the_known_ones(runs: Runs) -> None:

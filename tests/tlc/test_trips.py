@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.tlc.errors import UnknownMonth
-from flows.tlc.trips import COLORS, FIRST_MONTH, TripMonth, trip_months
+from flows.tlc.ask import external_table
+from flows.tlc.errors import ImpossibleDataset, UnknownMonth
+from flows.tlc.trips import COLORS, FIRST_MONTH, TripMonth, dataset_named, trip_months
 
 TODAY = dt.date(2024, 5, 20)
 
@@ -88,3 +89,15 @@ def test_this_month_may_be_asked_for_and_the_next_may_not() -> None:
 @pytest.mark.parametrize("color", COLORS)
 def test_the_first_month_of_a_color_exists(color: str) -> None:
     assert TripMonth(color, *FIRST_MONTH[color]).file_month == dt.date(*FIRST_MONTH[color], 1)
+
+
+@pytest.mark.parametrize("name", ["trips_data_all", "2021", "x" * 1024])
+def test_a_dataset_may_have_any_name_that_bigquery_gives(name: str) -> None:
+    assert dataset_named(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "a b", "my-dataset", "x" * 1025, "a\n", "a`; DROP TABLE b.loads; --", "é"])
+def test_a_dataset_of_another_name_is_refused_before_it_gets_into_sql(name: str) -> None:
+    for refuses in (dataset_named, lambda name: external_table("green", name, "gs://lake/")):
+        with pytest.raises(ImpossibleDataset, match="no name of a BigQuery dataset: letters, digits and underscores"):
+            refuses(name)
