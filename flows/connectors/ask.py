@@ -1,6 +1,6 @@
 """SQL by DuckDB, in this process, over Arrow tables and datasets; it reaches nothing but what it is given."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +30,30 @@ class Answer:
     more: bool
 
 
-def answer(sql: str, tables: Mapping[str, ds.Dataset | pa.Table], most: int) -> Answer:
-    """Run a query over `tables`; at most `most` rows are kept."""
+def _duckdb() -> Any:
     try:
         import duckdb  # not among this package's dependencies: only who asks needs it
     except ImportError:
         raise Unanswerable(
             "asking the lake from here needs DuckDB: pip install duckdb; or let BigQuery ask it (--engine bigquery)."
         ) from None
+    return duckdb
+
+
+def read_by(sql: str, tables: Iterable[str]) -> list[str]:
+    """Those of `tables` that a query reads; all of them where DuckDB cannot tell before it has run it."""
+    duckdb = _duckdb()
+    with duckdb.connect(config=_CLOSED) as connection:
+        try:
+            names = {name.casefold() for name in connection.get_table_names(sql)}
+        except duckdb.Error:  # wrong, or several statements: `answer` will say which
+            return list(tables)
+    return [table for table in tables if table in names]
+
+
+def answer(sql: str, tables: Mapping[str, ds.Dataset | pa.Table], most: int) -> Answer:
+    """Run a query over `tables`; at most `most` rows are kept."""
+    duckdb = _duckdb()
     connection = duckdb.connect(config=_CLOSED)
     try:
         for name, table in tables.items():

@@ -11,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from rich.console import Console
 from rich.table import Table
 
-from flows.connectors.ask import Answer, Unanswerable, answer
+from flows.connectors.ask import Answer, Unanswerable, answer, read_by
 from flows.connectors.lake import Gone, Lake
 from flows.tasks.policy import RETRIES
 from flows.tasks.stores import lake_of
@@ -31,16 +31,16 @@ def ask_lake(sql: str, block_name: str) -> Answer:
 
     lake = lake_of(block_name)
     lake.check()
-    found = answer(sql, {name: _table(lake, name, count) for name in _named(sql)}, MOST)
+    found = answer(sql, {name: _table(lake, name, count) for name in _some(read_by(sql, tables_of(sql)))}, MOST)
     get_run_logger().info(
         "%s rows%s; %.1f MB read from the lake", len(found.rows), ", and more" if found.more else "", read[0] / 1e6
     )
     return found
 
 
-def _named(sql: str) -> list[str]:
-    if named := tables_of(sql):
-        return named
+def _some(tables: list[str]) -> list[str]:
+    if tables:
+        return tables
     raise Unanswerable(f"the query names no table of the lake; there are {', '.join(TABLES)}.")
 
 
@@ -56,7 +56,7 @@ def _table(lake: Lake, name: str, on_read: Any) -> ds.Dataset | pa.Table:
 def statements(sql: str, block_name: str, dataset: str) -> str:
     """What BigQuery has to be told so that the tables a query names can be asked there, as `{dataset}.{table}_in_lake`."""
     lake = lake_of(block_name)
-    return "\n\n".join(external_table(name, dataset, lake.uri("")) for name in _named(sql))
+    return "\n\n".join(external_table(name, dataset, lake.uri("")) for name in _some(tables_of(sql)))
 
 
 def show_statements(text: str) -> None:

@@ -14,8 +14,9 @@ TABLES: tuple[str, ...] = (*COLORS, zones.TABLE)
 
 
 def tables_of(sql: str) -> list[str]:
-    """The tables of the lake that a query names."""
-    said = re.sub(r"'(?:[^']|'')*'", "''", sql)  # a text may well say yellow
+    """The tables of the lake that a query, or a mere list of them, names: each that it may read, by whatever dialect."""
+    unread = r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/|\bas\s+\w+"
+    said = re.sub(unread, " ", sql, flags=re.IGNORECASE | re.DOTALL)  # texts, comments, aliases may well say yellow
     return [table for table in TABLES if re.search(rf"\b{table}\b", said, re.IGNORECASE)]
 
 

@@ -99,6 +99,21 @@ def test_more_rows_than_anybody_looks_at_are_cut_and_that_is_said(
     assert "1000 rows, and more" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select count(*) as yellow from green",
+        "select count(*) yellow from green -- fhv\n/* fhvhv */",
+        "with yellow as (select * from green) select count(*) as n from yellow",
+        "select count(fhv) as n from (select 1 as fhv from zones, green)",
+        'select count(*) as n from "green" as fhvhv',
+    ],
+)
+def test_a_table_is_looked_for_only_where_a_query_reads_it(sql: str, asked: Asked) -> None:
+    [found] = asked.rows(sql)
+    assert next(iter(found.values())) > 0
+
+
 class TestReading:
     """How many bytes come out of the lake."""
 

@@ -65,3 +65,5 @@ def test_a_queries_tables_are_those_it_names() -> None:
     assert tables_of("select * from fhvhv") == ["fhvhv"]
     assert tables_of("select * from zones where service_zone in ('Yellow Zone', 'it''s green')") == ["zones"]
     assert tables_of("select 1 from greenish") == []
+    assert tables_of("green, zones") == ["green", "zones"]
+    assert tables_of("select count(*) as green from yellow -- not fhv\n/* nor\nfhvhv */") == ["yellow"]
