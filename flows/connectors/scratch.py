@@ -14,7 +14,8 @@ from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.sources import PublishedFile
 
 DEFAULT_LIMIT = 4 << 30  # bytes of published files kept; the oldest go first
-_ABANDONED = 24 * 60 * 60  # seconds after which a folder here is nobody's any more
+_ABANDONED = 24 * 60 * 60  # seconds after which a folder, or a file half fetched, is nobody's any more
+_FETCHING = ".fetching-"  # begins the name of a file half fetched
 _SPARE = 64 << 20  # bytes that must stay free on the disk
 
 
@@ -35,6 +36,7 @@ def _path(key: str) -> Path:
 
 def require_room(size: int | None, what: str) -> None:
     """Raise `DiskFull` unless `size` bytes fit on the scratch disk, before any of them is fetched."""
+    _sweep()
     free = shutil.disk_usage(folder()).free
     if (size or 0) + _SPARE > free:
         raise DiskFull(
@@ -43,16 +45,26 @@ def require_room(size: int | None, what: str) -> None:
         )
 
 
+def _sweep() -> None:
+    """Remove what killed runs left, folders and files half fetched; those of a run at work are younger."""
+    for path in folder().iterdir():
+        with suppress(FileNotFoundError):  # another run sweeps too
+            if path.stat().st_mtime > time.time() - _ABANDONED:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name.startswith(_FETCHING):
+                path.unlink()
+
+
 def _make_room(limit: int = DEFAULT_LIMIT) -> None:
     """Remove the files used longest ago beyond `limit` bytes; the newest stays, however large."""
     kept = []
     for path in folder().iterdir():
         with suppress(FileNotFoundError):  # another run makes room too
-            about = path.stat()
-            if path.is_file():
+            if path.is_file() and not path.name.startswith(_FETCHING):
+                about = path.stat()
                 kept.append((about.st_mtime_ns, path, about.st_size))
-            elif about.st_mtime < time.time() - _ABANDONED:
-                shutil.rmtree(path, ignore_errors=True)  # a killed run's
     total = 0
     for position, (_, path, size) in enumerate(sorted(kept, reverse=True)):
         total += size
@@ -65,7 +77,7 @@ def keep(published: PublishedFile, read: Callable[[PublishedFile], Iterable[byte
     require_room(published.size, str(published.trip_month))
     digest = hashlib.sha256()
     size = 0
-    with tempfile.NamedTemporaryFile(dir=folder(), prefix=".fetching-", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=folder(), prefix=_FETCHING, delete=False) as file:
         try:
             for piece in read(published):
                 digest.update(piece)

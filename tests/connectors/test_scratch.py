@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,33 @@ def test_a_file_that_another_run_removed_meanwhile_is_no_trouble(folder: Path, m
     monkeypatch.setattr(Path, "iterdir", lambda _: iter(listed))
     scratch._make_room(0)
     assert (folder / "new").exists()
+
+
+def test_a_file_that_another_run_is_fetching_is_left_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch._make_room, "__defaults__", (0,))
+    others = []
+
+    def meanwhile(_: PublishedFile) -> Iterator[bytes]:
+        yield DATA[:4000]
+        others.append(scratch.keep(published(2), pieces))
+        yield DATA[4000:]
+
+    raw = scratch.keep(published(1), meanwhile)
+    assert scratch.path_of(raw)
+    assert others
+
+
+def test_what_killed_runs_left_goes_after_a_day_whoever_comes(folder: Path) -> None:
+    day_before_yesterday = time.time() - 2 * 24 * 60 * 60
+    _aged(folder, kept=0)
+    for age, made_at in (("young", time.time()), ("old", day_before_yesterday)):
+        (folder / f".fetching-{age}").write_bytes(DATA)
+        (folder / f"tmp{age}").mkdir()
+        (folder / f"tmp{age}" / "trips.parquet").write_bytes(DATA)
+        for name in (f".fetching-{age}", f"tmp{age}"):
+            os.utime(folder / name, (made_at, made_at))
+    scratch.require_room(0, "green 2021-01")
+    assert {path.name for path in folder.iterdir()} == {"kept", ".fetching-young", "tmpyoung"}
 
 
 def test_a_file_used_is_the_last_to_go(folder: Path) -> None:
