@@ -4,6 +4,7 @@ Names are folded to lower case; a table is `{color}`, partitioned by `file_month
 """
 
 import io
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,13 @@ from flows.tlc.schema import KEY, KINDS, QUARANTINE_COLUMNS, Column, columns
 from flows.tlc.trips import COLORS, TripMonth
 
 _COPY_BUFFER = 1 << 20
-_ASK_AGAIN = 1.0  # seconds between two tries for a month that another run holds
+_ASK_AGAIN = 1.0  # seconds between two tries for a month that another run holds, or for a server that does not answer
+_PATIENCE = 5.0  # seconds that a server gets to start again
+# A failed connection has no SQLSTATE in psycopg2, only a text. These stay true; anything else, in another language too, may pass.
+_REFUSED = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|permission denied|not permitted to log in"
+    r'|(database|role) ".*" does not exist'
+)
 # For one transaction: with the server's modest defaults a month's join and index would go by way of the disk.
 _ROOM = "SET LOCAL work_mem = '128MB'; SET LOCAL maintenance_work_mem = '256MB'"
 _LOCK_SPACE = 0x7A21  # advisory locks of this project, among all others in a database
@@ -34,6 +41,10 @@ _LOCK_SPACE = 0x7A21  # advisory locks of this project, among all others in a da
 # Beside the tables of trips, one for all colors each: what was loaded, and what was not.
 _LOADS = ("loads", LOADS_COLUMNS, ("color", "file_month"))
 _QUARANTINE = ("quarantine", LOADS_COLUMNS[:2] + QUARANTINE_COLUMNS, ("color", "file_month", "row_number"))
+
+
+class Unreachable(ConnectionError):
+    """The database does not answer; it may a little later."""
 
 
 class _Stream(io.RawIOBase):
@@ -112,18 +123,26 @@ class Postgres:
             yield
 
     def check(self) -> None:
-        """Raise `MisconfiguredBlock` unless the database can be reached and tables be made there."""
+        """Raise `MisconfiguredBlock` unless the block's user gets in and may make tables, `Unreachable` if nobody does now."""
         url = self._engine.url
         where = f"database {url.database!r} on {url.host or 'this machine'}:{url.port or 5432}"
         mend = "correct the SqlAlchemyConnector block (python -m blocks.register takes POSTGRES_URL)"
-        try:
-            with self._transaction() as cursor:
-                cursor.execute("SELECT has_schema_privilege(current_schema(), 'CREATE')")
-                may_create = _value(cursor)
-        except (psycopg2.OperationalError, SQLAlchemyError) as error:
-            reason = str(getattr(error, "orig", error)).strip()
-            # The chained text could hold the password.
-            raise MisconfiguredBlock(f"{where} cannot be used: {reason}. Start it, or {mend}.") from None
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                with self._transaction() as cursor:
+                    cursor.execute("SELECT has_schema_privilege(current_schema(), 'CREATE')")
+                    may_create = _value(cursor)
+                break
+            except (psycopg2.OperationalError, SQLAlchemyError) as error:
+                cause = getattr(error, "orig", error)
+                reason = " ".join(str(cause).split())
+                # The chained text could hold the password.
+                if not isinstance(cause, psycopg2.OperationalError) or _REFUSED.search(reason):
+                    raise MisconfiguredBlock(f"{where} cannot be used ({reason}); {mend}.") from None
+                if time.monotonic() > until:
+                    raise Unreachable(f"{where} cannot be reached ({reason}); start it, or {mend}.") from None
+            time.sleep(_ASK_AGAIN)
         if not may_create:
             raise MisconfiguredBlock(
                 f"{where}: user {url.username!r} may not make tables in its schema; GRANT CREATE ON SCHEMA, or {mend}."

@@ -30,6 +30,8 @@ def each_month(
 ) -> list[Outcome]:
     """Do every month that can be done, `at_once` at a time, then raise `MonthsFailed` naming the rest.
 
+    A run that is interrupted or cancelled begins no further month.
+
     `tell` gets the name of the run's artifact, what was done, and what failed why.
     """
     if at_once < 1:
@@ -37,7 +39,8 @@ def each_month(
     log = get_run_logger()
     done: list[Outcome] = []
     failed: list[tuple[str, str]] = []
-    with ThreadPoolExecutor(at_once, thread_name_prefix="month") as pool:
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="month")
+    try:
         # Each month carries a copy of the context, so that Prefect knows whose child its runs are.
         running = [(m, pool.submit(copy_context().run, load, m)) for m in trip_months]
         for trip_month, future in running:
@@ -47,6 +50,10 @@ def each_month(
                 reason = str(error) or type(error).__name__
                 failed.append((str(trip_month), reason))
                 log.error("%s could not be loaded: %s", trip_month, reason)
+    except BaseException:  # Ctrl-C, or somebody cancelled the run: a month that has not begun must not begin now
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
     tell(f"{name}-months", done, failed)
     if failed:
         failure = MonthsFailed(

@@ -9,17 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
+from prefect import flow
 
+from flows.connectors import postgres
 from flows.connectors.lake import Overtaken
 from flows.connectors.postgres import Postgres
 from flows.connectors.web import look_up, source_of
 from flows.etl_web_gcs import etl_web_gcs
 from flows.ingest_data import ingest_data
-from flows.tasks import transform
+from flows.tasks import survey, transform
 from flows.tasks.extract import copy_to_lake
 from flows.tasks.load import publish_in_lake
-from flows.tasks.stores import lake_of
-from flows.tlc.manifest import RawFile
+from flows.tasks.stores import lake_of, postgres_of
+from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.trips import Rows, TripMonth
 from local.stack import Stack
 from tests.flows.conftest import LAKE, POSTGRES, Runs, Started, dying
@@ -175,6 +177,61 @@ def test_a_server_that_restarts_in_the_middle_of_copy_delays_a_run_and_no_more(
     assert runs.postgres(month).status == "loaded"
     assert restarts
     assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
+
+
+def test_a_server_that_is_starting_delays_a_task_and_no_more(
+    month: TripMonth, runs: Runs, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.postgres_by_hand(month)
+    server = stack.executors["postgres"]
+    monkeypatch.setattr(survey.list_postgres, "retry_delay_seconds", 0)
+    monkeypatch.setattr(survey.list_postgres, "retry_jitter_factor", None)
+    monkeypatch.setattr(postgres, "_PATIENCE", 0)
+    server.stop()
+    check, refused = Postgres.check, []
+
+    def starts_meanwhile(database: Postgres) -> None:
+        try:
+            check(database)
+        except postgres.Unreachable as error:
+            refused.append(str(error))
+            server.start()
+            raise
+
+    monkeypatch.setattr(Postgres, "check", starts_meanwhile)
+
+    @flow(name="test-list-postgres")
+    def listing() -> dict[TripMonth, Manifest]:
+        held: dict[TripMonth, Manifest] = survey.list_postgres.submit(POSTGRES).result()
+        return held
+
+    assert month in listing()
+    [reason] = refused
+    assert "Connection refused" in reason
+
+
+def test_a_server_that_is_back_in_seconds_is_waited_for(stack: Stack, ours: Stores) -> None:
+    server = stack.executors["postgres"]
+    server.stop()
+    back = threading.Timer(1, server.start)
+    back.start()
+    postgres_of(POSTGRES).check()
+    back.join()
+
+
+def test_a_run_that_is_interrupted_begins_no_further_month(ours: Stores, start: Started) -> None:
+    color, year = "fhv", 2018  # months of no other test
+    ours.site.fault(f"*{color}_tripdata_{year}-01*", methods=("GET",), stall=3)
+    months = range(1, 9)
+    process = start(
+        "etl_web_gcs", color, year, *months, "--block-name", LAKE, "--source", ours.official, "--at-once", 1
+    )
+    until(lambda: any(f"{year}-01" in request.path for request in ours.site.requests))
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode != 0
+    asked = {n for n in months for request in ours.site.requests if f"{color}_tripdata_{year}-{n:02d}" in request.path}
+    assert asked <= {1, 2}
 
 
 def test_a_success_that_the_run_did_not_hear_of_is_told_as_it_was(month: TripMonth, ours: Stores, runs: Runs) -> None:

@@ -1,0 +1,98 @@
+"""What keeps a database from being used: the block's fault is told at once, what may pass is tried again; no secret is told."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import psycopg2
+import pytest
+from sqlalchemy import URL, create_engine, make_url
+
+from flows.connectors import postgres
+from flows.connectors.postgres import Postgres, Unreachable
+from flows.tlc.errors import MisconfiguredBlock
+from local.stack import Stack
+from tests.stores import own_database
+
+CANARY = "canary-81150774"
+
+
+@pytest.fixture(scope="module")
+def url(stack: Stack) -> Iterator[URL]:
+    """A user of no rank, on a database of its own."""
+    superuser = stack.executors["postgres"].url("postgres", "postgres_tests")
+    with own_database("postgres_tests") as made, closing(psycopg2.connect(superuser)) as admin:
+        admin.autocommit = True
+        cursor = admin.cursor()
+        cursor.execute(f"CREATE ROLE humble LOGIN PASSWORD '{CANARY}'")
+        cursor.execute("REVOKE CONNECT ON DATABASE postgres_tests FROM PUBLIC")
+        cursor.execute("GRANT CONNECT ON DATABASE postgres_tests TO humble")
+        cursor.execute("CREATE ROLE unwelcome LOGIN PASSWORD 'x'; CREATE ROLE idle NOLOGIN PASSWORD 'x'")
+        cursor.execute("CREATE ROLE crowded LOGIN PASSWORD 'x' CONNECTION LIMIT 0")
+        cursor.execute("GRANT CONNECT ON DATABASE postgres_tests TO crowded")
+        cursor.execute("GRANT CREATE ON SCHEMA public TO humble")
+        yield make_url(made).set(drivername="postgresql+psycopg2", username="humble", password=CANARY)
+        cursor.execute("REVOKE ALL ON SCHEMA public FROM humble")
+        cursor.execute("REVOKE ALL ON DATABASE postgres_tests FROM humble, crowded")
+        cursor.execute("DROP ROLE humble, unwelcome, idle, crowded")
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "_PATIENCE", 0)
+
+
+def test_a_database_that_can_be_used_is_not_complained_of(url: URL) -> None:
+    Postgres(create_engine(url)).check()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"password": f"{CANARY}-not"}, "password authentication failed"),
+        ({"password": ""}, "no password supplied"),
+        ({"username": "nobody"}, "password authentication failed|does not exist"),
+        ({"database": "nowhere"}, "does not exist"),
+        ({"username": "unwelcome", "password": "x"}, "permission denied for database"),
+        ({"username": "idle", "password": "x"}, "not permitted to log in"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_only_a_person_can_mend_is_told_as_the_blocks_fault(wrong: dict[str, Any], reason: str, url: URL) -> None:
+    engine = create_engine(url.set(**wrong))
+    with pytest.raises(MisconfiguredBlock, match=reason) as told:
+        Postgres(engine).check()
+    assert "correct the SqlAlchemyConnector block" in str(told.value)
+    assert CANARY not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("passing", "reason"),
+    [
+        ({"port": 1}, "Connection refused"),
+        ({"host": "no-such-host.invalid"}, "could not translate host name"),
+        ({"username": "crowded", "password": "x"}, "too many connections"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_may_pass_is_worth_another_attempt_and_told_in_one_line(
+    passing: dict[str, Any], reason: str, url: URL
+) -> None:
+    engine = create_engine(url.set(**passing))
+    with pytest.raises(Unreachable, match=reason) as told:
+        Postgres(engine).check()
+    text = str(told.value)
+    assert "start it, or correct the SqlAlchemyConnector block" in text
+    assert "\n" not in text
+    assert CANARY not in text
+
+
+def test_a_server_that_does_not_answer_is_asked_for_some_seconds(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(postgres, "_PATIENCE", 3)
+    now = iter(range(10))
+    monkeypatch.setattr(postgres.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(postgres.time, "sleep", pauses.append)
+    with pytest.raises(Unreachable):
+        Postgres(create_engine(url.set(port=1))).check()
+    assert pauses == [1.0] * 3
