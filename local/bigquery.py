@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pyarrow as pa
 from bqemulator.api.dependencies import AppContext
 from bqemulator.api.routes import jobs as job_routes
 from bqemulator.api.routes import tables as table_routes
@@ -19,13 +20,18 @@ from bqemulator.cli import main
 from bqemulator.domain.errors import AlreadyExistsError, DomainError, InvalidQueryError, NotFoundError
 from bqemulator.domain.events import TableDataChanged
 from bqemulator.jobs import executor
+from bqemulator.jobs.error_mapper import translate_runtime_error
+from bqemulator.scripting.parser import parse_script
 from bqemulator.sql.inner_query import rewrite_and_translate_statement
+from bqemulator.sql.parameters import bind_parameters
+from bqemulator.sql.table_rewriter import rewrite_table_refs
 from bqemulator.storage.engine import DuckDBEngine
 from bqemulator.storage.sql_identifiers import quoted_table_ref
 from bqemulator.storage.type_map import bq_schema_to_duckdb_columns, duckdb_type_to_bq_field
 from bqemulator.versioning.snapshots import SnapshotManager
 
 Config = dict[str, Any]
+Translate = Callable[..., Awaitable[str]]
 Columns = dict[str, str]  # lower-case name -> DuckDB type
 
 # BigQuery converts nothing between these when it loads Parquet: a file's INT64 does not go into a FLOAT64 column.
@@ -186,7 +192,7 @@ async def _execute_load_job(project: str, job_id: str, config: Config, context: 
     )
 
 
-def _merge_on_false(translate: Callable[..., Awaitable[str]]) -> Callable[..., Awaitable[str]]:
+def _merge_on_false(translate: Translate) -> Translate:
     """`MERGE … ON FALSE`, BigQuery's idiom to replace rows atomically, takes time by the row and not by the pair of rows.
 
     DuckDB compares every pair for a constant condition; an equation that no pair fulfils makes it a hash join.
@@ -202,6 +208,42 @@ def _merge_on_false(translate: Callable[..., Awaitable[str]]) -> Callable[..., A
         return duckdb_sql.replace(" ON FALSE ", f" ON {never} ", 1)
 
     return translated
+
+
+def _transaction(run: Callable[..., Awaitable[Any]], translate: Translate) -> Callable[..., Awaitable[Any]]:
+    """`BEGIN TRANSACTION; …; COMMIT TRANSACTION` is one transaction, whose statements know the job's parameters.
+
+    bqemulator changes table after table for all to see, puts copies back if a statement fails, and binds no parameters there.
+    """
+
+    async def body(**job: Any) -> Any:
+        statements = [getattr(statement, "sql", "") for statement in parse_script(job["bq_sql"]).statements]
+        if [statements[0].upper(), statements[-1].upper()] != ["BEGIN TRANSACTION", "COMMIT TRANSACTION"]:
+            return await run(**job)
+        statements = statements[1:-1]
+        project, context, caller = job["project_id"], job["ctx"], job["effective_caller"]
+        prepared = []
+        for statement in statements:
+            duckdb_sql = await translate(
+                statement, project_id=project, ctx=context, caller=caller, translator=executor._translator
+            )
+            duckdb_sql = rewrite_table_refs(duckdb_sql, project)
+            prepared.append(bind_parameters(duckdb_sql, job["query_params"]))
+        async with context.engine.write_lock():
+            # As in `_load`, nothing is awaited from here on.
+            context.engine.execute("BEGIN TRANSACTION")
+            try:
+                for duckdb_sql, values in prepared:
+                    context.engine.execute(duckdb_sql, values)
+                context.engine.execute("COMMIT")
+            except Exception as error:
+                context.engine.execute("ROLLBACK")
+                raise translate_runtime_error(error, duckdb_sql=duckdb_sql) from error
+        for statement in statements:
+            await executor._capture_dml_snapshots(project, statement, context)
+        return pa.table({})
+
+    return body
 
 
 def _job_id_once(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -276,6 +318,7 @@ def _execute(self: DuckDBEngine, sql: str, parameters: list[Any] | None = None) 
 
 def patch() -> None:
     """Change bqemulator in this process."""
+    translate = _merge_on_false(rewrite_and_translate_statement)
     replacements: list[tuple[object, str, object]] = [
         (DuckDBEngine, "_load_spatial", lambda self: None),  # would be downloaded; GEOGRAPHY is then missing
         (DuckDBEngine, "execute", _execute),
@@ -284,7 +327,8 @@ def patch() -> None:
         # google-cloud-bigquery calls small uploads */*
         (upload_routes, "_PERMITTED_MEDIA_CONTENT_TYPES", (*upload_routes._PERMITTED_MEDIA_CONTENT_TYPES, "*/*")),
         (upload_routes, "execute_load_job", _execute_load_job),
-        (executor, "rewrite_and_translate_statement", _merge_on_false(rewrite_and_translate_statement)),
+        (executor, "rewrite_and_translate_statement", translate),
+        (executor, "_run_query_body", _transaction(executor._run_query_body, translate)),
         (job_routes, "_handle_load_job_with_async_envelope", _job_id_once(_execute_load_job)),
         (job_routes, "_handle_query_job", _job_id_once(job_routes._handle_query_job)),
     ]

@@ -18,13 +18,15 @@ import httpx
 _REWRITE = re.compile(r"/storage/v1/b/[^/]+/o/.+/(?:rewriteTo|copyTo)/b/(?P<bucket>[^/]+)/o/(?P<name>.+)")
 _OBJECT = re.compile(r"/storage/v1/b/(?P<bucket>[^/]+)/o/(?P<name>[^/]+)")
 
-Meddle = Callable[[str, str], int | None]
+Meddle = Callable[[str, str], int | tuple[int, str] | None]
 
 
 class StrictLake:
     """A lake at `url` whose objects are those of the lake at `behind`.
 
-    `meddle(method, path)` is asked before each request, may take its time, and may name a status to answer with instead.
+    `meddle(method, path)` is asked before each request, may take its time, and may name a status (and a message) to answer with
+    instead.
+    What is no lake passes through as it is: BigQuery can be meddled with in the same way.
     """
 
     def __init__(self, behind: str, meddle: Meddle = lambda method, path: None) -> None:
@@ -67,7 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         status = self.lake.meddle(self.command, unquote(parts.path))
         if status:
-            self._answer(status, json.dumps({"error": {"code": status, "message": "as asked for"}}).encode(), {})
+            code, message = status if isinstance(status, tuple) else (status, "as asked for")
+            self._answer(code, json.dumps({"error": {"code": code, "message": message}}).encode(), {})
             return
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         with self.lake.one_at_a_time:

@@ -36,7 +36,7 @@ from flows.connectors import scratch
 from flows.tlc.catalog import Held
 from flows.tlc.clean import Chunk, Tally
 from flows.tlc.eras import Shape
-from flows.tlc.errors import MisconfiguredBlock, TripDataError
+from flows.tlc.errors import MisconfiguredBlock, NotReconciled, TripDataError
 from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.pipeline import ahead
 from flows.tlc.reading import csv_chunks, parquet_chunks
@@ -435,9 +435,20 @@ class Lake:
 
     def schema(self, manifest: Manifest) -> pa.Schema:
         """The columns of a published month, from its Parquet footer."""
+        return self._footer(manifest).schema.to_arrow_schema()
+
+    def require_reconciled(self, manifest: Manifest) -> None:
+        """Raise unless a published month has as many rows, by its Parquet footer, as its manifest says."""
+        if (rows := self._footer(manifest).num_rows) != manifest.loaded:
+            raise NotReconciled(
+                f"{manifest.trip_month}: {manifest.loaded} rows were loaded into the lake, {self.uri(manifest.key)} has {rows}."
+                " Nothing was published; delete the object, and run etl-web-gcs for the month again."
+            )
+
+    def _footer(self, manifest: Manifest) -> pq.FileMetaData:
         blob = self._bucket.blob(self.path(manifest.trip_month.key), generation=manifest.generation)
         with self._explained("read"), blob.open("rb", chunk_size=1 << 20, timeout=TIMEOUT) as file:
-            return pq.read_schema(file)
+            return pq.read_metadata(file)
 
     def trips(self, key: str, generation: int) -> Iterator[pa.Table]:
         """The trips of a canonical object, a row group at a time, by way of a temporary file."""

@@ -11,6 +11,7 @@ import pandas_gbq
 import pyarrow as pa
 import pyarrow.parquet as pq
 from google.api_core.exceptions import BadRequest, Conflict, Forbidden, GoogleAPICallError, NotFound, Unauthorized
+from google.api_core.retry import Retry
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import bigquery
 from prefect_gcp import GcpCredentials
@@ -21,6 +22,9 @@ from flows.tlc.schema import KINDS, Column, arrow_schema, columns
 from flows.tlc.trips import TripMonth, dataset_named
 
 _LOADS = "loads"
+_FRAME = 500_000  # rows held as a data frame, and a load job: a table may have 1,500 of these a day
+# Of two transactions that write to the same table at once, be it other months of it, BigQuery ends one, as a whole.
+_UNTIL_ALONE = Retry(predicate=lambda error: "due to concurrent update" in str(error), initial=2, timeout=900)
 _PASSING = {"quotaExceeded", "rateLimitExceeded", "jobRateLimitExceeded", "backendError"}
 
 
@@ -129,16 +133,21 @@ class Warehouse:
         query = f"SELECT COUNT(*) AS n FROM {self._sql_name(trip_month.color)} WHERE file_month = @file_month"  # noqa: S608
         return int(self._query(query, trip_month)[0]["n"])
 
-    def _query(self, query: str, trip_month: TripMonth, *more: bigquery.ScalarQueryParameter) -> list[bigquery.Row]:
-        parameters = [
-            bigquery.ScalarQueryParameter("color", "STRING", trip_month.color),
-            bigquery.ScalarQueryParameter("file_month", "DATE", trip_month.file_month),
-            *more,
-        ]
-        used = [p for p in parameters if f"@{p.name}" in query]
+    def _query(
+        self, query: str, trip_month: TripMonth, also: Iterable[bigquery.ScalarQueryParameter] = ()
+    ) -> list[bigquery.Row]:
+        parameters = {
+            p.name: p
+            for p in (
+                bigquery.ScalarQueryParameter("color", "STRING", trip_month.color),
+                bigquery.ScalarQueryParameter("file_month", "DATE", trip_month.file_month),
+                *also,
+            )
+            if f"@{p.name}" in query
+        }
+        config = bigquery.QueryJobConfig(query_parameters=list(parameters.values()))
         with self._explained():
-            job = self._client.query(query, job_config=bigquery.QueryJobConfig(query_parameters=used))
-            return list(job.result())
+            return list(self._client.query(query, job_config=config).result())
 
     def require_same_types(self, trip_month: TripMonth, published: pa.Schema) -> None:
         """Raise unless a Parquet file's columns are exactly the table's, by name and type; BigQuery's own check is by guess."""
@@ -214,7 +223,9 @@ class Warehouse:
             table = bigquery.Table(self._table(staging), schema=_fields(fields))
             table.expires = pd.Timestamp.now("UTC").to_pydatetime() + pd.Timedelta(days=1)
             self._client.create_table(table)
-            for trips in tables:
+            location = self._client.get_dataset(self._dataset).location
+            credentials = self._block.get_credentials_from_service_account()
+            for trips in _together(tables):
                 frame = trips.to_pandas(types_mapper=_PANDAS.get, date_as_object=True)
                 # The successor of DataFrame.to_gbq, which only calls it and warns.
                 pandas_gbq.to_gbq(
@@ -223,14 +234,14 @@ class Warehouse:
                     project_id=self._dataset.project,
                     if_exists="append",
                     table_schema=[{"name": c.name, "type": KINDS[c.kind].bigquery} for c in fields],
-                    location=self._client.get_dataset(self._dataset).location,
-                    credentials=self._block.get_credentials_from_service_account(),
+                    location=location,
+                    credentials=credentials,
                     progress_bar=False,
                 )
         return staging
 
     def replace_from_staging(self, manifest: Manifest, staging: str) -> None:
-        """Replace the month by a staged table in one statement, which is atomic."""
+        """Replace the month by a staged table, and say so in `loads`, in one transaction."""
         trip_month = manifest.trip_month
         staged = int(
             self._query(f"SELECT COUNT(*) AS n FROM {self._sql_name(staging)}", trip_month)[0]["n"]  # noqa: S608
@@ -240,12 +251,14 @@ class Warehouse:
                 f"{trip_month}: the lake has {manifest.loaded} rows, {staged} were staged for BigQuery. Nothing was published."
             )
         names = ", ".join(f"`{column.name}`" for column in columns(trip_month.color))
-        self._query(
+        replace = (
             f"MERGE {self._sql_name(trip_month.color)} t USING {self._sql_name(staging)} s ON FALSE"  # noqa: S608
             f" WHEN NOT MATCHED BY TARGET THEN INSERT ({names}) VALUES ({names})"
-            " WHEN NOT MATCHED BY SOURCE AND t.file_month = @file_month THEN DELETE",
-            trip_month,
+            " WHEN NOT MATCHED BY SOURCE AND t.file_month = @file_month THEN DELETE"
         )
+        say, values = self._said(manifest)
+        transaction = f"BEGIN TRANSACTION; {replace}; {say}; COMMIT TRANSACTION"
+        _UNTIL_ALONE(self._query)(transaction, trip_month, values)
 
     def discard(self, staging: str) -> None:
         """Drop a staged table."""
@@ -257,28 +270,28 @@ class Warehouse:
         if (count := self.count(manifest.trip_month)) != manifest.loaded:
             raise NotReconciled(
                 f"{manifest.trip_month}: the lake has {manifest.loaded} rows, BigQuery {count}."
-                " The month is not marked as loaded; run again. If the table or dataset has a partition expiration, as in"
+                " The month does not count as loaded; run again. If the table or dataset has a partition expiration, as in"
                 " BigQuery's sandbox, old months vanish at once: remove it."
             )
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Say in `loads` what the warehouse holds of a month."""
+        statement, values = self._said(manifest)
+        self._query(statement, manifest.trip_month, values)
+
+    def _said(self, manifest: Manifest) -> tuple[str, list[bigquery.ScalarQueryParameter]]:
+        """The statement that says it, and its parameters."""
         row = manifest.row()
         kinds = {column.name: KINDS[column.kind].bigquery for column in LOADS_COLUMNS}
         values = ", ".join(f"@{name} AS `{name}`" for name in row)
         names = ", ".join(f"`{name}`" for name in row)
         updates = ", ".join(f"`{name}` = s.`{name}`" for name in row)
-        self._query(
+        statement = (
             f"MERGE {self._sql_name(_LOADS)} t USING (SELECT {values}) s"  # noqa: S608
             " ON t.color = s.color AND t.file_month = s.file_month"
-            f" WHEN MATCHED THEN UPDATE SET {updates} WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({names})",
-            manifest.trip_month,
-            *(
-                bigquery.ScalarQueryParameter(name, kinds[name], value)
-                for name, value in row.items()
-                if name not in ("color", "file_month")
-            ),
+            f" WHEN MATCHED THEN UPDATE SET {updates} WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({names})"
         )
+        return statement, [bigquery.ScalarQueryParameter(name, kinds[name], value) for name, value in row.items()]
 
     def table(self, name: str, wanted: Sequence[Column]) -> pa.Table | None:
         """A small table of this project's, whole; None if it is not there."""
@@ -317,6 +330,18 @@ class Warehouse:
             table = self._client.get_table(self._table(name))
             table.description = description
             self._client.update_table(table, ["description"])
+
+
+def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of about `_FRAME`."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(t.num_rows for t in held) >= _FRAME:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
 
 
 # The API answers with the older names of some types.

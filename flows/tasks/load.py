@@ -155,13 +155,6 @@ def publish_in_bigquery(
     `before` is what the warehouse held of the month when this run began.
     """
     started_at = dt.datetime.now(dt.UTC)
-    if staging is None:
-        warehouse.load_from_lake(manifest, lake.uri(manifest.key))
-        # BigQuery reads whatever is under the key by then, and cannot be asked for a generation.
-        lake.require(manifest)
-    else:
-        warehouse.replace_from_staging(manifest, staging)
-    warehouse.require_reconciled(manifest)
     if before is None:
         changes = Changes(inserted=manifest.loaded)
     elif before.generation == manifest.replaces:  # what was there is what the lake compared with
@@ -169,11 +162,24 @@ def publish_in_bigquery(
     else:
         changes = Changes(inserted=manifest.loaded, removed=before.loaded)
     did = dataclasses.asdict(changes)
-    now = {"started_at": started_at, "published_at": dt.datetime.now(dt.UTC)}
-    loaded = manifest.model_copy(update={**did, **now, "flow_run_id": run_id})
-    warehouse.write_manifest(loaded)
+
+    def published() -> Manifest:
+        now = {"started_at": started_at, "published_at": dt.datetime.now(dt.UTC)}
+        return manifest.model_copy(update={**did, **now, "flow_run_id": run_id})
+
     if staging is not None:
+        loaded = published()
+        warehouse.replace_from_staging(loaded, staging)
+        warehouse.require_reconciled(loaded)
         warehouse.discard(staging)
+    else:
+        # A load job has no part in a transaction: what can be checked is checked before, and `loads` is told after it.
+        lake.require_reconciled(manifest)
+        warehouse.load_from_lake(manifest, lake.uri(manifest.key))
+        # BigQuery reads whatever is under the key by then, and cannot be asked for a generation.
+        lake.require(manifest)
+        warehouse.require_reconciled(manifest)
+        warehouse.write_manifest(loaded := published())
     return Outcome.of("warehouse", "replaced" if before else "loaded", loaded, **did), loaded
 
 

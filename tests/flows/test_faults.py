@@ -7,6 +7,7 @@ from typing import Literal
 import psycopg2
 import pyarrow.compute as pc
 import pytest
+from google.cloud import bigquery
 
 from flows.connectors.lake import Lake
 from flows.connectors.postgres import Postgres
@@ -16,11 +17,12 @@ from flows.etl_gcs_bq import etl_gcs_bq
 from flows.etl_web_gcs import etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.tasks import extract, load, transform
-from flows.tasks.stores import lake_of
-from flows.tlc.errors import TripDataError
+from flows.tasks.load import publish_in_bigquery
+from flows.tasks.stores import lake_of, warehouse_of
+from flows.tlc.errors import NotReconciled, TripDataError
 from flows.tlc.trips import TripMonth
 from local.tripfiles import Faults, write_month
-from tests.flows.conftest import LAKE, Runs, dying
+from tests.flows.conftest import CREDENTIALS, LAKE, Runs, dying
 from tests.stores import Stores, as_published, same, with_passengers
 from tests.strict_lake import StrictLake
 
@@ -181,6 +183,70 @@ def test_a_warehouse_run_that_dies_anywhere_is_finished_by_the_next_without_load
         runs.warehouse(month)
     runs.warehouse(month)
     assert same(ours.in_warehouse(month), ours.in_lake(month))
+
+
+def test_a_crash_between_bigquerys_rows_and_loads_is_mended_by_the_next_run(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(month)
+    runs.warehouse(month)
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    runs.lake_by_hand(month)
+    with dying(Warehouse, "write_manifest", when="before"), pytest.raises(TripDataError):
+        runs.warehouse(month)
+    assert same(ours.in_warehouse(month), ours.in_lake(month))
+    generation = ours.manifest(month)["generation"]
+    assert in_loads(ours, month, "generation") != generation
+    assert runs.warehouse(month).status != "unchanged"
+    assert same(ours.in_warehouse(month), ours.in_lake(month))
+    assert in_loads(ours, month, "generation") == generation
+    assert runs.warehouse(month).status == "unchanged"
+
+
+def test_through_data_frames_bigquerys_rows_and_loads_change_together_or_not_at_all(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.lake_by_hand(month)
+    runs.warehouse(month)
+    old, generation = ours.in_warehouse(month), in_loads(ours, month, "generation")
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    runs.lake_by_hand(month)
+    with monkeypatch.context() as patch:
+        patch.setattr(Warehouse, "_said", lambda *_: (f"INSERT INTO {ours.dataset}.no_table VALUES (1)", []))
+        assert runs.of(etl_gcs_bq, month, via="dataframe").is_failed()
+    assert same(ours.in_warehouse(month), old)
+    assert in_loads(ours, month, "generation") == generation
+    assert runs.warehouse(month, via="dataframe").status == "replaced"
+    assert same(ours.in_warehouse(month), ours.in_lake(month))
+    assert in_loads(ours, month, "generation") == ours.manifest(month)["generation"]
+
+
+def test_a_file_that_has_other_rows_than_its_manifest_says_is_not_published_in_bigquery(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(month)
+    runs.warehouse(month)
+    old = ours.in_warehouse(month)
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    runs.lake_by_hand(month)
+    lake = lake_of(LAKE)
+    manifest = lake.current(month)
+    assert manifest
+    wrong = manifest.model_copy(update={"loaded": manifest.loaded + 1})
+    with pytest.raises(
+        NotReconciled, match=rf"{month}: {wrong.loaded} rows .* has {manifest.loaded}\. Nothing was published"
+    ):
+        publish_in_bigquery(warehouse_of(CREDENTIALS, ours.dataset), lake, wrong, None, None, "")
+    assert same(ours.in_warehouse(month), old)
+
+
+def in_loads(ours: Stores, month: TripMonth, name: str) -> object:
+    """What BigQuery's `loads` says of a month."""
+    query = (
+        f"SELECT {name} FROM {ours.dataset}.loads WHERE color = '{month.color}' AND file_month = '{month.file_month}'"
+    )
+    [row] = bigquery.Client().query_and_wait(query)
+    return row[name]
 
 
 def test_readers_of_postgres_see_the_old_month_or_the_new_one_and_never_a_part(

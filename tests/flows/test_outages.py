@@ -1,5 +1,6 @@
 """Networks cut, servers restart, disks fill, processes die, runs meet: nobody sees half a month; the next run ends well."""
 
+import os
 import shutil
 import signal
 import threading
@@ -9,22 +10,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
+from google.cloud import bigquery
 from prefect import flow
 
 from flows.connectors import postgres
 from flows.connectors.lake import Overtaken
 from flows.connectors.postgres import Postgres
+from flows.connectors.warehouse import Warehouse
 from flows.connectors.web import look_up, source_of
 from flows.etl_web_gcs import etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.tasks import survey, transform
 from flows.tasks.extract import copy_to_lake
-from flows.tasks.load import publish_in_lake
-from flows.tasks.stores import lake_of, postgres_of
+from flows.tasks.load import publish_in_bigquery, publish_in_lake
+from flows.tasks.stores import lake_of, postgres_of, warehouse_of
+from flows.tasks.transform import Via
 from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.trips import Rows, TripMonth
 from local.stack import Stack
-from tests.flows.conftest import LAKE, POSTGRES, Runs, Started, dying
+from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs, Started, dying
 from tests.stores import Stores, as_published, connected, same, with_passengers
 from tests.strict_lake import StrictLake
 
@@ -39,6 +43,23 @@ def until(happened: Callable[[], bool], seconds: float = 300) -> None:
     while not happened():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.05)
+
+
+def told(ours: Stores, month: TripMonth) -> list[dict[str, object]]:
+    """What BigQuery says of a month."""
+    query = f"SELECT * FROM {ours.dataset}.loads WHERE color = '{month.color}' AND file_month = '{month.file_month}'"
+    return [dict(row) for row in bigquery.Client().query_and_wait(query)]
+
+
+def into_bigquery(ours: Stores, month: TripMonth, via: Via, run: str) -> None:
+    """Lake → warehouse by the functions that its tasks call, as a run that finds no month there."""
+    lake, warehouse = lake_of(LAKE), warehouse_of(CREDENTIALS, ours.dataset)
+    manifest = lake.current(month)
+    assert manifest
+    warehouse.ensure_tables(month.color, lake.location)
+    trips = lake.trips(month.key, manifest.generation)
+    staging = warehouse.stage_frames(month, run, trips) if via == "dataframe" else None
+    publish_in_bigquery(warehouse, lake, manifest, None, staging, run)
 
 
 def meet(month: TripMonth) -> Callable[[str, str], None]:
@@ -92,6 +113,56 @@ def test_of_two_runs_that_load_a_month_into_postgres_at_once_one_waits_and_finds
     assert [process.returncode for process in processes] == [0, 0]
     assert sorted("is unchanged" in "".join(texts) for texts in said) == [False, True]
     assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
+
+
+@pytest.mark.parametrize(("via", "publishes"), [("load_job", "load_from_lake"), ("dataframe", "replace_from_staging")])
+def test_of_two_runs_that_load_a_month_into_bigquery_at_once_both_end_well_and_it_is_there_once(
+    via: Via, publishes: str, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.lake_by_hand(month)
+    both = threading.Barrier(2, timeout=60)
+    publish = getattr(Warehouse, publishes)
+
+    def together(*arguments: object) -> None:
+        both.wait()
+        publish(*arguments)
+
+    monkeypatch.setattr(Warehouse, publishes, together)
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda run: into_bigquery(ours, month, via, run), ("one", "two")))
+    assert same(ours.in_warehouse(month), ours.in_lake(month))
+    [loads] = told(ours, month)
+    assert loads["flow_run_id"] in ("one", "two")
+    assert loads["generation"] == ours.manifest(month)["generation"]
+    tables = bigquery.Client().list_tables(ours.dataset)
+    assert not [
+        table.table_id for table in tables if "staging" in table.table_id and str(month.month) in table.table_id
+    ]
+
+
+def test_a_transaction_that_bigquery_ends_for_anothers_sake_is_tried_again(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.lake_by_hand(month)
+    replace, asked = Warehouse.replace_from_staging, []
+
+    def meddle(method: str, path: str) -> tuple[int, str] | None:
+        if (method, path.rpartition("/")[2]) != ("POST", "jobs"):
+            return None
+        asked.append(path)  # the first, how much was staged
+        aborted = "Transaction is aborted due to concurrent update against table taxi-local:trips_data_all.loads"
+        return (400, aborted) if len(asked) in (2, 3) else None
+
+    def meddled(*arguments: object) -> None:
+        strict.meddle = meddle
+        replace(*arguments)
+
+    with StrictLake(os.environ["BIGQUERY_EMULATOR_HOST"]) as strict, monkeypatch.context() as patch:
+        patch.setenv("BIGQUERY_EMULATOR_HOST", strict.url)
+        patch.setattr(Warehouse, "replace_from_staging", meddled)
+        into_bigquery(ours, month, "dataframe", "one")
+    assert len(asked) > 3
+    assert same(ours.in_warehouse(month), ours.in_lake(month))
 
 
 def test_a_lake_that_answers_every_write_with_503_at_first_delays_a_run_and_no_more(

@@ -214,6 +214,42 @@ def test_merge_by_key_updates_inserts_and_deletes(warehouse: Warehouse) -> None:
     assert warehouse.months() == {JANUARY: (8, 16.0)}
 
 
+def replaced(warehouse: Warehouse, more: str = "") -> str:
+    return (
+        f"BEGIN TRANSACTION; DELETE FROM `{warehouse.table}` WHERE file_month = @m;"
+        f" INSERT INTO `{warehouse.table}` SELECT * FROM `{warehouse.dataset}.staging`; {more} COMMIT TRANSACTION"
+    )
+
+
+def test_the_statements_of_a_transaction_are_done_together_with_the_jobs_parameters(warehouse: Warehouse) -> None:
+    warehouse.load(trips(JANUARY, 10), "yellow$202101")
+    warehouse.load(trips(FEBRUARY, 5), "yellow$202102")
+    warehouse.load(trips(JANUARY, 8, fare=2.0), "staging")
+    note = f"INSERT INTO `{warehouse.table}` (file_month, flag, fare) VALUES (@m, @said, @none);"
+    parameters = [
+        bigquery.ScalarQueryParameter("m", "DATE", JANUARY),
+        bigquery.ScalarQueryParameter("said", "STRING", "done; COMMIT"),
+        bigquery.ScalarQueryParameter("none", "FLOAT64", None),
+    ]
+    config = bigquery.QueryJobConfig(query_parameters=parameters)
+    job = warehouse.client.query(replaced(warehouse, note), job_config=config)
+    assert list(job.result()) == []
+    assert job.statement_type == "SCRIPT"
+    assert warehouse.months() == {JANUARY: (9, 16.0), FEBRUARY: (5, 5.0)}
+    assert warehouse.client.get_table(warehouse.table).num_rows == 14
+
+
+@pytest.mark.parametrize("wrong", ["INSERT INTO nowhere.at_all VALUES (1);", "SELECT ERROR('no');", "SELECT 1 / 0;"])
+def test_a_transaction_that_fails_in_the_end_changes_nothing(warehouse: Warehouse, wrong: str) -> None:
+    warehouse.load(trips(JANUARY, 10), "yellow$202101")
+    warehouse.load(trips(JANUARY, 8, fare=2.0), "staging")
+    with pytest.raises(google.api_core.exceptions.GoogleAPICallError):
+        warehouse.query(replaced(warehouse, wrong), m=JANUARY)
+    assert warehouse.months() == {JANUARY: (10, 10.0)}
+    warehouse.query(replaced(warehouse), m=JANUARY)
+    assert warehouse.months() == {JANUARY: (8, 16.0)}
+
+
 def test_num_rows_is_true_after_any_write(warehouse: Warehouse) -> None:
     warehouse.load(trips(JANUARY, 10), "yellow$202101")
     warehouse.query(f"DELETE FROM `{warehouse.table}` WHERE row_number > @n", n=4)
