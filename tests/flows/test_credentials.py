@@ -1,0 +1,165 @@
+"""Wrong Google credentials end a run at once, by name and with what to do; no secret is told and nothing is left behind."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from google.cloud import bigquery
+from prefect import Flow
+from prefect_gcp import GcpCredentials
+from prefect_gcp.cloud_storage import GcsBucket
+
+from flows.etl_gcs_bq import etl_gcs_bq
+from flows.etl_web_gcs import etl_web_gcs
+from flows.tlc.errors import MisconfiguredBlock
+from flows.tlc.trips import TripMonth
+from tests.flows.conftest import Runs
+from tests.stores import Stores
+from tests.strict_lake import StrictLake
+
+CANARY = "canary-30521884"
+
+
+class Issuer:
+    """A token endpoint that refuses everybody, as Google's does a deleted or disabled key."""
+
+    def __init__(self, status: int) -> None:
+        asked: list[str] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                asked.append(self.path)
+                body = json.dumps({"error": "invalid_grant", "error_description": "account not found"}).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                """Tests have logs enough."""
+
+        self.asked = asked
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def credentials(self) -> GcpCredentials:
+        """Those of an account that it does not know."""
+        key = json.loads(Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"]).read_text("utf-8"))
+        about = {"private_key_id": CANARY, "token_uri": f"http://127.0.0.1:{self._server.server_address[1]}/token"}
+        return GcpCredentials(service_account_info=key | about)
+
+
+@pytest.fixture(params=[400, 401, 403])
+def issuer(request: pytest.FixtureRequest) -> Iterator[Issuer]:
+    with Issuer(request.param) as made:
+        yield made
+
+
+def refused(runs: Runs, flow: Flow[..., Any], month: TripMonth, **parameters: Any) -> str:
+    """Why a run failed, at its first attempt."""
+    state = runs.of(flow, month, **parameters)
+    error = state.result(raise_on_failure=False)
+    assert isinstance(error, MisconfiguredBlock), repr(error)
+    assert all(run.run_count == 1 for run in runs.task_runs(state))
+    text = str(error)
+    assert all(secret not in text for secret in (CANARY, "PRIVATE KEY"))
+    return text
+
+
+def test_an_account_that_the_issuer_does_not_know_is_told_of_the_bucket(
+    issuer: Issuer, month: TripMonth, ours: Stores, runs: Runs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    GcsBucket(bucket=ours.bucket, bucket_folder="data", gcp_credentials=issuer.credentials()).save(
+        "no-account", overwrite=True
+    )
+    text = refused(runs, etl_web_gcs, month, block_name="no-account")
+    assert f"bucket '{ours.bucket}' cannot be read with the block's credentials (RefreshError" in text
+    assert "Storage Object Admin on it, or correct the credentials" in text
+    assert len(issuer.asked) < 4
+    assert ours.objects_of(month) == {}
+    output = capfd.readouterr()
+    assert CANARY not in output.out + output.err
+
+
+def test_an_account_that_the_issuer_does_not_know_is_told_of_the_dataset(
+    issuer: Issuer, month: TripMonth, ours: Stores, runs: Runs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs.lake_by_hand(month)
+    issuer.credentials().save("no-account", overwrite=True)
+    text = refused(runs, etl_gcs_bq, month, credentials_block="no-account", dataset="never_made")
+    assert "BigQuery dataset taxi-local.never_made cannot be used with the block's credentials (RefreshError)" in text
+    assert "BigQuery Data Editor and Job User, or correct the credentials" in text
+    assert len(issuer.asked) < 4
+    assert "never_made" not in [dataset.dataset_id for dataset in bigquery.Client().list_datasets()]
+    output = capfd.readouterr()
+    assert CANARY not in output.out + output.err
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(
+    ("methods", "doing"), [(("GET",), "read"), (("POST", "PUT"), "written")], ids=["read", "write"]
+)
+def test_a_lake_that_refuses_the_account_is_named_with_what_to_give_it(
+    methods: tuple[str, ...],
+    doing: str,
+    status: int,
+    month: TripMonth,
+    ours: Stores,
+    runs: Runs,
+    strict_lake: StrictLake,
+) -> None:
+    asked: list[str] = []
+
+    def meddle(method: str, path: str) -> int | None:
+        if method not in methods:
+            return None
+        asked.append(path)
+        return status
+
+    strict_lake.meddle = meddle
+    # Without Prefect, which keeps its results in the same lake.
+    with pytest.raises(MisconfiguredBlock, match=f"{status}") as told:
+        runs.lake_by_hand(month)
+    assert f"bucket '{ours.bucket}' cannot be {doing} with the block's credentials" in str(told.value)
+    assert "give the service account Storage Object Admin on it, or correct the credentials" in str(told.value)
+    assert len(asked) < 10
+    strict_lake.meddle = lambda method, path: None
+    assert ours.objects_of(month) == {}
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("via", ["load_job", "dataframe"])
+def test_a_bigquery_that_refuses_the_account_is_named_with_what_to_give_it(
+    via: str, status: int, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.lake_by_hand(month)
+    asked: list[str] = []
+
+    def meddle(method: str, path: str) -> int:
+        asked.append(path)
+        return status
+
+    with StrictLake(os.environ["BIGQUERY_EMULATOR_HOST"], meddle) as strict, monkeypatch.context() as patch:
+        patch.setenv("BIGQUERY_EMULATOR_HOST", strict.url)
+        text = refused(runs, etl_gcs_bq, month, via=via, dataset="never_made")
+    assert "BigQuery dataset taxi-local.never_made cannot be used with the block's credentials" in text
+    assert "as asked for" in text
+    assert "give the service account BigQuery Data Editor and Job User, or correct the credentials" in text
+    assert len(asked) < 6
+    assert "never_made" not in [dataset.dataset_id for dataset in bigquery.Client().list_datasets()]
