@@ -1,0 +1,69 @@
+"""Months are spread over a Dask cluster that runs already; its workers need this package and the flow's environment."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from distributed import Client
+
+from flows.tlc.trips import TripMonth
+from tests.flows.conftest import LAKE, ROOT, Program
+from tests.stores import Stores, as_published, same
+
+MONTHS = [TripMonth("fhv", 2019, 3), TripMonth("fhv", 2019, 4)]  # of no other test
+
+pytestmark = pytest.mark.operations
+
+
+@pytest.fixture
+def scheduler(ours: Stores, prefect_api: dict[str, str], tmp_path: Path) -> Iterator[str]:
+    """The address of a scheduler with two workers, each a process of its own, all gone when the test ends."""
+    file = tmp_path / "scheduler.json"
+
+    def start(role: str, *options: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                f"distributed.cli.dask_{role}",
+                *options,
+                "--no-dashboard",
+                "--scheduler-file",
+                str(file),
+            ],
+            cwd=ROOT,
+            env=os.environ | prefect_api,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    here = ("--host", "127.0.0.1")
+    local = ("--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path))
+    processes = [start("scheduler", *here, "--port", "0"), *(start("worker", *here, *local) for _ in range(2))]
+    try:
+        with Client(scheduler_file=str(file), timeout=60) as client:
+            client.wait_for_workers(2, timeout=120)
+            address = client.scheduler.address
+        yield address
+    finally:
+        for process in reversed(processes):  # a worker says good-bye to its scheduler
+            process.terminate()
+            process.wait(60)
+
+
+def test_months_are_loaded_by_the_workers_of_a_dask_cluster(scheduler: str, ours: Stores, program: Program) -> None:
+    numbers = [month.month for month in MONTHS]
+    arguments = ("fhv", 2019, *numbers, "--block-name", LAKE, "--source", ours.official)
+    done = program("etl_web_gcs", *arguments, TRIPS_DASK_SCHEDULER=scheduler)
+    assert done.returncode == 0, done.stderr
+    assert f"Connecting to an existing Dask cluster at {scheduler}" in done.stderr
+    for month in MONTHS:
+        assert same(ours.in_lake(month), as_published(ours.site.file(f"{month.stem}.parquet"), month))
+        assert ours.manifest(month)["generation"] == ours.objects()[month.key]
+    with Client(scheduler, timeout=60) as client:
+        worked = client.run(lambda dask_worker: len(dask_worker.state.log))
+    assert len(worked) == 2
+    assert all(worked.values())
