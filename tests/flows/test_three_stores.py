@@ -1,13 +1,18 @@
 """The whole way: what was published is in the lake, in the warehouse and in the database, to the row, the value and the type."""
 
+from typing import Any
+
+import pandas as pd
 import pyarrow.compute as pc
 import pytest
 from google.cloud import bigquery
 
+from flows.connectors import warehouse
+from flows.tasks.stores import warehouse_of
 from flows.tlc.schema import KINDS, columns
 from flows.tlc.trips import TripMonth
 from local.tripfiles import changes
-from tests.flows.conftest import Runs
+from tests.flows.conftest import CREDENTIALS, Runs
 from tests.stores import Stores, as_published, same, with_passengers
 
 
@@ -143,3 +148,26 @@ def test_a_republished_month_replaces_its_rows_and_the_outcome_says_how_many(
     assert ours.query(f"SELECT count(*) FROM {month.color} WHERE file_month = %s", month.file_month) == [
         (edition.num_rows,)
     ]
+
+
+def test_row_groups_are_staged_in_bigquery_many_a_job(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.lake_by_hand(month)
+    trips = ours.in_lake(month)
+    groups = [trips.slice(start, 300) for start in range(0, trips.num_rows, 300)]
+    sizes: list[int] = []
+    upload = warehouse.pandas_gbq.to_gbq
+
+    def noting(frame: pd.DataFrame, *arguments: Any, **named: Any) -> None:
+        sizes.append(len(frame))
+        upload(frame, *arguments, **named)
+
+    monkeypatch.setattr(warehouse.pandas_gbq, "to_gbq", noting)
+    monkeypatch.setattr(warehouse, "_FRAME", 1000)
+    store = warehouse_of(CREDENTIALS, ours.dataset)
+    store.ensure_tables(month.color, "US")
+    staging = store.stage_frames(month, "many-a-job", groups)
+    assert sizes == [1200, trips.num_rows - 1200]
+    assert bigquery.Client().get_table(f"{ours.dataset}.{staging}").num_rows == trips.num_rows
+    store.discard(staging)
