@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -134,6 +135,14 @@ class TestCompose:
         assert hosts <= set(SERVICES)
         # the setup only notes the addresses of stores in blocks
         assert hosts - seen <= ({"web", "warehouse", "database"} if name == "setup" else set())
+
+    @pytest.mark.parametrize("name", ["setup", "agent", "worker"])
+    def test_what_runs_flows_gets_every_address_of_the_publisher_that_the_local_stack_gives(self, name, stack):
+        def of_the_publisher(environment: dict[str, str]) -> dict[str, str]:
+            """Path by name of what would otherwise lead to TLC itself."""
+            return {key: urlsplit(value).path for key, value in environment.items() if key.startswith("TLC_")}
+
+        assert of_the_publisher(SERVICES[name]["environment"]) == of_the_publisher(stack.env)
 
     @EVERY_SERVICE
     def test_its_image_is_pinned_or_built_here(self, name):
