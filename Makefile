@@ -28,6 +28,8 @@ help:
 install: $(INSTALLED)
 
 # Two halves at the same time: pip takes longer to unpack what it fetched than to fetch it, and takes one core for it.
+# Pendulum 2, which Prefect wants on Python 3.11, has no wheel for it: the locked backend builds it, without its C parts. By itself pip
+# would fetch the newest backend there is, whose hash nobody checks.
 $(INSTALLED): poetry.lock pyproject.toml local/requirements.py
 	@set -e; \
 	for python in $(or $(PYTHON),python3.11 python3.12 python3); do \
@@ -52,10 +54,12 @@ $(INSTALLED): poetry.lock pyproject.toml local/requirements.py
 	rm -f .venv.log; \
 	$(PY) local/requirements.py main local dev >.venv/requirements.txt; \
 	failed=; for half in 0 1; do awk "NR % 2 == $$half" .venv/requirements.txt >.venv/requirements.$$half; done; \
-	pip="$(PY) -m pip --disable-pip-version-check --no-input -q install --no-deps"; \
+	grep -E '^(poetry-core|setuptools)==' .venv/requirements.txt >.venv/backend.txt; \
+	pip="env PENDULUM_EXTENSIONS=0 $(PY) -m pip --disable-pip-version-check --no-input -q install --no-deps --no-build-isolation"; \
+	$$pip --require-hashes --no-compile -r .venv/backend.txt || failed=1; \
 	$$pip --require-hashes --no-compile -r .venv/requirements.0 & other=$$!; \
 	$$pip --require-hashes --no-compile -r .venv/requirements.1 || failed=1; \
-	wait $$other && [ -z "$$failed" ] && $$pip --no-build-isolation -e . || { \
+	wait $$other && [ -z "$$failed" ] && $$pip -e . || { \
 	    echo 'Error: the packages could not be installed, see above; when that is put right, the same command goes on' >&2; \
 	    exit 1; \
 	}; \
