@@ -24,7 +24,7 @@ def flow_of(path: Path) -> Flow:
 
 def test_there_is_a_deployment_of_every_flow_a_user_runs_on_the_queue():
     named = {manifest(path)["flow_name"] for path in MANIFESTS}
-    assert {"etl-parent-flow", "etl-gcs-bq-parent-flow", "ingest-data"} <= named
+    assert {"etl-parent-flow", "etl-gcs-bq-parent-flow", "ingest-data", "bring-up-to-date", "catalog"} <= named
 
 
 def test_the_web_to_lake_deployment_keeps_the_name_and_parameters_that_users_have_in_scripts():
@@ -62,6 +62,12 @@ class TestManifest:
 
     def test_it_has_a_schedule_only_if_it_is_the_one_that_brings_everything_up_to_date(self, path):
         assert bool(manifest(path).get("schedules")) == (path.stem == "bring-up-to-date-deployment")
+
+
+def test_everything_is_brought_up_to_date_in_the_early_morning_of_every_first_of_a_month_in_new_york():
+    [scheduled] = manifest(ROOT / "deployments" / "bring-up-to-date-deployment.yaml")["schedules"]
+    assert scheduled["active"] is True
+    assert (scheduled["schedule"]["cron"], scheduled["schedule"]["timezone"]) == ("0 5 1 * *", "America/New_York")
 
 
 def test_what_apply_takes_by_a_wildcard_needs_no_block():

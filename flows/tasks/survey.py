@@ -97,7 +97,7 @@ def entries_of(
 
 
 def report_catalog(key: str, entries: Sequence[Entry]) -> None:
-    """Leave the catalog for people: a line a color, a calendar of each, and what differs."""
+    """Leave the catalog for people: a line a color, a calendar of each, what differs, and what the source has, if asked."""
     by_color = {color: [e for e in entries if e.trip_month.color == color] for color in COLORS}
     totals = [_total(color, there) for color, of in by_color.items() if (there := [e for e in of if e.held])]
     names = ("color", "from", "to", "months", "rows", "quarantined", "bytes")
@@ -107,6 +107,8 @@ def report_catalog(key: str, entries: Sequence[Entry]) -> None:
             lines += [f"## {color}: rows in thousands", *_calendar({e.trip_month: e for e in of})]
     if differ := [(str(e.trip_month), "; ".join(e.differs)) for e in entries if e.differs]:
         lines += ["## What differs", *markdown_table(("month", "difference"), differ, numbers=0)]
+    if source := [(str(e.trip_month), *_published(e)) for e in entries if e.published]:
+        lines += ["## What the source has", *markdown_table(("month", "bytes", "last modified"), source, numbers=1)]
     lines += ["Marks: " + ", ".join(f"{mark} {word}" for word, mark in _MARKS.items()) + "; · not in the lake."]
     create_markdown_artifact("\n".join(lines), key=key, description="What the lake holds")
 
@@ -120,6 +122,14 @@ _MARKS = {
     "no answer": "?",
     "other rows than known": "≠",
 }
+
+
+def _published(entry: Entry) -> tuple[str, str]:
+    """Bytes and time of the source's file; empty where there is none, or where the source does not tell."""
+    file = entry.published
+    if file is None:
+        return "", ""
+    return "" if file.size is None else f"{file.size:,}", file.last_modified or ""
 
 
 def _total(color: str, entries: Sequence[Entry]) -> tuple[str, ...]:
@@ -149,10 +159,15 @@ def _cell(entry: Entry | None) -> str:
 
 
 def print_catalog(entries: Sequence[Entry]) -> None:
-    """Print the catalog on a terminal."""
+    """Print the catalog on a terminal: what the lake holds, and what the source has if it was asked."""
+    asked = any(e.source for e in entries)
     table = Table(box=box.SIMPLE)
-    for name in ("month", "rows", "quarantined", "bytes", "schema", "published at", "differs"):
+    for name in ("month", "rows", "quarantined", "bytes", "schema", "published at"):
         table.add_column(name, justify="right" if name in ("rows", "quarantined", "bytes") else "left")
+    if asked:
+        table.add_column("bytes at the source", justify="right")
+        table.add_column("last modified there")
+    table.add_column("differs")
     for e in entries:
         facts = [""] * 5
         if e.held:
@@ -160,6 +175,6 @@ def print_catalog(entries: Sequence[Entry]) -> None:
             aside = sum(manifest.quarantined.values())
             counts = [f"{count:,}" for count in (manifest.loaded, aside, e.held.size)]
             facts = [*counts, str(manifest.schema_version), f"{manifest.published_at:%Y-%m-%d %H:%M}"]
-        table.add_row(str(e.trip_month), *facts, "; ".join(e.differs))
-    console = Console(width=None if sys.stdout.isatty() else 160)
+        table.add_row(str(e.trip_month), *facts, *(_published(e) if asked else ()), "; ".join(e.differs))
+    console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table if entries else "nothing: the lake holds no month of these, and its source publishes none.")

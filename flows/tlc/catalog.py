@@ -150,11 +150,15 @@ class Held:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the catalog: what the lake holds of a month, how its source stands to that (None: not asked), what is known."""
+    """A line of the catalog: what the lake holds of a month, how its source stands to that (None: not asked), what is known.
+
+    `published` is what the source has now: None if it has nothing, gave no answer or was not asked.
+    """
 
     trip_month: TripMonth
     held: Held | None
     source: Standing | None
+    published: PublishedFile | None
     known: KnownFile | None
 
     @property
@@ -183,4 +187,4 @@ def entry_of(
     if answer is not None:
         found = Found(trip_month, url, answer, {"lake": held.manifest if held else None})
         source = "no answer" if found.unanswered else found.stands("lake")
-    return Entry(trip_month, held, source, known)
+    return Entry(trip_month, held, source, answer if isinstance(answer, PublishedFile) else None, known)

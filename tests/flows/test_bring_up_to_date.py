@@ -1,6 +1,9 @@
 """The scheduled flow: what is new or re-published is brought into the stores, oldest first; nothing else is touched."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +19,7 @@ from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import Outcome
 from flows.tlc.trips import TripMonth
 from local.site import Site
-from tests.flows.conftest import CREDENTIALS, Program, Runs, Started, postgres_block
+from tests.flows.conftest import CREDENTIALS, ROOT, Runs, Started, postgres_block
 from tests.stores import Stores, own_database
 
 NAME = "up-to-date-tests"
@@ -124,7 +127,9 @@ def test_no_store_or_no_month_is_refused(own: Stores) -> None:
             bring(own, "green", "2024-03", **nothing)
 
 
-def test_the_catalog_tells_what_is_in_the_lake_and_what_differs(own: Stores, runs: Runs, program: Program) -> None:
+def test_the_catalog_tells_what_is_in_the_lake_what_the_source_has_and_what_differs(
+    own: Stores, runs: Runs, prefect_api: dict[str, str]
+) -> None:
     held = TripMonth("fhvhv", 2023, 1)
     bring(own, "fhvhv", "2023-01", at_most=1)
     own.site.republish(f"{held.stem}.parquet", 2)
@@ -141,7 +146,13 @@ def test_the_catalog_tells_what_is_in_the_lake_and_what_differs(own: Stores, run
     assert there.held.manifest.loaded == own.in_lake(held).num_rows
     assert there.held.size == len(own.blob(held.key).download_as_bytes())
     assert asked(own) == ["HEAD", "HEAD"]
-    assert "| **2023** | 0 ↻ ≠ | ＋ | · |" in "\n".join(runs.artifacts("catalog"))
+    sizes = [own.site.file(f"{month.stem}.parquet").stat().st_size for month in (held, TripMonth("fhvhv", 2023, 2))]
+    assert [entry.published.size for entry in entries if entry.published] == sizes
+    [page] = [page for page in runs.artifacts("catalog") if "What the source has" in page]
+    assert "| **2023** | 0 ↻ ≠ | ＋ | · |" in page
+    for entry, size in zip(entries, sizes, strict=True):
+        assert entry.published.last_modified.endswith(" GMT")
+        assert f"| {entry.trip_month} | {size:,} | {entry.published.last_modified} |" in page
     # The month was loaded all the same, and its count reported.
     assert own.manifest(held)["known_rows"] == 18_479_031
     assert (
@@ -149,6 +160,9 @@ def test_the_catalog_tells_what_is_in_the_lake_and_what_differs(own: Stores, run
         in runs.logs()
     )
 
-    told = program("catalog", "--colors", "fhvhv", "--until", "2023", "--block-name", NAME)
+    options = ["--colors", "fhvhv", "--until", "2023-02", "--against", own.official, "--block-name", NAME]
+    command = [sys.executable, "-m", "flows.catalog", *options]
+    told = subprocess.run(command, cwd=ROOT, env=os.environ | prefect_api, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
-    assert re.search(rf"fhvhv 2023-01 +{there.held.manifest.loaded} ", told.stdout)
+    assert re.search(rf"fhvhv 2023-01 +{there.held.manifest.loaded} .* {sizes[0]:,} .* re-published", told.stdout)
+    assert re.search(rf"fhvhv 2023-02 +{sizes[1]:,} +\w+, \d+ \w+ \d+ [\d:]+ GMT +new", told.stdout)
