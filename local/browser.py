@@ -1,7 +1,7 @@
 """A person at the UI, played by Chromium: starts a run by its form, follows it to its end, opens what it left.
 
-`make screenshots` runs it against the services of `make up`, which needs Chromium (`apt-get install chromium`), and leaves the
-pictures in `docs/images`. Playwright is in a virtual environment of its own: the project does without it.
+`make screenshots` runs it against the services and deployments of `make demo`; it needs Chromium (`apt-get install chromium`)
+and leaves the pictures in `docs/images`. Playwright is in a virtual environment of its own: the project does without it.
 """
 
 import os
@@ -49,7 +49,7 @@ def main() -> None:
     """Run the deployment by hand, and take a picture of each page."""
     ui = os.environ.get("PREFECT_UI_URL")
     if not ui:
-        sys.exit("PREFECT_UI_URL is not set: make up; source .local/env")
+        sys.exit("PREFECT_UI_URL is not set: make demo; source .local/env")
     IMAGES.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

@@ -6,6 +6,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import flows
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,6 +34,15 @@ def test_nothing_but_flows_sits_directly_in_flows():
         "query_lake.py",
         "replay_quarantine.py",
     ]
+
+
+def test_every_module_of_the_flows_is_on_their_map():
+    named = set()
+    for path in re.findall(r"`([\w/{},]+\.py)`", flows.__doc__ or ""):
+        before, words, after = re.fullmatch(r"(.*?)(?:\{(.*)\})?([^{}]*)", path).groups()
+        named |= {f"{before}{word}{after}" for word in (words or "").split(",")}
+    there = {str(path.relative_to(ROOT / "flows")) for path in (ROOT / "flows").rglob("*.py")}
+    assert named == {path for path in there if not path.endswith("__init__.py")}
 
 
 def test_no_room_is_without_a_name():

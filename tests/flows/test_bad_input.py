@@ -1,6 +1,7 @@
 """Bad input is named, with what to do, before any work; nothing is left behind."""
 
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -17,6 +18,7 @@ from flows.load_zones import load_zones
 from flows.query_lake import query_lake
 from flows.tlc.errors import ImpossibleDataset, UnknownMonth
 from flows.tlc.trips import TripMonth
+from local.tripfiles import write_month
 from tests.flows.conftest import POSTGRES, Program, Runs, postgres_block
 from tests.stores import Stores
 
@@ -133,13 +135,19 @@ def test_a_table_of_somebody_else_is_left_alone(month: TripMonth, runs: Runs, ou
     admin.close()
 
 
-def test_an_unpublished_month_fails_by_name_and_the_others_are_loaded(runs: Runs, ours: Stores) -> None:
-    state = etl_parent_flow(color="green", year=2026, months=[1], **runs.places(etl_parent_flow), return_state=True)
-    text = said(state)
-    assert "green 2026-01 is not published" in text
-    assert "HTTP 403" in text
-    mixed = runs.of(ingest_data, TripMonth("green", 2026, 1))
-    assert "1 of 1 months could not be loaded" in said(mixed)
+def test_an_unpublished_month_fails_by_name_and_the_others_are_loaded(runs: Runs, ours: Stores, tmp_path: Path) -> None:
+    published, not_yet = TripMonth("green", 2026, 2), TripMonth("green", 2026, 1)
+    write_month(tmp_path / "month.parquet", "green", 2026, 2, rows=300)
+    ours.site.put(f"{published.stem}.parquet", tmp_path / "month.parquet")
+    for flow in (etl_parent_flow, ingest_data):
+        places = runs.places(flow) | {"rows": "all"}
+        text = said(flow(color="green", year=2026, months=[1, 2], **places, return_state=True))
+        assert "1 of 2 months could not be loaded" in text
+        assert f"{not_yet} is not published" in text
+        assert "HTTP 403" in text
+    assert ours.in_lake(published).num_rows == ours.in_postgres(published).num_rows == 300
+    assert ours.objects_of(not_yet) == {}
+    assert ours.query("SELECT to_regclass(%s)", not_yet.postgres_partition) == [(None,)]
 
 
 @pytest.mark.parametrize(

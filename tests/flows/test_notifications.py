@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import requests
@@ -16,8 +17,10 @@ from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunNotificationPolicyFilter
-from prefect.client.schemas.objects import FlowRunNotificationPolicy
+from prefect.client.schemas.objects import FlowRun, FlowRunNotificationPolicy
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
+from prefect.states import Failed
+from prefect.utilities.callables import get_call_parameters
 from rich.console import Console
 
 from blocks import MAIL, NOTIFICATIONS, TAG
@@ -83,6 +86,12 @@ def test_a_run_that_completed_is_told_of_once_with_parameters_rows_duration_and_
     assert total == f"rows: {rows:,} published, {rows:,} in the lake"
     assert each == f"  - {state.result()[0]}"
     assert link == f"run: http://prefect.example/flow-runs/flow-run/{state.state_details.flow_run_id}"
+
+
+def test_the_message_on_the_page_has_the_parameters_that_a_run_has() -> None:
+    run = FlowRun(flow_id=uuid4(), parameters=get_call_parameters(etl_parent_flow.fn, ("green", 2021, [1, 2]), {}))
+    parameters = notify.message("etl-parent-flow", run, Failed(), None).splitlines()[1]
+    assert parameters in (ROOT / "docs" / "notifications.md").read_text("utf-8").splitlines()
 
 
 def test_a_run_that_failed_is_told_of_with_its_error_and_the_rows_of_the_months_it_loaded(

@@ -1,5 +1,6 @@
 """A file's columns are those of its era, or the month stops with a line for each that is not."""
 
+from pathlib import Path
 from typing import get_args
 
 import pyarrow as pa
@@ -124,6 +125,15 @@ def test_a_column_given_twice_is_refused_also_where_it_never_holds_anything(twic
 def test_a_column_of_today_is_welcome_in_an_older_month() -> None:
     shape = match(GREEN, ".parquet", [*NAMES, "cbd_congestion_fee"])
     assert shape.canonical[-1].name == "cbd_congestion_fee"
+
+
+def test_the_page_about_changes_shows_what_is_said_of_them() -> None:
+    columns = [c for c in TRIP_COLUMNS["green"] if c.name != "extra"]
+    names, types = [c.name for c in columns], [SOUND_TYPES[c.kind] for c in columns]
+    with pytest.raises(SchemaMismatch) as refused:
+        match(TripMonth("green", 2027, 1), ".parquet", [*names, "pool_fee"], [*types, pa.float64()])
+    page = Path(__file__).resolve().parents[2] / "docs" / "eras.md"
+    assert f"```text\n{refused.value}\n```" in page.read_text("utf-8")
 
 
 def table_of(refused: pytest.ExceptionInfo[SchemaMismatch]) -> list[tuple[str, ...]]:
