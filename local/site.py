@@ -36,7 +36,7 @@ from typing import Any, BinaryIO, Literal, Self, cast
 from urllib.parse import urlsplit
 
 from local.shapes import FIRST_MONTH
-from local.tripfiles import Color, write_month, write_zones
+from local.tripfiles import Color, Damage, damaged, write_month, write_zones
 
 LAST_CSV_MONTH = "2021-07"
 _MIRROR_FIRST_MONTH = "2019-01"
@@ -47,7 +47,6 @@ _ZONES = "taxi_zone_lookup.csv"
 _CHUNK = 1 << 20
 
 Missing = Literal["etag", "last_modified", "head", "length", "ranges"]
-WrongBody = Literal["html", "lfs_pointer", "truncated"]
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ class Fault:
     stall_at: int | None = None
     missing: tuple[Missing, ...] = ()
     """What the server does not do: etag, last_modified, head (405), length (chunked instead), ranges."""
-    body: WrongBody | None = None
-    """200 with something else: an HTML page, a Git LFS pointer, the file's first half."""
+    body: Damage | None = None
+    """200 with something else: an HTML page, a Git LFS pointer, the file's first half, or the file spoiled."""
 
 
 @dataclass
@@ -223,6 +222,17 @@ class Site:
                 self._make(path, 1)
         return path
 
+    def spoiled(self, path: Path, damage: Damage) -> Path:
+        """A copy of a file with this damage, under the same name."""
+        name = cast(re.Match[str], _TRIP_FILE.fullmatch(path.name))
+        copy = self._made / damage / path.name
+        copy.parent.mkdir(exist_ok=True)
+        part = copy.with_name(f".{secrets.token_hex(4)}-{path.name}")
+        part.write_bytes(damaged(path.read_bytes(), f".{name['ending']}", damage))
+        os.utime(part, (path.stat().st_mtime,) * 2)
+        part.replace(copy)
+        return copy
+
     def etag(self, path: Path) -> str:
         """Strong, and S3's own: the quoted MD5 of the bytes."""
         about = path.stat()
@@ -333,9 +343,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._text(fault.status, f"{fault.status} as asked for\n", headers=headers)
             elif "head" in fault.missing and self.command == "HEAD":
                 self._text(405, "", headers={"Allow": "GET"})
-            elif fault.body in _WRONG_BODIES:
-                kind, text = _WRONG_BODIES[fault.body]
-                self._text(200, text, kind)
+            elif fault.body in ("html", "lfs_pointer"):
+                kind = "text/html" if fault.body == "html" else "text/plain"
+                self._text(200, damaged(b"", "", fault.body).decode(), kind)
             else:
                 self._route(path, fault)
 
@@ -369,6 +379,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, name: str, fault: Fault) -> None:
         path = self.site.file(name)
+        if fault.body and fault.body != "truncated":
+            path = self.site.spoiled(path, fault.body)
         with path.open("rb") as file:
             about = os.fstat(file.fileno())
             size = about.st_size // 2 if fault.body == "truncated" else about.st_size
@@ -492,13 +504,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 _HEADER_OF: dict[Missing, str] = {"etag": "ETag", "last_modified": "Last-Modified", "ranges": "Accept-Ranges"}
-_WRONG_BODIES: dict[str | None, tuple[str, str]] = {
-    "html": ("text/html", "<!DOCTYPE html>\n<html><body><h1>503 Service Unavailable</h1></body></html>\n"),
-    "lfs_pointer": (
-        "text/plain",
-        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d7a2146' * 8}\nsize 25031880\n",
-    ),
-}
 _ACCESS_DENIED = (
     '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><Message>Access Denied</Message>'
     "<RequestId>{}</RequestId></Error>"

@@ -1,19 +1,21 @@
 """Any month of TLC trips as a file, made up but TLC-shaped: every era of `local.shapes`, every quirk, any size.
 
-Same arguments, same bytes. The trips of a month are the same in every format; only what TLC itself wrote differently
-(a dispatch block's VendorID, an era's columns) differs. Nothing here knows the product: tests compare the two.
+Same arguments, same bytes; `damaged` spoils them in the ways that people met. The trips of a month are the same in every
+format; only what TLC itself wrote differently (a dispatch block's VendorID, an era's columns) differs. Nothing here knows the
+product: tests compare the two.
 """
 
 from __future__ import annotations
 
 import gzip
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias, cast
+from typing import Any, BinaryIO, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -41,13 +43,16 @@ from local.trips import (
 
 __all__ = [
     "ALL",
+    "DAMAGES",
     "NONE",
     "Changes",
     "Color",
+    "Damage",
     "Faults",
     "Quirk",
     "Written",
     "changes",
+    "damaged",
     "rows_of_edition",
     "write_month",
     "write_zones",
@@ -70,6 +75,11 @@ _ZONE_NAMES = {
 }
 # What no reader can convert, by field.
 _NONSENSE = {"pickup": "not a time", "passengers": "many", "total": "n/a", "pickup_zone": "JFK"}
+
+
+Damage = Literal["html", "lfs_pointer", "truncated", "conflict_markers", "excel_dates", "gzip_members"]
+"""What people met under a trip file's name, but for the last, which is sound: gzip of several members."""
+DAMAGES: tuple[Damage, ...] = get_args(Damage)
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,40 @@ def write_month(
         raise ValueError(f"rows={rows}, edition={edition}: both count from 1")
     file_format: Literal["csv", "parquet"] = "parquet" if path.name.endswith(".parquet") else "csv"
     return writer(path, Month(color, year, month, rows, seed, quirks, file_format), edition, faults)
+
+
+def damaged(content: bytes, ending: str, damage: Damage) -> bytes:
+    """A trip file's bytes as somebody spoiled them. ValueError for a damage that a file of this ending cannot have."""
+    if damage in _REPLACED:
+        return _REPLACED[damage]
+    if damage == "truncated":
+        return content[: len(content) // 2]
+    if ending == ".parquet" or (damage == "gzip_members" and ending != ".csv.gz"):
+        raise ValueError(f"a {ending} file cannot have {damage}")
+    text = gzip.decompress(content) if ending == ".csv.gz" else content
+    lines = text.splitlines(keepends=True)
+    middle = len(lines) // 2
+    if damage == "gzip_members":
+        return b"".join(gzip.compress(b"".join(part), 6, mtime=0) for part in (lines[:middle], lines[middle:]))
+    if damage == "conflict_markers":
+        ours = [b"<<<<<<< HEAD\r\n", lines[middle], b"=======\r\n", lines[middle], b">>>>>>> 21c0f2254e6f\r\n"]
+        spoiled = b"".join([*lines[:middle], *ours, *lines[middle + 1 :]])
+    else:
+        spoiled = _DATETIME.sub(_as_excel_saves, text)
+    return gzip.compress(spoiled, 6, mtime=0) if ending == ".csv.gz" else spoiled
+
+
+_REPLACED: Mapping[Damage, bytes] = {
+    "html": b"<!DOCTYPE html>\n<html><body><h1>503 Service Unavailable</h1></body></html>\n",
+    "lfs_pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 25031880\n" % (b"4d7a2146" * 8),
+}
+_DATETIME = re.compile(rb"(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):\d\d")
+
+
+def _as_excel_saves(datetime: re.Match[bytes]) -> bytes:
+    """1/2/2021 0:30, seconds lost."""
+    year, month, day, hour, minute = datetime.groups()
+    return b"%d/%d/%s %d:%s" % (int(month), int(day), year, int(hour), minute)
 
 
 def write_zones(path: Path) -> None:

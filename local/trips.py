@@ -25,6 +25,7 @@ Quirk = Literal[
     "crowds",
     "odd_zones",
     "huge_distances",
+    "extreme_fares",
     "rate_code_99",
     "blank_zones",
     "trailing_blanks",
@@ -523,6 +524,14 @@ def _values(field: str, *values: int) -> Callable[[Trips, Ints, Month], Ints]:
     return apply
 
 
+def _extreme_fares(trips: Trips, at: Ints, month: Month) -> Ints:
+    """Fares from -500 to 4,003 dollars; the total follows."""
+    fares = np.array((-50_000, 400_300))[np.arange(len(at)) % 2]
+    trips["total"][at] += fares - trips["fare"][at]
+    trips["fare"][at] = fares
+    return at
+
+
 def _odd_zones(trips: Trips, at: Ints, month: Month) -> Ints:
     trips["pickup_zone"][at] = 264
     trips["dropoff_zone"][at] = 264 + np.arange(len(at)) % 2
@@ -579,6 +588,8 @@ _ROW_QUIRKS: Mapping[Quirk, _RowQuirk] = {
     "huge_distances": _RowQuirk(0.0001, _values("distance", 29_393_112, 12_063_184, 7_500_050)),
     "rate_code_99": _RowQuirk(0.0005, _values("rate_code", 99)),
     "trailing_blanks": _RowQuirk(0.02, _trailing_blanks, "fhv"),
+    # Below those that were there before it: the rows of each are what the ones above it left.
+    "extreme_fares": _RowQuirk(0.0001, _extreme_fares),
     "single_space": _RowQuirk(0.0, _single_space, "fhvhv"),
     # The months whose location ids are integers have none that are blank.
     "blank_zones": _RowQuirk(0.4, _blank_zones, "fhv", months="odd"),

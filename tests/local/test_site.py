@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from local.site import Site
-from local.tripfiles import write_month
+from local.tripfiles import damaged, write_month
 
 ROOT = Path(__file__).resolve().parents[2]
 OFFICIAL = "/trip-data/green_tripdata_2021-01.parquet"
@@ -240,6 +240,17 @@ def test_a_wrong_body_comes_with_status_200(site: Site, web: httpx.Client) -> No
     assert "<html>" in page.text
     assert pointer.text.startswith("version https://git-lfs")
     assert truncated.content == whole[: len(whole) // 2]
+
+
+def test_a_file_can_come_spoiled_by_the_name_of_the_damage(site: Site, web: httpx.Client) -> None:
+    path = "/legacy/green_tripdata_2021-01.csv.gz"
+    whole = web.get(path)
+    for damage in ("gzip_members", "excel_dates", "conflict_markers"):
+        site.fault(path, body=damage)
+        answer = web.get(path)
+        assert answer.content == damaged(whole.content, ".csv.gz", damage)
+        assert answer.headers["ETag"] != whole.headers["ETag"]
+    assert web.get(path).content == whole.content
 
 
 def test_faults_and_the_log_work_from_another_process_too(web: httpx.Client) -> None:

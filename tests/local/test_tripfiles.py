@@ -4,7 +4,9 @@ import csv
 import gzip
 import hashlib
 import re
+import zlib
 from collections import Counter
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from local.shapes import CSV_SHAPES, FIRST_MONTH, PARQUET_NAMES, PARQUET_TYPES, WRITERS, parquet_shape
-from local.tripfiles import ALL, NONE, Color, Faults, Quirk, changes, rows_of_edition, write_month
+from local.tripfiles import ALL, NONE, Color, Faults, Quirk, changes, damaged, rows_of_edition, write_month
 from tests.real_files import DATA, needs_real_files
 
 HEADS = sorted(DATA.glob("heads-*/*.csv"))
@@ -211,6 +213,61 @@ def test_passengers_zones_codes_and_distances_go_as_far_as_the_real_ones(tmp_pat
     assert 99 in trips["RatecodeID"].to_pylist()
     assert pc.max(trips["trip_distance"]).as_py() == 293931.12
     assert pc.min(trips["total_amount"]).as_py() < 0
+
+
+def test_fares_go_from_minus_500_to_4003_dollars_and_their_totals_with_them(tmp_path: Path) -> None:
+    alone: Any = frozenset({"extreme_fares"})
+    written, trips = (
+        make(tmp_path / "month.parquet", "green", 2021, 1, rows=50_000, quirks=alone)
+        for make in (write, lambda path, *_, **__: pq.read_table(path))
+    )
+    fares = trips["fare_amount"].to_pylist()
+    assert (min(fares), max(fares)) == (-500, 4003)
+    assert sum(fare in (-500, 4003) for fare in fares) == written.counts["extreme_fares"] == 5
+    assert pc.min(trips["total_amount"]).as_py() < -490
+
+
+def test_excels_dates_have_no_seconds_and_nothing_else_is_changed(tmp_path: Path) -> None:
+    write(tmp_path / "month.csv", "fhv", 2020, 1)
+    sound = (tmp_path / "month.csv").read_bytes()
+    saved = damaged(sound, ".csv", "excel_dates")
+    before, after = (list(csv.reader(content.decode().splitlines())) for content in (sound, saved))
+    for was, now in zip(before[1:], after[1:], strict=True):
+        assert (was[0], was[3:]) == (now[0], now[3:])
+        for text, short in zip(was[1:3], now[1:3], strict=True):
+            assert re.fullmatch(r"\d{1,2}/\d{1,2}/\d{4} \d{1,2}:\d\d", short)
+            assert datetime.strptime(short, "%m/%d/%Y %H:%M") == datetime.fromisoformat(text).replace(second=0)
+
+
+def test_conflict_markers_are_inside_a_csv_with_a_row_twice_between_them(tmp_path: Path) -> None:
+    write(tmp_path / "month.csv", "green", 2021, 1)
+    sound = (tmp_path / "month.csv").read_bytes()
+    lines, spoiled = (c.splitlines() for c in (sound, damaged(sound, ".csv", "conflict_markers")))
+    [begin, middle, end] = [n for n, line in enumerate(spoiled) if line[:7] in (b"<<<<<<<", b"=======", b">>>>>>>")]
+    assert begin > 100
+    assert spoiled[begin + 1 : middle] == spoiled[middle + 1 : end]
+    assert spoiled[:begin] + spoiled[middle + 1 : end] + spoiled[end + 1 :] == lines
+
+
+def test_gzip_of_several_members_is_the_same_text(tmp_path: Path) -> None:
+    write(tmp_path / "month.csv.gz", "green", 2021, 1)
+    sound = (tmp_path / "month.csv.gz").read_bytes()
+    parted = damaged(sound, ".csv.gz", "gzip_members")
+    assert gzip.decompress(parted) == gzip.decompress(sound)
+    first = zlib.decompressobj(wbits=31)
+    assert 0 < len(first.decompress(parted)) < len(gzip.decompress(sound))
+    assert first.unused_data.startswith(b"\x1f\x8b")
+
+
+def test_other_damages_are_a_page_a_pointer_and_half_a_file() -> None:
+    page, pointer, half = (damaged(b"PAR1....PAR1", ".parquet", kind) for kind in ("html", "lfs_pointer", "truncated"))
+    assert page.startswith(b"<!DOCTYPE html>")
+    assert pointer.startswith(b"version https://git-lfs")
+    assert 120 < len(pointer) < 140
+    assert half == b"PAR1.."
+    for ending, kind in ((".parquet", "excel_dates"), (".csv", "gzip_members")):
+        with pytest.raises(ValueError, match=f"a {ending} file cannot have {kind}"):
+            damaged(b"", ending, kind)
 
 
 def test_null_typed_columns_are_null_as_values_when_the_quirk_is_off(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ import pytest
 
 from flows.tlc.clean import Tally
 from flows.tlc.eras import Shape
-from flows.tlc.errors import SchemaMismatch
-from flows.tlc.reading import csv_chunks, parquet_chunks
+from flows.tlc.errors import SchemaMismatch, TripDataError
+from flows.tlc.reading import csv_chunks, parquet_chunks, recognise, recognise_end
 from flows.tlc.sources import Ending
 from flows.tlc.trips import TripMonth
 from local.shapes import FIRST_MONTH
-from local.tripfiles import write_month
+from local.tripfiles import Damage, Quirk, damaged, write_month
 from tests.real_files import DATA, needs_real_files
 
 HEADS = sorted(DATA.glob("heads-100/*.csv"))
@@ -69,6 +69,56 @@ def test_a_month_of_every_era_loads_to_the_row(
     _, tally, _ = read(TripMonth(color, year, month), ending, path.read_bytes())
     assert tally.source_rows == written.rows
     assert tally.quarantined.total() == written.counts.get("ragged_rows", 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "ending", "said"),
+    [
+        ("html", ".parquet", "it is an HTML or XML page"),
+        ("html", ".csv.gz", "it is an HTML or XML page"),
+        ("lfs_pointer", ".csv.gz", "it is a Git LFS pointer"),
+        ("truncated", ".parquet", "is truncated: the Parquet footer is missing"),
+        ("truncated", ".csv.gz", "the gzip file is truncated"),
+        ("conflict_markers", ".csv", "row 150 is a merge-conflict marker"),
+        ("conflict_markers", ".csv.gz", "row 150 is a merge-conflict marker"),
+        ("excel_dates", ".csv", "300 of 300 rows .*Dates without seconds are what a spreadsheet leaves"),
+        ("excel_dates", ".csv.gz", "300 of 300 rows .*Dates without seconds are what a spreadsheet leaves"),
+    ],
+)
+def test_a_file_that_was_spoiled_is_refused_with_what_is_wrong(
+    damage: Damage, ending: Ending, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"trips{ending}"
+    write_month(path, "green", 2021, 1, rows=300)
+    content, month = damaged(path.read_bytes(), ending, damage), TripMonth("green", 2021, 1)
+
+    def load() -> None:
+        recognise(month, ending, content[:1024], path.name)
+        recognise_end(month, ending, content[-8:], path.name)
+        read(month, ending, content)[1].check(month)
+
+    with pytest.raises(TripDataError, match=said):
+        load()
+
+
+def test_gzip_of_several_members_is_loaded_to_the_value(tmp_path: Path) -> None:
+    path = tmp_path / "trips.csv.gz"
+    write_month(path, "green", 2021, 1, rows=300)
+    content, month = path.read_bytes(), TripMonth("green", 2021, 1)
+    parted = damaged(content, ".csv.gz", "gzip_members")
+    assert read(month, ".csv.gz", parted)[0].equals(read(month, ".csv.gz", content)[0])
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv"])
+def test_extremes_are_the_publishers_data_and_are_loaded_as_they_are(ending: Ending, tmp_path: Path) -> None:
+    path = tmp_path / f"trips{ending}"
+    extremes: frozenset[Quirk] = frozenset({"extreme_fares", "huge_distances", "crowds", "zero_passengers"})
+    written = write_month(path, "green", 2021, 1, rows=30_000, quirks=extremes)
+    trips, tally, _ = read(TripMonth("green", 2021, 1), ending, path.read_bytes())
+    assert (tally.loaded, tally.quarantined.total()) == (written.rows, 0)
+    fares, distances = trips["fare_amount"].to_pylist(), trips["trip_distance"].to_pylist()
+    assert (min(fares), max(fares), max(distances)) == (-500, 4003, 293_931.12)
+    assert {0, 7, 8, 9} <= set(trips["passenger_count"].to_pylist())
 
 
 YELLOW_2009 = (
