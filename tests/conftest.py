@@ -1,7 +1,8 @@
 """The real servers that tests run against, started once, and an environment in which nothing reaches the user's own.
 
 Flows called in a test use Prefect's in-process API on a database of the session; a Prefect server and an agent run only for
-tests that ask for `orchestrator`. Everything, pytest's own `tmp_path` included, lies in one folder that goes with the session.
+tests that ask for `server` or `orchestrator`. Everything, pytest's own `tmp_path` included, lies in one folder that goes with
+the session.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_session_folder, ignore_errors=True)
 
 
-_SLOW = ("orchestrator", "start", "ours", "stack")  # fixtures, the slowest first
+_SLOW = ("orchestrator", "server", "start", "ours", "stack")  # fixtures, the slowest first
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly
@@ -82,11 +83,19 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 
 @pytest.fixture(scope="module")
-def orchestrator(stack: Stack) -> Iterator[Stack]:
-    """The same, with a Prefect server and an agent; run programs against it with `env=orchestrator.environment()`.
+def server(stack: Stack) -> Iterator[Stack]:
+    """The same, with a Prefect server; run programs against it with `env=server.environment()`.
 
-    Not for longer than a module wants them: at rest they take a tenth of a core.
+    Not for longer than a module wants it: at rest it, and the agent, take a tenth of a core.
     """
-    stack.start("prefect", "agent")
+    stack.start("prefect")
     yield stack
-    stack.stop("prefect", "agent")
+    stack.stop("prefect")
+
+
+@pytest.fixture(scope="module")
+def orchestrator(server: Stack) -> Iterator[Stack]:
+    """The same, with an agent as well."""
+    server.start("agent")
+    yield server
+    server.stop("agent")

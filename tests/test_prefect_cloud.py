@@ -3,6 +3,7 @@
 A proxy in front of a real server stands in for Prefect Cloud: it lets nobody in without the key.
 """
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, temporary_setting
 from blocks.notify import main as attach
 from blocks.register import register
 from local.stack import Stack
+from tests.command_line import ended, prefect, start_programs
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "pnu_canary3Jd"
@@ -62,19 +64,19 @@ class Proxy(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def cloud(orchestrator: Stack) -> Iterator[type[Proxy]]:
-    with httpx.Client(base_url=orchestrator.env["PREFECT_UI_URL"], trust_env=False, timeout=60) as upstream:
+def cloud(server: Stack) -> Iterator[type[Proxy]]:
+    with httpx.Client(base_url=server.env["PREFECT_UI_URL"], trust_env=False, timeout=60) as upstream:
         proxy = type("Proxy", (Proxy,), {"upstream": upstream, "refused": 0, "passed": 0})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), proxy)
-        server.daemon_threads = True
-        server.block_on_close = False
-        proxy.url = f"http://127.0.0.1:{server.server_port}/api"
-        thread = Thread(target=server.serve_forever)
+        gate = ThreadingHTTPServer(("127.0.0.1", 0), proxy)
+        gate.daemon_threads = True
+        gate.block_on_close = False
+        proxy.url = f"http://127.0.0.1:{gate.server_port}/api"
+        thread = Thread(target=gate.serve_forever)
         thread.start()
         yield proxy
-        server.shutdown()
+        gate.shutdown()
         thread.join()
-        server.server_close()
+        gate.server_close()
 
 
 def settings(stack: Stack, cloud: type[Proxy], tmp_path: Path, key: str | None) -> dict[str, str]:
@@ -98,7 +100,7 @@ def done(env: dict[str, str], *command: str) -> str:
     return out
 
 
-PROGRAM = (sys.executable, "flows/ingest_data.py", "green", "2019", "3", "--source", "mirror")
+PROGRAM = (sys.executable, "flows/etl_web_gcs.py", "green", "2019", "3", "--source", "mirror")
 
 
 @pytest.fixture
@@ -111,35 +113,56 @@ def elsewhere(tmp_path: Path) -> str:
 
 
 def test_blocks_deployments_an_agent_and_programs_work_with_the_key(
-    orchestrator: Stack, cloud: type[Proxy], elsewhere: str, tmp_path: Path
+    server: Stack, cloud: type[Proxy], elsewhere: str, tmp_path: Path
 ) -> None:
-    env = settings(orchestrator, cloud, tmp_path, KEY)
-    cloud.refused = 0
+    env = settings(server, cloud, tmp_path, KEY)
+    cloud.refused = cloud.passed = 0
     assert "registered gcs-bucket/" in done(env, sys.executable, "-m", "blocks.register")
-    done(env, "prefect", "deployment", "apply", elsewhere)
-    parameters = ("-p", "color=green", "-p", "year=2019", "-p", "months=[2]", "-p", "source=mirror")
-    done(env, "prefect", "deployment", "run", "ingest-data/in the cloud", *parameters)
-    program = start(env, *PROGRAM)
+    programs = start_programs(
+        env, "flows/etl_web_gcs.py green 2019 3 --source mirror", "flows/etl_gcs_bq.py green 2019 3"
+    )
+    with temporary_settings({PREFECT_API_URL: cloud.url, PREFECT_API_KEY: KEY}):
+        prefect("deployment", "apply", elsewhere)
+        parameters = ("-p", "color=green", "-p", "year=2019", "-p", "months=[2]", "-p", "source=mirror")
+        prefect("deployment", "run", "ingest-data/in the cloud", *parameters)
     agent = done(env, "prefect", "agent", "start", "-q", QUEUE, "--run-once")
     assert "Finished in state Completed" in agent
-    out, _ = program.communicate()
-    assert program.returncode == 0, out
-    assert "green 2019-03: loaded" in out
+    out, ends = ended(programs)
+    assert ends == [0, 0], out
+    assert KEY not in out
+    assert re.findall(r"green 2019-03: loaded; .* in the (\w+)", out) == ["lake", "warehouse"]
     assert cloud.passed > 50
+    assert cloud.refused == 0
+
+
+def test_a_schedule_is_set_stopped_and_resumed_with_the_key(server: Stack, cloud: type[Proxy], elsewhere: str) -> None:
+    name = "ingest-data/in the cloud"
+
+    def schedules() -> list[tuple[str, bool]]:
+        found = cloud.upstream.get(f"/api/deployments/name/{name}").raise_for_status().json()["schedules"]
+        return [(schedule["schedule"]["cron"], schedule["active"]) for schedule in found]
+
+    cloud.refused = 0
+    with temporary_settings({PREFECT_API_URL: cloud.url, PREFECT_API_KEY: KEY}):
+        prefect("deployment", "apply", elsewhere)
+        prefect("deployment", "set-schedule", name, "--cron", "0 5 1 * *", "--timezone", "America/New_York")
+        assert schedules() == [("0 5 1 * *", True)]
+        prefect("deployment", "pause-schedule", name)
+        assert schedules() == [("0 5 1 * *", False)]
+        prefect("deployment", "resume-schedule", name)
+        assert schedules() == [("0 5 1 * *", True)]
+        prefect("deployment", "schedule", "clear", name, "--accept-yes")
+    assert schedules() == []
     assert cloud.refused == 0
 
 
 @pytest.mark.parametrize("key", [None, "pnu_wrong6Ty"])
 def test_without_the_key_each_says_what_is_wrong(
-    key: str | None, orchestrator: Stack, cloud: type[Proxy], elsewhere: str, tmp_path: Path
+    key: str | None, server: Stack, cloud: type[Proxy], elsewhere: str, tmp_path: Path
 ) -> None:
-    env = settings(orchestrator, cloud, tmp_path, key)
+    env = settings(server, cloud, tmp_path, key)
     ours = [start(env, *PROGRAM), start(env, sys.executable, "-m", "blocks.register", "sqlalchemy-connector")]
-    prefects = [] if key else [
-        start(env, "prefect", "deployment", "apply", elsewhere),
-        start(env, "prefect", "deployment", "run", "ingest-data/in the cloud"),
-        start(env, "prefect", "agent", "start", "-q", QUEUE, "--run-once"),
-    ]  # fmt: skip
+    prefects = [start(env, "prefect", "agent", "start", "-q", QUEUE, "--run-once")] if key else []
     for process in ours:
         out, _ = process.communicate()
         assert process.returncode == 1, out
@@ -147,16 +170,20 @@ def test_without_the_key_each_says_what_is_wrong(
             "error: the Prefect server of PREFECT_API_URL refuses PREFECT_API_KEY (401)"
         )
         assert str(key) not in out
-    for process in prefects:
-        out, _ = process.communicate()
-        assert "401 Unauthorized" in out, process.args
-        assert "Invalid authentication credentials" in out, process.args
+    told = {str(process.args): process.communicate()[0] for process in prefects}
+    with temporary_settings({PREFECT_API_URL: cloud.url, PREFECT_API_KEY: key}):
+        told |= {
+            " ".join(words): prefect(*words, code=1)
+            for words in (("deployment", "apply", elsewhere), ("deployment", "run", "ingest-data/in the cloud"))
+        }
+    for command, out in told.items():
+        assert "401 Unauthorized" in out, command
+        assert "Invalid authentication credentials" in out, command
 
 
 def test_attaching_policies_says_that_prefect_cloud_has_automations_instead(
-    orchestrator: Stack, cloud: type[Proxy], capsys: pytest.CaptureFixture[str]
+    cloud: type[Proxy], capsys: pytest.CaptureFixture[str]
 ) -> None:
-
     with temporary_settings({PREFECT_API_URL: cloud.url, PREFECT_API_KEY: KEY}):
         register({"NOTIFY_WEBHOOK_URL": "http://127.0.0.1:9/"}, ["custom-webhook"])
         assert attach(["failed"]) == 1

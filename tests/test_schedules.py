@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.testing.cli import invoke_and_assert
 
 from local.stack import Stack
+from tests.command_line import prefect
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOYMENT = "bring-up-to-date/every month"
@@ -32,12 +32,7 @@ def schedules(stack: Stack) -> list[dict[str, Any]]:
     ]
 
 
-# Prefect 2.20 would rather have `deployment schedule create`, which adds to the schedule there is instead of replacing it.
-@pytest.mark.filterwarnings("ignore::prefect._internal.compatibility.deprecated.PrefectDeprecationWarning")
-def test_the_schedule_can_be_applied_changed_stopped_resumed_and_cleared(
-    orchestrator: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
+def test_the_schedule_can_be_applied_changed_stopped_resumed_and_cleared(server: Stack) -> None:
     ours = {"cron": "0 5 1 * *", "timezone": "America/New_York", "active": True}
     after = {
         "apply": [ours],
@@ -48,11 +43,11 @@ def test_the_schedule_can_be_applied_changed_stopped_resumed_and_cleared(
         "clear": [],
     }
     done = []
-    with temporary_settings({PREFECT_API_URL: orchestrator.env["PREFECT_API_URL"]}):
+    with temporary_settings({PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
         for program, *arguments in commands("schedules.md"):
             deed = next((word for word in arguments if word in after), None)
             if program == "prefect" and deed:
-                invoke_and_assert(arguments, echo=False)
-                assert schedules(orchestrator) == after[deed], deed
+                prefect(*arguments)
+                assert schedules(server) == after[deed], deed
                 done.append(deed)
     assert done == ["apply", "ls", "set-schedule", "pause-schedule", "resume-schedule", "clear", "apply"]

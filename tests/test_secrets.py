@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,9 @@ from sqlalchemy import create_engine, make_url, text
 from blocks import FLOW_CODE, NOTIFICATIONS
 from blocks.register import ON_DEMAND, sqlalchemy_connector
 from local.stack import Stack
+from tests.command_line import ended, start_programs
 from tests.receivers import VALUES, Receiver, receiver
 
-ROOT = Path(__file__).resolve().parent.parent
 HIDDEN = "********"
 
 pytestmark = pytest.mark.operations
@@ -34,9 +32,9 @@ def here() -> Iterator[Receiver]:
 
 
 @pytest.fixture(scope="module")
-def environment(orchestrator: Stack, here: Receiver, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(server: Stack, here: Receiver, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A program's environment with every secret that there is, and a home of its own."""
-    env = orchestrator.environment() | {"PREFECT_HOME": str(tmp_path_factory.mktemp("secrets"))}
+    env = server.environment() | {"PREFECT_HOME": str(tmp_path_factory.mktemp("secrets"))}
     env |= {"GCP_SERVICE_ACCOUNT_FILE": env["GOOGLE_APPLICATION_CREDENTIALS"]}
     for values in VALUES.values():
         env |= values
@@ -79,39 +77,27 @@ def secrets(environment: dict[str, str]) -> dict[str, str]:
     }
 
 
-def program(env: dict[str, str], *arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
 @pytest.fixture(scope="module")
 def said(environment: dict[str, str], here: Receiver) -> str:
     """All that was printed while blocks were made, and flows ran well and badly."""
-    registered, _ = program(environment, "-m", "blocks.register").communicate()
-    assert registered.count("registered ") == 3 + len(ON_DEMAND), registered
+    here.answer = 200
+    commands = ["blocks.register", "flows/etl_web_gcs.py green 2018 5", "flows/ingest_data.py green 2018 5"]
+    well, ends = ended(start_programs(environment, *commands))
+    assert ends == [0, 0, 0], well
+    assert well.count("registered ") == 3 + len(ON_DEMAND), well
+    assert len(here.messages) == 2
     with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
         Secret(value="canary-secret-block").save("of-the-tests", overwrite=True)
         no_such_database = environment["POSTGRES_URL"].rpartition("/")[0] + "/nowhere"
         sqlalchemy_connector({"POSTGRES_URL": no_such_database}).save("no-database", overwrite=True)
-    here.answer = 200
-    well = [
-        program(environment, "flows/etl_web_gcs.py", "green", "2018", "5"),
-        program(environment, "flows/ingest_data.py", "green", "2018", "5"),
-    ]
-    outs = [process.communicate()[0] for process in well]
-    assert [process.returncode for process in well] == [0, 0], outs
-    assert len(here.messages) == 2
     here.answer = 500
-    badly = [
-        program(environment, "flows/ingest_data.py", "green", "2018", "6", "--block-name", "no-database"),
-        program(environment, "flows/etl_gcs_bq.py", "green", "2018", "5", "6"),  # one of them is not in the lake
-    ]
-    outs += [process.communicate()[0] for process in badly]
-    assert [process.returncode for process in badly] == [1, 1], outs
+    # One month is not in the lake.
+    commands = ["flows/ingest_data.py green 2018 6 --block-name no-database", "flows/etl_gcs_bq.py green 2018 5 6"]
+    badly, ends = ended(start_programs(environment, *commands))
+    assert ends == [1, 1], badly
     assert len(here.messages) == 4
-    assert "could not be told of this run, which goes on: HTTPStatusError 500" in outs[2]
-    return "\n".join([registered, *outs])
+    assert badly.count("could not be told of this run, which goes on: HTTPStatusError 500") == 2
+    return well + badly
 
 
 async def _pages(read: Callable[..., Any]) -> list[str]:
@@ -145,9 +131,11 @@ def of_the_api(url: str) -> dict[str, list[str]]:
 
 
 def test_no_secret_is_in_anything_that_the_system_wrote(
-    said: str, secrets: dict[str, str], environment: dict[str, str], orchestrator: Stack
+    said: str, secrets: dict[str, str], environment: dict[str, str], server: Stack, here: Receiver
 ) -> None:
     written: dict[str, bytes] = {"standard output and error": said.encode()}
+    # The address and the token that a webhook is called with are how it is called; what it is told is for everybody.
+    written |= {f"notification {n}": message.body.encode() for n, message in enumerate(here.messages)}
     shown = of_the_api(environment["PREFECT_API_URL"])
     assert [kind for kind, found in shown.items() if not found] == ["deployments"] or all(shown.values())
     written |= {kind: "\n".join(found).encode() for kind, found in shown.items()}
@@ -159,10 +147,11 @@ def test_no_secret_is_in_anything_that_the_system_wrote(
     engine.dispose()
     rows = bigquery.Client().query_and_wait("SELECT * FROM trips_data_all.loads")
     written["loads in BigQuery"] = str([dict(row) for row in rows]).encode()
-    places = [Path(environment["PREFECT_HOME"]), orchestrator.state / "prefect", orchestrator.state / "log"]
+    places = [Path(environment["PREFECT_HOME"]), server.state / "prefect", server.state / "log"]
     for path in (path for place in places for path in place.rglob("*") if path.is_file()):
         if not path.name.startswith("prefect.db"):  # which the API has told, and where blocks are encrypted
             written[f"file {path.name}"] = path.read_bytes()
+    assert "notification 3" in written
     assert len(written) > 15
     found = [
         (name, where) for name, value in secrets.items() for where, what in written.items() if value.encode() in what
@@ -193,7 +182,7 @@ def test_every_secret_is_there_for_a_flow_and_eight_stars_for_everybody_else(
     assert (webhook["url"], set(webhook["secrets"].values())) == ("{{url}}", {HIDDEN})
 
 
-def test_a_connector_saved_by_hand_shows_its_password_as_docs_secrets_warns(orchestrator: Stack) -> None:
+def test_a_connector_saved_by_hand_shows_its_password_as_docs_secrets_warns(server: Stack) -> None:
     """The day this fails, prefect-sqlalchemy has mended it: the warning can go, and so can what `blocks.register` does."""
     by_hand = SqlAlchemyConnector(
         connection_info=ConnectionComponents(
@@ -208,7 +197,7 @@ def test_a_connector_saved_by_hand_shows_its_password_as_docs_secrets_warns(orch
                 await client.read_block_document_by_name(name, "sqlalchemy-connector", include_secrets=False)
             ).json()
 
-    with temporary_settings({PREFECT_API_URL: orchestrator.env["PREFECT_API_URL"]}):
+    with temporary_settings({PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
         by_hand.save("by-hand", overwrite=True)
         by_register.save("by-register", overwrite=True)
         assert "canary-by-hand" in asyncio.run(shown("by-hand"))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -19,8 +20,13 @@ from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from blocks.register import register
+from tests.command_line import prefect
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
@@ -199,25 +205,53 @@ class TestCompose:
         for path in (ROOT / "deployments").glob("*.yaml"):
             assert yaml.safe_load(path.read_text("utf-8"))["work_queue_name"] == queue
 
-    def test_every_deployment_becomes_one_of_the_workers_pool(self, tmp_path):
-        script = SERVICES["pool"]["command"][-1].replace("$$", "$")
+
+@pytest.mark.operations  # three commands, a worker and a run
+class TestWorker:
+    """The worker variant without containers: the commands of `pool` and `worker` against a real server."""
+
+    def test_every_deployment_is_moved_into_the_pool_and_its_worker_runs_it(self, server, tmp_path):
+        script = SERVICES["pool"]["command"][-1].replace("$$", "$").replace("/tmp/", f"{tmp_path}/")  # noqa: S108
         pool = SERVICES["worker"]["command"][SERVICES["worker"]["command"].index("--pool") + 1]
-        bin_folder = tmp_path / "bin"
-        bin_folder.mkdir()
-        # stands in for the program alone, to see what it is told; the command itself was run against a server
-        (bin_folder / "prefect").write_text('#!/bin/sh\necho "$@" >>"$CALLS"\n[ "$2" != inspect ]\n')
-        (bin_folder / "prefect").chmod(0o755)
-        environment = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
-        script = script.replace("/tmp/", f"{tmp_path}/")  # noqa: S108
-        subprocess.run(["sh", "-c", script], cwd=ROOT, env=environment, check=False)
-        calls = (tmp_path / "calls").read_text("utf-8").splitlines()
-        assert calls[1] == f"work-pool create {pool} --type process"
-        manifests = sorted((ROOT / "deployments").glob("*.yaml"))
-        assert len(calls[2].split()) == 2 + len(manifests)
-        for path in manifests:
-            before = yaml.safe_load(path.read_text("utf-8"))
-            del before["work_queue_name"]
-            assert yaml.safe_load((tmp_path / path.name).read_text("utf-8")) == before | {"work_pool_name": pool}
+        environment = server.environment() | {"TMPDIR": str(tmp_path)}
+        with temporary_settings({PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
+            register(environment, ["sqlalchemy-connector"])
+            paths = sorted((ROOT / "deployments").glob("*.yaml"))
+            prefect(
+                "deployment", "apply", *map(str, paths)
+            )  # as `setup` does, before `pool`, and again when it is started again
+            in_queue = self.places(server)
+            subprocess.run(["sh", "-ec", script], cwd=ROOT, env=environment, capture_output=True, check=True)
+            for path in paths:
+                before = yaml.safe_load(path.read_text("utf-8"))
+                del before["work_queue_name"]
+                rewritten = yaml.safe_load((tmp_path / path.name).read_text("utf-8"))
+                assert rewritten == before | {"work_pool_name": pool}
+            assert self.places(server) == {pool: len(paths)}
+
+            run = ["deployment", "run", "ingest-data/parametrized ny-taxi ingest", "-p", "months=[3]"]
+            said = prefect(*run)
+            words = [word.replace("bin/", f"{DOCKER}/") for word in SERVICES["worker"]["command"][1:]]
+            subprocess.run(
+                [sys.executable, *words, "--run-once"], cwd=tmp_path, env=environment, capture_output=True, check=True
+            )
+            [uuid] = set(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", said))
+            assert self.asked(server, f"flow_runs/{uuid}")["state_name"] == "Completed"
+            assert (tmp_path / "polled").exists()
+
+            prefect("deployment", "apply", *map(str, paths))
+            assert self.places(server) == in_queue != {pool: len(paths)}
+            prefect("work-pool", "delete", pool)
+
+    def asked(self, server: Any, what: str, **body: Any) -> Any:
+        method = "POST" if what.endswith("filter") else "GET"
+        answer = httpx.request(method, f"{server.env['PREFECT_API_URL']}/{what}", json=body or None, trust_env=False)
+        return answer.raise_for_status().json()
+
+    def places(self, server: Any) -> dict[str, int]:
+        """How many of our deployments are in which work pool."""
+        every = self.asked(server, "deployments/filter", sort="NAME_ASC")
+        return dict(Counter(deployment["work_pool_name"] for deployment in every if "ny-taxi" in deployment["tags"]))
 
 
 class _Api(BaseHTTPRequestHandler):
@@ -294,9 +328,9 @@ class TestHealthy:
         assert self.healthy("", f"{api}/missing")[0] == 1
 
     @pytest.mark.operations  # an agent, twice, and a server
-    def test_the_agent_leaves_its_mark_only_when_the_server_answered(self, orchestrator):
+    def test_the_agent_leaves_its_mark_only_when_the_server_answered(self, server):
         command = [sys.executable, str(DOCKER / "poller.py"), "agent", "start", "-q", "nobody", "--run-once"]
-        environment = orchestrator.environment() | {"TMPDIR": str(self.mark.parent)}
+        environment = server.environment() | {"TMPDIR": str(self.mark.parent)}
         subprocess.run(command, env=environment, capture_output=True, check=True)
         assert self.mark.exists()
         self.mark.unlink()

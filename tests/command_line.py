@@ -1,0 +1,51 @@
+"""Programs without the eight seconds of a core that each takes to import Prefect: in this process, or several in another."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from prefect._internal.compatibility.deprecated import PrefectDeprecationWarning
+from prefect.testing.cli import invoke_and_assert
+
+ROOT = Path(__file__).resolve().parent.parent
+_ONE_AFTER_ANOTHER = """
+import runpy, sys
+ends = []
+for words in " ".join(sys.argv[1:]).split(" + "):
+    sys.argv = words.split()
+    run = runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module
+    try:
+        run(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        ends.append(end.code or 0)
+print("ended with", ends)
+"""
+
+
+def prefect(*words: str, code: int = 0) -> str:
+    """What `prefect …`, typed in the project's folder, prints; AssertionError unless it ends with `code`."""
+    with contextlib.chdir(ROOT), warnings.catch_warnings():
+        # Prefect 2.20 would rather have workers, and `deployment schedule create`.
+        warnings.simplefilter("ignore", PrefectDeprecationWarning)
+        said: str = invoke_and_assert(list(words), expected_code=code, echo=False).output
+    return said
+
+
+def start_programs(env: Mapping[str, str], *commands: str) -> "subprocess.Popen[str]":
+    """Run commands one after another in one process; each is a file or the name of a module, and its arguments."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _ONE_AFTER_ANOTHER, " + ".join(commands)],
+        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def ended(programs: "subprocess.Popen[str]") -> tuple[str, list[int]]:
+    """What they printed, and the exit status of each."""
+    out, _ = programs.communicate()
+    assert programs.returncode == 0, out
+    said, _, ends = out.rpartition("ended with ")
+    return said, json.loads(ends)
