@@ -19,14 +19,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from rich.console import Console
 
 from blocks import FLOW_CODE
 from blocks.environment import BadValue
 from blocks.github import flow_code
-from blocks.register import register
-from local import demo
+from blocks.register import BLOCKS, register
 from local.stack import Stack
+from tests.command_line import prefect
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = "https://github.com/somebody/trips.git"
@@ -103,17 +102,10 @@ async def ended(run: FlowRun) -> tuple[FlowRun, str]:
 
 
 @pytest.fixture(scope="module")
-def prepared(orchestrator: Stack) -> Iterator[Stack]:
-    demo.prepare(orchestrator.environment(), Console(quiet=True))
-    with temporary_settings({PREFECT_API_URL: orchestrator.env["PREFECT_API_URL"]}):
-        yield orchestrator
-
-
-def applied(stack: Stack) -> None:
-    subprocess.run(
-        ["prefect", "deployment", "apply", "deployments/github/web-gcs-deployment.yaml"],
-        cwd=ROOT, env=stack.environment() | {"PYTHONWARNINGS": "ignore"}, check=True, capture_output=True,
-    )  # fmt: skip
+def prepared(server: Stack) -> Iterator[Stack]:
+    with temporary_settings({PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
+        register(server.environment(), list(BLOCKS))
+        yield server
 
 
 def test_an_agent_without_the_code_clones_it_and_brings_green_2020_11_into_the_lake(
@@ -122,10 +114,10 @@ def test_an_agent_without_the_code_clones_it_and_brings_green_2020_11_into_the_l
     to_here = {
         f"https://{who}github.com/": f"file://{repository.parent.parent}/" for who in ("", f"x-access-token:{TOKEN}@")
     }
-    absent = run_on(machine, prepared, to_here, "-c", "import prefect_gcp, pyarrow; import flows")
+    absent = run_on(machine, prepared, to_here, "-c", "import pandas_gbq, pyarrow; import flows")
     assert "No module named 'flows'" in absent.stderr
     register({"FLOW_CODE_REPOSITORY": REPOSITORY, "FLOW_CODE_REFERENCE": "v1", "FLOW_CODE_TOKEN": TOKEN}, ["github"])
-    applied(prepared)
+    prefect("deployment", "apply", "deployments/github/web-gcs-deployment.yaml")
     run = asyncio.run(ask())
     agent = run_on(machine, prepared, to_here, "-c", AGENT, "agent", "start", "-q", QUEUE, "--run-once")
     run, log = asyncio.run(ended(run))
@@ -154,7 +146,7 @@ class Refusing(BaseHTTPRequestHandler):
 
 def test_a_token_that_github_refuses_is_told_of_and_printed_nowhere(prepared: Stack, machine: Path) -> None:
     register({"FLOW_CODE_REPOSITORY": REPOSITORY, "FLOW_CODE_TOKEN": TOKEN}, ["github"])
-    applied(prepared)
+    prefect("deployment", "apply", "deployments/github/web-gcs-deployment.yaml")
     run = asyncio.run(ask())
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         Thread(target=server.serve_forever).start()

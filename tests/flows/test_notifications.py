@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
 import requests
+from mirakuru.base import Executor
 from prefect import tags
 from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
@@ -21,7 +23,6 @@ from prefect.client.schemas.objects import FlowRun, FlowRunNotificationPolicy
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Failed
 from prefect.utilities.callables import get_call_parameters
-from rich.console import Console
 
 from blocks import MAIL, NOTIFICATIONS, TAG
 from blocks.environment import BadValue
@@ -34,6 +35,7 @@ from flows.tasks.notify import notifications, tell_of_run
 from flows.tlc.trips import TripMonth
 from local import demo
 from local.stack import Stack
+from tests.command_line import prefect
 from tests.flows.conftest import POSTGRES, Program, Runs
 from tests.receivers import KEY, VALUES, Message, Receiver, mailbox, receiver
 from tests.stores import Stores
@@ -289,10 +291,11 @@ def test_the_server_tells_of_runs_of_the_deployments_that_end_well_or_badly(
     orchestrator: Stack, here: Receiver, tmp_path: Path
 ) -> None:
     env = orchestrator.environment()
-    demo.prepare(env, Console(quiet=True))
     here.answer = 500  # which the server writes into its log, without the token
     with temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}):
-        register({"NOTIFY_WEBHOOK_URL": here.url, "NOTIFY_WEBHOOK_TOKEN": CANARY}, ["custom-webhook"])
+        webhook = {"NOTIFY_WEBHOOK_URL": here.url, "NOTIFY_WEBHOOK_TOKEN": CANARY}
+        register(env | webhook, ["sqlalchemy-connector", "custom-webhook"])
+        prefect("deployment", "apply", "deployments/ingest-data-deployment.yaml")
         assert attach(["completed", "failed", "crashed"]) == 0
         try:
             ids = asyncio.run(
@@ -315,6 +318,13 @@ def test_the_server_tells_of_runs_of_the_deployments_that_end_well_or_badly(
     log = (orchestrator.state / "log" / "prefect.log").read_text("utf-8")
     assert "500 Internal Server Error" in log
     assert CANARY not in log
+    idle(orchestrator.executors["agent"])
+
+
+def idle(agent: Executor) -> None:
+    """Wait until what the agent started is gone: told to stop before, it waits until it is killed."""
+    assert agent.process
+    psutil.wait_procs(psutil.Process(agent.process.pid).children(recursive=True), timeout=60)
 
 
 async def ask_for(deployment: str, *parameters: dict[str, Any]) -> list[str]:
