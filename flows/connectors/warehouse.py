@@ -134,7 +134,11 @@ class Warehouse:
         return int(self._query(query, trip_month)[0]["n"])
 
     def _query(
-        self, query: str, trip_month: TripMonth, also: Iterable[bigquery.ScalarQueryParameter] = ()
+        self,
+        query: str,
+        trip_month: TripMonth,
+        also: Iterable[bigquery.ScalarQueryParameter] = (),
+        location: str | None = None,
     ) -> list[bigquery.Row]:
         parameters = {
             p.name: p
@@ -147,7 +151,7 @@ class Warehouse:
         }
         config = bigquery.QueryJobConfig(query_parameters=list(parameters.values()))
         with self._explained():
-            return list(self._client.query(query, job_config=config).result())
+            return list(self._client.query(query, job_config=config, location=location).result())
 
     def require_same_types(self, trip_month: TripMonth, published: pa.Schema) -> None:
         """Raise unless a Parquet file's columns are exactly the table's, by name and type; BigQuery's own check is by guess."""
@@ -258,7 +262,9 @@ class Warehouse:
         )
         say, values = self._said(manifest)
         transaction = f"BEGIN TRANSACTION; {replace}; {say}; COMMIT TRANSACTION"
-        _UNTIL_ALONE(self._query)(transaction, trip_month, values)
+        # Told, for its first statement names no table by which BigQuery could find out.
+        location = self._client.get_dataset(self._dataset).location
+        _UNTIL_ALONE(self._query)(transaction, trip_month, values, location)
 
     def discard(self, staging: str) -> None:
         """Drop a staged table."""
