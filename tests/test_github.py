@@ -30,7 +30,7 @@ from tests.command_line import prefect
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = "https://github.com/somebody/trips.git"
 TOKEN = "github_pat_canary8Rk"
-DEPLOYMENT = "etl-parent-flow/ny-taxi ETL from GitHub"
+DEPLOYMENT = "etl-web-gcs/ny-taxi ETL from GitHub"
 QUEUE = "machine-without-the-code"
 AGENT = "import prefect.cli; prefect.cli.app()"  # the program `prefect`, by another Python
 
@@ -122,7 +122,7 @@ def test_an_agent_without_the_code_clones_it_and_brings_green_2020_11_into_the_l
     agent = run_on(machine, prepared, to_here, "-c", AGENT, "agent", "start", "-q", QUEUE, "--run-once")
     run, log = asyncio.run(ended(run))
     assert run.state_name == "Completed", agent.stdout + agent.stderr + log
-    assert run.name == "green 2020 [11]"
+    assert run.name == "green 2020-11"
     assert "Downloading flow code from storage" in log
     assert (
         storage.Client().bucket(prepared.env["LAKE_BUCKET"]).blob("data/green/green_tripdata_2020-11.parquet").exists()
