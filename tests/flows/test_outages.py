@@ -134,10 +134,8 @@ def test_of_two_runs_that_load_a_month_into_bigquery_at_once_both_end_well_and_i
     [loads] = told(ours, month)
     assert loads["flow_run_id"] in ("one", "two")
     assert loads["generation"] == ours.manifest(month)["generation"]
-    tables = bigquery.Client().list_tables(ours.dataset)
-    assert not [
-        table.table_id for table in tables if "staging" in table.table_id and str(month.month) in table.table_id
-    ]
+    tables = [table.table_id for table in bigquery.Client().list_tables(ours.dataset)]
+    assert not [name for name in tables if name.startswith(month.stem.replace("-", "_"))]
 
 
 def test_a_transaction_that_bigquery_ends_for_anothers_sake_is_tried_again(
