@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,10 @@ def scheduler(ours: Stores, prefect_api: dict[str, str], tmp_path: Path) -> Iter
     finally:
         for process in reversed(processes):  # a worker says good-bye to its scheduler
             process.terminate()
-            process.wait(60)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
+            process.wait()
 
 
 def test_months_are_loaded_by_the_workers_of_a_dask_cluster(scheduler: str, ours: Stores, program: Program) -> None:
