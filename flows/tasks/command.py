@@ -1,8 +1,13 @@
 """A flow as a program: its parameters are the command line, its success the exit status."""
 
 import inspect
+import itertools
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
@@ -26,6 +31,7 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
     help_texts = _help_texts(described)
 
     def command(**parameters: Any) -> None:
+        signal.signal(signal.SIGINT, _interrupted)
         try:
             show(flow(**parameters))
         except Exception as error:  # with its traceback it is in the run's log already
@@ -44,6 +50,19 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
     )
     command.__doc__ = described.split("Args:")[0].strip()
     typer.run(command)
+
+
+_PATIENCE = 10.0  # seconds that Prefect gets, after a second Ctrl-C, to say that the run crashed
+_interrupts = itertools.count(1)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C lets the flow end by itself; a second one ends the process, which may die anywhere and leave no half month."""
+    if next(_interrupts) > 1:
+        ending = threading.Timer(_PATIENCE, os._exit, [128 + number])
+        ending.daemon = True
+        ending.start()
+    signal.default_int_handler(number, frame)
 
 
 def _option(kind: Any, parameter: inspect.Parameter, help_text: str | None) -> Any:

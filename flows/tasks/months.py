@@ -30,7 +30,7 @@ def each_month(
 ) -> list[Outcome]:
     """Do every month that can be done, `at_once` at a time, then raise `MonthsFailed` naming the rest.
 
-    A run that is interrupted or cancelled begins no further month.
+    A run that is interrupted or cancelled finishes the months it is at, and begins no further one.
 
     `tell` gets the name of the run's artifact, what was done, and what failed why.
     """
@@ -50,8 +50,9 @@ def each_month(
                 reason = str(error) or type(error).__name__
                 failed.append((str(trip_month), reason))
                 log.error("%s could not be loaded: %s", trip_month, reason)
-    except BaseException:  # Ctrl-C, or somebody cancelled the run: a month that has not begun must not begin now
-        pool.shutdown(wait=False, cancel_futures=True)
+    except BaseException:  # Ctrl-C, or somebody cancelled the run
+        log.warning("interrupted: the months at work are finished, no other is begun")
+        pool.shutdown(cancel_futures=True)  # under months still at work Prefect's engine would wait for ever
         raise
     pool.shutdown()
     tell(f"{name}-months", done, failed)

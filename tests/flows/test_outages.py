@@ -288,16 +288,19 @@ def test_a_server_that_is_back_in_seconds_is_waited_for(stack: Stack, ours: Stor
     back.join()
 
 
-def test_a_run_that_is_interrupted_begins_no_further_month(ours: Stores, start: Started) -> None:
-    color, year = "fhv", 2018  # months of no other test
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_run_that_is_interrupted_begins_no_further_month_and_ends(times: int, ours: Stores, start: Started) -> None:
+    color, year = "fhv", 2017 + times  # months of no other test
     ours.site.fault(f"*{color}_tripdata_{year}-01*", methods=("GET",), stall=3)
     months = range(1, 9)
     process = start(
         "etl_web_gcs", color, year, *months, "--block-name", LAKE, "--source", ours.official, "--at-once", 1
     )
     until(lambda: any(f"{year}-01" in request.path for request in ours.site.requests))
-    process.send_signal(signal.SIGINT)
-    process.communicate()
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    process.communicate(timeout=90)
     assert process.returncode != 0
     asked = {n for n in months for request in ours.site.requests if f"{color}_tripdata_{year}-{n:02d}" in request.path}
     assert asked <= {1, 2}
