@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -222,16 +222,18 @@ class Lake:
         blob = self._bucket.blob(self.path(key))
         blob.metadata = dict(metadata or {})
         with self._explained("written"):
+            file: Any = blob.open(
+                "wb", chunk_size=CHUNK, ignore_flush=True, timeout=TIMEOUT, if_generation_match=replaces
+            )
             try:
-                with (
-                    _named(),
-                    blob.open(
-                        "wb", chunk_size=CHUNK, ignore_flush=True, timeout=TIMEOUT, if_generation_match=replaces
-                    ) as file,
-                ):
+                with _named(), file:
                     yield file
             except PreconditionFailed as error:
                 raise Overtaken(f"{self.uri(key)} was written by another run meanwhile") from error
+            finally:
+                # Where sending or giving up failed, the client leaves it open: the garbage collector would close it, that is,
+                # send what there is as if it were the whole, some time later.
+                file._buffer.close()
 
     def describe(self, key: str, more: Mapping[str, str], of: Mapping[str, str] | None = None) -> LakeObject:
         """Add metadata to an object just written, and tell what it is.

@@ -1,5 +1,6 @@
 """Networks cut, servers restart, disks fill, processes die, runs meet: nobody sees half a month; the next run ends well."""
 
+import gc
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from flows.tasks.extract import copy_to_lake
 from flows.tasks.load import publish_in_bigquery, publish_in_lake
 from flows.tasks.stores import lake_of, postgres_of, warehouse_of
 from flows.tasks.transform import Via
+from flows.tlc.errors import MisconfiguredBlock
 from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.trips import Rows, TripMonth
 from local.stack import Stack
@@ -304,6 +306,24 @@ def test_a_run_that_is_interrupted_begins_no_further_month_and_ends(times: int, 
     assert process.returncode != 0
     asked = {n for n in months for request in ours.site.requests if f"{color}_tripdata_{year}-{n:02d}" in request.path}
     assert asked <= {1, 2}
+
+
+def test_what_could_not_be_uploaded_is_not_uploaded_later_by_the_garbage_collector(
+    month: TripMonth, ours: Stores, strict_lake: StrictLake
+) -> None:
+    lake = lake_of(LAKE)
+
+    strict_lake.meddle = lambda method, path: 403 if method == "POST" else None
+
+    def write() -> None:
+        with lake.writer(month.raw_key(".csv")) as file:
+            file.write(b"all that came")
+
+    with pytest.raises(MisconfiguredBlock):
+        write()
+    strict_lake.meddle = lambda method, path: None
+    gc.collect()
+    assert month.raw_key(".csv") not in ours.objects()
 
 
 def test_a_success_that_the_run_did_not_hear_of_is_told_as_it_was(month: TripMonth, ours: Stores, runs: Runs) -> None:

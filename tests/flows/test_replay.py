@@ -30,7 +30,7 @@ def csv_month(*odd: str) -> bytes:
 
 def minutes_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another rule than today's, from now on: a time without seconds is one at :00."""
-    rule = clean._SPELLED["datetime"].replace(r":[0-5][0-9](\.[0-9]{1,6})?$", r"(:[0-5][0-9](\.[0-9]{1,6})?)?$")
+    rule = clean._SPELLED["datetime"].replace(r":[0-5][0-9](\.[0-9]{1,6}0*)?$", r"(:[0-5][0-9])?$")
     assert rule != clean._SPELLED["datetime"]
     monkeypatch.setitem(clean._SPELLED, "datetime", rule)
 
