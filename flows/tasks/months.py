@@ -1,5 +1,6 @@
 """Many months in one run: some at once, each on its own; one that fails stops no other."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -55,6 +56,10 @@ def each_month(
         pool.shutdown(cancel_futures=True)  # under months still at work Prefect's engine would wait for ever
         raise
     pool.shutdown()
+    ends = Counter([outcome.status for outcome in done] + ["failed"] * len(failed))
+    log.info(
+        "%s of %s months are done: %s", len(done), len(running), ", ".join(f"{n} {end}" for end, n in ends.items())
+    )
     tell(f"{name}-months", done, failed)
     if failed:
         failure = MonthsFailed(
