@@ -1,4 +1,4 @@
-"""The stores that blocks name: a block is loaded here and nowhere else."""
+"""The stores that blocks name: a store's block is loaded here and nowhere else."""
 
 from typing import Any, cast
 

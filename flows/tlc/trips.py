@@ -50,7 +50,7 @@ FIRST_MONTH: dict[str, tuple[int, int]] = {
 
 @dataclass(frozen=True, order=True)
 class TripMonth:
-    """One published file's worth of trips: the only place where a month's names are made."""
+    """One published file's worth of trips, and its names: in files and addresses, in the lake, as partitions."""
 
     color: str
     year: int
