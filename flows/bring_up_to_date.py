@@ -72,7 +72,11 @@ def bring_up_to_date(
     if "database" in into:
         held["database"] = list_postgres.submit(postgres_block).result()
 
-    watched = oldest_first([*window, *(m for months in held.values() for m in months if m.color in colors)])
+    # Before `since` only what came from this very source: a month that somebody took from another stays what it is.
+    of_source = (
+        m for got in held.values() for m, known in got.items() if m.color in colors and known.url == publisher.url(m)
+    )
+    watched = oldest_first([*window, *of_source])
     answers = ask_source.submit(publisher, watched).result()
     found = [
         Found(m, publisher.url(m), answers[m], {store: got.get(m) for store, got in held.items()}, m in unfinished)

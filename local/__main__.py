@@ -61,6 +61,10 @@ def up(state: Path, services: Sequence[str] = SERVICES) -> int:
             "the services that another `up` is starting",
             seconds=240,
         )
+        if dead := sorted(set(services) - set(_running(state, services))):
+            raise StackError(
+                f"{', '.join(dead)} ended by itself, see {_short(state / 'log')}; `make down up` starts all again"
+            )
         print(f"already up: `source {_short(state / 'env')}` to use it, `make down` to stop it")
         return 0
     _prefect_port()
@@ -111,22 +115,30 @@ def down(state: Path) -> int:
 
 def status(state: Path) -> int:
     """Print each service, whether it runs, and where; 1 unless all do."""
-    running = _supervisor(state) is not None
+    print(f"{'service':<10} {'state':<5} address")
+    ports = _ports(state)
+    running = _running(state, SERVICES)
+    for service in SERVICES:
+        scheme = "postgresql" if service == "postgres" else "http"
+        address = "work queue default" if service == "agent" else f"{scheme}://127.0.0.1:{ports.get(service)}"
+        is_up = service in running
+        print(f"{service:<10} {'up' if is_up else 'down':<5} {address if is_up else ''}".rstrip())
+    return 0 if len(running) == len(SERVICES) else 1
+
+
+def _ports(state: Path) -> dict[str, int]:
     file = state / "ports.json"
     ports: dict[str, int] = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    all_up = True
-    print(f"{'service':<10} {'state':<5} address")
-    for service in SERVICES:
-        if service == "agent":
-            is_up = running and any("agent" in process.cmdline() for process in _processes(state))
-            address = "work queue default"
-        else:
-            is_up = running and service in ports and not port_is_free(ports[service])
-            scheme = "postgresql" if service == "postgres" else "http"
-            address = f"{scheme}://127.0.0.1:{ports.get(service)}"
-        all_up &= is_up
-        print(f"{service:<10} {'up' if is_up else 'down':<5} {address if is_up else ''}".rstrip())
-    return 0 if all_up else 1
+    return ports
+
+
+def _running(state: Path, services: Sequence[str]) -> list[str]:
+    """Those of the services that run, under this folder's supervisor."""
+    if _supervisor(state) is None:
+        return []
+    ports = _ports(state)
+    agent = any("agent" in process.cmdline() for process in _processes(state))
+    return [s for s in services if (agent if s == "agent" else s in ports and not port_is_free(ports[s]))]
 
 
 def supervise(state: Path, services: Sequence[str]) -> int:

@@ -46,7 +46,7 @@ NEXT = f"""What to try next:
   # here official and mirror are the local site; TLC itself: make demo SOURCE=official COLOR=green YEAR=2020 MONTHS=1
   prefect deployment run "{LAKE}" -p year=2021 -p months="[4]" --watch
   python flows/ingest_data.py green 2021 4
-  psql "$POSTGRES_URL" -c "TABLE loads"  # where every month came from
+  psql "$POSTGRES_URL" -xc "TABLE loads" # where every month came from
   make demo                              # again: nothing is loaded twice
   make down                              # stop all of it"""
 
@@ -132,7 +132,7 @@ async def run(env: Mapping[str, str], say: Console, deployment: str, sample: Sam
     words = ["deployment", "run", deployment]
     for name, value in parameters.items():
         words += ["-p", f"{name}={value}"]
-    say.print("$ " + shlex.join(["prefect", *words]), highlight=False)
+    say.print("$ " + shlex.join(["prefect", *words]), highlight=False, soft_wrap=True)
     process = await asyncio.create_subprocess_exec(
         PREFECT, *words, "--watch", env=dict(env), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -244,7 +244,7 @@ def main() -> int:
         env = environment()
         prepare(env, say)
         asyncio.run(run_all(env, say, samples))
-        os.environ.update(env)
+        os.environ.update(env, PREFECT_LOGGING_LEVEL="WARNING")
         counts = count(samples)
     except (DemoError, UnknownMonth, StackError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -253,7 +253,7 @@ def main() -> int:
     if not all(c.reconciled for c in counts):
         print("Error: rows do not add up, see the table; please report this.", file=sys.stderr)
         return 1
-    say.print(f"All rows accounted for. The UI: {env['PREFECT_UI_URL']}\n\n{NEXT}", highlight=False)
+    say.print(f"All rows accounted for. The UI: {env['PREFECT_UI_URL']}\n\n{NEXT}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -1,6 +1,7 @@
 """What every task here has in common: whose it is, when it is tried again, how long it may take, what its cache depends on."""
 
 import datetime as dt
+import logging
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -20,6 +21,21 @@ from flows.tlc.sources import PublishedFile
 
 CACHE_FOR = dt.timedelta(days=1)
 TIMEOUT = 6 * 60 * 60  # seconds; the largest month on a slow line
+
+
+class _InWords(logging.Filter):
+    """An error that is meant for people is logged as its text, without the way it came."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, TripDataError):
+            record.msg, record.args = "%s %s", (record.getMessage(), error)
+            record.exc_info = record.exc_text = None
+        return True
+
+
+for _logger in ("prefect.flow_runs", "prefect.task_runs"):  # of Prefect's engine
+    logging.getLogger(_logger).addFilter(_InWords())
 
 
 def this_run() -> str:

@@ -181,3 +181,4 @@ def test_a_program_says_what_is_wrong_in_one_line_and_fails(program: Program) ->
     assert done.returncode == 1
     errors = done.stderr
     assert any(line.startswith("error: source 'ftp://x'") for line in errors.splitlines())
+    assert "Traceback" not in errors

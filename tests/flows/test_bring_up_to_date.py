@@ -94,6 +94,14 @@ def test_one_run_takes_at_most_so_many_months_the_oldest_and_the_next_goes_on(ow
     assert set(asked(own)) == {"HEAD"}
 
 
+def test_a_month_of_before_from_another_source_stays_what_it_is(own: Stores, runs: Runs) -> None:
+    month = TripMonth("yellow", 2020, 5)
+    Runs(own).lake(month, block_name=NAME, source=own.mirror)
+    before = own.objects_of(month)
+    assert str(month) not in str(did(bring(own, "yellow", "2024-03")))
+    assert own.objects_of(month) == before
+
+
 def test_a_month_that_fails_stops_no_other_and_is_named_in_the_end(own: Stores, runs: Runs) -> None:
     own.site.fault("*/yellow_tripdata_2024-01*", methods=["GET"], body="html", times=None)
     own.site.fault("*/yellow_tripdata_2024-02*", methods=["HEAD"], status=401, times=None)

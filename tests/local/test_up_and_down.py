@@ -77,7 +77,7 @@ def test_a_stale_pid_file_does_not_stop_a_stranger(state: Path) -> None:
         stranger.kill()
 
 
-def test_a_service_that_dies_is_noted_in_the_log(state: Path) -> None:
+def test_a_service_that_dies_is_noted_in_the_log_and_told_by_up(state: Path) -> None:
     assert local(state, "up").returncode == 0
     os.kill(int((state / "postgres" / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
     log = state / "log" / "supervisor.log"
@@ -88,6 +88,10 @@ def test_a_service_that_dies_is_noted_in_the_log(state: Path) -> None:
         assert "postgres ended by itself" in tail.stdout.readline()
         tail.kill()
     assert local(state, "status").returncode == 1
+    again = local(state, "up")
+    assert again.returncode == 1
+    assert "postgres ended by itself" in again.stderr
+    assert "`make down up` starts all again" in again.stderr
 
 
 @pytest.mark.parametrize(
