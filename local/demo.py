@@ -116,7 +116,8 @@ def prepare(env: Mapping[str, str], say: Console) -> None:
         [PREFECT, "deployment", "apply", *(str(path.relative_to(ROOT)) for path in manifests)],
     ):
         say.print(
-            "$ " + shlex.join(["prefect" if a == PREFECT else "python" if a == sys.executable else a for a in command])
+            "$ " + shlex.join(["prefect" if a == PREFECT else "python" if a == sys.executable else a for a in command]),
+            soft_wrap=True,
         )
         done = subprocess.run(command, cwd=ROOT, env=dict(env), capture_output=True, text=True, check=False)
         if done.returncode:

@@ -288,9 +288,7 @@ class Lake:
         """
         source = self._bucket.blob(self.path(staged), generation=generation)
         blob = self._bucket.blob(self.path(key))
-        blob.content_type = (
-            _PARQUET if key.endswith(".parquet") else _BYTES
-        )  # a copy with metadata of its own needs one
+        blob.content_type = _PARQUET if key.endswith(".parquet") else _BYTES  # a copy with its own metadata needs one
         blob.metadata = dict(metadata or {})
         token: str | None = None
         with self._explained("written"):

@@ -34,7 +34,7 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
         signal.signal(signal.SIGINT, _interrupted)
         try:
             show(flow(**parameters))
-        except Exception as error:  # with its traceback it is in the run's log already
+        except Exception as error:  # what else there is to say of it is in the run's log
             print(f"error: {_in_words(error)}", file=sys.stderr)
             raise typer.Exit(1) from None
 

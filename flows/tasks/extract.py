@@ -64,13 +64,13 @@ def copy_to_lake(lake: Lake, published: PublishedFile, add: Add = lambda count, 
         )
     about["upload"] = upload = uuid.uuid4().hex  # tells this very upload from another run's
     # Without its sha256 it was never told of, and no month was made of it: its run died, or is about to be overtaken.
-    into, replaces = (
-        (key, known) if known is None or "sha256" not in known.metadata else (staged_key(key, upload), None)
-    )
+    believed = known is not None and "sha256" in known.metadata
+    into = staged_key(key, upload) if believed else key
+    replaces = known.generation if known and not believed else 0
     digest = hashlib.sha256()
     written: Mapping[str, str] = about
     try:
-        with lake.writer(into, about, replaces=replaces.generation if replaces else 0) as raw:
+        with lake.writer(into, about, replaces=replaces) as raw:
             with closing(ahead(metered(web.read(published), published, add))) as pieces:
                 for piece in pieces:
                     digest.update(piece)

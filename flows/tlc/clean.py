@@ -77,13 +77,12 @@ class Tally:
             raise TooManyRejects(f"{trip_month}: the file has a header and no trips. Nothing was published.")
         if set_aside > MAX_REJECTED_SHARE * self.source_rows:
             worst = ", ".join(f"{count} × {reason}" for reason, count in self.quarantined.most_common(5))
-            hint = "Compare the file with its source; it may be damaged."
-            if any(reason.endswith(REASONS["datetime"]) for reason in self.quarantined):
-                hint = (
-                    "Datetimes are not as TLC writes them, 2021-01-31 23:59:59: the file was saved by something else."
-                )
-                if _WITHOUT_SECONDS.search(self.first):
-                    hint = "Dates without seconds are what a spreadsheet leaves; fetch the original file."
+            if not any(reason.endswith(REASONS["datetime"]) for reason in self.quarantined):
+                hint = "Compare the file with its source; it may be damaged."
+            elif _WITHOUT_SECONDS.search(self.first):
+                hint = "Dates without seconds are what a spreadsheet leaves; fetch the original file."
+            else:
+                hint = "Datetimes are not as TLC writes them, 2021-01-31 23:59:59; fetch the original file."
             raise TooManyRejects(
                 f"{trip_month}: {set_aside} of {self.source_rows} rows do not fit ({worst});"
                 f" more than {MAX_REJECTED_SHARE:.0%} stops the month. Nothing was published. {hint} The first is {self.first}"

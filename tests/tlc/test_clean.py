@@ -322,7 +322,7 @@ def test_one_percent_quarantined_is_borne(rows: int, quarantined: int) -> None:
             9_899,
             101,
             "x: not a datetime",
-            "Datetimes are not as TLC writes them, 2021-01-31 23:59:59: the file was saved by something else.",
+            "Datetimes are not as TLC writes them, 2021-01-31 23:59:59; fetch the original file.",
         ),
     ],
 )
