@@ -19,7 +19,8 @@
 | which data-quality rules a month is counted by     | `tlc/quality.py`                  |
 | how many rows a file was known to have             | `tlc/known_months.csv`, `connectors/known.py` |
 | where months are published, in which formats       | `tlc/sources.py`                  |
-| how a file is read, and known to be none           | `tlc/reading.py`                  |
+| how a file is read                                 | `tlc/{reading_csv,reading_parquet}.py`|
+| which bytes are no published file at all           | `tlc/reading.py`                  |
 | how reading, converting and storing overlap        | `tlc/pipeline.py`                 |
 | which values convert and which are set aside       | `tlc/clean.py`                    |
 | what counts as inserted, updated, removed          | `tlc/compare.py`                  |

@@ -39,7 +39,8 @@ from flows.tlc.eras import Shape
 from flows.tlc.errors import MisconfiguredBlock, NotReconciled, TripDataError
 from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.pipeline import ahead
-from flows.tlc.reading import csv_chunks, parquet_chunks
+from flows.tlc.reading_csv import csv_chunks
+from flows.tlc.reading_parquet import parquet_chunks
 from flows.tlc.schema import KEY, QUARANTINE_SCHEMA, arrow_schema
 from flows.tlc.trips import PASSING_KEYS, SchemaRule, TripMonth, staged_key
 

@@ -23,7 +23,8 @@ from flows.tlc.errors import UnreadableFile
 from flows.tlc.manifest import Manifest, RawFile, StagedMonth
 from flows.tlc.pipeline import ahead
 from flows.tlc.quality import Profiler
-from flows.tlc.reading import csv_chunks, parquet_chunks
+from flows.tlc.reading_csv import csv_chunks
+from flows.tlc.reading_parquet import parquet_chunks
 from flows.tlc.schema import KEY
 from flows.tlc.trips import Rows, SchemaRule
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from flows.tlc.clean import Chunk, Tally
 from flows.tlc.eras import Shape
-from flows.tlc.reading import csv_chunks, parquet_chunks
+from flows.tlc.reading_csv import csv_chunks
+from flows.tlc.reading_parquet import parquet_chunks
 from flows.tlc.sources import Ending
 from flows.tlc.trips import TripMonth
 

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flows.tlc import reading
+from flows.tlc import reading_csv
 from flows.tlc.clean import Chunk
 from flows.tlc.errors import SchemaMismatch, TooManyRejects, UnreadableFile
-from flows.tlc.reading import csv_chunks, recognise
+from flows.tlc.reading import recognise
+from flows.tlc.reading_csv import csv_chunks
 from flows.tlc.schema import arrow_schema
 from flows.tlc.sources import ENDINGS, Ending
 from flows.tlc.trips import TripMonth
@@ -438,7 +439,7 @@ def test_sound_files_are_recognised_by_their_beginning() -> None:
 
 def _in_blocks(data: bytes, block: int, piece: int) -> Read:
     pieces = [data[at : at + piece] for at in range(0, len(data), piece)]
-    with patch.object(reading, "BLOCK", block):
+    with patch.object(reading_csv, "BLOCK", block):
         return read_csv(pieces, FHV)
 
 
@@ -568,7 +569,7 @@ class _Pieces:
 
 def test_a_reader_that_stops_early_leaves_no_thread_and_closes_the_source() -> None:
     source = _Pieces(csv_file(*[SOUND] * 5000))
-    with patch.object(reading, "BLOCK", 1000):
+    with patch.object(reading_csv, "BLOCK", 1000):
         chunks = csv_chunks(GREEN, ".csv", source, lambda _: None)
         assert isinstance(next(chunks), Chunk)
         chunks.close()
@@ -578,7 +579,7 @@ def test_a_reader_that_stops_early_leaves_no_thread_and_closes_the_source() -> N
 
 def test_a_refused_file_leaves_no_thread_even_while_its_error_is_kept() -> None:
     source = _Pieces(csv_file(*[SOUND] * 5000, header="unknown"))
-    with patch.object(reading, "BLOCK", 1000), pytest.raises(SchemaMismatch) as kept:
+    with patch.object(reading_csv, "BLOCK", 1000), pytest.raises(SchemaMismatch) as kept:
         next(csv_chunks(GREEN, ".csv", source, lambda _: None))
     assert kept.value.__traceback__ is not None
     assert source.closed

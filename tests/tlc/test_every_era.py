@@ -16,7 +16,9 @@ import pytest
 from flows.tlc.clean import Tally
 from flows.tlc.eras import Shape
 from flows.tlc.errors import SchemaMismatch, TripDataError
-from flows.tlc.reading import csv_chunks, parquet_chunks, recognise, recognise_end
+from flows.tlc.reading import recognise, recognise_end
+from flows.tlc.reading_csv import csv_chunks
+from flows.tlc.reading_parquet import parquet_chunks
 from flows.tlc.sources import Ending
 from flows.tlc.trips import TripMonth
 from local.shapes import FIRST_MONTH

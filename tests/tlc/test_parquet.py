@@ -14,9 +14,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from flows.tlc import reading
+from flows.tlc import reading_parquet
 from flows.tlc.errors import SchemaMismatch, TooManyRejects, UnreadableFile
-from flows.tlc.reading import parquet_chunks, recognise_end
+from flows.tlc.reading import recognise_end
+from flows.tlc.reading_parquet import parquet_chunks
 from flows.tlc.schema import arrow_schema
 from tests.tlc.published import GREEN, TRIP, parquet_file, read_parquet, table
 from tests.tlc.test_csv import FIRST_TRIP
@@ -67,7 +68,7 @@ def test_the_same_trip_comes_of_every_type_tlc_has_used(columns: dict[str, Any])
 )
 @pytest.mark.parametrize("batch", [1, 64, 1000], ids="batches of {}".format)
 def test_rows_keep_their_order_over_row_groups_and_batches(options: dict[str, Any], batch: int) -> None:
-    with patch.object(reading, "BATCH", batch):
+    with patch.object(reading_parquet, "BATCH", batch):
         read = read_parquet(parquet_file(MANY, **options))
     assert read.values("row_number") == list(range(1, ROWS + 1))
     assert read.values("VendorID") == list(range(ROWS))
@@ -236,7 +237,7 @@ _RATES = st.one_of(st.none(), st.integers(0, 99).map(float), st.sampled_from([1.
 @given(st.lists(_RATES, min_size=1, max_size=60), st.integers(1, 20), st.integers(1, 20))
 def test_every_row_is_loaded_or_quarantined_once(rates: list[float | None], row_group: int, batch: int) -> None:
     data = parquet_file(table(len(rates), RatecodeID=pa.array(rates, pa.float64())), row_group_size=row_group)
-    with patch.object(reading, "BATCH", batch):
+    with patch.object(reading_parquet, "BATCH", batch):
         read = read_parquet(data)
     sound = {n: rate for n, rate in enumerate(rates, 1) if rate is None or rate.is_integer()}
     assert dict(zip(read.values("row_number"), read.values("RatecodeID"), strict=True)) == sound
@@ -245,7 +246,7 @@ def test_every_row_is_loaded_or_quarantined_once(rates: list[float | None], row_
 
 
 def test_a_reader_that_stops_early_leaves_no_thread() -> None:
-    with patch.object(reading, "BATCH", 1):
+    with patch.object(reading_parquet, "BATCH", 1):
         chunks = parquet_chunks(GREEN, io.BytesIO(WHOLE), lambda _: None)
         next(chunks)
         chunks.close()

@@ -1,0 +1,293 @@
+"""CSV as published, plain or gzip, read as a stream of chunks: blocks cut at line ends. Memory is bounded by their size.
+
+The functions take bytes and never open a file.
+"""
+
+import csv
+import re
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from functools import cache
+from typing import NoReturn
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from flows.tlc.clean import Chunk, clean, rejects_table
+from flows.tlc.eras import Shape, match
+from flows.tlc.errors import UnreadableFile
+from flows.tlc.pipeline import ahead, closing_if_open
+from flows.tlc.reading import recognise
+from flows.tlc.schema import KINDS
+from flows.tlc.sources import Ending
+from flows.tlc.trips import SchemaRule, TripMonth
+
+BLOCK = 3 << 20  # bytes of CSV parsed at once
+_INFLATED = 1 << 20  # bytes of text made at once: a well compressed piece would make many times its size
+_SNIFFED = 64 << 10  # bytes of CSV that tell how many fields a row has
+_DISK_BLOCK = 512  # bytes, or a multiple of it
+_LONGEST_LINE = 16 << 20  # bytes; longer ones are no CSV, and would fill the memory
+
+
+def _gunzip(trip_month: TripMonth, compressed: Iterable[bytes]) -> Iterator[bytes]:
+    """The text of a gzip file, of one member or many."""
+    inflate = zlib.decompressobj(wbits=31)
+    try:
+        for data in compressed:
+            while data:
+                if inflate.eof:
+                    data = data.lstrip(b"\x00")  # noqa: PLW2901 - padding between members is legal
+                    if not data:
+                        break
+                    inflate = zlib.decompressobj(wbits=31)
+                yield inflate.decompress(data, _INFLATED)
+                data = inflate.unconsumed_tail or inflate.unused_data  # noqa: PLW2901
+    except zlib.error as error:
+        raise UnreadableFile(
+            f"{trip_month}: the gzip data is damaged ({error}). Nothing was loaded; fetch it again."
+        ) from error
+    if not inflate.eof:
+        raise UnreadableFile(
+            f"{trip_month}: the gzip file is truncated, or something was appended to it. Nothing was loaded; fetch it again."
+        )
+
+
+def _text(trip_month: TripMonth, ending: Ending, data: Iterable[bytes]) -> Iterator[bytes]:
+    """The text of a CSV file; what gzip held is looked at as the file itself was before."""
+    if ending != ".csv.gz":
+        yield from data
+        return
+    begun = False
+    for piece in _gunzip(trip_month, data):
+        if piece and not begun:
+            recognise(trip_month, ".csv", piece, "the text in the gzip file")
+            begun = True
+        yield piece
+
+
+def _blocks(trip_month: TripMonth, data: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The same bytes, cut at line ends into blocks of about `size`."""
+    parts: list[bytes] = []
+    held = 0
+    for part in data:
+        parts.append(part)
+        held += len(part)
+        if held >= size and b"\n" in part:
+            block = b"".join(parts)
+            cut = block.rindex(b"\n") + 1
+            yield block[:cut]
+            parts = [block[cut:]]
+            held = len(parts[0])
+        elif held >= max(size, _LONGEST_LINE):
+            raise UnreadableFile(
+                f"{trip_month}: a line of the file goes on for more than {held >> 20} MB: it is no CSV. Nothing was loaded;"
+                " get the original file."
+            )
+    if rest := b"".join(parts):
+        yield rest
+
+
+_BOM = b"\xef\xbb\xbf"
+_LONE_RETURN = re.compile(rb"\r(?!\n)")  # a line end to Arrow
+
+
+def _split_header(trip_month: TripMonth, block: bytes) -> tuple[list[str], bytes]:
+    header, _, rest = block.removeprefix(_BOM).lstrip(b"\r\n").partition(b"\n")
+    if _LONE_RETURN.search(header.rstrip(b"\r")):
+        raise UnreadableFile(
+            f"{trip_month}: the lines end with CR alone, as on old Macs. Nothing was loaded; save the file with LF or CRLF."
+        )
+    try:
+        if not (names := next(csv.reader([header.decode().rstrip("\r")]), [])):
+            raise csv.Error("it is empty")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UnreadableFile(
+            f"{trip_month}: the file has no readable CSV header ({error}). Nothing was loaded."
+        ) from error
+    if len(names) == 1 and (separator := next((one for one in ";\t|" if one in names[0]), "")):
+        raise UnreadableFile(
+            f"{trip_month}: the fields are separated by {separator!r}, not by commas. Nothing was loaded; get the original file."
+        )
+    return names, rest
+
+
+# What Arrow reads as RFC 4180 has it, field by field: a quote is at both ends of a field and nowhere in it.
+_PLAINLY_QUOTED = re.compile(rb'(?:(?:"[^"\r\n]*+"|[^",\r\n]*+)(?:,|\r?\n|\Z))*+')
+_SHAPELESS = _OTHER_FIELDS, _NO_TEXT, _NO_CSV = "wrong number of fields", "not UTF-8", "not CSV"
+_CONFLICT = (b"<<<<<<< ", b">>>>>>> ")
+
+
+def _parse(shape: Shape, block: bytes, *, typed: bool) -> pa.Table:
+    """Arrow's reading of the block: numbers as such if `typed`, the rest as text.
+
+    Datetimes are always text here: Arrow's CSV parsers take February 30 for March 2, or a bare date for midnight.
+    """
+    numbers = ("integer", "number") if typed else ()
+    types = {
+        name: KINDS[column.kind].arrow
+        for name, column in zip(shape.published, shape.canonical, strict=True)
+        if column.kind in numbers and not shape.coded(column)
+    }
+    return pa_csv.read_csv(
+        pa.BufferReader(block),
+        pa_csv.ReadOptions(use_threads=False, column_names=list(shape.names), block_size=len(block) + 1),
+        convert_options=pa_csv.ConvertOptions(
+            column_types=dict.fromkeys(shape.names, pa.string()) | types,
+            null_values=[""],  # "N/A" and "nan" are texts here, not nulls
+            strings_can_be_null=True,
+        ),
+    )
+
+
+def _lines(block: bytes) -> list[bytes]:
+    return [line for line in (line.rstrip(b"\r") for line in block.split(b"\n")) if line]
+
+
+def _rows(trip_month: TripMonth, shape: Shape, block: bytes, first_row: int) -> Chunk:
+    """The rows of a block: by Arrow where it reads what any CSV reader would, otherwise line by line."""
+    if _LONE_RETURN.search(block) or (b'"' in block and not _PLAINLY_QUOTED.fullmatch(block)):
+        return _rows_line_by_line(trip_month, shape, block, first_row)
+    lines = cache(lambda: _lines(block))
+    # Arrow takes 0x10 for 16: where there is an x, and where a number is spelled oddly, `clean` looks at the texts.
+    for typed in (False,) if b"x" in block or b"X" in block else (True, False):
+        try:
+            table = _parse(shape, block, typed=typed) if block.strip(b"\r\n") else _table(shape, [])
+        except pa.ArrowInvalid:
+            continue
+        numbers = pa.arange(first_row, first_row + table.num_rows)
+        return clean(trip_month, shape, table, numbers, lambda i: lines()[i].decode())
+    return _rows_line_by_line(trip_month, shape, block, first_row)
+
+
+def _rows_line_by_line(trip_month: TripMonth, shape: Shape, block: bytes, first_row: int) -> Chunk:
+    """The careful way, for a block that holds something odd: every line is either a trip or set aside as it stands."""
+    lines = _lines(block)
+    whole: list[int] = []
+    rows = []
+    rejects = []
+    for position, line in enumerate(lines):
+        if line.startswith(_CONFLICT):
+            raise UnreadableFile(
+                f"{trip_month}: row {first_row + position} is a merge-conflict marker, and the rows about it may be there"
+                " twice. Nothing was loaded; get the original file."
+            )
+        try:
+            fields = next(csv.reader([line.decode()], strict=True))
+            reason = "" if len(fields) == len(shape.names) else _OTHER_FIELDS
+        except UnicodeDecodeError:
+            reason = _NO_TEXT
+        except csv.Error:
+            reason = _NO_CSV
+        if reason:
+            rejects.append((first_row + position, reason, line.decode(errors="backslashreplace")))
+        else:
+            whole.append(position)
+            rows.append(fields)
+    numbers = pa.array([first_row + position for position in whole], pa.int64())
+    chunk = clean(trip_month, shape, _table(shape, rows), numbers, lambda i: lines[whole[i]].decode())
+    together = pa.concat_tables([chunk.rejects, rejects_table(rejects)]).sort_by("row_number")
+    return replace(chunk, rejects=together, source_rows=len(lines))
+
+
+def _table(shape: Shape, rows: list[list[str]]) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else [()] * len(shape.names)
+    return pa.table(
+        [pa.array([field or None for field in column], pa.string()) for column in columns], names=list(shape.names)
+    )
+
+
+def _unnamed_fields(shape: Shape, block: bytes) -> int:
+    """How many empty fields the file's first rows have beyond the header's: none, or as many as its era may have."""
+    if not shape.era.unnamed:
+        return 0
+    lines = _lines(block[:_SNIFFED])
+    padded = 0
+    for line in lines:
+        with suppress(csv.Error):
+            fields = next(csv.reader([line.decode(errors="replace")]))
+            padded += len(fields) == len(shape.names) + shape.era.unnamed
+    return shape.era.unnamed if padded * 2 > len(lines) else 0
+
+
+def csv_chunks(
+    trip_month: TripMonth,
+    ending: Ending,
+    data: Iterable[bytes],
+    on_shape: Callable[[Shape], None],
+    rule: SchemaRule = "strict",
+    size: int = 0,
+) -> Generator[Chunk, None, None]:
+    """Chunks of a CSV file given as pieces of `size` bytes in all; inflating, parsing and the caller overlap. Closes `data`."""
+    read = 0
+
+    def measured() -> Iterator[bytes]:
+        nonlocal read
+        for piece in data:
+            read += len(piece)
+            yield piece
+
+    text = _text(trip_month, ending, measured())
+    # An error's traceback keeps this frame: without `closing`, threads and the source would live as long as it.
+    with closing_if_open(data), closing(ahead(_blocks(trip_month, text, BLOCK))) as blocks:
+        whole = next(blocks, b"")
+        names, first = _split_header(trip_month, whole)
+        header = whole[: len(whole) - len(first)].removeprefix(_BOM).strip(b"\r\n")
+        shape = match(trip_month, ending, names, rule=rule)
+        shape = shape.padded(_unnamed_fields(shape, first))
+        on_shape(shape)
+
+        def parsed() -> Iterator[Chunk]:
+            row, size_so_far = 1, len(whole) - len(first)
+            for block in _with(first, blocks):
+                size_so_far += len(block)
+                if header in block:
+                    before = block[: block.rfind(b"\n", 0, block.index(header)) + 1]
+                    _refuse_joined(trip_month, row + len(_lines(before)))
+                chunk = _rows(trip_month, shape, block, row)
+                _require_one_file(trip_month, chunk, names)
+                row += chunk.source_rows
+                if block and not block.endswith((b"\n", b"\r")):
+                    _require_whole_row(trip_month, chunk, row - 1, size_so_far)
+                yield replace(chunk, share=read / size) if size else chunk
+
+        with closing(ahead(parsed())) as chunks:
+            yield from chunks
+
+
+def _require_one_file(trip_month: TripMonth, chunk: Chunk, names: list[str]) -> None:
+    """Raise if the header comes again among the rows, in whatever letters: whoever joined files may have joined one twice."""
+    header = [name.strip().casefold() for name in names]
+    for reject in chunk.rejects.to_pylist():
+        fields: list[str] = []
+        with suppress(csv.Error):
+            fields = next(csv.reader([reject["original"]]), [])
+        if [field.strip().casefold() for field in fields] == header:
+            _refuse_joined(trip_month, reject["row_number"])
+
+
+def _refuse_joined(trip_month: TripMonth, row_number: int) -> NoReturn:
+    raise UnreadableFile(
+        f"{trip_month}: row {row_number} is the header once more: this is several files in one, and trips may be there twice."
+        " Nothing was loaded; get the original file."
+    )
+
+
+def _require_whole_row(trip_month: TripMonth, chunk: Chunk, row_number: int, size: int) -> None:
+    """Raise if the file's last row, which has no line end, is cut off.
+
+    It may look whole and be cut off inside its last value, 3 for 32.37: where files get cut, at the end of a disk's block,
+    that is not believed.
+    """
+    reasons = {reject["row_number"]: reject["reason"] for reject in chunk.rejects.to_pylist()}
+    if size % _DISK_BLOCK == 0 or reasons.get(row_number) in _SHAPELESS:
+        raise UnreadableFile(
+            f"{trip_month}: the file is truncated: its last row, {row_number}, has no line end and is cut off, or may be. Nothing"
+            " was loaded; fetch the file again."
+        )
+
+
+def _with(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
