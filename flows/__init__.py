@@ -21,6 +21,8 @@
 | where months are published, in which formats       | `tlc/sources.py`                  |
 | how a file is read                                 | `tlc/{reading_csv,reading_parquet}.py`|
 | which bytes are no published file at all           | `tlc/reading.py`                  |
+| which bytes among rows are no trips                | `tlc/foreign.py`                  |
+| how other programs spell a missing value           | `tlc/missing.py`                  |
 | how reading, converting and storing overlap        | `tlc/pipeline.py`                 |
 | which values convert and which are set aside       | `tlc/clean.py`                    |
 | what counts as inserted, updated, removed          | `tlc/compare.py`                  |

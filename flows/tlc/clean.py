@@ -14,13 +14,17 @@ import pyarrow.compute as pc
 
 from flows.tlc.eras import Shape
 from flows.tlc.errors import NotReconciled, SchemaMismatch, TooManyRejects
+from flows.tlc.foreign import Stretch
 from flows.tlc.schema import CODINGS, KEY, KINDS, QUARANTINE_SCHEMA, Coding, Kind, arrow_schema
 from flows.tlc.trips import Rows, TripMonth
 
 # A sound file has next to none; above this share the file is damaged or its era is wrong.
 MAX_REJECTED_SHARE = 0.01
+# No month may have more, whatever its size: the largest known has 23.9 million rows (known_months.csv).
+MAX_REJECTED = 300_000
+MAX_ROWS = 100_000_000
 _TOLD = 300  # characters of a row in a message
-_WITHOUT_SECONDS = re.compile(r"\d[-/.]\d{1,2}[-/.]\d{1,4} \d{1,2}:\d\d(?![:\d])")
+_WITHOUT_SECONDS = r"\d[-/.]\d{1,2}[-/.]\d{1,4} \d{1,2}:\d\d(?![:\d])"
 
 REASONS: dict[Kind, str] = {
     "integer": "not a whole number",
@@ -35,6 +39,8 @@ class Chunk:
     """Some consecutive rows of a file: canonical trips, what was set aside (`QUARANTINE_SCHEMA`), and the counts.
 
     `extra` has the columns that the schema does not know, of the same trips, if the file has any and they are wanted.
+    Of a CSV, `size` is the chunk's bytes, `reject_sizes` those of each rejected line, and `stretch` the largest of the file
+    so far that is no rows.
     """
 
     trips: pa.Table
@@ -43,6 +49,9 @@ class Chunk:
     filtered: Counter[str] = field(default_factory=Counter)
     share: float = 0.0  # of the file that has been read by the end of this chunk, as far as it is known
     extra: pa.Table | None = None
+    size: int = 0
+    reject_sizes: Sequence[int] = ()
+    stretch: Stretch | None = None
 
 
 @dataclass
@@ -54,16 +63,38 @@ class Tally:
     filtered: Counter[str] = field(default_factory=Counter)
     quarantined: Counter[str] = field(default_factory=Counter)
     first: str = ""  # of the quarantined rows
+    size: int = 0  # bytes of all rows, if they are text
+    reject_sizes: Counter[int] = field(default_factory=Counter)  # bytes of a rejected line to how many there are
+    stretch: Stretch | None = None
 
     def add(self, chunk: Chunk) -> None:
-        """Count one chunk."""
+        """Count one chunk; raise `TooManyRejects` as soon as no month could be forgiven so many."""
         self.source_rows += chunk.source_rows
         self.loaded += chunk.trips.num_rows
         self.filtered.update(chunk.filtered)
         self.quarantined.update(chunk.rejects.column("reason").to_pylist())
+        self.size += chunk.size
+        self.reject_sizes.update(chunk.reject_sizes)
+        self.stretch = chunk.stretch or self.stretch
         if chunk.rejects.num_rows and not self.first:
             [reject] = chunk.rejects.slice(0, 1).to_pylist()
-            self.first = f"row {reject['row_number']}: {reject['original'][:_TOLD]}"
+            self.first = f"row {reject['row_number']}: {_printable(reject['original'][:_TOLD])}"
+        if self.quarantined.total() > MAX_REJECTED:
+            raise TooManyRejects(self._too_many(f"more than {MAX_REJECTED:,} stop any month, and reading"))
+        if self.source_rows > MAX_ROWS:
+            raise TooManyRejects(
+                f"more than {MAX_ROWS:,} rows, which no month has. Nothing was published; check the source."
+            )
+
+    @property
+    def lost(self) -> float:
+        """Rows that the rejected ones could have been: text as long as five rows counts as five."""
+        count, size = self.reject_sizes.total(), sum(n * size for size, n in self.reject_sizes.items())
+        sound = self.source_rows - count
+        mean = (self.size - size) / sound if sound else 0.0
+        return self.quarantined.total() + sum(
+            n * (size / mean - 1) for size, n in self.reject_sizes.items() if mean and size > mean
+        )
 
     def check(self, trip_month: TripMonth) -> None:
         """Raise unless every row is accounted for and the file is sound."""
@@ -75,18 +106,46 @@ class Tally:
             )
         if self.source_rows == 0:
             raise TooManyRejects(f"{trip_month}: the file has a header and no trips. Nothing was published.")
-        if set_aside > MAX_REJECTED_SHARE * self.source_rows:
-            worst = ", ".join(f"{count} × {reason}" for reason, count in self.quarantined.most_common(5))
-            if not any(reason.endswith(REASONS["datetime"]) for reason in self.quarantined):
-                hint = "Compare the file with its source; it may be damaged."
-            elif _WITHOUT_SECONDS.search(self.first):
-                hint = "Dates without seconds are what a spreadsheet leaves; fetch the original file."
-            else:
-                hint = "Datetimes are not as TLC writes them, 2021-01-31 23:59:59; fetch the original file."
+        if self.stretch:
+            sizes = sum(n * size for size, n in self.reject_sizes.items())
+            self.stretch.require_short(trip_month, max(0, self.size - sizes - self.stretch.size) / self.source_rows)
+        lost = self.lost
+        if lost > MAX_REJECTED_SHARE * (self.source_rows + lost - set_aside):
+            also = f" (their text is as long as {lost:,.0f} rows)" if round(lost) > set_aside else ""
             raise TooManyRejects(
-                f"{trip_month}: {set_aside} of {self.source_rows} rows do not fit ({worst});"
-                f" more than {MAX_REJECTED_SHARE:.0%} stops the month. Nothing was published. {hint} The first is {self.first}"
+                f"{trip_month}: " + self._too_many(f"more than {MAX_REJECTED_SHARE:.0%} stops the month", also)
             )
+
+    def _too_many(self, limit: str, also: str = "") -> str:
+        worst = ", ".join(f"{count} × {reason}" for reason, count in self.quarantined.most_common(5))
+        hint = next(hint for pattern, hint in _HINTS if re.search(pattern, f"{worst}\n{self.first}"))
+        return (
+            f"{self.quarantined.total()} of {self.source_rows} rows do not fit{also} ({worst}); {limit}. Nothing was"
+            f" published. {hint} The first is {self.first}"
+        )
+
+
+# What to do about rejected rows, by the first pattern that their reasons and the first of them match.
+_HINTS = (
+    (
+        rf"{REASONS['datetime']}.*\n.*{_WITHOUT_SECONDS}",
+        "Dates without seconds are what a spreadsheet leaves; get the original file.",
+    ),
+    (REASONS["datetime"], "Datetimes are not as TLC writes them, 2021-01-31 23:59:59; get the original file."),
+    (
+        "wrong number of fields|not CSV|not UTF-8",
+        "The rows are not as their header says; compare the file with its source.",
+    ),
+    (
+        "",
+        "Compare the first row with docs/schema.md: the file was changed on its way, or TLC means another thing by the column.",
+    ),
+)
+
+
+def _printable(text: str) -> str:
+    """The text with its control characters escaped."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 _EARLIEST = pa.scalar(-62_135_596_800_000_000, pa.timestamp("us"))  # 0001-01-01, the first day every store can hold

@@ -206,6 +206,11 @@ def _meanings(color: str) -> dict[str, Column]:
     return known | {_plain(old): known[_plain(now)] for old, now in ALIASES[color].items()}
 
 
+def names_of(color: str) -> frozenset[str]:
+    """Return every name that a column of the color's files has had, folded and without blanks around it."""
+    return frozenset(_meanings(color))
+
+
 def meant_by(color: str, name: str) -> Column | None:
     """The canonical column that files of the color mean by a name, if any."""
     return _meanings(color).get(_plain(name))

@@ -6,18 +6,19 @@ The functions take bytes and never open a file.
 import csv
 import re
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cache
-from typing import NoReturn
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from flows.tlc.clean import Chunk, clean, rejects_table
+from flows.tlc.clean import MAX_REJECTED, Chunk, clean, rejects_table
 from flows.tlc.eras import Shape, match
 from flows.tlc.errors import UnreadableFile
+from flows.tlc.foreign import LONGEST_LINE, Foreign, lines_of, refuse_joined, require_no_header
+from flows.tlc.missing import Missing
 from flows.tlc.pipeline import ahead, closing_if_open
 from flows.tlc.reading import recognise
 from flows.tlc.schema import KINDS
@@ -28,21 +29,33 @@ BLOCK = 3 << 20  # bytes of CSV parsed at once
 _INFLATED = 1 << 20  # bytes of text made at once: a well compressed piece would make many times its size
 _SNIFFED = 64 << 10  # bytes of CSV that tell how many fields a row has
 _DISK_BLOCK = 512  # bytes, or a multiple of it
-_LONGEST_LINE = 16 << 20  # bytes; longer ones are no CSV, and would fill the memory
+_LONGEST_HEADER = 16 << 10  # bytes; the longest of TLC's has about 400
+_GUNZIPPED = 100, 1 << 30  # times the compressed bytes, once it is so many; TLC's CSVs shrink to an eighth
+_HEAD = 512  # bytes that show what gzip holds
 
 
 def _gunzip(trip_month: TripMonth, compressed: Iterable[bytes]) -> Iterator[bytes]:
     """The text of a gzip file, of one member or many."""
     inflate = zlib.decompressobj(wbits=31)
+    read = made = 0
+    times, least = _GUNZIPPED
     try:
         for data in compressed:
+            read += len(data)
             while data:
                 if inflate.eof:
                     data = data.lstrip(b"\x00")  # noqa: PLW2901 - padding between members is legal
                     if not data:
                         break
                     inflate = zlib.decompressobj(wbits=31)
-                yield inflate.decompress(data, _INFLATED)
+                text = inflate.decompress(data, _INFLATED)
+                made += len(text)
+                if made > max(least, times * read):
+                    raise UnreadableFile(
+                        f"{trip_month}: {read:,} bytes of gzip hold more than {made:,} bytes of text, which no trip file does."
+                        " Nothing was loaded; check the source."
+                    )
+                yield text
                 data = inflate.unconsumed_tail or inflate.unused_data  # noqa: PLW2901
     except zlib.error as error:
         raise UnreadableFile(
@@ -59,32 +72,32 @@ def _text(trip_month: TripMonth, ending: Ending, data: Iterable[bytes]) -> Itera
     if ending != ".csv.gz":
         yield from data
         return
-    begun = False
-    for piece in _gunzip(trip_month, data):
-        if piece and not begun:
-            recognise(trip_month, ".csv", piece, "the text in the gzip file")
-            begun = True
-        yield piece
+    head = b""
+    pieces = _gunzip(trip_month, data)
+    for piece in pieces:
+        head += piece
+        if len(head) >= _HEAD:
+            break
+    if head:
+        recognise(trip_month, ".csv", head, "the text in the gzip file")
+        yield head
+    yield from pieces
 
 
-def _blocks(trip_month: TripMonth, data: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """The same bytes, cut at line ends into blocks of about `size`."""
+def _blocks(data: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The same bytes, cut at line ends into blocks of about `size`; a line that is longer than any row ends a block too."""
     parts: list[bytes] = []
-    held = 0
+    held, unbroken = 0, 0
     for part in data:
         parts.append(part)
         held += len(part)
-        if held >= size and b"\n" in part:
+        unbroken = len(part) - part.rindex(b"\n") - 1 if b"\n" in part else unbroken + len(part)
+        if held >= size and (unbroken < held or unbroken > LONGEST_LINE):
             block = b"".join(parts)
-            cut = block.rindex(b"\n") + 1
+            cut = block.rindex(b"\n") + 1 if unbroken < held else held
             yield block[:cut]
             parts = [block[cut:]]
             held = len(parts[0])
-        elif held >= max(size, _LONGEST_LINE):
-            raise UnreadableFile(
-                f"{trip_month}: a line of the file goes on for more than {held >> 20} MB: it is no CSV. Nothing was loaded;"
-                " get the original file."
-            )
     if rest := b"".join(parts):
         yield rest
 
@@ -95,6 +108,11 @@ _LONE_RETURN = re.compile(rb"\r(?!\n)")  # a line end to Arrow
 
 def _split_header(trip_month: TripMonth, block: bytes) -> tuple[list[str], bytes]:
     header, _, rest = block.removeprefix(_BOM).lstrip(b"\r\n").partition(b"\n")
+    if len(header) > _LONGEST_HEADER:
+        raise UnreadableFile(
+            f"{trip_month}: the first line has {len(header):,} bytes or more; a header of trips has a few hundred. Nothing was"
+            " loaded; check the source."
+        )
     if _LONE_RETURN.search(header.rstrip(b"\r")):
         raise UnreadableFile(
             f"{trip_month}: the lines end with CR alone, as on old Macs. Nothing was loaded; save the file with LF or CRLF."
@@ -116,85 +134,108 @@ def _split_header(trip_month: TripMonth, block: bytes) -> tuple[list[str], bytes
 # What Arrow reads as RFC 4180 has it, field by field: a quote is at both ends of a field and nowhere in it.
 _PLAINLY_QUOTED = re.compile(rb'(?:(?:"[^"\r\n]*+"|[^",\r\n]*+)(?:,|\r?\n|\Z))*+')
 _SHAPELESS = _OTHER_FIELDS, _NO_TEXT, _NO_CSV = "wrong number of fields", "not UTF-8", "not CSV"
-_CONFLICT = (b"<<<<<<< ", b">>>>>>> ")
 
 
-def _parse(shape: Shape, block: bytes, *, typed: bool) -> pa.Table:
-    """Arrow's reading of the block: numbers as such if `typed`, the rest as text.
+class _Rows:
+    """The rows of one file, block by block: trips, and lines set aside as they stand."""
 
-    Datetimes are always text here: Arrow's CSV parsers take February 30 for March 2, or a bare date for midnight.
-    """
-    numbers = ("integer", "number") if typed else ()
-    types = {
-        name: KINDS[column.kind].arrow
-        for name, column in zip(shape.published, shape.canonical, strict=True)
-        if column.kind in numbers and not shape.coded(column)
-    }
-    return pa_csv.read_csv(
-        pa.BufferReader(block),
-        pa_csv.ReadOptions(use_threads=False, column_names=list(shape.names), block_size=len(block) + 1),
-        convert_options=pa_csv.ConvertOptions(
-            column_types=dict.fromkeys(shape.names, pa.string()) | types,
-            null_values=[""],  # "N/A" and "nan" are texts here, not nulls
-            strings_can_be_null=True,
-        ),
-    )
+    def __init__(self, trip_month: TripMonth, shape: Shape, missing: Missing) -> None:
+        self._trip_month, self._shape, self._missing = trip_month, shape, missing
+        self._foreign = Foreign(trip_month)
+
+    def chunk(self, block: bytes, first_row: int) -> Chunk:
+        """Return a block's rows: by Arrow where it reads what any CSV reader would, otherwise line by line."""
+        self._foreign.look_at(block, first_row)
+        self._missing.look_at(block)
+        lines = cache(lambda: lines_of(block))
+        chunk = self._by_arrow(block, first_row, lines) or self._line_by_line(lines(), first_row)
+        numbers = chunk.rejects.column("row_number").to_pylist()
+        return replace(
+            chunk,
+            size=len(block),
+            reject_sizes=[len(lines()[number - first_row]) for number in numbers],
+            stretch=self._foreign.largest,
+        )
+
+    def _by_arrow(self, block: bytes, first_row: int, lines: Callable[[], list[bytes]]) -> Chunk | None:
+        if _LONE_RETURN.search(block) or (b'"' in block and not _PLAINLY_QUOTED.fullmatch(block)):
+            return None
+        # Arrow takes 0x10 for 16: where there is an x, and where a number is spelled oddly, `clean` looks at the texts.
+        for typed in (False,) if b"x" in block or b"X" in block else (True, False):
+            try:
+                table = self._parse(block, typed=typed) if block.strip(b"\r\n") else _table(self._shape, [], ())
+            except pa.ArrowInvalid:
+                continue
+            numbers = pa.arange(first_row, first_row + table.num_rows)
+            if table.num_rows:
+                self._foreign.row()
+            return self._clean(table, numbers, lambda i: lines()[i])
+        return None
+
+    def _parse(self, block: bytes, *, typed: bool) -> pa.Table:
+        """Arrow's reading of the block: numbers as such if `typed`, the rest as text.
+
+        Datetimes are always text here: Arrow's CSV parsers take February 30 for March 2, or a bare date for midnight.
+        """
+        shape, numbers = self._shape, ("integer", "number") if typed else ()
+        types = {
+            name: KINDS[column.kind].arrow
+            for name, column in zip(shape.published, shape.canonical, strict=True)
+            if column.kind in numbers and not shape.coded(column)
+        }
+        return pa_csv.read_csv(
+            pa.BufferReader(block),
+            pa_csv.ReadOptions(use_threads=False, column_names=list(shape.names), block_size=len(block) + 1),
+            convert_options=pa_csv.ConvertOptions(
+                column_types=dict.fromkeys(shape.names, pa.string()) | types,
+                null_values=["", *self._missing.words],
+                strings_can_be_null=True,
+            ),
+        )
+
+    def _line_by_line(self, lines: list[bytes], first_row: int) -> Chunk:
+        """The careful way, for a block that holds something odd: every line is either a trip or set aside as it stands."""
+        whole: list[int] = []
+        rows = []
+        rejects = []
+        for position, line in enumerate(lines):
+            try:
+                fields = next(csv.reader([line.decode()], strict=True))
+                reason = "" if len(fields) == len(self._shape.names) else _OTHER_FIELDS
+            except UnicodeDecodeError:
+                reason = _NO_TEXT
+            except csv.Error:
+                reason = _NO_CSV
+            if reason:
+                self._foreign.no_row(first_row + position, line)
+                rejects.append((first_row + position, reason, line.decode(errors="backslashreplace")))
+                if len(rejects) > MAX_REJECTED:
+                    break  # more than any month is forgiven
+            else:
+                self._foreign.row()
+                whole.append(position)
+                rows.append(fields)
+        numbers = pa.array([first_row + position for position in whole], pa.int64())
+        table = _table(self._shape, rows, self._missing.words)
+        chunk = self._clean(table, numbers, lambda i: lines[whole[i]])
+        together = pa.concat_tables([chunk.rejects, rejects_table(rejects)]).sort_by("row_number")
+        return replace(chunk, rejects=together, source_rows=len(whole) + len(rejects))
+
+    def _clean(self, table: pa.Table, numbers: pa.Array, original: Callable[[int], bytes]) -> Chunk:
+        chunk = clean(self._trip_month, self._shape, table, numbers, lambda i: original(i).decode())
+        for reject in chunk.rejects.to_pylist():
+            require_no_header(self._trip_month, reject["row_number"], reject["original"].encode())
+        return chunk
 
 
-def _lines(block: bytes) -> list[bytes]:
-    return [line for line in (line.rstrip(b"\r") for line in block.split(b"\n")) if line]
-
-
-def _rows(trip_month: TripMonth, shape: Shape, block: bytes, first_row: int) -> Chunk:
-    """The rows of a block: by Arrow where it reads what any CSV reader would, otherwise line by line."""
-    if _LONE_RETURN.search(block) or (b'"' in block and not _PLAINLY_QUOTED.fullmatch(block)):
-        return _rows_line_by_line(trip_month, shape, block, first_row)
-    lines = cache(lambda: _lines(block))
-    # Arrow takes 0x10 for 16: where there is an x, and where a number is spelled oddly, `clean` looks at the texts.
-    for typed in (False,) if b"x" in block or b"X" in block else (True, False):
-        try:
-            table = _parse(shape, block, typed=typed) if block.strip(b"\r\n") else _table(shape, [])
-        except pa.ArrowInvalid:
-            continue
-        numbers = pa.arange(first_row, first_row + table.num_rows)
-        return clean(trip_month, shape, table, numbers, lambda i: lines()[i].decode())
-    return _rows_line_by_line(trip_month, shape, block, first_row)
-
-
-def _rows_line_by_line(trip_month: TripMonth, shape: Shape, block: bytes, first_row: int) -> Chunk:
-    """The careful way, for a block that holds something odd: every line is either a trip or set aside as it stands."""
-    lines = _lines(block)
-    whole: list[int] = []
-    rows = []
-    rejects = []
-    for position, line in enumerate(lines):
-        if line.startswith(_CONFLICT):
-            raise UnreadableFile(
-                f"{trip_month}: row {first_row + position} is a merge-conflict marker, and the rows about it may be there"
-                " twice. Nothing was loaded; get the original file."
-            )
-        try:
-            fields = next(csv.reader([line.decode()], strict=True))
-            reason = "" if len(fields) == len(shape.names) else _OTHER_FIELDS
-        except UnicodeDecodeError:
-            reason = _NO_TEXT
-        except csv.Error:
-            reason = _NO_CSV
-        if reason:
-            rejects.append((first_row + position, reason, line.decode(errors="backslashreplace")))
-        else:
-            whole.append(position)
-            rows.append(fields)
-    numbers = pa.array([first_row + position for position in whole], pa.int64())
-    chunk = clean(trip_month, shape, _table(shape, rows), numbers, lambda i: lines[whole[i]].decode())
-    together = pa.concat_tables([chunk.rejects, rejects_table(rejects)]).sort_by("row_number")
-    return replace(chunk, rejects=together, source_rows=len(lines))
-
-
-def _table(shape: Shape, rows: list[list[str]]) -> pa.Table:
+def _table(shape: Shape, rows: list[list[str]], missing: Collection[str]) -> pa.Table:
     columns = zip(*rows, strict=True) if rows else [()] * len(shape.names)
     return pa.table(
-        [pa.array([field or None for field in column], pa.string()) for column in columns], names=list(shape.names)
+        [
+            pa.array([None if not field or field in missing else field for field in column], pa.string())
+            for column in columns
+        ],
+        names=list(shape.names),
     )
 
 
@@ -202,13 +243,18 @@ def _unnamed_fields(shape: Shape, block: bytes) -> int:
     """How many empty fields the file's first rows have beyond the header's: none, or as many as its era may have."""
     if not shape.era.unnamed:
         return 0
-    lines = _lines(block[:_SNIFFED])
+    lines = lines_of(_sniffed(block))
     padded = 0
     for line in lines:
         with suppress(csv.Error):
             fields = next(csv.reader([line.decode(errors="replace")]))
             padded += len(fields) == len(shape.names) + shape.era.unnamed
     return shape.era.unnamed if padded * 2 > len(lines) else 0
+
+
+def _sniffed(block: bytes) -> bytes:
+    """The first whole lines of a block."""
+    return block if len(block) <= _SNIFFED else block[: block.rfind(b"\n", 0, _SNIFFED) + 1]
 
 
 def csv_chunks(
@@ -230,7 +276,7 @@ def csv_chunks(
 
     text = _text(trip_month, ending, measured())
     # An error's traceback keeps this frame: without `closing`, threads and the source would live as long as it.
-    with closing_if_open(data), closing(ahead(_blocks(trip_month, text, BLOCK))) as blocks:
+    with closing_if_open(data), closing(ahead(_blocks(text, BLOCK))) as blocks:
         whole = next(blocks, b"")
         names, first = _split_header(trip_month, whole)
         header = whole[: len(whole) - len(first)].removeprefix(_BOM).strip(b"\r\n")
@@ -238,40 +284,25 @@ def csv_chunks(
         shape = shape.padded(_unnamed_fields(shape, first))
         on_shape(shape)
 
+        missing = Missing(trip_month, shape, lines_of(_sniffed(first)))
+        rows = _Rows(trip_month, shape, missing)
+
         def parsed() -> Iterator[Chunk]:
             row, size_so_far = 1, len(whole) - len(first)
             for block in _with(first, blocks):
                 size_so_far += len(block)
                 if header in block:
                     before = block[: block.rfind(b"\n", 0, block.index(header)) + 1]
-                    _refuse_joined(trip_month, row + len(_lines(before)))
-                chunk = _rows(trip_month, shape, block, row)
-                _require_one_file(trip_month, chunk, names)
+                    refuse_joined(trip_month, row + len(lines_of(before)))
+                chunk = rows.chunk(block, row)
                 row += chunk.source_rows
                 if block and not block.endswith((b"\n", b"\r")):
                     _require_whole_row(trip_month, chunk, row - 1, size_so_far)
                 yield replace(chunk, share=read / size) if size else chunk
+            missing.require_one_meaning()
 
         with closing(ahead(parsed())) as chunks:
             yield from chunks
-
-
-def _require_one_file(trip_month: TripMonth, chunk: Chunk, names: list[str]) -> None:
-    """Raise if the header comes again among the rows, in whatever letters: whoever joined files may have joined one twice."""
-    header = [name.strip().casefold() for name in names]
-    for reject in chunk.rejects.to_pylist():
-        fields: list[str] = []
-        with suppress(csv.Error):
-            fields = next(csv.reader([reject["original"]]), [])
-        if [field.strip().casefold() for field in fields] == header:
-            _refuse_joined(trip_month, reject["row_number"])
-
-
-def _refuse_joined(trip_month: TripMonth, row_number: int) -> NoReturn:
-    raise UnreadableFile(
-        f"{trip_month}: row {row_number} is the header once more: this is several files in one, and trips may be there twice."
-        " Nothing was loaded; get the original file."
-    )
 
 
 def _require_whole_row(trip_month: TripMonth, chunk: Chunk, row_number: int, size: int) -> None:

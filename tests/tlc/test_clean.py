@@ -317,12 +317,12 @@ def test_one_percent_quarantined_is_borne(rows: int, quarantined: int) -> None:
     ("rows", "quarantined", "reason", "said"),
     [
         (98, 1, "not CSV", "1 of 99 rows do not fit (1 × not CSV); more than 1% stops the month"),
-        (0, 3, "wrong number of fields", "Compare the file with its source; it may be damaged."),
+        (0, 3, "wrong number of fields", "The rows are not as their header says; compare the file with its source."),
         (
             9_899,
             101,
             "x: not a datetime",
-            "Datetimes are not as TLC writes them, 2021-01-31 23:59:59; fetch the original file.",
+            "Datetimes are not as TLC writes them, 2021-01-31 23:59:59; get the original file.",
         ),
     ],
 )

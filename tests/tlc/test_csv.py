@@ -123,7 +123,6 @@ ODD_LINES = {
     "a vendor's name": (line(VendorID="VTS"), "VendorID: not a whole number"),
     "hexadecimal": (line(VendorID="0x2"), "VendorID: not a whole number"),
     "hexadecimal beyond 2^63": (line(VendorID="0XFFFFFFFFFFFFFFFF"), "VendorID: not a whole number"),
-    "NaN": (line(fare_amount="NaN"), "fare_amount: not a number"),
     "infinite": (line(fare_amount="-inf"), "fare_amount: not a number"),
     "overflowing": (line(fare_amount="1e999"), "fare_amount: not a number"),
     "from Excel": (line(lpep_pickup_datetime="01/01/2021 0:30"), "lpep_pickup_datetime: not a datetime"),
@@ -216,7 +215,7 @@ def test_a_month_saved_by_excel_is_refused_as_a_whole_with_a_hint() -> None:
 
 @pytest.mark.parametrize("marker", ["<<<<<<< HEAD", ">>>>>>> 4d7a214"])
 def test_conflict_markers_anywhere_refuse_the_file_whose_rows_may_be_there_twice(marker: str) -> None:
-    with pytest.raises(UnreadableFile, match="green 2021-01: row 501 is a merge-conflict marker"):
+    with pytest.raises(UnreadableFile, match="green 2021-01: the file is damaged: row 501 is a merge-conflict marker"):
         read_csv(csv_file(*[SOUND] * 500, marker, *[SOUND] * 500))
 
 
@@ -262,7 +261,10 @@ def test_a_header_of_no_era_is_refused_before_any_row(data: bytes, said: str) ->
         (csv_file(SOUND, end="\r"), "the lines end with CR alone"),
         (csv_file(SOUND, header=HEADER.replace(",", ";")), "the fields are separated by ';'"),
         (csv_file(SOUND, header=HEADER.replace(",", "\t")), r"the fields are separated by '\\t'"),
-        (csv_file(SOUND) + b"x" * (17 << 20), "a line of the file goes on for more than 1[67] MB"),
+        (
+            csv_file(SOUND) + b"Never ending " * (1 << 20),
+            "the file is damaged: row 2 is a line of [0-9,]+ bytes or more",
+        ),
     ],
     ids=["returns only", "semicolons", "tabs", "an endless line"],
 )
@@ -302,7 +304,7 @@ def test_a_file_cut_off_in_its_last_row_is_refused_or_that_row_is_whole(cut: int
 def test_a_last_row_without_a_line_end_is_not_believed_where_files_get_cut(size: int) -> None:
     whole = csv_file(*[line(congestion_surcharge="2.75")] * 60)
     data = whole[: whole.index(b"2.75\r\n", size - 400) + 1]
-    padded = data.replace(HEADER.encode(), HEADER.encode() + b"\n" * (size - len(data) % size))
+    padded = data.replace(HEADER.encode(), HEADER.encode() + b" " * (size - len(data) % size))
     assert len(padded) % size == 0
     with pytest.raises(UnreadableFile, match="is truncated"):
         read_csv(padded)
