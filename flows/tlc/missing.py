@@ -1,16 +1,19 @@
 """How a CSV file spells a missing value: TLC leaves the field empty, R writes NA, databases NULL or \\N, pandas can write nan."""
 
 import csv
-import re
 from collections.abc import Iterable
 from contextlib import suppress
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from flows.tlc.eras import Shape
 from flows.tlc.errors import UnreadableFile
 from flows.tlc.trips import TripMonth
 
 WORDS = ("NA", "N/A", "#N/A", "n/a", "NULL", "Null", "null", r"\N", "nan", "NaN", "NAN", "None", "<NA>", "NaT")
-_BYTES = {word: re.compile(rb'(?:^|,)"?' + re.escape(word.encode()) + rb'"?(?=,|\r?$)', re.MULTILINE) for word in WORDS}
+_SHORT = len("2021-01-31 23:59:59")  # letters of a datetime; words are shorter, and blanks may stand about them
+_NOT_A_NUMBER = ("nan", "NaN", "NAN")  # which Arrow takes for a number
 
 
 class Missing:
@@ -22,35 +25,37 @@ class Missing:
 
     def __init__(self, trip_month: TripMonth, shape: Shape, first_lines: Iterable[bytes]) -> None:
         self._trip_month = trip_month
-        known = dict(zip(shape.published, shape.canonical, strict=True))
-        columns = [known.get(name) for name in shape.names]
-        self._kept = [column is not None and (column.kind == "text" or shape.coded(column)) for column in columns]
-        self._converted = [column is not None and not kept for column, kept in zip(columns, self._kept, strict=True)]
-        self._seen: dict[str, set[str]] = {"converted": set(), "kept": set()}
-        lines = list(first_lines)
+        self._kept = {
+            name: column.kind == "text" or shape.coded(column)
+            for name, column in zip(shape.published, shape.canonical, strict=True)
+        }
+        self._seen: dict[bool, set[str]] = {False: set(), True: set()}  # in columns that convert, in columns of text
         self.words: tuple[str, ...] = ()
-        self._note(lines, [word for word in WORDS if any(word.encode() in line for line in lines)])
-        self.words = tuple(sorted(self._seen["converted"]))
-
-    def look_at(self, block: bytes) -> None:
-        """Note where a block has further words."""
-        found = [word for word in WORDS if word not in self.words and word.encode() in block]
-        if found := [word for word in found if _BYTES[word].search(block)]:
-            self._note(block.split(b"\n"), found)
-
-    def _note(self, lines: Iterable[bytes], words: list[str]) -> None:
-        for line in lines if words else ():
+        for line in first_lines:
             fields: list[str] = []
             with suppress(csv.Error):
-                fields = next(csv.reader([line.rstrip(b"\r").decode(errors="replace")]), [])
-            if len(fields) == len(self._kept):
-                for field, kept, converted in zip(fields, self._kept, self._converted, strict=True):
-                    if (kept or converted) and field.strip() in words:
-                        self._seen["kept" if kept else "converted"].add(field.strip())
+                fields = next(csv.reader([line.decode(errors="replace")]), [])
+            if len(fields) == len(shape.names):
+                for name, field in zip(shape.names, fields, strict=True):
+                    if name in self._kept and field.strip() in WORDS:
+                        self._seen[self._kept[name]].add(field.strip())
+        self.words = tuple(sorted(self._seen[False]))
+
+    def look_at(self, rows: pa.Table) -> None:
+        """Note the words in further rows, given as texts, or as numbers where all of a column's are."""
+        for name, kept in self._kept.items():
+            column = rows.column(name)
+            found: set[str] = set()
+            if pa.types.is_floating(column.type) and pc.any(pc.is_nan(column), min_count=0).as_py():
+                found.update(_NOT_A_NUMBER)
+            elif pa.types.is_string(column.type):
+                texts = column if kept else column.filter(pc.less(pc.binary_length(column), _SHORT))
+                found.update(set(pc.utf8_trim_whitespace(pc.unique(texts)).to_pylist()).intersection(WORDS))
+            self._seen[kept].update(found)
 
     def require_one_meaning(self) -> None:
         """Raise if a word that no first row has stands for a missing number, and in a text column for who knows what."""
-        both = self._seen["converted"] & self._seen["kept"] - set(self.words)
+        both = self._seen[False] & self._seen[True] - set(self.words)
         if both:
             raise UnreadableFile(
                 f"{self._trip_month}: {', '.join(sorted(both))} stands for missing numbers in this file, but not in its first"

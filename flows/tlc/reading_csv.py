@@ -146,7 +146,6 @@ class _Rows:
     def chunk(self, block: bytes, first_row: int) -> Chunk:
         """Return a block's rows: by Arrow where it reads what any CSV reader would, otherwise line by line."""
         self._foreign.look_at(block, first_row)
-        self._missing.look_at(block)
         lines = cache(lambda: lines_of(block))
         chunk = self._by_arrow(block, first_row, lines) or self._line_by_line(lines(), first_row)
         numbers = chunk.rejects.column("row_number").to_pylist()
@@ -222,6 +221,7 @@ class _Rows:
         return replace(chunk, rejects=together, source_rows=len(whole) + len(rejects))
 
     def _clean(self, table: pa.Table, numbers: pa.Array, original: Callable[[int], bytes]) -> Chunk:
+        self._missing.look_at(table)
         chunk = clean(self._trip_month, self._shape, table, numbers, lambda i: original(i).decode())
         for reject in chunk.rejects.to_pylist():
             require_no_header(self._trip_month, reject["row_number"], reject["original"].encode())
