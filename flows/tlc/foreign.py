@@ -130,17 +130,13 @@ class Foreign:
                 refuse(at, f"begins a run of {_FILLS[byte[0]]}, as a hole leaves them")
         at, size, blank = _longest_line(block)
         self._count_blank_lines(block, row_number, inside=blank)
-        if (at := _filled(block)) >= 0:
-            refuse(
-                at, f"has {_FILL} times or more in a row {_FILLS.get(block[at], repr(chr(block[at])))}, as a hole does"
-            )
+        if (filled := _filled(block)) >= 0:
+            byte_name = _FILLS.get(block[filled], repr(chr(block[filled])))
+            refuse(filled, f"has {_FILL} times or more in a row {byte_name}, as a hole does")
         if size > LONGEST_LINE:
             line = block[at : at + size]
             more = "" if line.endswith(b"\n") else " or more"
-            refuse(
-                at,
-                f"is a line of {size:,} bytes{more}, and looks like {look_of(line)}",
-            )
+            refuse(at, f"is a line of {size:,} bytes{more}, and looks like {look_of(line)}")
         if size >= _LONG:
             number = row_number + len(lines_of(block[:at]))
             self._remember(number, size, block[at : at + size])
