@@ -39,8 +39,8 @@ class Chunk:
     """Some consecutive rows of a file: canonical trips, what was set aside (`QUARANTINE_SCHEMA`), and the counts.
 
     `extra` has the columns that the schema does not know, of the same trips, if the file has any and they are wanted.
-    Of a CSV, `size` is the chunk's bytes, `reject_sizes` those of each rejected line, and `stretch` the largest of the file
-    so far that is no rows.
+    Of a CSV, `size` is the chunk's bytes, `reject_sizes` those of each rejected line, `stretch` the largest of the file so far
+    that is no rows, and `repeated` a row up to which a part of the file stands there again, and where it stood before.
     """
 
     trips: pa.Table
@@ -52,6 +52,7 @@ class Chunk:
     size: int = 0
     reject_sizes: Sequence[int] = ()
     stretch: Stretch | None = None
+    repeated: tuple[int, int] | None = None
 
 
 @dataclass
@@ -66,6 +67,7 @@ class Tally:
     size: int = 0  # bytes of all rows, if they are text
     reject_sizes: Counter[int] = field(default_factory=Counter)  # bytes of a rejected line to how many there are
     stretch: Stretch | None = None
+    repeated: tuple[int, int] | None = None
 
     def add(self, chunk: Chunk) -> None:
         """Count one chunk; raise `TooManyRejects` as soon as no month could be forgiven so many."""
@@ -76,6 +78,7 @@ class Tally:
         self.size += chunk.size
         self.reject_sizes.update(chunk.reject_sizes)
         self.stretch = chunk.stretch or self.stretch
+        self.repeated = chunk.repeated or self.repeated
         if chunk.rejects.num_rows and not self.first:
             [reject] = chunk.rejects.slice(0, 1).to_pylist()
             self.first = f"row {reject['row_number']}: {_printable(reject['original'][:_TOLD])}"

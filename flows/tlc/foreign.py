@@ -4,14 +4,14 @@ A reader that sets odd lines aside one by one would count a hole of a megabyte a
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from csv import Error as CsvError
 from csv import reader
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from flows.tlc.eras import names_of
 from flows.tlc.errors import UnreadableFile
@@ -22,6 +22,8 @@ _FILL = 64  # times the same byte; the longest run in TLC's files are 22 commas 
 _BLANK_LINES = 8  # one after another; TLC's files have one, below the header
 _LONG = 256  # bytes; shorter lines are not looked at one by one
 _ROWS_LOST = 5  # mean rows that foreign text may take the place of
+_SPAN = 1 << 10  # bytes that stand twice in a file by no chance: some ten rows
+_ONE_IN = 64  # lines, looked for again; so a repeated span of some hundred rows is found
 _HEADER_NAMES = 3  # names of columns that make a line a header
 
 _FILLS = {
@@ -117,6 +119,8 @@ class Foreign:
         self._blank_lines = 0  # at the end of what has been looked at
         self._run = (0, 0, b"")  # lines one after another that are no rows: the first one's number, bytes, beginning
         self._largest: Stretch | None = None
+        self._seen: dict[int, int] = {}  # some places of the file, by the bytes before them, and their rows
+        self.repeated: tuple[int, int] | None = None  # a row, and an earlier one with the same bytes before it
 
     def look_at(self, block: bytes, row_number: int) -> None:
         """Look at the bytes of a block of whole lines, whose first row has this number."""
@@ -128,7 +132,9 @@ class Foreign:
             # One byte is found at the speed of memory, four are not.
             if byte in block and (at := block.find(byte * 4)) >= 0:
                 refuse(at, f"begins a run of {_FILLS[byte[0]]}, as a hole leaves them")
-        at, size, blank = _longest_line(block)
+        ends = _line_ends(block)
+        self._look_for_repetition(block, ends, row_number)
+        at, size, blank = _longest_line(block, ends)
         self._count_blank_lines(block, row_number, inside=blank)
         if (filled := _filled(block)) >= 0:
             byte_name = _FILLS.get(block[filled], repr(chr(block[filled])))
@@ -140,6 +146,14 @@ class Foreign:
         if size >= _LONG:
             number = row_number + len(lines_of(block[:at]))
             self._remember(number, size, block[at : at + size])
+
+    def _look_for_repetition(self, block: bytes, ends: Any, row_number: int) -> None:
+        """Note the first place whose last `_SPAN` bytes were in the file before, as in a download resumed too early."""
+        for line, end in _places(block, ends):
+            row = row_number + line
+            earlier = self._seen.setdefault(hash(block[end - _SPAN : end]), row)
+            if earlier != row and not self.repeated:
+                self.repeated = (row, earlier)
 
     def _count_blank_lines(self, block: bytes, row_number: int, *, inside: bool) -> None:
         text = block.lstrip(b"\r\n")
@@ -212,15 +226,36 @@ def _names() -> frozenset[str]:
     return frozenset().union(*map(names_of, COLORS))
 
 
-def _longest_line(block: bytes) -> tuple[int, int, bool]:
-    """Where the longest line of a block begins, its bytes with its line end, and whether there may be empty lines."""
+def _line_ends(block: bytes) -> Any:
+    """Where the line ends of a block are."""
     import numpy as np  # start-up: only who reads a CSV needs it
 
-    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+    return np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+
+
+def _longest_line(block: bytes, ends: Any) -> tuple[int, int, bool]:
+    """Where the longest line of a block begins, its bytes with its line end, and whether there may be empty lines."""
+    import numpy as np  # as above
+
     sizes = np.diff(ends, prepend=-1, append=len(block) - 1)
     longest = int(sizes.argmax())
     begins = int(ends[longest - 1]) + 1 if longest else 0
     return begins, int(sizes[longest]), bool((sizes[:-1] <= len("\r\n")).any())
+
+
+def _places(block: bytes, ends: Any) -> Iterator[tuple[int, int]]:
+    """Some lines of a block, by number, and where they end: those whose last bytes choose them, wherever they are."""
+    import numpy as np  # as above
+
+    first = int(np.searchsorted(ends, _SPAN))
+    chosen = ends[first:]
+    words = np.ndarray(max(0, len(block) - 7), np.dtype("<u8"), block, strides=(1,))  # eight bytes from every place on
+    marks = np.zeros(len(chosen), np.uint64)
+    for back in range(12, 76, 16):
+        marks = (marks ^ words[chosen - back]) * np.uint64(0x9E3779B97F4A7C15)  # of Fibonacci hashing: it spreads them
+    (taken,) = np.nonzero(marks < np.uint64(2**64 // _ONE_IN))
+    for line in taken.tolist():
+        yield first + line, int(chosen[line])
 
 
 def _filled(block: bytes) -> int:

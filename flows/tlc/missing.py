@@ -12,8 +12,6 @@ from flows.tlc.errors import UnreadableFile
 from flows.tlc.trips import TripMonth
 
 WORDS = ("NA", "N/A", "#N/A", "n/a", "NULL", "Null", "null", r"\N", "nan", "NaN", "NAN", "None", "<NA>", "NaT")
-_SHORT = len("2021-01-31 23:59:59")  # letters of a datetime; words are shorter, and blanks may stand about them
-_NOT_A_NUMBER = ("nan", "NaN", "NAN")  # which Arrow takes for a number
 
 
 class Missing:
@@ -28,6 +26,9 @@ class Missing:
         self._kept = {
             name: column.kind == "text" or shape.coded(column)
             for name, column in zip(shape.published, shape.canonical, strict=True)
+        }
+        self._numbers = {
+            n for n, c in zip(shape.published, shape.canonical, strict=True) if c.kind in ("integer", "number")
         }
         self._seen: dict[bool, set[str]] = {False: set(), True: set()}  # in columns that convert, in columns of text
         self.words: tuple[str, ...] = ()
@@ -45,13 +46,9 @@ class Missing:
         """Note the words in further rows, given as texts, or as numbers where all of a column's are."""
         for name, kept in self._kept.items():
             column = rows.column(name)
-            found: set[str] = set()
-            if pa.types.is_floating(column.type) and pc.any(pc.is_nan(column), min_count=0).as_py():
-                found.update(_NOT_A_NUMBER)
-            elif pa.types.is_string(column.type):
-                texts = column if kept else column.filter(pc.less(pc.binary_length(column), _SHORT))
-                found.update(set(pc.utf8_trim_whitespace(pc.unique(texts)).to_pylist()).intersection(WORDS))
-            self._seen[kept].update(found)
+            if pa.types.is_string(column.type) and (kept or name in self._numbers):
+                texts = pc.utf8_trim_whitespace(pc.unique(column)).to_pylist()
+                self._seen[kept].update(set(texts).intersection(WORDS))
 
     def require_one_meaning(self) -> None:
         """Raise if a word that no first row has stands for a missing number, and in a text column for who knows what."""

@@ -154,6 +154,7 @@ class _Rows:
             size=len(block),
             reject_sizes=[len(lines()[number - first_row]) for number in numbers],
             stretch=self._foreign.largest,
+            repeated=self._foreign.repeated,
         )
 
     def _by_arrow(self, block: bytes, first_row: int, lines: Callable[[], list[bytes]]) -> Chunk | None:

@@ -231,3 +231,14 @@ def test_a_word_that_may_be_a_text_or_missing_refuses_the_file_and_says_what_to_
     late = [line(store_and_fwd_flag="NA"), *[line()] * 2_000, line(trip_type="NA")]
     with pytest.raises(UnreadableFile, match=r"NA stands for missing numbers .* save the file with empty fields"):
         read_csv(csv_file(*late))
+
+
+def test_a_part_of_the_file_that_stands_there_twice_is_noticed() -> None:
+    assert read_csv(MONTH).tally.repeated is None
+    cut = MONTH.index(b"\n", 200_000) + 1
+    for size in (60_000, 150_000):
+        again = MONTH[:cut] + MONTH[cut - size :]
+        for piece in (7_000, 1 << 20):
+            tally = read_csv([again[at : at + piece] for at in range(0, len(again), piece)]).tally
+            row, earlier = tally.repeated or (0, 0)
+            assert row - earlier == pytest.approx(MONTH[cut - size : cut].count(b"\n"), abs=1)
