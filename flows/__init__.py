@@ -17,6 +17,7 @@
 | what TLC's files of some month look like           | `tlc/eras.py`                     |
 | the page that tells all of that to a reader        | `tlc/dictionary.py` → `docs/schema.md` |
 | which data-quality rules a month is counted by     | `tlc/quality.py`                  |
+| how many trips of a file must be of its month     | `tlc/pickups.py`                  |
 | how many rows a file was known to have             | `tlc/known_months.csv`, `connectors/known.py` |
 | where months are published, in which formats       | `tlc/sources.py`                  |
 | how a file is read                                 | `tlc/{reading_csv,reading_parquet}.py`|

@@ -357,12 +357,12 @@ class Lake:
             yield from parquet_chunks(trip_month, file, on_shape, rule)
 
     def write_trips(
-        self, trip_month: TripMonth, run: str, chunks: Iterable[Chunk]
+        self, trip_month: TripMonth, run: str, chunks: Iterable[Chunk], check: Callable[[], None] = lambda: None
     ) -> tuple[LakeObject, str, str, Tally]:
         """Write canonical trips to a staged object, what was set aside to another, and the trips' new columns to a third.
 
         Tells the keys of the latter two, each "" if there was nothing of the kind. One row group in memory at a time,
-        whatever the month's size.
+        whatever the month's size. Writes nothing if `check`, which is called after the last chunk, raises.
         """
         key = staged_key(trip_month.key, run)
         quarantine = extra_key = ""
@@ -395,6 +395,7 @@ class Lake:
                     held = []
             parquet.write_table(pa.concat_tables([schema.empty_table(), *held]), _ROW_GROUP)
             tally.check(trip_month)  # before the object appears
+            check()
         staged = self.stat(key)
         if staged is None:
             raise Gone(f"{self.uri(key)} vanished right after it was written; is a lifecycle rule at work? Run again.")

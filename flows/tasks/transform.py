@@ -21,6 +21,7 @@ from flows.tlc.clean import Chunk, Tally, filtered
 from flows.tlc.eras import Shape
 from flows.tlc.errors import UnreadableFile
 from flows.tlc.manifest import Manifest, RawFile, StagedMonth
+from flows.tlc.pickups import Pickups
 from flows.tlc.pipeline import ahead
 from flows.tlc.quality import Profiler
 from flows.tlc.reading_csv import csv_chunks
@@ -40,10 +41,10 @@ def counted(chunks: Iterable[Chunk], add: Add) -> Iterator[Chunk]:
         yield chunk
 
 
-def profiled(chunks: Iterable[Chunk], profiler: Profiler) -> Iterator[Chunk]:
-    """The same chunks; their trips are shown to `profiler`."""
+def shown(chunks: Iterable[Chunk], to: Profiler | Pickups) -> Iterator[Chunk]:
+    """Yield the same chunks, and add their trips to a profile or to a count of pickups."""
     for chunk in chunks:
-        profiler.add(chunk.trips)
+        to.add(chunk.trips)
         yield chunk
 
 
@@ -62,9 +63,9 @@ def canonical_in_lake(
     trip_month = raw.published.trip_month
     lake.sweep()
     shapes: list[Shape] = []
-    profiler = Profiler(trip_month)
-    chunks = filtered(counted(lake.chunks(raw, shapes.append, schema), add), rows)
-    staged, quarantine, extra, tally = lake.write_trips(trip_month, run, profiled(chunks, profiler))
+    pickups, profiler = Pickups(trip_month), Profiler(trip_month)
+    chunks = filtered(shown(counted(lake.chunks(raw, shapes.append, schema), add), pickups), rows)
+    staged, quarantine, extra, tally = lake.write_trips(trip_month, run, shown(chunks, profiler), pickups.check)
     return StagedMonth.of(
         raw,
         rows,
@@ -91,24 +92,27 @@ def transform_for_postgres(raw: RawFile, rows: Rows, block_name: str) -> StagedM
 def staged_in_postgres(postgres: Postgres, raw: RawFile, rows: Rows, add: Add) -> StagedMonth:
     """COPY a published file's trips into the month's staging table, chunk by chunk until the file runs out."""
     started_at = dt.datetime.now(dt.UTC)
-    tally, profiler = Tally(), Profiler(raw.published.trip_month)
+    trip_month = raw.published.trip_month
+    tally, pickups, profiler = Tally(), Pickups(trip_month), Profiler(trip_month)
     shapes: list[Shape] = []
 
     def tables() -> Iterator[pa.Table]:
-        chunks = filtered(counted(chunks_of(raw, shapes.append), add), rows)
-        for chunk in profiled(chunks, profiler):
+        chunks = filtered(shown(counted(chunks_of(raw, shapes.append), add), pickups), rows)
+        for chunk in shown(chunks, profiler):
             tally.add(chunk)
             if chunk.rejects.num_rows and tally.quarantined.total() <= _MOST_REJECTS:
                 write_rejects(chunk.rejects, aside)
             yield chunk.trips.drop_columns([KEY[0].name])  # the staging table's default fills it in
-        tally.check(raw.published.trip_month)  # inside the COPY: a month that fails leaves no staging table
+        # Inside the COPY: a month that fails leaves no staging table.
+        tally.check(trip_month)
+        pickups.check()
 
-    postgres.ensure_tables(raw.published.trip_month.color)
+    postgres.ensure_tables(trip_month.color)
     with (
         SpooledTemporaryFile(_IN_MEMORY, dir=str(scratch.folder())) as aside,
         closing(ahead(encode(tables()))) as pieces,
     ):
-        staging = postgres.stage(raw.published.trip_month, pieces, aside)
+        staging = postgres.stage(trip_month, pieces, aside)
     shape = shapes[0]
     return StagedMonth.of(
         raw, rows, shape.era.name, shape.published, tally, profiler.profile(), started_at, key=staging

@@ -32,6 +32,10 @@ class TooManyRejects(TripDataError):
     """More rows would be quarantined than a sound file can have."""
 
 
+class WrongMonth(TripDataError):
+    """Most trips of the file are not of the file's month."""
+
+
 class NotReconciled(TripDataError):
     """Rows were lost or invented between two stores; nothing was published."""
 

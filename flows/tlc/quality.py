@@ -1,6 +1,7 @@
 """What a month's trips look like: sums, days, and how many meet each data-quality rule. Counted and told, never "fixed".
 
-A rule is a row of `RULES`; to have one of your own, add a row.
+A rule is a row of `RULES`; to have one of your own, add a row. Whether a file's trips are of its month at all is decided
+in `pickups.py`.
 """
 
 import datetime as dt
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 from pyarrow import acero
 from pydantic import BaseModel, ConfigDict
 
+from flows.tlc.pickups import Pickups, pickup
 from flows.tlc.schema import TRIP_COLUMNS
 from flows.tlc.trips import TripMonth
 
@@ -77,11 +79,6 @@ def money(color: str) -> list[str]:
     return [column.name for column in TRIP_COLUMNS[color] if column.meaning.startswith("US$")]
 
 
-def pickup(color: str) -> str:
-    """The column that says when a trip began."""
-    return next(c.name for c in TRIP_COLUMNS[color] if c.name.lower().endswith("pickup_datetime"))
-
-
 def dropoff(color: str) -> str:
     """The column that says when a trip ended."""
     return next(c.name for c in TRIP_COLUMNS[color] if c.name.lower().endswith("dropoff_datetime"))
@@ -93,9 +90,8 @@ class Profiler:
     def __init__(self, trip_month: TripMonth) -> None:
         color = trip_month.color
         self._trip_month = trip_month
-        self._pickup = pickup(color)
         self._rules = [rule for rule in RULES if color in rule.colors.split()]
-        named = {"pickup": _field(self._pickup), "dropoff": _field(dropoff(color))}
+        named = {"pickup": _field(pickup(color)), "dropoff": _field(dropoff(color))}
         own = {column.name: _field(column.name) for column in TRIP_COLUMNS[color]} | {
             "file_month": _field("file_month")
         }
@@ -109,32 +105,23 @@ class Profiler:
             ),
         ]
         self._totals: Counter[str] = Counter()
-        self._dates: Counter[dt.date] = Counter()
+        self._pickups = Pickups(trip_month)
 
     def add(self, trips: pa.Table) -> None:
         """Count these trips too."""
         source = acero.Declaration("table_source", acero.TableSourceNodeOptions(trips))
         [totals] = acero.Declaration.from_sequence([source, *self._steps]).to_table(use_threads=False).to_pylist()
         self._totals.update({name: total for name, total in totals.items() if total is not None})
-        dates = trips.column(self._pickup).cast(pa.date32(), safe=False).value_counts()
-        self._dates.update({pair["values"]: pair["counts"] for pair in dates.to_pylist() if pair["values"]})
+        self._pickups.add(trips)
 
     def profile(self) -> Profile:
         """The profile of all trips so far."""
-        first = self._trip_month.file_month
-        within = {
-            day: n for day, n in sorted(self._dates.items()) if (day.year, day.month) == (first.year, first.month)
-        }
-        elsewhere: Counter[str] = Counter()
-        for day, count in sorted(self._dates.items()):
-            if day not in within:
-                elsewhere[f"{day:%Y-%m}"] += count
         return Profile(
             sums={
                 name: round(total, 2) for name in money(self._trip_month.color) if isfinite(total := self._totals[name])
             },
-            days=within,
-            elsewhere=dict(elsewhere),
+            days=self._pickups.within,
+            elsewhere=self._pickups.elsewhere,
             quality={rule.name: int(self._totals[rule.name]) for rule in self._rules},
         )
 

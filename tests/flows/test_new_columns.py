@@ -14,7 +14,7 @@ from flows.tlc.errors import SchemaMismatch
 from flows.tlc.trips import SchemaRule, TripMonth
 from tests.flows.conftest import Runs, dying
 from tests.stores import Stores
-from tests.tlc.published import HEADER, csv_file, line, parquet_file, table
+from tests.tlc.published import HEADER, csv_file, line, parquet_file, table, times
 
 ROWS = 300
 ACCEPT: SchemaRule = "accept_new_columns"
@@ -48,7 +48,7 @@ def test_a_new_column_stops_a_month_unless_it_is_accepted_and_then_is_beside_it_
     ours: Stores, runs: Runs
 ) -> None:
     month = TripMonth("green", 2022, 1)
-    source = put(ours, month, parquet_file(table(ROWS, passenger_count=PASSENGERS, **NEW)))
+    source = put(ours, month, parquet_file(table(ROWS, month, passenger_count=PASSENGERS, **NEW)))
     said = refused(runs, month, source)
     assert [line.split(" | ")[0].strip() for line in said.splitlines()[3:]] == ["'fuel'", "'Stops'", "'day'"]
     assert list(ours.objects_of(month)) == [month.raw_key(".parquet")]
@@ -78,12 +78,12 @@ def test_a_new_column_stops_a_month_unless_it_is_accepted_and_then_is_beside_it_
 
 def test_new_columns_once_accepted_stay_so_for_that_very_file_and_for_no_other(ours: Stores, runs: Runs) -> None:
     month = TripMonth("green", 2022, 2)
-    source = put(ours, month, parquet_file(table(ROWS, **NEW)))
+    source = put(ours, month, parquet_file(table(ROWS, month, **NEW)))
     runs.lake(month, source=source, schema=ACCEPT)
     before = ours.objects_of(month)
     assert runs.lake(month, source=source).status == "unchanged"
     assert "its new columns (fuel, Stops, day) were accepted" in runs.logs()
-    put(ours, month, parquet_file(table(ROWS, fare_amount=[2.0] * ROWS, **NEW)))
+    put(ours, month, parquet_file(table(ROWS, month, fare_amount=[2.0] * ROWS, **NEW)))
     assert "'fuel'" in refused(runs, month, source)
     after = ours.objects_of(month)
     assert {key: after[key] for key in before} == before  # the bytes that it was made of too
@@ -91,9 +91,9 @@ def test_new_columns_once_accepted_stay_so_for_that_very_file_and_for_no_other(o
 
 def test_a_republished_month_without_new_columns_has_none_beside_it(ours: Stores, runs: Runs) -> None:
     month = TripMonth("green", 2022, 3)
-    source = put(ours, month, parquet_file(table(ROWS, **NEW)))
+    source = put(ours, month, parquet_file(table(ROWS, month, **NEW)))
     runs.lake(month, source=source, schema=ACCEPT)
-    put(ours, month, parquet_file(table(ROWS)))
+    put(ours, month, parquet_file(table(ROWS, month)))
     assert runs.lake(month, source=source, schema=ACCEPT).status == "replaced"
     assert month.extra_key not in ours.objects()
     manifest = ours.manifest(month)
@@ -103,7 +103,7 @@ def test_a_republished_month_without_new_columns_has_none_beside_it(ours: Stores
 def test_new_columns_of_a_csv_are_kept_as_text_also_where_lines_are_odd(ours: Stores, runs: Runs) -> None:
     month = TripMonth("green", 2022, 4)
     texts = ["007", "", " x ", "1e3", "N/A"] * 60
-    lines = [line(fare_amount=str(n)) + f",{text}" for n, text in enumerate(texts)]
+    lines = [line(fare_amount=str(n), **times(month)) + f",{text}" for n, text in enumerate(texts)]
     lines[4] = line() + ',"a ""quoted"", one"'
     lines[9] = line() + ",too,many"
     content = csv_file(*lines, header=HEADER + ",Code")
@@ -140,7 +140,7 @@ def test_what_is_not_a_new_column_stops_the_month_although_new_ones_are_accepted
 @pytest.mark.parametrize(("n", "name"), [(8, "publish"), (9, "write_manifest")])
 def test_a_load_cut_off_in_the_middle_still_brings_the_new_columns(n: int, name: str, ours: Stores, runs: Runs) -> None:
     month = TripMonth("green", 2022, n)
-    source = put(ours, month, parquet_file(table(ROWS, **NEW)))
+    source = put(ours, month, parquet_file(table(ROWS, month, **NEW)))
     with dying(Lake, name, when="after", times=2):
         runs.lake(month, source=source, schema=ACCEPT)
     assert extra(ours, month).num_rows == ROWS

@@ -16,7 +16,7 @@ from flows.tlc.trips import TripMonth
 from tests.flows.conftest import LAKE, POSTGRES, Runs, dying
 from tests.flows.test_new_columns import ACCEPT, extra, put
 from tests.stores import Stores
-from tests.tlc.published import csv_file, line, parquet_file, table
+from tests.tlc.published import csv_file, line, parquet_file, table, times
 
 ROWS = 400
 # What a spreadsheet leaves: the seconds are lost, so by today's rule it is quarantined.
@@ -24,8 +24,8 @@ BARE = "2021-01-01 00:15"
 IN_POSTGRES = {"store": "database", "postgres_block": POSTGRES}
 
 
-def csv_month(*odd: str) -> bytes:
-    return csv_file(*[line(fare_amount=f"{n}.5") for n in range(ROWS - len(odd))], *odd)
+def csv_month(month: TripMonth, *odd: str) -> bytes:
+    return csv_file(*[line(fare_amount=f"{n}.5", **times(month)) for n in range(ROWS - len(odd))], *odd)
 
 
 def minutes_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_a_quarantined_line_of_a_csv_is_kept_as_published_with_its_position_and_
         line() + ",,7": "wrong number of fields",
         line(store_and_fwd_flag='"N"x'): "not CSV",
     }
-    runs.lake(month, source=put(ours, month, csv_month(*odd), ".csv"))
+    runs.lake(month, source=put(ours, month, csv_month(month, *odd), ".csv"))
     expected = [(ROWS - len(odd) + 1 + n, reason, text) for n, (text, reason) in enumerate(odd.items())]
     assert [(row["row_number"], row["reason"], row["original"]) for row in ours.quarantined(month)] == expected
 
@@ -59,7 +59,7 @@ def test_a_quarantined_row_of_a_parquet_file_keeps_every_value_as_published(ours
     month = TripMonth("green", 2024, 2)
     fares = [math.nan if n == 41 else n / 4 for n in range(ROWS)]
     people = [2.5 if n == 7 else 1.0 for n in range(ROWS)]
-    published = table(ROWS, fare_amount=fares, passenger_count=people)
+    published = table(ROWS, month, fare_amount=fares, passenger_count=people)
     runs.lake(month, source=put(ours, month, parquet_file(published)))
     aside = ours.quarantined(month)
     assert [(row["row_number"], row["reason"]) for row in aside] == [
@@ -78,7 +78,7 @@ def test_postgres_keeps_what_does_not_fit_and_a_replay_loads_what_a_changed_rule
 ) -> None:
     month = TripMonth("green", 2024, 6)
     odd = [line(lpep_pickup_datetime=BARE), line(passenger_count='"ma""ny"'), line(store_and_fwd_flag='"N"x')]
-    source = put(ours, month, csv_month(*odd), ".csv")
+    source = put(ours, month, csv_month(month, *odd), ".csv")
     runs.postgres(month, source=source)
     kept = "SELECT row_number, reason, original FROM quarantine WHERE color = 'green' AND file_month = %s ORDER BY 1"
     bare, *others = [
@@ -97,7 +97,7 @@ def test_postgres_keeps_what_does_not_fit_and_a_replay_loads_what_a_changed_rule
     assert ours.query(kept, month.file_month) == others
     assert str(ours.in_postgres(month)["lpep_pickup_datetime"][ROWS - 3].as_py()) == f"{BARE}:00"
 
-    put(ours, month, csv_month(), ".csv")
+    put(ours, month, csv_month(month), ".csv")
     for path in scratch.folder().glob(f"{month.stem}-*"):
         path.unlink()
     state = replay(month, **IN_POSTGRES)
@@ -114,7 +114,7 @@ def test_postgres_publishes_a_month_and_its_quarantine_together_or_not_at_all(
     ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     month = TripMonth("green", 2024, 7)
-    source = put(ours, month, csv_month(line(passenger_count="many")), ".csv")
+    source = put(ours, month, csv_month(month, line(passenger_count="many")), ".csv")
     runs.postgres(month, source=source)
 
     def there() -> tuple[Any, Any]:
@@ -123,7 +123,7 @@ def test_postgres_publishes_a_month_and_its_quarantine_together_or_not_at_all(
 
     before = there()
     assert before[1] == [(ROWS, line(passenger_count="many"))]
-    put(ours, month, csv_month(line(passenger_count="few"), line(passenger_count="some")), ".csv")
+    put(ours, month, csv_month(month, line(passenger_count="few"), line(passenger_count="some")), ".csv")
     with dying(Postgres, "_write_manifest", when="before"), pytest.raises(TripDataError):
         runs.postgres(month, source=source)
     assert there() == before
@@ -143,7 +143,7 @@ def test_a_replay_loads_what_a_changed_rule_lets_through_from_the_lakes_own_copy
 ) -> None:
     month = TripMonth("green", 2024, 3)
     odd = [line(lpep_pickup_datetime=BARE), line(lpep_dropoff_datetime=BARE), line(passenger_count="many")]
-    assert runs.lake(month, source=put(ours, month, csv_month(*odd), ".csv")).loaded == ROWS - 3
+    assert runs.lake(month, source=put(ours, month, csv_month(month, *odd), ".csv")).loaded == ROWS - 3
     before = ours.manifest(month)
     ours.site.forget_requests()
 
@@ -169,7 +169,7 @@ def test_a_replay_keeps_the_terms_on_which_a_month_was_loaded(
 ) -> None:
     month = TripMonth("green", 2024, 4)
     empty = [line(passenger_count="0") + ",a", line(passenger_count="0", lpep_pickup_datetime=BARE) + ",b"]
-    lines = [*[line() + ",c"] * ROWS, *empty, line(lpep_pickup_datetime=BARE) + ",d"]
+    lines = [*[line(**times(month)) + ",c"] * ROWS, *empty, line(lpep_pickup_datetime=BARE) + ",d"]
     header = csv_file().decode().strip() + ",Code"
     source = put(ours, month, csv_file(*lines, header=header), ".csv")
     runs.lake(month, source=source, schema=ACCEPT, rows="with_passengers")
@@ -197,7 +197,7 @@ def test_a_replay_leaves_a_month_without_quarantine_alone_and_names_one_that_is_
 
 def test_a_replay_without_the_file_says_how_to_get_it_and_changes_nothing(ours: Stores, runs: Runs) -> None:
     month = TripMonth("green", 2024, 5)
-    runs.lake(month, source=put(ours, month, csv_month(line(lpep_pickup_datetime=BARE)), ".csv"))
+    runs.lake(month, source=put(ours, month, csv_month(month, line(lpep_pickup_datetime=BARE)), ".csv"))
     ours.blob(month.raw_key(".csv")).delete()
     before = ours.objects_of(month)
     error = str(replay(month).result(raise_on_failure=False))

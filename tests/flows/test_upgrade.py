@@ -52,7 +52,7 @@ def test_a_new_column_is_null_in_the_months_of_before_and_versions_tell_them_apa
 ) -> None:
     runs = Runs(made)
     for month in (OLD, LATE):
-        made.site.put(f"{month.stem}.parquet", parquet_file(table(ROWS)))
+        made.site.put(f"{month.stem}.parquet", parquet_file(table(ROWS, month)))
         into_the_lake(runs, month)
     into_the_warehouse(runs, OLD)
     into_postgres(runs, OLD)
@@ -60,7 +60,7 @@ def test_a_new_column_is_null_in_the_months_of_before_and_versions_tell_them_apa
     gained = Column("pool_fee", "number", "US$, of a version to come")
     monkeypatch.setitem(TRIP_COLUMNS, "green", (*TRIP_COLUMNS["green"], gained))
     monkeypatch.setattr("flows.tlc.manifest.SCHEMA_VERSION", SCHEMA_VERSION + 1)
-    made.site.put(f"{NEW.stem}.parquet", parquet_file(table(ROWS, pool_fee=FEES)))
+    made.site.put(f"{NEW.stem}.parquet", parquet_file(table(ROWS, NEW, pool_fee=FEES)))
     into_the_lake(runs, NEW)
     into_the_warehouse(runs, NEW)
     into_postgres(runs, NEW)

@@ -46,6 +46,15 @@ FHV_HEADER = "dispatching_base_num,pickup_datetime,dropoff_datetime,PULocationID
 FHV_LINE = "B00009,2021-01-01 00:27:00,2021-01-01 00:44:00,264,265,"
 
 
+def times(month: TripMonth) -> dict[str, str]:
+    """The sound trip's times, in another month."""
+    return {
+        name: text.replace("2021-01", f"{month.year}-{month.month:02d}")
+        for name, text in TRIP.items()
+        if "time" in name
+    }
+
+
 def line(**fields: str) -> str:
     """A green trip as a line of CSV, some of its fields as given."""
     return ",".join((TRIP | fields).values())
@@ -104,9 +113,9 @@ _PARQUET_TYPES = {
 }
 
 
-def table(rows: int = 1, **columns: Any) -> pa.Table:
+def table(rows: int = 1, month: TripMonth = GREEN, **columns: Any) -> pa.Table:
     """Sound green trips as TLC's Parquet of 2021 has them, some columns as given (an array, a list, or None: left out)."""
-    texts = {name: pa.array([text or None] * rows) for name, text in TRIP.items()}
+    texts = {name: pa.array([text or None] * rows) for name, text in (TRIP | times(month)).items()}
     sound = {name: text.cast(_PARQUET_TYPES[name]) for name, text in texts.items()}
     return pa.table({name: values for name, values in (sound | columns).items() if values is not None})
 

@@ -53,8 +53,9 @@ def ending_of(path: Path) -> Ending:
     return next(ending for ending in ENDINGS if path.name.endswith(ending))
 
 
-def read(path: Path) -> Read:
-    data, month, ending = path.read_bytes(), month_of(path), ending_of(path)
+def read(path: Path, part: bytes | None = None) -> Read:
+    """A real file, or a part of it."""
+    data, month, ending = part or path.read_bytes(), month_of(path), ending_of(path)
     recognise(month, ending, data[:1024], path.name)
     recognise_end(month, ending, data[-8:], path.name)
     return read_parquet(data, month) if ending == ".parquet" else read_csv(data, month, ending)

@@ -1,0 +1,158 @@
+"""Whether a file's trips are of its month: count its pickups by day, refuse the file of another month, and say what it is."""
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from flows.tlc.errors import WrongMonth
+from flows.tlc.schema import TRIP_COLUMNS
+from flows.tlc.trips import TripMonth
+
+
+@dataclass(frozen=True)
+class OwnMonth:
+    """The part of a file's known pickups that must lie in the file's month.
+
+    At least `share` of them; of `few` pickups or fewer, one is enough.
+    """
+
+    color: str
+    share: float
+    few: int
+    source: str
+
+
+# Real files of every color are far above one half. The first rows of a file are its oddest, so a cut file proves little.
+OWN_MONTH = {
+    row.color: row
+    for row in (
+        OwnMonth("yellow", 0.5, 10, "heads of 19 CSVs and 1,000 trips of 2020-04: all; the first 9 rows of 2019-01: 4"),
+        OwnMonth("green", 0.5, 10, "nine official months and the mirror's 2020-10: 99.91 % (2025-01) and more"),
+        OwnMonth("fhv", 0.5, 10, "1,000 trips of 2020-04, first rows of twelve CSVs from 2015 to 2020: all"),
+        OwnMonth("fhvhv", 0.5, 10, "1,000 trips of 2020-04, first rows of CSVs of 2019 and 2020: all"),
+    )
+}
+
+Days = Mapping[dt.date, int]
+
+
+_NEARLY_ALL = 0.9
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a file's pickups may lie outside its month. `applies` gets the first day of the month and the pickups by day."""
+
+    applies: Callable[[dt.date, Days], bool]
+    words: str
+
+
+def _share(days: Days, applies: Callable[[dt.date], bool]) -> float:
+    return sum(count for day, count in days.items() if applies(day)) / sum(days.values())
+
+
+def _in_1970(month: dt.date, days: Days) -> bool:
+    return _share(days, lambda day: day.year == 1970) >= _NEARLY_ALL
+
+
+def _swapped(month: dt.date, days: Days) -> bool:
+    """In a file of May, 2022-05-01 to 2022-05-12 become 2022-01-05 to 2022-12-05."""
+    as_swapped = _share(days, lambda day: (day.year, day.day) == (month.year, month.month))
+    return as_swapped >= _NEARLY_ALL and len({day.month for day in days}) > 2
+
+
+def _of_one_month(month: dt.date, days: Days) -> bool:
+    main = max(days, key=lambda day: days[day])
+    return _share(days, lambda day: (day.year, day.month) == (main.year, main.month)) >= _NEARLY_ALL
+
+
+def _of_one_year_before_or_after(month: dt.date, days: Days) -> bool:
+    return _of_one_month(month, days) and _share(days, lambda day: day.month == month.month) >= _NEARLY_ALL
+
+
+# The first that applies is reported; {months} are the months that the pickups are of.
+CAUSES = (
+    Cause(
+        _in_1970,
+        "its times are in another unit ({months}): milliseconds or seconds where microseconds belong."
+        " Write them in microseconds, or get",
+    ),
+    Cause(_swapped, "day and month are swapped in its times. Write them as 2021-01-31 23:59:59, or get"),
+    Cause(_of_one_year_before_or_after, "this is the file of another year. Check the source's address, and get"),
+    Cause(_of_one_month, "this is the file of another month. Check the source's address, and get"),
+    Cause(lambda month, days: True, "it holds several months, or its times are shifted. Get"),
+)
+_MOST_MONTHS = 12  # in a message
+
+
+def pickup(color: str) -> str:
+    """The column that says when a trip began."""
+    return next(c.name for c in TRIP_COLUMNS[color] if c.name.lower().endswith("pickup_datetime"))
+
+
+class Pickups:
+    """Counts the pickups of a file by day, chunk by chunk."""
+
+    def __init__(self, trip_month: TripMonth) -> None:
+        self._trip_month = trip_month
+        self._column = pickup(trip_month.color)
+        self._days: Counter[dt.date] = Counter()
+        self._unknown = 0
+
+    def add(self, trips: pa.Table) -> None:
+        """Count the pickups of these trips too."""
+        times = trips.column(self._column)
+        self._unknown += times.null_count
+        days = times.drop_null().cast(pa.date32(), safe=False).value_counts()
+        self._days.update({pair["values"]: pair["counts"] for pair in days.to_pylist()})
+
+    @property
+    def within(self) -> dict[dt.date, int]:
+        """Pickups by day of the file's month."""
+        return {day: count for day, count in sorted(self._days.items()) if self._is_own(day)}
+
+    @property
+    def elsewhere(self) -> dict[str, int]:
+        """Pickups by other month, such as 2008-12."""
+        months: Counter[str] = Counter()
+        for day, count in sorted(self._days.items()):
+            if not self._is_own(day):
+                months[_name(day)] += count
+        return dict(months)
+
+    def _is_own(self, day: dt.date) -> bool:
+        return (day.year, day.month) == (self._trip_month.year, self._trip_month.month)
+
+    def check(self) -> None:
+        """Raise `WrongMonth` if too few of the known pickups lie in the file's month, or none is known."""
+        month, rule = self._trip_month, OWN_MONTH[self._trip_month.color]
+        known, own = self._days.total(), sum(self.within.values())
+        if not known and self._unknown:
+            raise WrongMonth(
+                f"{month}: none of its {self._unknown:,} trips has a {self._column}, so their month is unknown."
+                " Nothing was published. Compare that column with the source's file."
+            )
+        if own >= (min(known, 1) if known <= rule.few else rule.share * known):
+            return
+        cause = next(cause for cause in CAUSES if cause.applies(month.file_month, self._days))
+        raise WrongMonth(
+            f"{month}: {known - own:,} of {known:,} trips are of {_listed(self.elsewhere)}:"
+            f" {cause.words.format(months=', '.join(self.elsewhere))} the file of {_name(month.file_month)}."
+            " Nothing was published."
+        )
+
+
+def _name(day: dt.date) -> str:
+    return f"{day.year:04d}-{day.month:02d}"
+
+
+def _listed(months: Mapping[str, int]) -> str:
+    """Months with their trips; of many, those with the most trips."""
+    if len(months) == 1:
+        return next(iter(months))
+    most = sorted(sorted(months, key=lambda name: -months[name])[:_MOST_MONTHS])
+    more = f" and {len(months) - len(most)} more months" if len(months) > len(most) else ""
+    return ", ".join(f"{name} ({months[name]:,})" for name in most) + more
