@@ -6,13 +6,24 @@ from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET
 from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_from_lake
 from flows.tasks.load import load_to_bigquery
-from flows.tasks.months import each_month
+from flows.tasks.months import chosen_months, each_month, named_for_months
 from flows.tasks.notify import notifications
 from flows.tasks.policy import task_runner
 from flows.tasks.stores import lake_of, warehouse_of
 from flows.tasks.transform import Via, transform_for_bigquery
 from flows.tlc.manifest import Outcome
-from flows.tlc.trips import AtLeastOne, Color, Dataset, Month, TripMonth, Year, trip_months
+from flows.tlc.trips import (
+    AtLeastOne,
+    Bound,
+    Color,
+    Dataset,
+    Month,
+    OptionalMonths,
+    OptionalYear,
+    TripMonth,
+    Year,
+    trip_months,
+)
 
 
 @flow(
@@ -53,33 +64,37 @@ def etl_gcs_bq(
 
 @flow(
     name="etl-gcs-bq-parent-flow",
-    flow_run_name="{color} {year} {months} via {via}",
+    flow_run_name=named_for_months(" via {via}"),
     task_runner=task_runner(),
     **notifications(),
 )
 def etl_gcs_bq_parent_flow(
     color: Color,
-    year: Year,
-    months: list[Month],
+    year: OptionalYear = None,
+    months: OptionalMonths = None,
     block_name: str = GCS_BUCKET,
     credentials_block: str = GCP_CREDENTIALS,
     via: Via = "load_job",
     dataset: Dataset = DATASET,
     at_once: AtLeastOne = 2,
+    since: Bound = "",
+    until: Bound = "",
 ) -> list[Outcome]:
     """Bring months of trips from the lake into BigQuery, exactly once; a month that fails stops no other.
 
     Args:
         color: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
-        year: Year of the files' names.
+        year: Year of the files' names, with months; or give since and until.
         months: Months of the files' names, each 1 to 12.
         block_name: Name of the GcsBucket block that is the lake.
         credentials_block: Name of the GcpCredentials block to use BigQuery with.
         via: load_job (BigQuery reads the bucket itself) or dataframe (through this machine, where it may not).
         dataset: BigQuery dataset; made in the bucket's location if it is not there.
         at_once: How many months are worked on at the same time.
+        since: First month of a range, such as 2019-02 or 2019, with until; wins over year and months.
+        until: Last month of the range, such as 2019-03 or 2019.
     """
-    chosen = trip_months(color, year, months)
+    chosen = chosen_months(color, year, months, since, until)
     lake_of(block_name).check()
     warehouse_of(credentials_block, dataset)
 

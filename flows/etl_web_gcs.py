@@ -10,14 +10,26 @@ from flows.connectors.web import look_up, source_of
 from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_to_lake
 from flows.tasks.load import load_to_lake
-from flows.tasks.months import each_month
+from flows.tasks.months import chosen_months, each_month, named_for_months
 from flows.tasks.notify import notifications
 from flows.tasks.policy import believed, task_runner
 from flows.tasks.stores import lake_of
 from flows.tasks.transform import transform_in_lake
 from flows.tlc.manifest import Outcome, RawFile
 from flows.tlc.sources import PublishedFile, SourceName
-from flows.tlc.trips import AtLeastOne, Color, Month, Rows, SchemaRule, TripMonth, Year, trip_months
+from flows.tlc.trips import (
+    AtLeastOne,
+    Bound,
+    Color,
+    Month,
+    OptionalMonths,
+    OptionalYear,
+    Rows,
+    SchemaRule,
+    TripMonth,
+    Year,
+    trip_months,
+)
 
 # Prefect makes a model of a flow's parameters, and pydantic minds that one is called `schema`; both do what they should.
 warnings.filterwarnings("ignore", 'Field name "schema" in', UserWarning)
@@ -74,30 +86,34 @@ def _extract(lake: Lake, published: PublishedFile, block_name: str) -> RawFile:
     return believed(extract, lake.has, published, block_name)
 
 
-@flow(name="etl-parent-flow", flow_run_name="{color} {year} {months}", task_runner=task_runner(), **notifications())
+@flow(name="etl-parent-flow", flow_run_name=named_for_months(), task_runner=task_runner(), **notifications())
 def etl_parent_flow(
     color: Color,
-    year: Year,
-    months: list[Month],
+    year: OptionalYear = None,
+    months: OptionalMonths = None,
     block_name: str = GCS_BUCKET,
     source: SourceName = "official",
     rows: Rows = "all",
     schema: SchemaRule = "strict",
     at_once: AtLeastOne = 2,
+    since: Bound = "",
+    until: Bound = "",
 ) -> list[Outcome]:
     """Bring months of trips into the lake, exactly once; a month that fails stops no other.
 
     Args:
         color: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
-        year: Year of the files' names.
+        year: Year of the files' names, with months; or give since and until.
         months: Months of the files' names, each 1 to 12.
         block_name: Name of the GcsBucket block that is the lake.
         source: official (TLC's Parquet), mirror (DataTalksClub's CSV), or a URL template with {color}, {year}, {month:02d}.
         rows: all, or with_passengers to leave out trips with a passenger_count of zero.
         schema: strict (a column that the schema does not know stops the month), or accept_new_columns to keep it as published.
         at_once: How many months are worked on at the same time.
+        since: First month of a range, such as 2019-02 or 2019, with until; wins over year and months.
+        until: Last month of the range, such as 2019-03 or 2019.
     """
-    chosen = trip_months(color, year, months)
+    chosen = chosen_months(color, year, months, since, until)
     source_of(source)
     lake_of(block_name).check()
 

@@ -7,38 +7,42 @@ from flows.connectors.web import look_up, source_of
 from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_to_scratch, in_scratch
 from flows.tasks.load import load_to_postgres
-from flows.tasks.months import each_month
+from flows.tasks.months import chosen_months, each_month, named_for_months
 from flows.tasks.notify import notifications
 from flows.tasks.policy import believed, task_runner
 from flows.tasks.stores import postgres_of
 from flows.tasks.transform import transform_for_postgres
 from flows.tlc.manifest import Outcome
 from flows.tlc.sources import SourceName
-from flows.tlc.trips import AtLeastOne, Color, Month, Rows, TripMonth, Year, trip_months
+from flows.tlc.trips import AtLeastOne, Bound, Color, OptionalMonths, OptionalYear, Rows, TripMonth
 
 
-@flow(name="ingest-data", flow_run_name="{color} {year} {months}", task_runner=task_runner(), **notifications())
+@flow(name="ingest-data", flow_run_name=named_for_months(), task_runner=task_runner(), **notifications())
 def ingest_data(
     color: Color,
-    year: Year,
-    months: list[Month],
+    year: OptionalYear = None,
+    months: OptionalMonths = None,
     block_name: str = POSTGRES,
     source: SourceName = "official",
     rows: Rows = "with_passengers",
     at_once: AtLeastOne = 1,
+    since: Bound = "",
+    until: Bound = "",
 ) -> list[Outcome]:
     """Bring months of trips into Postgres, exactly once; a month that fails stops no other.
 
     Args:
         color: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
-        year: Year of the files' names.
+        year: Year of the files' names, with months; or give since and until.
         months: Months of the files' names, each 1 to 12.
         block_name: Name of the SqlAlchemyConnector block that is the database.
         source: official (TLC's Parquet), mirror (DataTalksClub's CSV), or a URL template with {color}, {year}, {month:02d}.
         rows: with_passengers to leave out trips with a passenger_count of zero, or all.
         at_once: How many months are worked on at the same time.
+        since: First month of a range, such as 2019-02 or 2019, with until; wins over year and months.
+        until: Last month of the range, such as 2019-03 or 2019.
     """
-    chosen = trip_months(color, year, months)
+    chosen = chosen_months(color, year, months, since, until)
     publisher = source_of(source)
     log = get_run_logger()
     postgres = postgres_of(block_name)

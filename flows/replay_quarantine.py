@@ -10,38 +10,42 @@ from flows.connectors.web import published_at
 from flows.tasks.command import run_as_program
 from flows.tasks.extract import extract_from_lake, extract_to_scratch, in_scratch
 from flows.tasks.load import load_to_lake, load_to_postgres
-from flows.tasks.months import each_month
+from flows.tasks.months import chosen_months, each_month, named_for_months
 from flows.tasks.notify import notifications
 from flows.tasks.policy import believed, task_runner
 from flows.tasks.stores import lake_of, postgres_of
 from flows.tasks.transform import transform_for_postgres, transform_in_lake
 from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import Manifest, Outcome
-from flows.tlc.trips import AtLeastOne, Color, Month, TripMonth, Year, trip_months
+from flows.tlc.trips import AtLeastOne, Bound, Color, OptionalMonths, OptionalYear, TripMonth
 
 
-@flow(name="replay-quarantine", flow_run_name="{color} {year} {months}", task_runner=task_runner(), **notifications())
+@flow(name="replay-quarantine", flow_run_name=named_for_months(), task_runner=task_runner(), **notifications())
 def replay_quarantine(
     color: Color,
-    year: Year,
-    months: list[Month],
+    year: OptionalYear = None,
+    months: OptionalMonths = None,
     store: Literal["lake", "database"] = "lake",
     block_name: str = GCS_BUCKET,
     postgres_block: str = POSTGRES,
     at_once: AtLeastOne = 2,
+    since: Bound = "",
+    until: Bound = "",
 ) -> list[Outcome]:
     """Load months that have quarantined rows again, from the very files they were made of, by the rules of today.
 
     Args:
         color: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
-        year: Year of the files' names.
+        year: Year of the files' names, with months; or give since and until.
         months: Months of the files' names, each 1 to 12; those without quarantined rows are left alone.
         store: lake, which keeps its files, or database, for which they are fetched again where this machine has them no more.
         block_name: Name of the GcsBucket block that is the lake.
         postgres_block: Name of the SqlAlchemyConnector block that is the database.
         at_once: How many months are worked on at the same time.
+        since: First month of a range, such as 2019-02 or 2019, with until; wins over year and months.
+        until: Last month of the range, such as 2019-03 or 2019.
     """
-    chosen = trip_months(color, year, months)
+    chosen = chosen_months(color, year, months, since, until)
     log = get_run_logger()
 
     def left_alone(before: Manifest) -> Outcome:

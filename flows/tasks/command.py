@@ -23,15 +23,18 @@ _MEANT_FOR_PEOPLE = (TripDataError, ParameterTypeError)
 
 
 def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda result: None) -> None:
-    """Run `flow` with parameters from the command line: those without a default in order, the others as `--options`.
+    """Run `flow` with parameters from the command line: those without a default, or whose default is None, in order.
 
-    `show` prints what the flow returns, where that is more than the run's log tells.
+    All others are `--options`. `show` prints what the flow returns, where that is more than the run's log tells.
     """
     described = flow.fn.__doc__ or ""
     help_texts = _help_texts(described)
 
     def command(**parameters: Any) -> None:
         signal.signal(signal.SIGINT, _interrupted)
+        if twice := _named_twice(parameters):
+            print(f"error: {twice}", file=sys.stderr)
+            raise typer.Exit(2)
         try:
             show(flow(**parameters))
         except Exception as error:  # what else there is to say of it is in the run's log
@@ -50,6 +53,17 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
     )
     command.__doc__ = described.split("Args:")[0].strip()
     typer.run(command)
+
+
+# Two ways to name months. A deployment may have stored the first, so a flow takes both; on a command line both is a mistake.
+_EITHER, _OR = ("year", "months"), ("since", "until")
+
+
+def _named_twice(parameters: dict[str, Any]) -> str:
+    """Return what is wrong if months are named in both ways, else ""."""
+    if any(parameters.get(name) for name in _EITHER) and any(parameters.get(name) for name in _OR):
+        return "give a year and months, or --since and --until, not both. Nothing was started."
+    return ""
 
 
 _PATIENCE = 10.0  # seconds that Prefect gets, after a second Ctrl-C, to say that the run crashed
@@ -71,8 +85,8 @@ def _option(kind: Any, parameter: inspect.Parameter, help_text: str | None) -> A
     of = next(iter(get_args(kind)), None)
     if get_origin(kind) is list and get_origin(of) is Literal:  # which typer knows only one by one
         kind, about["click_type"] = list[str], click.Choice(get_args(of))
-    required = parameter.default is inspect.Parameter.empty
-    return Annotated[kind, typer.Argument(**about) if required else typer.Option(**about)]
+    in_order = parameter.default in (inspect.Parameter.empty, None)
+    return Annotated[kind, typer.Argument(**about) if in_order else typer.Option(**about)]
 
 
 def _in_words(error: Exception) -> str:

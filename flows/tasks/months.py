@@ -6,17 +6,45 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
 from prefect import get_run_logger
+from prefect.runtime import flow_run
 
 from flows.tasks.report import report_months
-from flows.tlc.errors import TripDataError
-from flows.tlc.manifest import Outcome
-from flows.tlc.trips import TripMonth
+from flows.tlc.errors import TripDataError, UnknownMonth
+from flows.tlc.manifest import Outcome, total
+from flows.tlc.trips import TripMonth, asked_for, in_words
 
 
 class MonthsFailed(TripDataError):
     """Some months of a run could not be loaded; all others, `done`, were."""
 
     done: Sequence[Outcome] = ()
+
+
+def named_for_months(more: str = "") -> Callable[[], str]:
+    """Return what names a parent run for its months, such as green 2021-01 to 2021-03, and for `more` of its parameters."""
+
+    def name() -> str:
+        given = flow_run.parameters
+        since, until = given.get("since") or "", given.get("until") or ""
+        try:
+            months = in_words(asked_for(given["color"], given.get("year"), given.get("months"), since, until))
+        except UnknownMonth:  # the flow itself says so
+            months = f"{given['color']}, no month"
+        return months + more.format(**given)
+
+    return name
+
+
+def chosen_months(
+    color: str, year: int | None, months: Sequence[int] | None, since: str, until: str
+) -> list[TripMonth]:
+    """Return the months that a parent run was asked for, and log which parameters count."""
+    chosen = asked_for(color, year, months, since, until)
+    log = get_run_logger()
+    if (since or until) and (year is not None or months):
+        log.info("since and until are given: year %s and months %s are not used", year, months)
+    log.info("%s of %s", "1 month" if len(chosen) == 1 else f"{len(chosen)} months", in_words(chosen))
+    return chosen
 
 
 Tell = Callable[[str, Sequence[Outcome], Sequence[tuple[str, str]]], None]
@@ -60,6 +88,8 @@ def each_month(
     log.info(
         "%s of %s months are done: %s", len(done), len(running), ", ".join(f"{n} {end}" for end, n in ends.items())
     )
+    if done:
+        log.info("%s", total(done))
     tell(f"{name}-months", done, failed)
     if failed:
         failure = MonthsFailed(

@@ -7,7 +7,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.tasks.picture import trips_per_day
 from flows.tlc.eras import differences
-from flows.tlc.manifest import Manifest, Outcome
+from flows.tlc.manifest import Manifest, Outcome, total
 from flows.tlc.quality import RULES
 
 
@@ -88,4 +88,8 @@ def report_months(key: str, done: Sequence[Outcome], failed: Sequence[tuple[str,
         for outcome in done
     ]
     rows += [{"month": month, "status": f"failed: {reason}"} for month, reason in failed]
-    create_table_artifact(rows, key=key, description="Months of this run")
+    if done:
+        counts = ("published", "in store", "left out", "quarantined")
+        sums = {name: sum(row.get(name, 0) for row in rows) for name in counts}
+        rows.append({"month": "all", "status": f"{len(done)} of {len(rows)} done"} | sums)
+    create_table_artifact(rows, key=key, description=total(done) if done else "No month is done")

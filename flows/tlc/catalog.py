@@ -2,7 +2,6 @@
 
 import csv
 import datetime as dt
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,7 +10,7 @@ from flows.tlc.errors import NotPublished, UnknownMonth
 from flows.tlc.manifest import Manifest
 from flows.tlc.schema import SCHEMA_VERSION
 from flows.tlc.sources import PublishedFile
-from flows.tlc.trips import FIRST_MONTH, Store, TripMonth
+from flows.tlc.trips import FIRST_MONTH, Store, TripMonth, bound_of
 
 # How a month at its source stands to a store's.
 Standing = Literal[
@@ -20,8 +19,6 @@ Standing = Literal[
 _LAGS: tuple[Standing, ...] = ("new", "re-published", "other source", "behind the lake")
 _WAY: tuple[Store, ...] = get_args(Store)
 
-_BOUND = re.compile(r"(\d{4})(?:-(\d{1,2}))?")
-
 
 def months_between(colors: Iterable[str], since: str, until: str, today: dt.date | None = None) -> list[TripMonth]:
     """Every month that can exist of `colors`, from `since` to `until`, both included, oldest first.
@@ -29,8 +26,8 @@ def months_between(colors: Iterable[str], since: str, until: str, today: dt.date
     A bound is a month such as 2019-01, a whole year such as 2019, or "": TLC's first month, or today's.
     """
     now = today or dt.datetime.now(dt.UTC).date()
-    first = _bound("since", since, 1) if since else min(FIRST_MONTH.values())
-    last = min(_bound("until", until, 12), (now.year, now.month)) if until else (now.year, now.month)
+    first = bound_of("since", since, 1) if since else min(FIRST_MONTH.values())
+    last = min(bound_of("until", until, 12), (now.year, now.month)) if until else (now.year, now.month)
     if first > last:
         raise UnknownMonth(
             "from {}-{:02d} to {}-{:02d} there is no month that could be published.".format(*first, *last)
@@ -42,13 +39,6 @@ def months_between(colors: Iterable[str], since: str, until: str, today: dt.date
         for color in dict.fromkeys(colors)
         if max(first, FIRST_MONTH[color]) <= (year, month) <= last
     ]
-
-
-def _bound(name: str, text: str, month: int) -> tuple[int, int]:
-    match = _BOUND.fullmatch(text.strip())
-    if not match or not 1 <= int(match[2] or month) <= 12:
-        raise UnknownMonth(f"{name} is {text!r}; give a month, such as 2019-01, or a year, such as 2019.")
-    return int(match[1]), int(match[2] or month)
 
 
 def oldest_first(trip_months: Iterable[TripMonth]) -> list[TripMonth]:

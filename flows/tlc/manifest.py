@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -318,3 +319,19 @@ class Outcome(_Value):
         if self.status == "replaced":
             counts.append(f"{self.inserted:,} inserted, {self.updated:,} updated, {self.removed:,} removed")
         return f"{self.trip_month}: {self.status}; {', '.join(counts)}"
+
+
+def total(outcomes: Sequence[Outcome]) -> str:
+    """Return the rows of several months in words, such as 14,851,920 rows in 2 months; store by store if they differ."""
+    by_store: dict[Store, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_store.setdefault(outcome.store, []).append(outcome)
+    sums = []
+    for store, of in by_store.items():
+        published, loaded = sum(o.source_rows for o in of), sum(o.loaded for o in of)
+        months = "1 month" if len(of) == 1 else f"{len(of)} months"
+        if published != loaded:
+            sums.append(f"{published:,} rows published, {loaded:,} in the {store}, in {months}")
+        else:
+            sums.append(f"{loaded:,} rows in {months}" + (f" in the {store}" if len(by_store) > 1 else ""))
+    return "; ".join(sums)

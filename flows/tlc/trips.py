@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from flows.tlc.errors import ImpossibleDataset, UnknownMonth
 
@@ -20,8 +20,17 @@ _LAST_YEAR = 2100
 Year = Annotated[int, Field(json_schema_extra={"minimum": 2009, "maximum": _LAST_YEAR})]
 Month = Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 12})]
 AtLeastOne = Annotated[int, Field(json_schema_extra={"minimum": 1})]
-# A bound of a range of months, as `months_between` of flows/tlc/catalog.py takes it; "" is none.
-Bound = Annotated[str, Field(json_schema_extra={"pattern": r"^(\d{4}(-\d{1,2})?)?$"})]
+# Those of a flow that also takes `since` and `until`. The form shows a plain field, not a choice between it and "null".
+OptionalYear = Annotated[Year | None, WithJsonSchema({"type": "integer", "minimum": 2009, "maximum": _LAST_YEAR})]
+OptionalMonths = Annotated[
+    list[Month] | None, WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 12}})
+]
+# A bound of a range of months, such as 2019-02 or 2019; "" is none. `-p since=2019` and YAML make it a number.
+Bound = Annotated[
+    str,
+    BeforeValidator(lambda bound: str(bound) if isinstance(bound, int) else bound),
+    Field(json_schema_extra={"pattern": r"^(\d{4}(-\d{1,2})?)?$"}),
+]
 
 
 def dataset_named(name: str) -> str:
@@ -145,7 +154,7 @@ PASSING_KEYS = ("staging/", "results/")
 def trip_months(color: str, year: int, months: Sequence[int], today: dt.date | None = None) -> list[TripMonth]:
     """The months asked for, each once, in the order given; refused as a whole if one of them cannot exist."""
     if not months:
-        raise UnknownMonth("months is empty; name at least one, such as [1, 2, 3].")
+        raise UnknownMonth("months is empty; name at least one, such as [1, 2, 3]. Nothing was started.")
     latest = today or dt.datetime.now(dt.UTC).date()
     chosen = []
     wrong = []
@@ -160,3 +169,75 @@ def trip_months(color: str, year: int, months: Sequence[int], today: dt.date | N
     if wrong:
         raise UnknownMonth(" ".join(dict.fromkeys(wrong)) + " Nothing was started.")
     return chosen
+
+
+_BOUND = re.compile(r"(\d{4})(?:-(\d{1,2}))?")
+
+
+def bound_of(name: str, text: str, month: int) -> tuple[int, int]:
+    """Return year and month of a bound such as 2019-02; `month` is for a whole year, such as 2019. `name` is for the error."""
+    match = _BOUND.fullmatch(text.strip())
+    if not match or not 1 <= int(match[2] or month) <= 12:
+        raise UnknownMonth(f"{name} is {text!r}; give a month, such as 2019-01, or a year, such as 2019.")
+    return int(match[1]), int(match[2] or month)
+
+
+def asked_for(
+    color: str, year: int | None, months: Sequence[int] | None, since: str, until: str, today: dt.date | None = None
+) -> list[TripMonth]:
+    """Return the months of a run: `months` of `year`, or if `since` and `until` are given every month of that range.
+
+    The range wins where both are given: a deployment may have stored year and months. It is returned oldest first, the
+    months of a year in the order given.
+
+    Raises:
+        UnknownMonth: neither is given, or one month cannot exist. Of a bound that is a year, such as 2013, the months that
+            cannot exist are left out.
+    """
+    if since or until:
+        return _range(color, since, until, today or dt.datetime.now(dt.UTC).date())
+    if year is None and not months:
+        raise UnknownMonth(
+            "no month is named; give a year and months, such as 2021 and [1, 2, 3], or since and until, such as 2021-01 and"
+            " 2021-03. Nothing was started."
+        )
+    if year is None:
+        raise UnknownMonth("year is missing; give it beside months, or give since and until. Nothing was started.")
+    return trip_months(color, year, months or [], today)
+
+
+def _range(color: str, since: str, until: str, today: dt.date) -> list[TripMonth]:
+    if not until:
+        raise UnknownMonth(
+            f"since is {since}, and until is missing; give the last month too, such as --until {since}. Nothing was started."
+            " To load whatever is published since a month, run bring-up-to-date."
+        )
+    if not since:
+        raise UnknownMonth(f"until is {until}, and since is missing; give the first month too. Nothing was started.")
+    first, last = bound_of("since", since, 1), bound_of("until", until, 12)
+    if first > last:
+        raise UnknownMonth(f"until ({until}) is before since ({since}). Nothing was started.")
+    for bound, (year, month) in ((since, first), (until, last)):
+        if "-" in bound:
+            trip_months(color, year, [month], today)
+    begin = max(first, FIRST_MONTH.get(color, first))
+    end = min(last, (today.year, today.month))
+    if begin > end:
+        raise UnknownMonth(
+            f"{color} has no month from {since} to {until}: TLC's {color} files begin with"
+            f" {'{}-{:02d}'.format(*FIRST_MONTH[color])}, and this is {today:%Y-%m}. Nothing was started."
+        )
+    return [
+        TripMonth(color, year, month)
+        for year in range(begin[0], end[0] + 1)
+        for month in range(1, 13)
+        if begin <= (year, month) <= end
+    ]
+
+
+def in_words(months: Sequence[TripMonth]) -> str:
+    """Return one color's months for a person: green 2021-01 to 2021-03, or green 2021-01, 2021-05."""
+    numbers = [month.year * 12 + month.month for month in months]
+    names = [f"{month.year}-{month.month:02d}" for month in months]
+    unbroken = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    return f"{months[0].color} " + (f"{names[0]} to {names[-1]}" if unbroken and len(names) > 2 else ", ".join(names))

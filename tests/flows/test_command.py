@@ -3,6 +3,8 @@
 import io
 import logging
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from prefect import flow
@@ -11,7 +13,7 @@ from rich.console import Console
 from flows.tasks import progress
 from flows.tasks.command import run_as_program
 from flows.tlc.errors import UnknownMonth
-from flows.tlc.trips import Color, Month
+from flows.tlc.trips import Bound, Color, Month, OptionalMonths
 from tests.stores import Stores
 
 
@@ -29,10 +31,16 @@ def counting(color: Color, months: list[Month], rows: int = 3) -> int:
     return 100 // rows * len(months)
 
 
-def exit_status(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+@flow(name="test-months")
+def naming(year: int | None = None, months: OptionalMonths = None, since: Bound = "", until: Bound = "") -> None:
+    """Name months."""
+    print(f"<{year} {months} {since} {until}>")
+
+
+def exit_status(monkeypatch: pytest.MonkeyPatch, *arguments: str, program: Callable[..., Any] = counting) -> int:
     monkeypatch.setattr(sys, "argv", ["counting.py", *arguments])
     with pytest.raises(SystemExit) as ended:
-        run_as_program(counting)
+        run_as_program(program)  # type: ignore[arg-type]
     return int(ended.value.code or 0)
 
 
@@ -58,6 +66,26 @@ def test_what_is_wrong_is_told_in_a_line_and_the_status_is_1(
 ) -> None:
     assert exit_status(monkeypatch, *arguments) == 1
     assert reason in capsys.readouterr().err
+
+
+def test_months_are_named_in_order_or_as_a_range_by_options(
+    ours: Stores, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(monkeypatch, "2021", "1", "2", program=naming) == 0
+    assert exit_status(monkeypatch, "--since", "2019", "--until", "2020-02", program=naming) == 0
+    out = capsys.readouterr().out
+    assert "<2021 [1, 2]  >" in out
+    assert "2019 2020-02>" in out
+
+
+@pytest.mark.parametrize("words", [("2021", "1"), ("2021",)])
+def test_a_program_takes_one_way_to_name_months_and_not_both(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(monkeypatch, *words, "--since", "2019-02", "--until", "2019-03", program=naming) == 2
+    said = capsys.readouterr()
+    assert said.err == "error: give a year and months, or --since and --until, not both. Nothing was started.\n"
+    assert said.out == ""
 
 
 def test_a_color_that_is_none_is_refused_with_those_there_are(

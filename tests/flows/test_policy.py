@@ -36,7 +36,7 @@ def test_runs_are_named_for_people(month: TripMonth, runs: Runs) -> None:
     assert [runs.name(state) for state in (lake, warehouse, postgres)] == [
         f"{month}",
         f"{month} via load_job",
-        f"{month.color} {month.year} [{month.month}]",
+        f"{month}",
     ]
     assert [[run.name for run in runs.task_runs(state)] for state in (lake, warehouse, postgres)] == [
         [f"extract {month} → lake", f"transform {month}", f"load {month} → lake"],

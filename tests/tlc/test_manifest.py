@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from flows.tlc import manifest as manifests
 from flows.tlc.clean import Chunk, Tally, rejects_table
 from flows.tlc.errors import NotReconciled, TooManyRejects
-from flows.tlc.manifest import LOADS_COLUMNS, Manifest, Outcome, RawFile, StagedMonth, package_version
+from flows.tlc.manifest import LOADS_COLUMNS, Manifest, Outcome, RawFile, StagedMonth, package_version, total
 from flows.tlc.quality import Profile
 from flows.tlc.schema import SCHEMA_VERSION, arrow_schema
 from flows.tlc.sources import PublishedFile
@@ -223,3 +223,15 @@ def test_a_bare_checkout_has_no_version_and_says_so(monkeypatch: pytest.MonkeyPa
     assert package_version() == "1.2.3"
     monkeypatch.setattr(manifests, "version", missing)
     assert package_version() == "unknown"
+
+
+def test_the_rows_of_several_months_are_summed_in_words_store_by_store() -> None:
+    whole = Outcome.of("lake", "loaded", held(source_rows=7_019_375, loaded=7_019_375))
+    other = Outcome.of("lake", "unchanged", held(source_rows=7_832_545, loaded=7_832_545))
+    less = Outcome.of("database", "loaded", held(source_rows=1_500, loaded=1_490))
+    assert total([whole, other]) == "14,851,920 rows in 2 months"
+    assert total([whole]) == "7,019,375 rows in 1 month"
+    assert total([less, less]) == "3,000 rows published, 2,980 in the database, in 2 months"
+    assert total([whole, less]) == (
+        "7,019,375 rows in 1 month in the lake; 1,500 rows published, 1,490 in the database, in 1 month"
+    )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flows.tlc.ask import external_table
 from flows.tlc.errors import ImpossibleDataset, UnknownMonth
-from flows.tlc.trips import COLORS, FIRST_MONTH, TripMonth, dataset_named, trip_months
+from flows.tlc.trips import COLORS, FIRST_MONTH, TripMonth, asked_for, dataset_named, in_words, trip_months
 
 TODAY = dt.date(2024, 5, 20)
 
@@ -101,3 +101,69 @@ def test_a_dataset_of_another_name_is_refused_before_it_gets_into_sql(name: str)
     for refuses in (dataset_named, lambda name: external_table("green", name, "gs://lake/")):
         with pytest.raises(ImpossibleDataset, match="no name of a BigQuery dataset: letters, digits and underscores"):
             refuses(name)
+
+
+def asked(*given: object, color: str = "green") -> list[str]:
+    return [f"{m.file_month:%Y-%m}" for m in asked_for(color, *given, today=TODAY)]  # type: ignore[arg-type]
+
+
+def test_a_range_is_every_month_from_since_to_until_oldest_first() -> None:
+    assert asked(None, None, "2020-11", "2021-02") == ["2020-11", "2020-12", "2021-01", "2021-02"]
+    assert asked(None, None, "2021-02", "2021-02") == asked(2021, [2], "", "") == ["2021-02"]
+    assert asked(None, None, " 2019-1", "2019-02 ") == ["2019-01", "2019-02"]
+    assert len(asked(None, None, "2019", "2020")) == 24
+
+
+def test_of_a_bound_that_is_a_year_only_months_that_exist_are_taken() -> None:
+    assert asked(None, None, "2013", "2013") == ["2013-08", "2013-09", "2013-10", "2013-11", "2013-12"]
+    assert asked(None, None, "2009", "2013-08") == ["2013-08"]
+    assert asked(None, None, "2024-04", "2024") == ["2024-04", "2024-05"]
+
+
+def test_a_range_wins_over_year_and_months_which_a_deployment_may_have_stored() -> None:
+    assert asked(2021, [1, 2, 3], "2019-02", "2019-03") == ["2019-02", "2019-03"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((None, None, "", ""), "no month is named; give a year and months, such as 2021 and [1, 2, 3], or since and until"),
+        ((None, [], "", ""), "no month is named"),
+        ((2021, None, "", ""), "months is empty; name at least one"),
+        ((2021, [], "", ""), "months is empty; name at least one"),
+        ((None, [1], "", ""), "year is missing; give it beside months"),
+        ((None, None, "2019-02", ""), "until is missing; give the last month too, such as --until 2019-02"),
+        ((2021, [1], "2019-02", ""), "until is missing"),
+        ((None, None, "", "2019-02"), "until is 2019-02, and since is missing"),
+        ((None, None, "2019-03", "2019-02"), "until (2019-02) is before since (2019-03)"),
+        ((None, None, "2020", "2019"), "until (2019) is before since (2020)"),
+        ((None, None, "2019-13", "2020-01"), "since is '2019-13'; give a month, such as 2019-01, or a year"),
+        ((None, None, "2019-01", "March"), "until is 'March'; give a month"),
+        ((None, None, "2013-07", "2014-01"), "green 2013-07: TLC's green files begin with 2013-08."),
+        ((None, None, "2024-01", "2024-06"), "green 2024-06 is in the future."),
+        ((None, None, "2010", "2012"), "green has no month from 2010 to 2012: TLC's green files begin with 2013-08"),
+        ((None, None, "2025", "2030"), "green has no month from 2025 to 2030"),
+    ],
+)  # fmt: skip
+def test_months_that_are_not_named_well_are_refused_with_what_to_give(given: tuple[object, ...], said: str) -> None:
+    with pytest.raises(UnknownMonth) as refused:
+        asked(*given)
+    assert said in str(refused.value)
+
+
+def test_an_unknown_color_is_refused_for_a_range_too() -> None:
+    with pytest.raises(UnknownMonth, match="color 'purple' is unknown"):
+        asked(None, None, "2019", "2020", color="purple")
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "words"),
+    [
+        ("2021-01", "2021-01", "green 2021-01"),
+        ("2021-01", "2021-02", "green 2021-01, 2021-02"),
+        ("2020-12", "2021-02", "green 2020-12 to 2021-02"),
+    ],
+)
+def test_months_are_named_in_few_words(since: str, until: str, words: str) -> None:
+    assert in_words(asked_for("green", None, None, since, until)) == words
+    assert in_words(asked_for("green", 2021, [3, 1, 2], "", "")) == "green 2021-03, 2021-01, 2021-02"
