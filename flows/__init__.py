@@ -30,6 +30,7 @@
 | names of files, keys, partitions                   | `tlc/trips.py`                    |
 | the taxi zones, their columns                      | `tlc/zones.py`                    |
 | how the lake is asked, here and from BigQuery      | `tlc/ask.py`, `connectors/ask.py` |
+| what a run warns of, and from how many rows on     | `tlc/attention.py`                |
 | what is remembered of a loaded month               | `tlc/manifest.py`                 |
 | what can be wrong, and is not tried again          | `tlc/errors.py`                   |
 

@@ -13,8 +13,9 @@ from flows.connectors.warehouse import Warehouse
 from flows.tasks.policy import RETRIES, this_run
 from flows.tasks.report import report
 from flows.tasks.stores import lake_of, postgres_of, warehouse_of
+from flows.tlc.attention import warnings_of
 from flows.tlc.compare import Changes, compare
-from flows.tlc.manifest import Manifest, Outcome, StagedMonth
+from flows.tlc.manifest import Manifest, Outcome, StagedMonth, Status
 
 _OTHERS_TIME = 30.0  # seconds that another run gets between its object and its manifest
 
@@ -23,13 +24,15 @@ def _tell(outcome: Outcome, manifest: Manifest, store: Lake | Postgres) -> None:
     """Log and report what became of a month; `store` knows the month before, to compare with."""
     log, previous = get_run_logger(), outcome.trip_month.previous
     log.info("%s", outcome)
-    if manifest.recount:
-        log.warning("%s: %s", manifest.trip_month, manifest.recount)
+    if manifest.recount and manifest.recount not in " ".join(outcome.warnings):
+        log.info("%s: %s", manifest.trip_month, manifest.recount)
     page = store.page(manifest.key) if isinstance(store, Lake) else ""
     try:
         report(outcome, manifest, store.manifest(previous) if previous else None, page)
     except Exception as error:  # the month is published, and that is what this run is for
         log.warning("%s: no report could be left (%s)", manifest.trip_month, type(error).__name__)
+    for warning in outcome.warnings:
+        log.warning("%s: %s", outcome.trip_month, warning)
 
 
 def _last_known_rows(staged: StagedMonth, before: Manifest | None) -> int | None:
@@ -72,7 +75,8 @@ def publish_in_lake(lake: Lake, staged: StagedMonth, replaces: int, run_id: str)
     )
     while True:
         did = dataclasses.asdict(_changes(lake, staged, replaces) or Changes(inserted=staged.loaded))
-        rows = _last_known_rows(staged, lake.manifest(trip_month))
+        before = lake.manifest(trip_month)
+        rows = _last_known_rows(staged, before)
         manifest = manifest.model_copy(update={**did, "replaces": replaces, "known_rows": rows})
         # The manifest is on the object itself as well: whoever reads finds both, or neither, whenever this run may die.
         noted = {"staged": staged.key, "replaces": replaces, **did}
@@ -105,7 +109,8 @@ def publish_in_lake(lake: Lake, staged: StagedMonth, replaces: int, run_id: str)
         lake.publish_beside(staged_raw, raw_key, published)
     lake.write_manifest(manifest)
     lake.delete(staged_keys)
-    return Outcome.of("lake", "replaced" if replaces else "loaded", manifest, **did), manifest
+    warnings = warnings_of(manifest, before if replaces else None)
+    return Outcome.of("lake", "replaced" if replaces else "loaded", manifest, warnings, **did), manifest
 
 
 def _changes(lake: Lake, staged: StagedMonth, replaces: int) -> Changes | None:
@@ -180,7 +185,8 @@ def publish_in_bigquery(
         lake.require(manifest)
         warehouse.require_reconciled(manifest)
         warehouse.write_manifest(loaded := published())
-    return Outcome.of("warehouse", "replaced" if before else "loaded", loaded, **did), loaded
+    status: Status = "replaced" if before else "loaded"
+    return Outcome.of("warehouse", status, loaded, warnings_of(loaded, before), **did), loaded
 
 
 @task(name="load to Postgres", task_run_name="load {staged.raw.published.trip_month} → Postgres", **RETRIES)
@@ -198,7 +204,9 @@ def publish_in_postgres(postgres: Postgres, staged: StagedMonth, run_id: str) ->
     if known and run_id and known.flow_run_id == run_id and known.holds(staged.raw, staged.rule):
         # By this very run, in an attempt that was cut off before it heard of its success.
         did = {"inserted": known.inserted, "updated": known.updated, "removed": known.removed}
-        return Outcome.of("database", "loaded" if known.inserted == known.loaded else "replaced", known, **did), known
+        did_then: Status = "loaded" if known.inserted == known.loaded else "replaced"
+        return Outcome.of("database", did_then, known, warnings_of(known, None), **did), known
     manifest = staged.manifest(run_id).model_copy(update={"known_rows": _last_known_rows(staged, known)})
     did = dataclasses.asdict(postgres.publish(staged.key, manifest))
-    return Outcome.of("database", "replaced" if known else "loaded", manifest, **did), manifest
+    warnings = warnings_of(manifest.model_copy(update=did), known)
+    return Outcome.of("database", "replaced" if known else "loaded", manifest, warnings, **did), manifest

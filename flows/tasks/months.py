@@ -91,6 +91,13 @@ def each_month(
     if done:
         log.info("%s", total(done))
     tell(f"{name}-months", done, failed)
+    if odd := [str(outcome.trip_month) for outcome in done if outcome.warnings]:
+        log.warning(
+            "look at %s of %s months: %s; their reports and the warnings above say why",
+            len(odd),
+            len(running),
+            ", ".join(odd),
+        )
     if failed:
         failure = MonthsFailed(
             f"{len(failed)} of {len(running)} months could not be loaded:\n"

@@ -23,6 +23,7 @@ def report(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: 
 def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: str) -> Iterator[str]:
     profile, month = manifest.profile, outcome.trip_month
     yield f"# {month} in the {outcome.store}: {outcome.status}"
+    yield from (f"\n**Look at this**: {warning}" for warning in outcome.warnings)
     yield from markdown_table(
         ("", "rows"),
         [
@@ -84,6 +85,7 @@ def report_months(key: str, done: Sequence[Outcome], failed: Sequence[tuple[str,
             "in store": outcome.loaded,
             "left out": sum(outcome.filtered.values()),
             "quarantined": sum(outcome.quarantined.values()),
+            "warnings": " ".join(outcome.warnings),
         }
         for outcome in done
     ]

@@ -282,12 +282,15 @@ class StagedMonth(_Value):
         )
 
 
+Status = Literal["loaded", "replaced", "unchanged"]
+
+
 class Outcome(_Value):
     """What a run did to one month in one store."""
 
     trip_month: TripMonth
     store: Store
-    status: Literal["loaded", "replaced", "unchanged"]
+    status: Status
     loaded: int
     source_rows: int
     filtered: dict[str, int]
@@ -295,10 +298,17 @@ class Outcome(_Value):
     inserted: int = 0
     updated: int = 0
     removed: int = 0
+    warnings: tuple[str, ...] = ()
+    """What a person should look at, in sentences: see attention.py."""
 
     @classmethod
     def of(
-        cls, store: Store, status: Literal["loaded", "replaced", "unchanged"], manifest: Manifest, **changes: int
+        cls,
+        store: Store,
+        status: Status,
+        manifest: Manifest,
+        warnings: tuple[str, ...] = (),
+        **changes: int,
     ) -> "Outcome":
         """What became of the month that `manifest` tells of."""
         return cls(
@@ -309,6 +319,7 @@ class Outcome(_Value):
             source_rows=manifest.source_rows,
             filtered=manifest.filtered,
             quarantined=manifest.quarantined,
+            warnings=warnings,
             **changes,
         )
 
