@@ -13,6 +13,7 @@ import yaml
 from prefect import Flow
 
 from blocks.register import BLOCKS, register
+from flows.connectors.known import known_file
 from flows.etl_gcs_bq import etl_gcs_bq_parent_flow
 from flows.etl_web_gcs import etl_parent_flow
 from flows.ingest_data import ingest_data
@@ -133,3 +134,21 @@ def test_the_options_that_the_readme_explains_exist() -> None:
     explained = re.findall(r"^- `(--[a-z-]+)`", PAGES[0].read_text("utf-8"), re.MULTILINE)
     assert explained
     assert set(explained) <= known
+
+
+def test_the_rows_that_the_readme_promises_are_those_of_the_official_files_and_add_up() -> None:
+    rows = re.findall(
+        r"^\| (\w+) (\d{4}-\d\d)( and \S+)? \| ([\d,]+) \| ([\d,]+) \|$", PAGES[0].read_text("utf-8"), re.MULTILINE
+    )
+    assert len(rows) > 5
+    counts = {
+        (color, month, more): [int(n.replace(",", "")) for n in (mirror, official)]
+        for color, month, more, mirror, official in rows
+    }
+    for (color, month, more), (_, official) in counts.items():
+        known = known_file(f"http://h/{color}_tripdata_{month}.parquet")
+        assert more or (known and known.rows == official)
+    february, march, both = (
+        counts["yellow", *rest] for rest in (("2019-02", ""), ("2019-03", ""), ("2019-02", " and 2019-03"))
+    )
+    assert [a + b for a, b in zip(february, march, strict=True)] == both == [14_851_920, 14_915_990]

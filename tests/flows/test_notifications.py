@@ -78,7 +78,7 @@ def test_a_run_that_completed_is_told_of_once_with_parameters_rows_duration_and_
         state = etl_parent_flow(month.color, month.year, [month.month], **places, return_state=True)
     rows = ours.site.rows_of(month.color, month.year, month.month)
     [message] = told.messages  # the month's own run is a part of this one
-    name = f"etl-parent-flow / {month.color} {month.year} [{month.month}]"
+    name = f"etl-parent-flow / {month}"
     assert message.json["subject"] == f"{name}: Completed"
     first, parameters, total, each, link = body(message).splitlines()
     assert re.fullmatch(re.escape(f"{name}: Completed after ") + r"\d+\.\d s", first)
@@ -102,7 +102,7 @@ def test_a_run_that_failed_is_told_of_with_its_error_and_the_rows_of_the_months_
     places = runs.places(ingest_data) | {"source": ours.mirror, "rows": "all"}
     ingest_data("fhv", 2021, [7, 8], **places, return_state=True)  # a month that is published, and one that is not
     [message] = told.messages
-    assert message.json["subject"] == "ingest-data / fhv 2021 [7, 8]: Failed"
+    assert message.json["subject"] == "ingest-data / fhv 2021-07, 2021-08: Failed"
     lines = body(message).splitlines()
     rows = ours.site.rows_of("fhv", 2021, 7)
     assert f"rows: {rows:,} published, {rows:,} in the database" in lines
