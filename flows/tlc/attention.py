@@ -40,6 +40,12 @@ def warnings_of(manifest: Manifest, before: Manifest | None) -> tuple[str, ...]:
             f"{changed:,} rows changed in a month of {before.loaded:,}{_explained(manifest, before)};"
             " if you did not expect that, compare the file with its source."
         )
+    if manifest.repeated:
+        row, earlier = manifest.repeated
+        found.append(
+            f"the rows before row {row:,} are those before row {earlier:,}, byte for byte: a part of the file may be there twice;"
+            " get the original file and run again."
+        )
     return tuple(found)
 
 

@@ -71,6 +71,8 @@ class Manifest(_Value):
     published_at: dt.datetime
     known_rows: int | None = None
     """Rows that were last known of this file, before it was loaded; for people, and in no `loads` table."""
+    repeated: tuple[int, int] | None = None
+    """A row up to which a part of a CSV stands there again, and the row where it stood before; in no `loads` table either."""
 
     @property
     def trip_month(self) -> TripMonth:
@@ -204,6 +206,7 @@ class StagedMonth(_Value):
     quarantine_key: str = ""
     new_columns: tuple[str, ...] = ()
     extra_key: str = ""
+    repeated: tuple[int, int] | None = None
     started_at: dt.datetime
 
     @classmethod
@@ -239,6 +242,7 @@ class StagedMonth(_Value):
             quarantine_key=quarantine_key,
             new_columns=new_columns,
             extra_key=extra_key,
+            repeated=tally.repeated,
             started_at=started_at,
         )
 
@@ -274,6 +278,7 @@ class StagedMonth(_Value):
             quarantine_key=quarantine_key,
             new_columns=self.new_columns,
             extra_key=extra_key,
+            repeated=self.repeated,
             schema_version=SCHEMA_VERSION,
             package_version=package_version(),
             flow_run_id=flow_run_id,

@@ -58,3 +58,8 @@ def test_a_month_of_which_more_than_a_tenth_changed_is_named(changes: dict[str, 
 def test_another_rule_or_source_explains_many_changes() -> None:
     [warning] = warnings_of(held(removed=200, rule="with_passengers", url="http://h/y.csv"), held())
     assert "(rows was all, and is with_passengers; source was http://h/x.csv, and is http://h/y.csv)" in warning
+
+
+def test_a_part_of_the_file_that_stands_there_twice_is_named() -> None:
+    [warning] = warnings_of(held(repeated=(700, 300)), None)
+    assert warning.startswith("the rows before row 700 are those before row 300, byte for byte")
