@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
+from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx
@@ -26,11 +26,14 @@ class StrictLake:
 
     `meddle(method, path)` is asked before each request, may take its time, and may name a status (and a message) to answer with
     instead.
+    `shown`, where it is set, turns the metadata that an object was given into the metadata that the lake shows of it.
+    Keys that begin with `x_testbench_`, as Google's storage testbench adds them, are refused if a client sends them.
     What is no lake passes through as it is: BigQuery can be meddled with in the same way.
     """
 
     def __init__(self, behind: str, meddle: Meddle = lambda method, path: None) -> None:
         self.behind, self.meddle = behind, meddle
+        self.shown: Callable[[dict[str, str]], dict[str, str]] | None = None
         self.refused: list[str] = []
         self.sessions: dict[str, tuple[str, str, str]] = {}
         self.one_at_a_time = threading.Lock()
@@ -57,6 +60,18 @@ class StrictLake:
         return str(answer.json()["generation"]) if answer.is_success else "0"
 
 
+def _shown(answer: Any, shown: Callable[[dict[str, str]], dict[str, str]]) -> Any:
+    """Return the same answer with the metadata that is shown of every object in it."""
+    if isinstance(answer, list):
+        return [_shown(part, shown) for part in answer]
+    if not isinstance(answer, dict):
+        return answer
+    parts = {name: _shown(part, shown) for name, part in answer.items()}
+    if answer.get("kind") == "storage#object":
+        parts["metadata"] = shown(answer.get("metadata") or {})
+    return parts
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     lake: StrictLake
@@ -72,6 +87,10 @@ class _Handler(BaseHTTPRequestHandler):
             code, message = status if isinstance(status, tuple) else (status, "as asked for")
             self._answer(code, json.dumps({"error": {"code": code, "message": message}}).encode(), {})
             return
+        if b'"x_testbench_' in body:
+            message = "metadata of the server's own cannot be written"
+            self._answer(400, json.dumps({"error": {"code": 400, "message": message}}).encode(), {})
+            return
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         with self.lake.one_at_a_time:
             if (expected := self._expected(parts.path, query)) and self.lake.generation(*expected[:2]) != expected[2]:
@@ -86,7 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
             name = query.get("name") or json.loads(body)["name"]
             self.lake.sessions[upload] = (parts.path.split("/")[5], name, query["ifGenerationMatch"])
         keep = {"content-type", "location", "range", "content-range", "x-goog-hash", "x-goog-generation", "etag"}
-        self._answer(answer.status_code, answer.content, {k: v for k, v in answer.headers.items() if k.lower() in keep})
+        content = answer.content
+        if self.lake.shown and "json" in answer.headers.get("Content-Type", "") and query.get("alt") != "media":
+            content = json.dumps(_shown(answer.json(), self.lake.shown)).encode()
+        self._answer(answer.status_code, content, {k: v for k, v in answer.headers.items() if k.lower() in keep})
 
     def _expected(self, path: str, query: dict[str, str]) -> tuple[str, str, str] | None:
         """Bucket, object and the generation that it must have for this request to be done."""

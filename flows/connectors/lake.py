@@ -50,6 +50,8 @@ TIMEOUT = (15, 300)  # seconds to connect, to wait for an answer
 _ROW_GROUP = 128 << 10  # rows
 _AT_ONCE = 8  # manifests read at the same time; the client keeps ten connections
 _PACKED = "manifest"
+# Metadata of a raw file. Servers and other tools add keys of their own, which some of them refuse to take from a client.
+RAW_FACTS = ("url", "etag", "upload", "sha256", "fetched_at")
 _ROOM = 3 << 10  # letters of it; Google gives an object's metadata 8 KiB, others of its kind less
 _PARQUET, _BYTES = "application/vnd.apache.parquet", "application/octet-stream"
 
@@ -157,9 +159,12 @@ class Lake:
         return present is not None and present.generation == generation
 
     def present(self, trip_month: TripMonth) -> LakeObject | None:
-        """The object that is a month now, or None; `MisconfiguredBlock` if it is one that this project did not put there."""
+        """Return the month's object, or None. Raise `MisconfiguredBlock` if this project did not write it.
+
+        This project's mark is the metadata `staged`, or, where another tool replaced the metadata, a manifest of that generation.
+        """
         found = self.stat(trip_month.key)
-        if found is not None and "staged" not in found.metadata:
+        if found is not None and "staged" not in found.metadata and not self.finished(trip_month):
             raise MisconfiguredBlock(
                 f"{self.uri(trip_month.key)} is there already and was not written by this project; move it away, or give the"
                 " GcsBucket block another folder. Nothing was loaded."
@@ -236,10 +241,13 @@ class Lake:
                 # send what there is as if it were the whole, some time later.
                 file._buffer.close()
 
-    def describe(self, key: str, more: Mapping[str, str], of: Mapping[str, str] | None = None) -> LakeObject:
-        """Add metadata to an object just written, and tell what it is.
+    def describe(self, key: str, facts: Mapping[str, str], mark: Mapping[str, str]) -> LakeObject:
+        """Add metadata to the object that carries `mark`, and return the object.
 
-        Raises `Overtaken` if its metadata is not `of` any more: then it is another object by now.
+        Metadata that the server or another tool added is ignored here, and stays.
+
+        Raises:
+            Overtaken: The object under `key` does not carry `mark`: another run replaced it.
         """
         with self._explained("written"):
             blob = self._bucket.get_blob(self.path(key), timeout=TIMEOUT)
@@ -247,10 +255,13 @@ class Lake:
                 raise Gone(
                     f"{self.uri(key)} vanished right after it was written; is a lifecycle rule at work? Run again."
                 )
-            if of is not None and blob.metadata != of:
+            if not mark.items() <= (blob.metadata or {}).items():
                 raise Overtaken(f"{self.uri(key)} was written by another run meanwhile")
-            blob.metadata = {**(blob.metadata or {}), **more}
-            blob.patch(timeout=TIMEOUT, if_generation_match=blob.generation)
+            blob.metadata = dict(facts)  # a PATCH keeps the keys that it does not name
+            try:
+                blob.patch(timeout=TIMEOUT, if_generation_match=blob.generation)
+            except PreconditionFailed as error:
+                raise Overtaken(f"{self.uri(key)} was written by another run meanwhile") from error
         return self._object(key, blob)
 
     def publish_beside(self, staged: str, key: str, of: LakeObject) -> None:
@@ -266,7 +277,8 @@ class Lake:
                 return
             with suppress(Overtaken):
                 if source:
-                    self.publish(staged, source.generation, key, kept.generation if kept else 0, source.metadata)
+                    ours = {name: text for name, text in source.metadata.items() if name in RAW_FACTS}
+                    self.publish(staged, source.generation, key, kept.generation if kept else 0, ours)
                 elif kept and not staged:  # with something to be staged, an attempt before this one has published it
                     self._delete(kept)
                 return

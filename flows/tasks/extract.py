@@ -3,7 +3,7 @@
 import datetime as dt
 import hashlib
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -62,26 +62,26 @@ def copy_to_lake(lake: Lake, published: PublishedFile, add: Add = lambda count, 
         return RawFile(
             published=published, key=key, generation=known.generation, size=known.size, sha256=known.metadata["sha256"]
         )
-    about["upload"] = upload = uuid.uuid4().hex  # tells this very upload from another run's
+    upload = uuid.uuid4().hex
+    mark = {"upload": upload}  # by which this run recognises its own upload
     # Without its sha256 it was never told of, and no month was made of it: its run died, or is about to be overtaken.
     believed = known is not None and "sha256" in known.metadata
     into = staged_key(key, upload) if believed else key
     replaces = known.generation if known and not believed else 0
     digest = hashlib.sha256()
-    written: Mapping[str, str] = about
     try:
-        with lake.writer(into, about, replaces=replaces) as raw:
+        with lake.writer(into, about | mark, replaces=replaces) as raw:
             with closing(ahead(metered(web.read(published), published, add))) as pieces:
                 for piece in pieces:
                     digest.update(piece)
                     raw.write(piece)
             if known and known.metadata.get("sha256") == digest.hexdigest():
-                into, written = key, known.metadata
+                into, mark = key, {"sha256": digest.hexdigest()}
                 raise _SameBytes
     except _SameBytes:
         pass
     facts = {"sha256": digest.hexdigest(), "fetched_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")}
-    raw_object = lake.describe(into, about | facts, of=written)
+    raw_object = lake.describe(into, about | facts, mark)
     return RawFile(
         published=published, key=into, generation=raw_object.generation, size=raw_object.size, sha256=digest.hexdigest()
     )

@@ -1,0 +1,96 @@
+"""Objects of the lake may carry metadata that the server or another tool gave them: it is left alone, and hinders nobody."""
+
+import itertools
+
+import pytest
+
+from flows.connectors.lake import Overtaken
+from flows.connectors.web import look_up, source_of
+from flows.load_zones import load_zones
+from flows.query_lake import query_lake
+from flows.tasks.extract import copy_to_lake
+from flows.tasks.stores import lake_of
+from flows.tlc.trips import TripMonth
+from tests.flows.conftest import LAKE, Runs
+from tests.flows.test_new_columns import put
+from tests.flows.test_replay import BARE, minutes_will_do, replay
+from tests.stores import Stores, same
+from tests.strict_lake import StrictLake
+from tests.tlc.published import csv_file, line
+
+LABELS = {"owner": "data-platform", "x-scanned": "clean"}
+
+
+def csv_month(rows: int) -> bytes:
+    """A month with one row for the quarantine."""
+    return csv_file(*[line(fare_amount=f"{n}.5") for n in range(rows - 1)], line(lpep_pickup_datetime=BARE))
+
+
+def test_a_lake_whose_server_adds_metadata_is_loaded_replaced_replayed_and_asked_like_any_other(
+    ours: Stores, runs: Runs, strict_lake: StrictLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = itertools.count()
+    strict_lake.shown = lambda metadata: (
+        metadata | {"x_testbench_upload": "resumable", "x_testbench_look": f"{next(looks)}"}
+    )
+    month = TripMonth("green", 2015, 1)
+    source = put(ours, month, csv_month(400), ".csv")
+    assert runs.lake(month, source=source).status == "loaded"
+    assert runs.lake(month, source=source).status == "unchanged"
+    assert runs.warehouse(month).loaded == 399
+    present = lake_of(LAKE).stat(month.key)
+    assert present is not None
+    assert "x_testbench_look" in present.metadata
+
+    put(ours, month, csv_month(500), ".csv")
+    outcome = runs.lake(month, source=source)
+    assert (outcome.status, outcome.inserted, outcome.quarantined) == (
+        "replaced", 100, {"lpep_pickup_datetime: not a datetime": 1},
+    )  # fmt: skip
+    assert len(ours.quarantined(month)) == 1
+    minutes_will_do(monkeypatch)
+    [replayed] = replay(month).result()
+    assert (replayed.inserted, replayed.quarantined) == (1, {})
+    assert runs.warehouse(month).loaded == 500
+    assert same(ours.in_warehouse(month), ours.in_lake(month))
+    assert not ours.objects("staging/")
+
+    [counted] = query_lake(f"select count(*) as trips from green where file_month = '{month.file_month}'", LAKE)
+    assert counted == {"trips": 500}
+    zones = {"source": f"{ours.site.url}/misc/taxi_zone_lookup.csv", "block_name": LAKE}
+    assert [load_zones(["lake"], **zones)[0].status for _ in range(2)] == ["loaded", "unchanged"]
+    for key in ours.objects("zones/"):
+        ours.blob(key).delete()
+
+
+def test_objects_that_another_tool_labels_are_known_as_before(
+    month: TripMonth, ours: Stores, runs: Runs, strict_lake: StrictLake
+) -> None:
+    runs.lake(month)
+    strict_lake.shown = lambda metadata: metadata | LABELS
+    assert runs.lake(month).status == "unchanged"
+    raw = copy_to_lake(lake_of(LAKE), look_up(source_of(ours.official), month))
+    assert raw.key == month.raw_key(".parquet")
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    assert runs.lake(month).status == "replaced"
+
+
+def test_a_month_whose_metadata_another_tool_replaced_is_still_this_projects_by_its_manifest(
+    month: TripMonth, ours: Stores, runs: Runs, strict_lake: StrictLake
+) -> None:
+    runs.lake(month)
+    strict_lake.shown = lambda metadata: LABELS if "staged" in metadata else metadata
+    assert runs.lake(month).status == "unchanged"
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    assert runs.lake(month).status == "replaced"
+
+
+def test_an_upload_that_another_run_replaced_is_not_taken_for_ones_own(ours: Stores) -> None:
+    lake = lake_of(LAKE)
+    with lake.writer("raw/of-two-runs", {"upload": "second", "sha256": "2"}) as file:
+        file.write(b"second")
+    assert lake.describe("raw/of-two-runs", {"etag": "e"}, {"upload": "second"}).metadata["etag"] == "e"
+    for mark in ({"upload": "first"}, {"sha256": "1"}, {"upload": "second", "sha256": "1"}):
+        with pytest.raises(Overtaken):
+            lake.describe("raw/of-two-runs", {"etag": "other"}, mark)
+    ours.blob("raw/of-two-runs").delete()
