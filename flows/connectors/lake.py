@@ -4,13 +4,11 @@ import base64
 import binascii
 import datetime as dt
 import io
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
@@ -361,8 +359,7 @@ class Lake:
         if ending != ".parquet":
             yield from csv_chunks(trip_month, ending, ahead(pieces), on_shape, rule, raw.size)
             return
-        scratch.require_room(raw.size, str(trip_month))
-        with tempfile.TemporaryFile(dir=scratch.folder()) as file:
+        with scratch.temporary_file(raw.size, str(trip_month)) as file:
             for piece in pieces:
                 file.write(piece)
             file.seek(0)
@@ -467,15 +464,14 @@ class Lake:
     def trips(self, key: str, generation: int) -> Iterator[pa.Table]:
         """The trips of a canonical object, a row group at a time, by way of a temporary file."""
         present = self.stat(key)
-        scratch.require_room(present.size if present else 0, self.uri(key))
-        with tempfile.TemporaryDirectory(dir=scratch.folder()) as folder:
-            path = Path(folder) / "trips.parquet"
+        with scratch.temporary_file(present.size if present else 0, self.uri(key)) as file:
             with self._explained("read"):
-                self.block.download_object_to_path(key, path)
+                self.block.download_object_to_file_object(key, file)
             present = self.stat(key)
             if present is None or present.generation != generation:
                 raise Gone(f"{self.uri(key)} was replaced while this run was at work. Run again.")
-            parquet = pq.ParquetFile(path)
+            file.seek(0)
+            parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(group)
 

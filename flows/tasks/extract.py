@@ -106,7 +106,7 @@ def extract_to_scratch(published: PublishedFile) -> dict[str, Any]:
 
 def in_scratch(raw: RawFile) -> bool:
     """Whether this machine's scratch cache still has the file."""
-    return scratch.path_of(raw) is not None
+    return scratch.has(raw)
 
 
 @task(name="extract from lake", task_run_name="extract {trip_month} ← lake", **RETRIES)

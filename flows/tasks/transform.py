@@ -109,6 +109,7 @@ def staged_in_postgres(postgres: Postgres, raw: RawFile, rows: Rows, add: Add) -
 
     postgres.ensure_tables(trip_month.color)
     with (
+        scratch.disk_full_explained(str(raw.published.trip_month)),
         SpooledTemporaryFile(_IN_MEMORY, dir=str(scratch.folder())) as aside,
         closing(ahead(encode(tables()))) as pieces,
     ):
@@ -122,20 +123,20 @@ def staged_in_postgres(postgres: Postgres, raw: RawFile, rows: Rows, add: Add) -
 def chunks_of(raw: RawFile, on_shape: Callable[[Shape], None]) -> Iterator[Chunk]:
     """The chunks of a file in the scratch cache, fetched again if the cache does not have exactly those bytes."""
     published = raw.published
-    path = scratch.path_of(raw)
-    if path is None:
+    file = scratch.opened(raw)
+    if file is None:
         again = scratch.keep(published, web.read)
-        path = scratch.path_of(raw)
-        if path is None:
+        file = scratch.opened(raw)
+        if file is None:
             raise UnreadableFile(
                 f"{published.trip_month}: {published.url} changed while it was being loaded"
                 f" (sha256 {again.sha256[:12]}…, was {raw.sha256[:12]}…). Nothing was loaded; run again."
             )
-    if published.ending == ".parquet":
-        with path.open("rb") as file:
+    with file:
+        if published.ending == ".parquet":
             yield from parquet_chunks(published.trip_month, file, on_shape)
-    else:
-        yield from csv_chunks(published.trip_month, published.ending, scratch.read(path), on_shape, size=raw.size)
+        else:
+            yield from csv_chunks(published.trip_month, published.ending, scratch.pieces(file), on_shape, size=raw.size)
 
 
 @task(name="transform for BigQuery", task_run_name="transform {manifest.trip_month} for BigQuery", **RETRIES)

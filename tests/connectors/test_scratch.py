@@ -1,18 +1,23 @@
-"""The scratch cache is bounded, and nothing in it is believed before it was checked."""
+"""The scratch cache is private and bounded, and nothing in it is believed before it was checked."""
 
+import errno
 import hashlib
 import os
+import re
 import time
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows.connectors import scratch
-from flows.connectors.scratch import DiskFull
+from flows.connectors.scratch import DiskFull, UnsafeScratch
+from flows.tasks.transform import chunks_of
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import TripMonth
+from tests.tlc.published import csv_file, line
 
 DATA = b"0123456789" * 1000
 
@@ -44,23 +49,130 @@ def test_a_file_is_kept_whole_under_its_month_and_hash(folder: Path) -> None:
     assert (raw.size, raw.sha256) == (len(DATA), hashlib.sha256(DATA).hexdigest())
     assert [path.name for path in folder.iterdir()] == [raw.key]
     assert raw.key == f"green_tripdata_2021-01-{raw.sha256[:16]}.csv.gz"
-    path = scratch.path_of(raw)
-    assert path == folder / raw.key
-    assert b"".join(scratch.read(path)) == DATA
-    assert [len(piece) for piece in scratch.read(path, 3000)] == [3000, 3000, 3000, 1000]
+    file = scratch.opened(raw)
+    assert file is not None
+    with file:
+        assert [len(piece) for piece in scratch.pieces(file, 3000)] == [3000, 3000, 3000, 1000]
+        file.seek(0)
+        assert b"".join(scratch.pieces(file)) == DATA
 
 
 def test_the_folder_is_nobody_elses(folder: Path) -> None:
-    assert scratch.folder() == folder
-    assert folder.stat().st_mode & 0o777 == 0o700
+    before = os.umask(0)
+    try:
+        assert scratch.folder() == folder
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (folder, folder.parent)] == [0o700, 0o700]
 
 
-def test_without_a_word_the_folder_is_this_users_under_the_temporary_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user who says nothing of the folder, and has a home and a temporary folder."""
+    for name in ("home", "tmp"):
+        (tmp_path / name).mkdir()
+    for name in ("TRIPS_SCRATCH", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    return tmp_path
+
+
+def test_without_a_word_the_folder_is_in_this_users_cache_folder(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("TRIPS_SCRATCH")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert scratch.folder() == tmp_path / f"nyc-taxi-flows-{os.getuid()}"
+    assert scratch.folder() == at_home / "home" / ".cache" / "nyc-taxi-flows"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(at_home / "caches"))
+    assert scratch.folder() == at_home / "caches" / "nyc-taxi-flows"
+
+
+@pytest.mark.parametrize("home", ["/proc/no-such-folder", "relative"])
+def test_a_user_without_a_home_has_a_folder_of_their_own_under_the_temporary_one(
+    home: str, at_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", home)
+    assert scratch.folder() == at_home / "tmp" / f"nyc-taxi-flows-{os.getuid()}"
+    assert scratch.folder().stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_what_to_do(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (at_home / "a-file").touch()
+    monkeypatch.setenv("TRIPS_SCRATCH", str(at_home / "a-file" / "scratch"))
+    with pytest.raises(UnsafeScratch) as error:
+        scratch.folder()
+    assert f"cannot be kept in {at_home}/a-file/scratch: this user cannot write there" in str(error.value)
+    assert "Point TRIPS_SCRATCH at" in str(error.value)
+
+
+def test_a_tilde_that_the_shell_left_is_the_home(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIPS_SCRATCH", "~/trips")
+    assert scratch.folder() == at_home / "home" / "trips"
+
+
+def _linked(folder: Path) -> None:
+    (folder.parent / "elsewhere").mkdir()
+    folder.symlink_to(folder.parent / "elsewhere")
+
+
+def _of_mode(mode: int) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        folder.chmod(mode)
+
+    return make
+
+
+def _of_another_user(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 12345, -1)
+
+
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong", "advice"),
+    [
+        pytest.param(_linked, "it is a symbolic link", "by its real path", id="a link"),
+        pytest.param(Path.touch, "it is not a folder", "point TRIPS_SCRATCH at", id="a file"),
+        pytest.param(_of_mode(0o777), "other users may write to it (mode 0777)", "run `chmod go-w '", id="0777"),
+        pytest.param(_of_mode(0o720), "other users may write to it (mode 0720)", "run `chmod go-w '", id="0720"),
+        pytest.param(_of_mode(0o1777), "it is shared by all users", "at a folder of its own, such as", id="as /tmp is"),
+        pytest.param(_of_another_user, "it belongs to another user (uid 12345", "of this user", id="anothers", marks=as_root),
+    ],
+)  # fmt: skip
+def test_a_folder_that_others_could_change_is_refused_and_nothing_in_it_is_touched(
+    make: Callable[[Path], None], wrong: str, advice: str, folder: Path
+) -> None:
+    folder.parent.mkdir()
+    make(folder)
+    target = folder.resolve() if folder.is_dir() else folder.parent
+    (target / ".fetching-abcdefgh").write_bytes(DATA)
+    (target / "of-theirs").mkdir()
+    for path in target.iterdir():
+        os.utime(path, (0, 0))
+    before = sorted(target.iterdir())
+    for attempt in (
+        scratch.folder,
+        lambda: scratch.keep(published(), lambda _: pytest.fail("fetched")),
+        lambda: scratch.require_room(0, "green 2021-01"),
+        lambda: scratch.temporary_file(0, "green 2021-01").__enter__(),
+    ):
+        with pytest.raises(UnsafeScratch) as error:
+            attempt()
+        assert f"cannot be kept in {folder}: {wrong}" in str(error.value)
+        assert advice in str(error.value)
+    assert sorted(target.iterdir()) == before
+
+
+def test_a_hostile_folder_under_the_temporary_one_is_refused_too(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/proc/no-such-folder")
+    theirs = at_home / "tmp" / f"nyc-taxi-flows-{os.getuid()}"
+    theirs.symlink_to(at_home / "home")
+    with pytest.raises(UnsafeScratch, match="it is a symbolic link"):
+        scratch.folder()
 
 
 def test_the_same_bytes_fetched_again_are_one_file(folder: Path) -> None:
@@ -81,25 +193,82 @@ def test_a_fetch_that_breaks_off_leaves_nothing(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change", [lambda p: p.write_bytes(DATA[:-1]), lambda p: p.write_bytes(b"x" + DATA[1:]), Path.unlink]
 )
-def test_a_file_that_changed_shrank_or_went_is_not_believed(change: object) -> None:
+def test_a_file_that_changed_shrank_or_went_is_not_believed(change: object, folder: Path) -> None:
     raw = scratch.keep(published(), pieces)
-    path = scratch.path_of(raw)
     assert callable(change)
-    change(path)
-    assert scratch.path_of(raw) is None
+    change(folder / raw.key)
+    assert scratch.opened(raw) is None
+
+
+def _a_link(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+    path.symlink_to(path.with_name("moved"))
+
+
+def _a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _a_link,
+        _a_pipe,
+        _a_folder,
+        lambda path: path.chmod(0o666),
+        pytest.param(lambda path: os.chown(path, 12345, -1), marks=as_root),
+    ],
+)
+def test_a_file_with_the_right_bytes_that_another_user_could_change_is_not_believed(
+    change: Callable[[Path], None], folder: Path
+) -> None:
+    raw = scratch.keep(published(), pieces)
+    change(folder / raw.key)
+    assert not scratch.has(raw)
+
+
+def test_a_file_swapped_after_it_was_checked_is_read_as_it_was_checked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = csv_file(*[line(fare_amount=f"{n}.5") for n in range(100)])
+    poisoned = csv_file(*[line(fare_amount="999.5") for _ in range(100)])
+    about = published(size=len(good)).model_copy(update={"ending": ".csv"})
+    raw = scratch.keep(about, lambda _: [good])
+    checked = hashlib.file_digest
+
+    def and_swapped(file: Any, name: str) -> Any:
+        digest = checked(file, name)
+        (folder / "theirs").write_bytes(poisoned)
+        (folder / "theirs").replace(folder / raw.key)
+        return digest
+
+    monkeypatch.setattr("hashlib.file_digest", and_swapped)
+    fares = [fare for chunk in chunks_of(raw, lambda _: None) for fare in chunk.trips["fare_amount"].to_pylist()]
+    assert fares == [n + 0.5 for n in range(100)]
 
 
 def test_a_key_leads_nowhere_outside_the_folder(folder: Path) -> None:
     raw = scratch.keep(published(), pieces)
     (folder.parent / "outside").write_bytes(DATA)
-    assert scratch.path_of(raw.model_copy(update={"key": "../outside"})) is None
+    assert not scratch.has(raw.model_copy(update={"key": "../outside"}))
+
+
+def _named(word: str) -> str:
+    """A name that the cache gives a file."""
+    return f"green_tripdata_2021-01-{hashlib.sha256(word.encode()).hexdigest()[:16]}.csv.gz"
 
 
 def _aged(folder: Path, **ages: int) -> None:
     folder.mkdir(parents=True)
-    for name, age in ages.items():
-        (folder / name).write_bytes(DATA)
-        os.utime(folder / name, (1_000_000 - age, 1_000_000 - age))
+    for word, age in ages.items():
+        (folder / _named(word)).write_bytes(DATA)
+        os.utime(folder / _named(word), (1_000_000 - age, 1_000_000 - age))
 
 
 @pytest.mark.parametrize(
@@ -116,24 +285,25 @@ def _aged(folder: Path, **ages: int) -> None:
 def test_the_files_used_longest_ago_go_first_and_the_newest_never(folder: Path, limit: int, left: set[str]) -> None:
     _aged(folder, new=0, older=1, oldest=2)
     scratch._make_room(limit)
-    assert {path.name for path in folder.iterdir()} == left
+    assert {path.name for path in folder.iterdir()} == set(map(_named, left))
 
 
 def test_a_file_larger_than_the_cache_is_kept_while_it_is_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _aged(folder, old=10)
     monkeypatch.setattr(scratch._make_room, "__defaults__", (5,))
     raw = scratch.keep(published(), pieces)
-    assert scratch.path_of(raw)
+    assert scratch.has(raw)
     assert [path.name for path in folder.iterdir()] == [raw.key]
 
 
 def test_a_file_that_another_run_removed_meanwhile_is_no_trouble(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _aged(folder, new=0, gone=1)
-    listed = list(folder.iterdir())
-    (folder / "gone").unlink()
-    monkeypatch.setattr(Path, "iterdir", lambda _: iter(listed))
+    _aged(folder, new=0, gone=1, oldest=2)
+    listed = [path.name for path in folder.iterdir()]
+    (folder / _named("gone")).unlink()
+    monkeypatch.setattr("os.listdir", lambda _: listed)
     scratch._make_room(0)
-    assert (folder / "new").exists()
+    monkeypatch.undo()
+    assert [path.name for path in folder.iterdir()] == [_named("new")]
 
 
 def test_a_file_that_another_run_is_fetching_is_left_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,28 +316,51 @@ def test_a_file_that_another_run_is_fetching_is_left_to_it(folder: Path, monkeyp
         yield DATA[4000:]
 
     raw = scratch.keep(published(1), meanwhile)
-    assert scratch.path_of(raw)
+    assert scratch.has(raw)
     assert others
 
 
 def test_what_killed_runs_left_goes_after_a_day_whoever_comes(folder: Path) -> None:
-    day_before_yesterday = time.time() - 2 * 24 * 60 * 60
     _aged(folder, kept=0)
-    for age, made_at in (("young", time.time()), ("old", day_before_yesterday)):
-        (folder / f".fetching-{age}").write_bytes(DATA)
-        (folder / f"tmp{age}").mkdir()
-        (folder / f"tmp{age}" / "trips.parquet").write_bytes(DATA)
-        for name in (f".fetching-{age}", f"tmp{age}"):
-            os.utime(folder / name, (made_at, made_at))
+    for name, made_at in ((".fetching-0young00", time.time()), (".fetching-00old_00", time.time() - 2 * 24 * 60 * 60)):
+        (folder / name).write_bytes(DATA)
+        os.utime(folder / name, (made_at, made_at))
     scratch.require_room(0, "green 2021-01")
-    assert {path.name for path in folder.iterdir()} == {"kept", ".fetching-young", "tmpyoung"}
+    assert {path.name for path in folder.iterdir()} == {_named("kept"), ".fetching-0young00"}
+
+
+def test_what_this_project_did_not_name_is_left_alone_however_old_and_large(folder: Path) -> None:
+    _aged(folder, new=0)
+    outside = folder.parent / "outside"
+    outside.write_bytes(DATA)
+    names = [
+        "thesis.pdf",
+        ".fetching-thesis.pdf",
+        "green_tripdata_2021-01.parquet",
+        _named("x") + ".bak",
+        "tmpabcdefgh",
+    ]
+    for name in names:
+        (folder / name).write_bytes(DATA)
+    for name in (".fetching-0folder0", _named("folder")):
+        (folder / name).mkdir()
+        (folder / name / "trips.parquet").write_bytes(DATA)
+    for name in (".fetching-000link0", _named("link")):
+        (folder / name).symlink_to(outside)
+    before = {path.name for path in folder.iterdir()}
+    for path in [*folder.iterdir(), outside]:
+        os.utime(path, (0, 0), follow_symlinks=False)
+    scratch.require_room(0, "green 2021-01")
+    scratch._make_room(0)
+    assert {path.name for path in folder.iterdir()} == before
+    assert outside.read_bytes() == DATA
 
 
 def test_a_file_used_is_the_last_to_go(folder: Path) -> None:
     first, second = (scratch.keep(published(month), pieces) for month in (1, 2))
     for raw in (first, second):
         os.utime(folder / raw.key, (1_000_000, 1_000_000))
-    assert scratch.path_of(first)
+    assert scratch.has(first)
     scratch._make_room(len(DATA))
     assert [path.name for path in folder.iterdir()] == [first.key]
 
@@ -192,3 +385,43 @@ def test_room_enough_is_room_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     scratch.require_room(len(DATA), "green 2021-01")
     with pytest.raises(DiskFull):
         scratch.require_room(len(DATA) + 1, "green 2021-01")
+
+
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_becomes_full_while_a_file_is_fetched_is_explained_and_nothing_is_left(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(_: PublishedFile) -> Iterator[bytes]:
+        yield DATA
+        monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(0, 0, 1_000_000))  # others fill it
+        yield DATA
+        pytest.fail("fetched on")
+
+    for read in (meanwhile, no_room):
+        with pytest.raises(DiskFull, match=re.escape(f"green 2021-01: the disk of {folder} became full")) as full:
+            scratch.keep(published(size=None), read)  # type: ignore[arg-type]
+        assert "point TRIPS_SCRATCH at a larger disk" in str(full.value)
+        assert list(folder.iterdir()) == []
+        monkeypatch.undo()
+        monkeypatch.setenv("TRIPS_SCRATCH", str(folder))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_real_write_to_a_full_disk_is_explained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr("tempfile.mkstemp", lambda **_: (full, str(folder / ".fetching-abcdefgh")))
+    with pytest.raises(DiskFull, match="became full"):
+        scratch.keep(published(), pieces)
+
+
+def test_a_temporary_file_has_no_name_and_a_full_disk_under_it_is_explained(folder: Path) -> None:
+    with scratch.temporary_file(len(DATA), "green 2021-01") as file:
+        file.write(DATA)
+        assert list(folder.iterdir()) == []
+    with pytest.raises(DiskFull, match="green 2021-01: the disk of"), scratch.temporary_file(0, "green 2021-01"):
+        no_room()
+    with pytest.raises(OSError, match="Input/output"), scratch.temporary_file(0, "green 2021-01"):
+        raise OSError(errno.EIO, "Input/output error")
