@@ -1,26 +1,28 @@
 """All that is new or re-published, web → lake → BigQuery, and Postgres if wanted: `python flows/bring_up_to_date.py`."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 from prefect import flow, get_run_logger
 
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
+from flows.connectors.known import known_publication
 from flows.connectors.web import source_of
 from flows.etl_gcs_bq import etl_gcs_bq
 from flows.etl_web_gcs import etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.tasks.command import run_as_program
-from flows.tasks.months import each_month
+from flows.tasks.months import MonthsFailed, each_month
 from flows.tasks.notify import notifications
 from flows.tasks.policy import task_runner
 from flows.tasks.survey import ask_source, list_lake, list_postgres, list_warehouse, report_stores
-from flows.tlc.catalog import Found, months_ago, months_between, oldest_first
-from flows.tlc.errors import NotPublished, TripDataError
+from flows.tlc.catalog import KNOWN_RANGES, Found, months_ago, months_between, oldest_first, overdue
+from flows.tlc.errors import NotPublished, Overdue, TripDataError
 from flows.tlc.manifest import Manifest, Outcome
-from flows.tlc.sources import SourceName
-from flows.tlc.trips import AtLeastOne, Bound, Color, Dataset, Rows, Store, TripMonth
+from flows.tlc.sources import TEMPLATES, Source, SourceName
+from flows.tlc.trips import AtLeastOne, AtLeastZero, Bound, Color, Dataset, Rows, Store, TripMonth
 
 _COLORS: list[Color] = ["yellow", "green"]
 _INTO: list[Store] = ["lake", "warehouse"]
@@ -39,6 +41,7 @@ def bring_up_to_date(
     dataset: Dataset = DATASET,
     postgres_block: str = POSTGRES,
     at_once: AtLeastOne = 2,
+    expect_within: AtLeastZero = 4,
 ) -> list[Outcome]:
     """Bring every month that is new or re-published at its source into the stores, oldest first; leave all others alone.
 
@@ -53,11 +56,14 @@ def bring_up_to_date(
         dataset: BigQuery dataset; made in the bucket's location if it is not there.
         postgres_block: Name of the SqlAlchemyConnector block that is the database.
         at_once: How many months are worked on at the same time.
+        expect_within: Fail in the end if a color's newest published month is more than so many months ago; 0 to expect nothing.
     """
     if at_most < 1 or not into:
         raise TripDataError(
             f"at_most is {at_most} and into is {into}; take at least one month into at least one store."
         )
+    if expect_within < 0:
+        raise TripDataError(f"expect_within is {expect_within}; give a number of months, or 0 to expect nothing.")
     publisher = source_of(source)
     window = months_between(colors, since or months_ago(_LOOK_BACK), "")
 
@@ -72,16 +78,7 @@ def bring_up_to_date(
     if "database" in into:
         held["database"] = list_postgres.submit(postgres_block).result()
 
-    # Before `since` only what came from this very source: a month that somebody took from another stays what it is.
-    of_source = (
-        m for got in held.values() for m, known in got.items() if m.color in colors and known.url == publisher.url(m)
-    )
-    watched = oldest_first([*window, *of_source])
-    answers = ask_source.submit(publisher, watched).result()
-    found = [
-        Found(m, publisher.url(m), answers[m], {store: got.get(m) for store, got in held.items()}, m in unfinished)
-        for m in watched
-    ]
+    found = _found(publisher, colors, window, held, unfinished)
     due = [month for month in found if month.behind]
     taken, waiting = due[:at_most], due[at_most:]
     _log(found, taken, waiting)
@@ -110,21 +107,69 @@ def bring_up_to_date(
         "warehouse": to_warehouse,
         "database": to_postgres,
     }
-    work = {month.trip_month: month for month in found if month in taken or month.unanswered}
+    work = {month.trip_month: month for month in found if month in taken or month.wrong}
     did: dict[TripMonth, dict[Store, str]] = defaultdict(dict)
 
     def load(trip_month: TripMonth) -> Outcome:
-        if error := work[trip_month].unanswered:
-            raise error
-        for store in work[trip_month].behind:
+        month = work[trip_month]
+        for store in month.behind if month in taken else []:
             outcome = bring[store](trip_month)
             did[trip_month][store] = outcome.status
+        if month.wrong:
+            raise month.wrong
         return outcome
 
     def tell(key: str, done: Sequence[Outcome], failed: Sequence[tuple[str, str]]) -> None:
         report_stores(key, found, [m.trip_month for m in waiting], did, dict(failed))
 
-    return each_month("bring-up-to-date", list(work), at_once, load, tell)
+    with _failing_in_the_end(_overdue(found, colors, expect_within, source, publisher)):
+        return each_month("bring-up-to-date", list(work), at_once, load, tell)
+
+
+@contextmanager
+def _failing_in_the_end(reasons: Sequence[str]) -> Iterator[None]:
+    """Let the work of the block be done, then raise `Overdue` if there are reasons; months that failed are named before them."""
+    try:
+        yield
+    except MonthsFailed as failure:
+        failure.args = ("\n".join([str(failure), *reasons]),)
+        raise
+    if reasons:
+        raise Overdue("\n".join(reasons))
+
+
+def _found(
+    publisher: Source,
+    colors: Sequence[Color],
+    window: Sequence[TripMonth],
+    held: Mapping[Store, Mapping[TripMonth, Manifest]],
+    unfinished: Sequence[TripMonth],
+) -> list[Found]:
+    """Ask the publisher for the months of the window and for older ones that a store has from it; return them, oldest first.
+
+    A month that somebody took from another source before the window stays what it is.
+    """
+    of_source = (
+        m for got in held.values() for m, known in got.items() if m.color in colors and known.url == publisher.url(m)
+    )
+    watched = oldest_first([*window, *of_source])
+    answers = ask_source.submit(publisher, watched).result()
+
+    def one(m: TripMonth) -> Found:
+        url, stores = publisher.url(m), {store: got.get(m) for store, got in held.items()}
+        return Found(m, url, answers[m], stores, m in unfinished, known_publication(m, url))
+
+    return [one(trip_month) for trip_month in watched]
+
+
+def _overdue(found: Sequence[Found], colors: Sequence[Color], within: int, source: str, publisher: Source) -> list[str]:
+    """Return and log which colors have no new month; none of a source that ended."""
+    if any(publisher.template == TEMPLATES[known.source] or source == known.source for known in KNOWN_RANGES):
+        return []
+    late = [text for color in dict.fromkeys(colors) if (text := overdue(color, found, within, publisher.template))]
+    for text in late:
+        get_run_logger().error("%s", text)
+    return late
 
 
 def _named(trip_month: TripMonth) -> tuple[Color, int, int]:
@@ -134,7 +179,7 @@ def _named(trip_month: TripMonth) -> tuple[Color, int, int]:
 def _log(found: Sequence[Found], taken: Sequence[Found], waiting: Sequence[Found]) -> None:
     log = get_run_logger()
     for month in found:
-        if isinstance(month.answer, NotPublished):
+        if isinstance(month.answer, NotPublished) and not month.wrong:
             log.info("%s", month.answer)
     for month in taken:
         log.info("%s: %s", month.trip_month, ", ".join(f"{store}: {month.stands(store)}" for store in month.behind))

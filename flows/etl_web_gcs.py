@@ -8,7 +8,7 @@ from blocks import GCS_BUCKET
 from flows.connectors.lake import Lake
 from flows.connectors.web import look_up, source_of
 from flows.tasks.command import run_as_program
-from flows.tasks.extract import extract_to_lake
+from flows.tasks.extract import extract_to_lake, refusal_explained
 from flows.tasks.load import load_to_lake
 from flows.tasks.months import chosen_months, each_month, named_for_months
 from flows.tasks.notify import notifications
@@ -59,7 +59,9 @@ def etl_web_gcs(
     [trip_month] = trip_months(color, year, [month])
     lake = lake_of(block_name)
     lake.check()
-    published = look_up(source_of(source), trip_month)
+    publisher = source_of(source)
+    with refusal_explained(trip_month, publisher.url(trip_month), "lake", lambda: lake.current(trip_month)):
+        published = look_up(publisher, trip_month)
     present = lake.present(trip_month)
     manifest = lake.finished(trip_month)
     if manifest and manifest.covers(published, rows):

@@ -5,7 +5,7 @@ from prefect import flow, get_run_logger
 from blocks import POSTGRES
 from flows.connectors.web import look_up, source_of
 from flows.tasks.command import run_as_program
-from flows.tasks.extract import extract_to_scratch, in_scratch
+from flows.tasks.extract import extract_to_scratch, in_scratch, refusal_explained
 from flows.tasks.load import load_to_postgres
 from flows.tasks.months import chosen_months, each_month, named_for_months
 from flows.tasks.notify import notifications
@@ -49,7 +49,10 @@ def ingest_data(
     postgres.check()
 
     def load(trip_month: TripMonth) -> Outcome:
-        published = look_up(publisher, trip_month)
+        with refusal_explained(
+            trip_month, publisher.url(trip_month), "database", lambda: postgres.manifest(trip_month)
+        ):
+            published = look_up(publisher, trip_month)
         with postgres.claim(trip_month, lambda: log.info("another run is loading %s; waiting for it", trip_month)):
             manifest = postgres.manifest(trip_month)
             if manifest and manifest.covers(published, rows):

@@ -8,7 +8,7 @@ from blocks import GCS_BUCKET, POSTGRES
 from flows.connectors import scratch
 from flows.connectors.web import published_at
 from flows.tasks.command import run_as_program
-from flows.tasks.extract import extract_from_lake, extract_to_scratch, in_scratch
+from flows.tasks.extract import extract_from_lake, extract_to_scratch, in_scratch, refusal_explained
 from flows.tasks.load import load_to_lake, load_to_postgres
 from flows.tasks.months import chosen_months, each_month, named_for_months
 from flows.tasks.notify import notifications
@@ -78,9 +78,9 @@ def replay_quarantine(
                 return left_alone(before)
             raw = scratch.raw_of(before)
             if not in_scratch(raw):
-                raw = believed(
-                    extract_to_scratch, in_scratch, published_at(trip_month, before.url, before.published.ending)
-                )
+                with refusal_explained(trip_month, before.url, "database", lambda: before):
+                    published = published_at(trip_month, before.url, before.published.ending)
+                raw = believed(extract_to_scratch, in_scratch, published)
             if raw.sha256 != before.sha256:
                 raise TripDataError(
                     f"{trip_month} was re-published at {before.url}; run ingest-data, which takes that in."

@@ -12,6 +12,7 @@ Months are made on first demand (`local.tripfiles`); a file of the same name in 
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import fnmatch
 import hashlib
 import json
@@ -518,6 +519,12 @@ def _month_of(name: str) -> tuple[Color, int, int]:
     return cast(Color, match["color"]), int(year), int(month)
 
 
+def _two_months_ago() -> str:
+    today = dt.datetime.now(dt.UTC).date()
+    year, month = divmod(today.year * 12 + today.month - 3, 12)
+    return f"{year}-{month + 1:02d}"
+
+
 def main() -> int:
     """Serve until told to stop (SIGTERM, Ctrl-C)."""
     parser = argparse.ArgumentParser(prog="python -m local.site", description=(__doc__ or "").partition("\n")[0])
@@ -526,7 +533,9 @@ def main() -> int:
     parser.add_argument("--state", type=Path, required=True, help="folder for the files made")
     parser.add_argument("--rows", type=int, default=20_000, help="rows of a month, more or less")
     parser.add_argument("--files", type=Path, help="folder of real files, served in place of made ones")
-    parser.add_argument("--last-month", default="2025-12", help="the newest month published")
+    parser.add_argument(
+        "--last-month", default=_two_months_ago(), help="the newest month published; by default as late as TLC"
+    )
     asked = parser.parse_args()
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):

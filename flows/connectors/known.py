@@ -1,9 +1,11 @@
-"""What is known of TLC's files from before: rows, bytes and dates, counted once and shipped with this package."""
+"""What is known of published files from before: counted once, and shipped with this package."""
 
 from functools import cache
 from importlib.resources import files
 
-from flows.tlc.catalog import KnownFile, known_files
+from flows.tlc.catalog import KNOWN_RANGES, KnownFile, known_files
+from flows.tlc.sources import TEMPLATES
+from flows.tlc.trips import TripMonth
 
 
 @cache
@@ -12,5 +14,16 @@ def _known() -> dict[str, KnownFile]:
 
 
 def known_file(url: str) -> KnownFile | None:
-    """What was last known of the file at this address, by its name; None if nothing was, as of every CSV."""
-    return _known().get(url.rpartition("/")[2])
+    """Return what was last known of the file at this address; None for any file that is not at TLC's own address."""
+    place, _, name = url.rpartition("/")
+    return _known().get(name) if place == TEMPLATES["official"].rpartition("/")[0] else None
+
+
+def known_publication(trip_month: TripMonth, url: str) -> str:
+    """Return in words that the month is known to be published at this address; "" if that is not known."""
+    if file := known_file(url):
+        return f"{file.rows:,} rows on {file.last_modified[:10]}"
+    for known in KNOWN_RANGES:
+        if known.covers(trip_month) and url == trip_month.url(TEMPLATES[known.source]):
+            return known.evidence
+    return ""

@@ -99,7 +99,8 @@ def _refuse(trip_month: TripMonth, url: str, answer: httpx.Response) -> None:
     if answer.status_code in _NOT_PUBLISHED:
         raise NotPublished(
             f"{trip_month} is not published at {url} (HTTP {answer.status_code})."
-            " TLC publishes about two months late; the mirror ends with 2021-07."
+            " TLC publishes about two months late; the mirror ends with 2021-07.",
+            answer.status_code,
         )
     if answer.status_code in _PASSING:
         raise Unreachable(f"{url} answered HTTP {answer.status_code} {ATTEMPTS} times; try again later.")

@@ -3,21 +3,39 @@
 import datetime as dt
 import hashlib
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 from prefect import get_run_logger, task
 
 from flows.connectors import scratch, web
+from flows.connectors.known import known_publication
 from flows.connectors.lake import Gone, Lake
 from flows.tasks.policy import CACHE_FOR, RETRIES, cached_by
 from flows.tasks.progress import Add, meter
 from flows.tasks.stores import lake_of
+from flows.tlc.catalog import refusal
+from flows.tlc.errors import NotPublished
 from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.pipeline import ahead
 from flows.tlc.sources import PublishedFile
-from flows.tlc.trips import TripMonth, staged_key
+from flows.tlc.trips import Store, TripMonth, staged_key
+
+
+@contextmanager
+def refusal_explained(
+    trip_month: TripMonth, url: str, store: Store, held: Callable[[], Manifest | None]
+) -> Iterator[None]:
+    """Raise `RefusedMonth` in the place of `NotPublished` if the month is known to be published at `url`.
+
+    `held` returns what the store holds of the month, and is called only then.
+    """
+    try:
+        yield
+    except NotPublished as error:
+        refused = refusal(trip_month, url, error, known_publication(trip_month, url), {store: held()})
+        raise refused or error from error.__cause__
 
 
 @task(

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flows.connectors.known import known_file
+from flows.connectors.known import known_file, known_publication
 from flows.connectors.web import look_up_all
 from flows.tasks.policy import RETRIES, TIMEOUT
 from flows.tasks.report import markdown_table
@@ -90,7 +90,7 @@ def entries_of(
     def line(trip_month: TripMonth) -> Entry:
         here, url = held.get(trip_month), source.url(trip_month)
         known = known_file(here.manifest.url if here else url)
-        return entry_of(trip_month, here, known, answers.get(trip_month), url)
+        return entry_of(trip_month, here, known, answers.get(trip_month), url, known_publication(trip_month, url))
 
     every = (line(trip_month) for trip_month in sorted(trip_months))
     return [entry for entry in every if entry.held or entry.differs]
@@ -119,6 +119,7 @@ _MARKS = {
     "re-published": "↻",
     "other source": "⇄",
     "gone": "†",
+    "refused": "✗",
     "no answer": "?",
     "other rows than known": "≠",
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from flows.tlc.errors import NotPublished, UnknownMonth
+from flows.tlc.errors import NotPublished, RefusedMonth, UnknownMonth
 from flows.tlc.manifest import Manifest
 from flows.tlc.schema import SCHEMA_VERSION
 from flows.tlc.sources import PublishedFile
@@ -14,7 +14,15 @@ from flows.tlc.trips import FIRST_MONTH, Store, TripMonth, bound_of
 
 # How a month at its source stands to a store's.
 Standing = Literal[
-    "new", "re-published", "other source", "unchanged", "gone", "not published", "no answer", "behind the lake"
+    "new",
+    "re-published",
+    "other source",
+    "unchanged",
+    "gone",
+    "refused",
+    "not published",
+    "no answer",
+    "behind the lake",
 ]
 _LAGS: tuple[Standing, ...] = ("new", "re-published", "other source", "behind the lake")
 _WAY: tuple[Store, ...] = get_args(Store)
@@ -53,6 +61,12 @@ def months_ago(count: int, today: dt.date | None = None) -> str:
     return f"{year}-{month + 1:02d}"
 
 
+def months_since(trip_month: TripMonth, today: dt.date | None = None) -> int:
+    """Return how many months ago a month was."""
+    now = today or dt.datetime.now(dt.UTC).date()
+    return (now.year - trip_month.year) * 12 + now.month - trip_month.month
+
+
 def standing(url: str, published: PublishedFile | None, held: Manifest | None) -> Standing:
     """How a store's month stands to what its source publishes at `url` (None: nothing)."""
     if published is None:
@@ -83,11 +97,19 @@ class Found:
     answer: PublishedFile | Exception
     held: Mapping[Store, Manifest | None]
     unfinished: bool = False  # the lake's month is there, but the run that published it died before its end
+    known: str = ""  # that the month is known to be published at `url`, in words
 
     @property
     def unanswered(self) -> Exception | None:
         """Why it is not known whether the month is published."""
         return None if isinstance(self.answer, PublishedFile | NotPublished) else self.answer
+
+    @property
+    def wrong(self) -> Exception | None:
+        """Why the source has to be looked into: it gave no answer, or refuses a month that is known to be published."""
+        if isinstance(self.answer, NotPublished):
+            return refusal(self.trip_month, self.url, self.answer, self.known, self.held)
+        return self.unanswered
 
     def stands(self, store: Store) -> Standing:
         """How a store's month stands to the source's; for BigQuery, which is loaded from the lake, to the lake's."""
@@ -110,6 +132,84 @@ class Found:
         outdated = "warehouse" in lag and lake and lake.schema_version != SCHEMA_VERSION
         again = isinstance(self.answer, PublishedFile) and (outdated or self.unfinished)
         return ["lake", *lag] if again and "lake" not in lag else lag
+
+
+def refusal(
+    trip_month: TripMonth, url: str, answer: NotPublished, known: str, held: Mapping[Store, Manifest | None]
+) -> RefusedMonth | None:
+    """Return the error for a refused month that is known to be published, or None if nothing is known of it.
+
+    Args:
+        trip_month: The month.
+        url: Its address at the source.
+        answer: What the source answered.
+        known: That the month is known to be published at `url`, in words; "" if it is not.
+        held: What the stores hold of the month. They count if they have it from `url`.
+    """
+    evidence = [
+        f"{manifest.source_rows:,} rows in the {store}, {manifest.published_at:%Y-%m-%d}"
+        for store, manifest in held.items()
+        if manifest and manifest.url == url
+    ]
+    evidence += [known] if known else []
+    if not evidence:
+        return None
+    if answer.status is None:
+        why = f"but there is no file at {url}: it was moved or deleted, or its disk is not mounted."
+    else:
+        why = (
+            f"but {url} answered HTTP {answer.status}: a proxy or firewall may be blocking this machine, or the publisher"
+            " withdrew it. Open the address from another network to find out which."
+        )
+    return RefusedMonth(
+        f"{trip_month} is known to be published ({'; '.join(evidence)}), {why} What the stores hold of the month stays."
+    )
+
+
+def overdue(color: str, found: Iterable[Found], within: int, source: str, today: dt.date | None = None) -> str:
+    """Return in words that a color's newest published month is more than `within` months ago; "" if it is not.
+
+    It is "" too where that cannot be judged: not all of those months were asked for, or the source gave no answer about one.
+    """
+    asked = [month for month in found if month.trip_month.color == color]
+    recent = [month for month in asked if months_since(month.trip_month, today) <= within]
+    all_refused = all(isinstance(month.answer, NotPublished) for month in recent)
+    if not within or len(recent) <= within or not all_refused:
+        return ""
+    newest = max((m.trip_month for m in asked if isinstance(m.answer, PublishedFile)), default=None)
+    what = (
+        f"the newest month published at {source} is {newest.file_month:%Y-%m}, more than {within} months ago"
+        if newest
+        else f"no month since {min(m.trip_month for m in asked).file_month:%Y-%m} is published at {source}"
+    )
+    return (
+        f"{color}: {what}; see whether the publisher is late, and whether this machine reaches the publisher's own, newest files."
+        " expect_within takes another number of months, and 0 for any."
+    )
+
+
+@dataclass(frozen=True)
+class KnownRange:
+    """Months that a source is known to publish, of which nobody noted the counts. The source ends with them."""
+
+    source: str
+    color: str
+    first: tuple[int, int]
+    last: tuple[int, int]
+    evidence: str
+
+    def covers(self, trip_month: TripMonth) -> bool:
+        """Return whether the month is one of them."""
+        return trip_month.color == self.color and self.first <= (trip_month.year, trip_month.month) <= self.last
+
+
+_MIRROR = "DataTalksClub's mirror, see https://github.com/DataTalksClub/nyc-tlc-data/releases"
+KNOWN_RANGES = (
+    KnownRange("mirror", "yellow", (2019, 1), (2021, 7), _MIRROR),
+    KnownRange("mirror", "green", (2019, 1), (2021, 7), _MIRROR),
+    KnownRange("mirror", "fhv", (2019, 1), (2021, 7), _MIRROR),
+    KnownRange("mirror", "fhvhv", (2019, 2), (2021, 7), _MIRROR),
+)
 
 
 @dataclass(frozen=True)
@@ -154,7 +254,7 @@ class Entry:
     @property
     def differs(self) -> list[str]:
         """What is not as its source has it, or as it was last known, in words."""
-        words: list[str] = [self.source] if self.source in (*_LAGS, "gone", "no answer") else []
+        words: list[str] = [self.source] if self.source in (*_LAGS, "gone", "refused", "no answer") else []
         if self.recounted and self.known:
             words.append(f"{self.known.rows:,} rows were known on {self.known.last_modified[:10]}")
         return words
@@ -171,10 +271,22 @@ def entry_of(
     known: KnownFile | None,
     answer: PublishedFile | Exception | None,
     url: str,
+    published_before: str = "",
 ) -> Entry:
-    """The catalog's line of a month; `answer` is what the source at `url` said, None if it was not asked."""
+    """Return the catalog's line of a month.
+
+    Args:
+        trip_month: The month.
+        held: What the lake holds of it.
+        known: What is known of the file that is held, or else of the source's.
+        answer: What the source said, None if it was not asked.
+        url: Its address at the source.
+        published_before: That the month is known to be published at `url`, in words.
+    """
     source: Standing | None = None
     if answer is not None:
         found = Found(trip_month, url, answer, {"lake": held.manifest if held else None})
         source = "no answer" if found.unanswered else found.stands("lake")
+        if source == "not published" and published_before:
+            source = "refused"
     return Entry(trip_month, held, source, answer if isinstance(answer, PublishedFile) else None, known)

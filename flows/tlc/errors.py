@@ -17,7 +17,19 @@ class ImpossibleDataset(TripDataError):
 
 
 class NotPublished(TripDataError):
-    """The source has no file for this month (yet)."""
+    """The source has no file for this month (yet). `status` is the HTTP status that it answered with, if any."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class RefusedMonth(NotPublished):
+    """The source refuses a month that it is known to have published."""
+
+
+class Overdue(TripDataError):
+    """The newest month published is older than the run expects. All other work of the run is done, or named here."""
 
 
 class UnreadableFile(TripDataError):

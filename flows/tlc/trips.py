@@ -20,6 +20,7 @@ _LAST_YEAR = 2100
 Year = Annotated[int, Field(json_schema_extra={"minimum": 2009, "maximum": _LAST_YEAR})]
 Month = Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 12})]
 AtLeastOne = Annotated[int, Field(json_schema_extra={"minimum": 1})]
+AtLeastZero = Annotated[int, Field(json_schema_extra={"minimum": 0})]
 # Those of a flow that also takes `since` and `until`. The form shows a plain field, not a choice between it and "null".
 OptionalYear = Annotated[Year | None, WithJsonSchema({"type": "integer", "minimum": 2009, "maximum": _LAST_YEAR})]
 OptionalMonths = Annotated[

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,9 +15,13 @@ from prefect_gcp.cloud_storage import GcsBucket
 
 from flows.bring_up_to_date import bring_up_to_date
 from flows.catalog import catalog
+from flows.etl_web_gcs import etl_web_gcs
+from flows.ingest_data import ingest_data
 from flows.tasks.months import MonthsFailed
-from flows.tlc.errors import TripDataError
+from flows.tlc.catalog import months_since
+from flows.tlc.errors import Overdue, RefusedMonth, TripDataError
 from flows.tlc.manifest import Outcome
+from flows.tlc.sources import TEMPLATES
 from flows.tlc.trips import TripMonth
 from local.site import Site
 from tests.flows.conftest import CREDENTIALS, ROOT, Runs, Started, postgres_block
@@ -41,7 +46,7 @@ def own(ours: Stores, stack: Any, tmp_path_factory: pytest.TempPathFactory) -> I
 def bring(own: Stores, color: str, since: str, **changed: Any) -> list[Outcome]:
     places = {
         "source": own.official, "block_name": NAME, "credentials_block": CREDENTIALS, "dataset": own.dataset,
-        "postgres_block": NAME,
+        "postgres_block": NAME, "expect_within": 0,
     }  # fmt: skip
     return bring_up_to_date(**{"colors": [color], "since": since, "into": ["lake"], **places, **changed})
 
@@ -120,7 +125,7 @@ def test_a_month_that_fails_stops_no_other_and_is_named_in_the_end(own: Stores, 
 def test_two_runs_at_once_load_every_month_once(own: Stores, start: Started) -> None:
     # Into Postgres alone, where nothing of Google is asked for.
     options = ["--colors", "fhvhv", "--since", "2024-03", "--into", "database", "--source", own.official]
-    options += ["--postgres-block", NAME, "--block-name", "no-such-block"]
+    options += ["--postgres-block", NAME, "--block-name", "no-such-block", "--expect-within", 0]
     other = start("bring_up_to_date", *options)
     assert other.stderr
     begun = next(line for line in other.stderr if "Created flow run" in line)
@@ -132,6 +137,117 @@ def test_two_runs_at_once_load_every_month_once(own: Stores, start: Started) -> 
     assert own.in_postgres(month).num_rows == own.loads(month)["loaded"] == own.site.rows_of("fhvhv", 2024, 3)
 
 
+@pytest.fixture
+def blocked(own: Stores) -> Iterator[None]:
+    """A proxy that refuses everything, as it does whatever it is asked with."""
+    own.site.fault("*", methods=["HEAD", "GET"], status=403, times=None)
+    yield
+    own.site.heal()
+
+
+def test_a_month_that_a_store_holds_and_its_source_refuses_is_a_failed_run_with_the_reason(
+    own: Stores, runs: Runs
+) -> None:
+    bring(own, "yellow", "2023-06", at_most=1)
+    held, other = TripMonth("yellow", 2023, 6), TripMonth("yellow", 2023, 7)
+    before = own.objects_of(held)
+    own.site.fault(f"*/{held.stem}*", methods=["HEAD", "GET"], status=404, times=None)
+    try:
+        with pytest.raises(MonthsFailed) as failed:
+            bring(own, "yellow", "2023-07", at_most=1)
+    finally:
+        own.site.heal()
+    assert str(failed.value).startswith(
+        "1 of 2 months could not be loaded:\n  - yellow 2023-06: yellow 2023-06 is known"
+    )
+    rows = own.manifest(held)["source_rows"]
+    for words in (
+        f"({rows:,} rows in the lake, ",
+        f"{held.stem}.parquet answered HTTP 404",
+        "a proxy or firewall may be",
+    ):
+        assert words in str(failed.value)
+    assert own.in_lake(other).num_rows
+    assert own.objects_of(held) == before
+    assert '"month": "yellow 2023-06", "status": "failed: yellow 2023-06 is known to be published' in tables(runs)
+
+
+@pytest.mark.usefixtures("blocked")
+def test_a_machine_that_a_proxy_blocks_fails_for_months_that_tlc_is_known_to_publish(
+    own: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TEMPLATES, "official", own.official)  # as if the site were TLC's own
+    with pytest.raises(MonthsFailed) as failed:
+        bring(own, "green", "2024-04")
+    assert {f"green 2024-0{n}: green 2024-0{n} is known" in str(failed.value) for n in (4, 5)} == {True}
+    assert "green 2024-06" not in str(failed.value)  # nothing is known of it
+
+
+@pytest.mark.usefixtures("blocked")
+@pytest.mark.parametrize(("flow", "place"), [(etl_web_gcs, "lake"), (ingest_data, "database")])
+def test_a_run_of_one_known_month_that_is_refused_says_so_too(
+    flow: Any, place: str, own: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TEMPLATES, "official", own.official)
+    runs = Runs(own)
+    state = runs.of(flow, TripMonth("green", 2021, 1), block_name=NAME)
+    said = str(state.result(raise_on_failure=False))
+    assert "green 2021-01 is known to be published (76,518 rows on 2022-" in said
+    assert "HTTP 403: a proxy or firewall may be blocking this machine" in said
+    unknown = runs.of(flow, TripMonth("green", 2025, 6), block_name=NAME)
+    assert "green 2025-06 is not published at" in str(unknown.result(raise_on_failure=False))
+
+
+def test_a_file_that_a_store_was_loaded_from_and_that_is_gone_from_the_disk_is_a_failed_run(
+    own: Stores, tmp_path: Path
+) -> None:
+    month = TripMonth("fhvhv", 2024, 1)
+    file = tmp_path / f"{month.stem}.parquet"
+    file.write_bytes(own.site.file(file.name).read_bytes())
+    source = f"file://{tmp_path}/{{color}}_tripdata_{{year}}-{{month:02d}}.parquet"
+    bring(own, "fhvhv", "2024-01", source=source)
+    file.unlink()
+    with pytest.raises(
+        MonthsFailed, match=f"{month} is known .*but there is no file at file://.*: it was moved or deleted"
+    ):
+        bring(own, "fhvhv", "2024-02", source=source)
+    with pytest.raises(RefusedMonth, match="but there is no file at"):
+        Runs(own).lake(month, source=source, block_name=NAME)
+
+
+def test_a_source_whose_newest_month_is_older_than_expected_fails_the_run_after_its_work(
+    own: Stores, runs: Runs
+) -> None:
+    since = "2024-03"
+    age = months_since(TripMonth("green", 2024, 3))
+    with pytest.raises(Overdue) as late:
+        bring(own, "fhv", since, expect_within=age - 1)
+    assert f"fhv: the newest month published at {own.official} is 2024-03, more than {age - 1} months ago" in str(
+        late.value
+    )
+    assert own.in_lake(TripMonth("fhv", 2024, 3)).num_rows
+    assert f"fhv: the newest month published at {own.official}" in runs.logs()
+    assert bring(own, "fhv", since, expect_within=age) == []
+    assert bring(own, "fhv", since, expect_within=0) == []
+    with pytest.raises(Overdue, match="fhv: no month since 2024-04 is published"):
+        bring(own, "fhv", "2024-04", into=["database"], expect_within=4)
+    with pytest.raises(TripDataError, match="expect_within is -1"):
+        bring(own, "fhv", since, expect_within=-1)
+
+    # The mirror ended in 2021, and is not expected to have anything new.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TLC_MIRROR_URL", own.mirror)
+        assert bring(own, "fhv", "2025-01", source="mirror", into=["database"], expect_within=4) == []
+
+    # Months that failed come first.
+    own.site.fault("*/fhv_tripdata_2024-03*", methods=["HEAD"], status=401, times=None)
+    try:
+        with pytest.raises(MonthsFailed, match=r"(?s)1 of 2 months.*fhv: the newest month published"):
+            bring(own, "fhv", "2024-02", at_most=1, expect_within=4, into=["lake"])
+    finally:
+        own.site.heal()
+
+
 def test_no_store_or_no_month_is_refused(own: Stores) -> None:
     for nothing in ({"into": []}, {"at_most": 0}):
         with pytest.raises(TripDataError, match="at least one month into at least one store"):
@@ -139,10 +255,11 @@ def test_no_store_or_no_month_is_refused(own: Stores) -> None:
 
 
 def test_the_catalog_tells_what_is_in_the_lake_what_the_source_has_and_what_differs(
-    own: Stores, runs: Runs, prefect_api: dict[str, str]
+    own: Stores, runs: Runs, prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(TEMPLATES, "official", own.official)  # as if the site were TLC's own, whose counts are known
     held = TripMonth("fhvhv", 2023, 1)
-    bring(own, "fhvhv", "2023-01", at_most=1)
+    Runs(own).lake(held, block_name=NAME)
     own.site.republish(f"{held.stem}.parquet", 2)
     asked(own)
     alone = catalog(colors=["fhvhv"], until="2023-02", block_name=NAME)

@@ -5,13 +5,24 @@ import math
 
 import pytest
 
-from flows.connectors.known import known_file
-from flows.tlc.catalog import Found, Held, Store, entry_of, known_files, months_ago, months_between, standing
+from flows.connectors.known import known_file, known_publication
+from flows.tlc.catalog import (
+    Found,
+    Held,
+    Store,
+    entry_of,
+    known_files,
+    months_ago,
+    months_between,
+    months_since,
+    overdue,
+    standing,
+)
 from flows.tlc.errors import NotPublished, UnknownMonth
 from flows.tlc.manifest import Manifest
 from flows.tlc.schema import SCHEMA_VERSION
 from flows.tlc.sources import TEMPLATES, PublishedFile
-from flows.tlc.trips import TripMonth
+from flows.tlc.trips import COLORS, TripMonth
 
 TODAY = dt.date(2024, 3, 9)
 MONTH = TripMonth("green", 2020, 1)
@@ -48,6 +59,14 @@ def test_a_bound_that_is_no_month_is_refused_with_an_example(bound: str):
 def test_a_range_without_a_month_is_refused():
     with pytest.raises(UnknownMonth, match="2030-01 to 2024-03"):
         months_between(["yellow"], "2030", "", TODAY)
+
+
+def test_months_since_counts_across_years():
+    assert [months_since(TripMonth("green", *month), TODAY) for month in ((2024, 3), (2023, 12), (2022, 3))] == [
+        0,
+        3,
+        24,
+    ]
 
 
 def test_months_ago_counts_across_years():
@@ -129,8 +148,8 @@ def test_the_catalog_tells_what_differs_from_the_source_and_from_what_was_known(
 
 
 def test_the_known_counts_are_of_all_487_files_and_agree_with_those_published():
-    assert [known_file(f"http://any/{name}.parquet").rows for name in (
-        "green_tripdata_2019-04", "green_tripdata_2020-01", "green_tripdata_2021-01", "yellow_tripdata_2021-01",
+    assert [known_file(month.url(TEMPLATES["official"])).rows for month in (
+        TripMonth("green", 2019, 4), TripMonth("green", 2020, 1), TripMonth("green", 2021, 1), TripMonth("yellow", 2021, 1),
     )] == [567_852, 447_770, 76_518, 1_369_769]  # fmt: skip
     every = [
         found
@@ -139,7 +158,86 @@ def test_the_known_counts_are_of_all_487_files_and_agree_with_those_published():
     ]
     assert len(every) == 487
     assert math.fsum(file.rows for file in every) == 3_693_957_005
-    assert known_file(MONTH.url(TEMPLATES["mirror"])) is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [MONTH.url(TEMPLATES["mirror"]), f"http://127.0.0.1/trip-data/{MONTH.stem}.parquet", f"{URL}?copy=1", f"{URL}x"],
+)
+def test_what_is_known_of_tlcs_own_file_is_not_applied_to_a_file_from_elsewhere(url: str):
+    assert known_file(url) is None
+
+
+def test_months_are_known_to_be_published_by_tlcs_counts_and_by_the_range_of_the_mirror():
+    assert known_publication(MONTH, URL) == "447,770 rows on 2022-06-30"
+    mirror = TEMPLATES["mirror"]
+    known = [m for m in months_between(COLORS, "2018", "2022") if known_publication(m, m.url(mirror))]
+    assert (str(known[0]), str(known[-1]), len(known)) == ("fhv 2019-01", "yellow 2021-07", 4 * 31 - 1)
+    assert known_publication(MONTH, "http://h/x.parquet") == ""
+
+
+FORBIDDEN = NotPublished("no", 403)
+
+
+@pytest.mark.parametrize(
+    ("answer", "held", "known", "words"),
+    [
+        (FORBIDDEN, {}, "", None),
+        (FORBIDDEN, {"lake": None}, "", None),
+        (FORBIDDEN, {"lake": MANIFEST.model_copy(update={"url": "https://elsewhere/x.parquet"})}, "", None),
+        (FORBIDDEN, {"lake": MANIFEST}, "", "(10 rows in the lake, 2024-01-01), but https://"),
+        (
+            NotPublished("no", 410),
+            {"database": MANIFEST},
+            "",
+            "answered HTTP 410: a proxy or firewall may be blocking this",
+        ),
+        (
+            FORBIDDEN,
+            {"lake": None},
+            "9 rows on 2022-07-18",
+            "green 2020-01 is known to be published (9 rows on 2022-07-18)",
+        ),
+        (NotPublished("no"), {"lake": MANIFEST}, "", f"but there is no file at {URL}: it was moved or deleted"),
+        (PUBLISHED, {"lake": MANIFEST}, "9 rows", None),
+    ],
+)
+def test_a_refusal_of_a_month_that_is_known_to_be_published_is_an_error(answer, held, known, words):
+    wrong = Found(MONTH, URL, answer, held, known=known).wrong
+    assert (words in str(wrong)) if words else wrong is None
+
+
+@pytest.mark.parametrize(
+    ("newest", "since", "within", "words"),
+    [
+        ("2024-01", "2023", 2, ""),
+        ("2024-01", "2023", 1, "green: the newest month published at the site is 2024-01, more than 1 months ago"),
+        ("2024-01", "2023", 0, ""),
+        ("", "2023", 4, "green: no month since 2023-01 is published at the site"),
+        ("", "2023-12", 4, ""),  # whether 2023-11 is published was not asked
+        ("", "2023-11", 4, "green: no month since 2023-11"),
+    ],
+)
+def test_a_color_without_a_new_month_is_overdue_if_that_can_be_told(newest, since, within, words):
+    def found(answer_of_others, older=()):
+        return [
+            Found(
+                m, "", PUBLISHED if newest and f"{m.file_month:%Y-%m}" <= newest else answer_of_others, {"lake": None}
+            )
+            for m in [*older, *months_between(["green"], since, "", TODAY)]
+        ]
+
+    said = overdue("green", found(FORBIDDEN), within, "the site", TODAY)
+    assert said.startswith(words) if words else said == ""
+    assert overdue("yellow", found(FORBIDDEN), within, "the site", TODAY) == ""
+    assert overdue("green", found(ConnectionError("down")), within, "the site", TODAY) == ""
+    assert overdue("green", found(FORBIDDEN, [TripMonth("green", 2019, 1)]), within, "the site", TODAY)[:5] == words[:5]
+
+
+def test_the_catalog_marks_a_month_that_is_known_to_be_published_and_refused():
+    assert entry_of(MONTH, None, None, FORBIDDEN, URL, "9 rows on 2022-07-18").differs == ["refused"]
+    assert entry_of(MONTH, None, None, FORBIDDEN, URL).differs == []
+    assert entry_of(MONTH, Held(MANIFEST, 50), None, FORBIDDEN, URL, "9 rows on 2022-07-18").differs == ["gone"]
 
 
 def test_a_count_that_is_not_the_last_known_is_told_in_words():
