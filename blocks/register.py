@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -34,7 +33,16 @@ from blocks import (
     github,
     notifications,
 )
-from blocks.environment import BadValue, Environment, no_server, required
+from blocks.environment import (
+    MACHINE_KEY,
+    BadValue,
+    Environment,
+    expand_machine_key,
+    key_file,
+    like_path,
+    no_server,
+    required,
+)
 
 
 def _service_account(environment: Environment) -> dict[str, Any] | None:
@@ -46,12 +54,14 @@ def _service_account(environment: Environment) -> dict[str, Any] | None:
         raise BadValue("GCP_SERVICE_ACCOUNT_INFO and GCP_SERVICE_ACCOUNT_FILE are both set; keep one.")
     if path.startswith("{"):
         raise BadValue("GCP_SERVICE_ACCOUNT_FILE holds a key instead of a path; put it in GCP_SERVICE_ACCOUNT_INFO.")
-    if path:
+    if content and like_path(content):
+        raise BadValue("GCP_SERVICE_ACCOUNT_INFO holds a path instead of a key; put it in GCP_SERVICE_ACCOUNT_FILE.")
+    if file := key_file(environment, "GCP_SERVICE_ACCOUNT_FILE"):
         try:
-            content = Path(path).expanduser().read_text(encoding="utf-8")
-        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~nobody
+            content = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
             raise BadValue(
-                f"GCP_SERVICE_ACCOUNT_FILE does not name a readable file ({type(error).__name__})."
+                f"GCP_SERVICE_ACCOUNT_FILE names {path!r}, which is not text ({type(error).__name__})."
             ) from None
     if not content and not path:
         return None
@@ -73,16 +83,28 @@ _NO_CREDENTIALS = (
 )
 
 
+def _no_credentials(why: str) -> BadValue:
+    """Return the error for a machine without credentials of its own; a key file that is named and is none comes first."""
+    try:
+        key_file(os.environ, MACHINE_KEY)
+    except BadValue as wrong:
+        return BadValue(f"{wrong} {_NO_CREDENTIALS} ({why}).")
+    if path := os.environ.get(MACHINE_KEY, "").strip():
+        return BadValue(f"{MACHINE_KEY} names {path!r}, which is no key that can be used. {_NO_CREDENTIALS} ({why}).")
+    return BadValue(f"{_NO_CREDENTIALS} ({why}).")
+
+
 def gcp_credentials(environment: Environment) -> GcpCredentials:
     """Credentials from `GCP_SERVICE_ACCOUNT_FILE` or `…_INFO`; with neither, whatever the machine that runs a flow has."""
     account = _service_account(environment)
+    expand_machine_key()
     project = environment.get("GOOGLE_CLOUD_PROJECT", "").strip() or (account or {}).get("project_id")
     try:
         return GcpCredentials(service_account_info=account, project=project)
     except (GoogleAuthError, OSError, TypeError, ValueError) as error:
         why = type(error).__name__
         if account is None:
-            raise BadValue(f"{_NO_CREDENTIALS} ({why}).") from None
+            raise _no_credentials(why) from None
         name = "INFO" if environment.get("GCP_SERVICE_ACCOUNT_INFO", "").strip() else "FILE"
         raise BadValue(f"GCP_SERVICE_ACCOUNT_{name} has a private_key that cannot be used ({why}).") from None
 
@@ -101,10 +123,11 @@ def _bucket(environment: Environment) -> str:
 def gcs_bucket(environment: Environment) -> GcsBucket:
     """The lake, `LAKE_BUCKET`, with the server's credentials block."""
     bucket = _bucket(environment)
+    expand_machine_key()
     try:
         credentials = GcpCredentials.load(GCP_CREDENTIALS)
-    except GoogleAuthError as error:
-        raise BadValue(f"{_NO_CREDENTIALS} ({type(error).__name__}).") from None
+    except (GoogleAuthError, OSError) as error:
+        raise _no_credentials(type(error).__name__) from None
     except ValueError:
         raise BadValue(
             f"gcs-bucket refers to the block gcp-credentials/{GCP_CREDENTIALS}, which the server does not have: "

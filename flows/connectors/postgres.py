@@ -31,7 +31,7 @@ _PATIENCE = 5.0  # seconds that a server gets to start again
 # A failed connection has no SQLSTATE in psycopg2, only a text. These stay true; anything else, in another language too, may pass.
 _REFUSED = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|permission denied|not permitted to log in"
-    r'|(database|role) ".*" does not exist'
+    r'|(database|role|file) ".*" does not exist|certificate|private key file|definition of service ".*" not found'
 )
 # For one transaction: with the server's modest defaults a month's join and index would go by way of the disk.
 _ROOM = "SET LOCAL work_mem = '128MB'; SET LOCAL maintenance_work_mem = '256MB'"
@@ -137,6 +137,8 @@ class Postgres:
             except (psycopg2.OperationalError, SQLAlchemyError) as error:
                 cause = getattr(error, "orig", error)
                 reason = " ".join(str(cause).split())
+                if '"~' in reason:
+                    reason += "; PostgreSQL's library does not expand ~: write the whole path"
                 # The chained text could hold the password.
                 if not isinstance(cause, psycopg2.OperationalError) or _REFUSED.search(reason):
                     raise MisconfiguredBlock(f"{where} cannot be used ({reason}); {mend}.") from None

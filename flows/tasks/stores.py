@@ -1,40 +1,98 @@
 """The stores that blocks name: a store's block is loaded here and nowhere else."""
 
+import os
 from typing import Any, cast
 
 from google.auth.exceptions import GoogleAuthError
 from prefect.blocks.core import Block
+from prefect.utilities.asyncutils import sync_compatible
 from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
 from prefect_sqlalchemy import SqlAlchemyConnector
+from pydantic.v1 import ValidationError
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from blocks.environment import MACHINE_KEY, BadValue, expand_machine_key, file_at, key_file
 from flows.connectors.lake import Lake
 from flows.connectors.postgres import Postgres
 from flows.connectors.warehouse import Warehouse
 from flows.tlc.errors import MisconfiguredBlock
 
+# What Google's library lets through where a path leads to no file that it can open.
+_UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
 
 def _load(kind: type[Block], name: str) -> Any:
     slug: str = kind.get_block_type_slug()  # type: ignore[no-untyped-call]
+    expand_machine_key()
     try:
         return kind.load(name)
-    except GoogleAuthError as error:
+    except (GoogleAuthError, *_UNREADABLE) as error:
         raise MisconfiguredBlock(
-            f"block {slug}/{name} has no usable Google credentials ({type(error).__name__}): put a service-account JSON into it,"
-            " or set GOOGLE_APPLICATION_CREDENTIALS, or run where the machine has a service account."
+            f"block {slug}/{name} has no usable Google credentials ({type(error).__name__}): {_what_to_do(kind, name)}"
         ) from None
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, ValidationError):
+            raise
         if "Unable to find block document" in str(error):
             raise MisconfiguredBlock(
                 f"block {slug}/{name} does not exist; make it with `python -m blocks.register` or in the UI,"
                 " or name another block."
             ) from None
+        if isinstance(error, RuntimeError) and (wrong := _key_file_of(kind, name)):
+            raise MisconfiguredBlock(f"block {slug}/{name}: {wrong}") from None
         # The text of a validation error may quote a secret.
         raise MisconfiguredBlock(
             f"block {slug}/{name} cannot be used as it is ({type(error).__name__}); edit it in the UI."
         ) from None
+
+
+def _what_to_do(kind: type[Block], name: str) -> str:
+    """Return what to do about Google credentials that cannot be used: about the block's own, or those of the machine."""
+    if wrong := _key_file_of(kind, name):
+        return wrong
+    if _credentials(kind, name).get("service_account_info"):
+        return "its service_account_info is no key that can be used; make the block again (python -m blocks.register)."
+    own = "it holds no key of its own, and"
+    try:
+        path = key_file(os.environ, MACHINE_KEY)
+    except BadValue as error:
+        return f"{own} {error}"
+    if path:
+        return f"{own} {MACHINE_KEY} names {str(path)!r}, which is no key that can be used; name a key file."
+    return f"put a service-account JSON into it, or set {MACHINE_KEY}, or run where the machine has a service account."
+
+
+def _key_file_of(kind: type[Block], name: str) -> str:
+    """Return what is wrong with the key file that a block names; "" if it names none."""
+    path = _credentials(kind, name).get("service_account_file")
+    if not path:
+        return ""
+    try:
+        file_at(path)
+    except BadValue as wrong:
+        why = f"but {wrong}"
+    else:
+        why = "which is no key that can be used"
+    return (
+        f"service_account_file names {path!r}, {why}; put the service account's JSON itself into the block, as"
+        " `python -m blocks.register` does: it then serves on every machine."
+    )
+
+
+def _credentials(kind: type[Block], name: str) -> dict[str, Any]:
+    """Return what the server has of a block's Google credentials, without their secrets."""
+    stored: dict[str, Any] = cast(Any, _stored)(kind, name)
+    return stored.get("gcp_credentials") or stored
+
+
+@sync_compatible
+async def _stored(kind: type[Block], name: str) -> dict[str, Any]:
+    """Return what the server has of a block, without its secrets."""
+    document, _ = await kind._get_block_document(name)
+    data: dict[str, Any] = document.data
+    return data
 
 
 def lake_of(block_name: str) -> Lake:

@@ -246,14 +246,30 @@ BAD: list[tuple[str, str | None, str]] = [
     ("GCP_SERVICE_ACCOUNT_INFO", f'["{CANARY}"]', "client_email, private_key, token_uri"),
     ("GCP_SERVICE_ACCOUNT_INFO", f'{{"private_key": "{CANARY}", "token_uri": {{}}}}', "no client_email, token_uri"),
     ("GCP_SERVICE_ACCOUNT_INFO", A_KEY, "private_key that cannot be used"),
-    ("GCP_SERVICE_ACCOUNT_FILE", f"/nowhere/{CANARY}", "readable file"),
-    ("GCP_SERVICE_ACCOUNT_FILE", f"~{CANARY}/key.json", "readable file"),
-    ("GCP_SERVICE_ACCOUNT_FILE", CANARY * 600, "readable file"),
-    ("GCP_SERVICE_ACCOUNT_FILE", "/", "readable file"),
+    (
+        "GCP_SERVICE_ACCOUNT_INFO",
+        "~/keys/key.json",
+        "holds a path instead of a key; put it in GCP_SERVICE_ACCOUNT_FILE",
+    ),
+    (
+        "GCP_SERVICE_ACCOUNT_INFO",
+        "/run/secrets/key",
+        "holds a path instead of a key; put it in GCP_SERVICE_ACCOUNT_FILE",
+    ),
+    ("GCP_SERVICE_ACCOUNT_FILE", CANARY, "names no readable file"),
+    ("GCP_SERVICE_ACCOUNT_FILE", f"-----BEGIN PRIVATE KEY-----\n{CANARY}/\n", "names no readable file"),
+    ("GCP_SERVICE_ACCOUNT_FILE", CANARY * 600, "names no readable file"),
+    ("GCP_SERVICE_ACCOUNT_FILE", f"/{CANARY * 600}", "names no readable file"),
+    ("GCP_SERVICE_ACCOUNT_FILE", "/", "names '/', but that is a folder"),
+    ("GCP_SERVICE_ACCOUNT_FILE", "/nowhere/key.json", "names '/nowhere/key.json', but there is no such file"),
+    ("GCP_SERVICE_ACCOUNT_FILE", "~/key.json", "names '~/key.json', but there is no such file"),
+    ("GCP_SERVICE_ACCOUNT_FILE", "~nobody-here/key.json", "names '~nobody-here/key.json', but there is no such user"),
+    ("GCP_SERVICE_ACCOUNT_FILE", "key.json", f"names 'key.json', but there is no such file in {Path.cwd()}"),
+    ("GCP_SERVICE_ACCOUNT_FILE", "/etc/passwd/key.json", "names '/etc/passwd/key.json', but there is no such file"),
     ("GCP_SERVICE_ACCOUNT_FILE", A_KEY, "put it in GCP_SERVICE_ACCOUNT_INFO"),
     ("GCP_SERVICE_ACCOUNT_FILE", f"file: {CANARY}", "is not JSON"),
     ("GCP_SERVICE_ACCOUNT_FILE", "file: ", "is not JSON"),
-    ("GCP_SERVICE_ACCOUNT_FILE", f"file: \udcff{CANARY}", "readable file"),
+    ("GCP_SERVICE_ACCOUNT_FILE", f"file: \udcff{CANARY}", "which is not text"),
     ("GCP_SERVICE_ACCOUNT_FILE", f"file: {A_KEY}", "private_key that cannot be used"),
 ]
 
@@ -261,7 +277,7 @@ BAD: list[tuple[str, str | None, str]] = [
 def with_bad(environment: Environment, name: str, value: str | None, folder: Path) -> Environment:
     """The environment with one value spoilt."""
     if value and value.startswith("file: "):
-        file = folder / f"{CANARY}.json"
+        file = folder / "key.json"
         file.write_bytes(value.removeprefix("file: ").encode("utf-8", "surrogateescape"))
         value = str(file)
     good = {key: kept for key, kept in environment.items() if key != name}
@@ -308,17 +324,37 @@ def test_the_bucket_before_its_credentials_is_told_what_to_make_first(new_server
 def test_without_a_key_and_without_credentials_of_the_machine_the_error_tells_what_to_do(
     broken, new_server, well_formed, no_machine_credentials, tmp_path, monkeypatch
 ):
-    file = tmp_path / f"{CANARY}.json"
+    file = tmp_path / "key.json"
     if broken != "absent":
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
     if broken == "a file that is no key":
         file.write_text(json.dumps({"type": "service_account", "private_key": CANARY}), "utf-8")
     with pytest.raises(BadValue, match="gcloud auth application-default login") as raised:
         register(well_formed, list(BLOCKS))
+    said = {
+        "absent": "neither GCP_SERVICE_ACCOUNT_FILE",
+        "a file that is not there": f"GOOGLE_APPLICATION_CREDENTIALS names '{file}', but there is no such file",
+        "a file that is no key": f"GOOGLE_APPLICATION_CREDENTIALS names '{file}', which is no key that can be used",
+    }
+    assert str(raised.value).startswith(said[broken])
     for word in ("this machine", "GCP_SERVICE_ACCOUNT_FILE", "GCP_SERVICE_ACCOUNT_INFO"):
         assert word in str(raised.value)
     assert CANARY not in str(raised.value)
     assert documents() == {}
+
+
+@pytest.mark.parametrize("variable", ["GCP_SERVICE_ACCOUNT_FILE", "GOOGLE_APPLICATION_CREDENTIALS"])
+def test_a_tilde_that_the_shell_left_is_the_users_home(
+    variable, new_server, well_formed, no_machine_credentials, key, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "key.json").write_text(key, "utf-8")
+    if variable == "GOOGLE_APPLICATION_CREDENTIALS":
+        monkeypatch.setenv(variable, "~/keys/key.json")
+    register(well_formed | {variable: "~/keys/key.json"}, ["gcp-credentials"])
+    used = GcpCredentials.load(GCP_CREDENTIALS).get_credentials_from_service_account()
+    assert used.service_account_email == json.loads(key)["client_email"]
 
 
 def test_the_bucket_too_tells_what_to_do_when_its_credentials_are_another_machine_s(

@@ -1,7 +1,9 @@
 """What keeps a database from being used: the block's fault is told at once, what may pass is tried again; no secret is told."""
 
+import socket
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import psycopg2
@@ -85,6 +87,46 @@ def test_what_may_pass_is_worth_another_attempt_and_told_in_one_line(
     assert "start it, or correct the SqlAlchemyConnector block" in text
     assert "\n" not in text
     assert CANARY not in text
+
+
+class Secure:
+    """A server that agrees to TLS and then says nothing: enough for the client to look for its certificates."""
+
+    def __enter__(self) -> int:
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._agree, daemon=True)
+        self._thread.start()
+        return int(self._server.getsockname()[1])
+
+    def _agree(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._server.accept()
+                with connection:
+                    connection.recv(8)
+                    connection.sendall(b"S")
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self._thread.join()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"sslmode": "verify-full", "sslrootcert": "/nowhere/root.crt"}, 'file "/nowhere/root.crt" does not exist'),
+        (
+            {"sslmode": "verify-ca", "sslrootcert": "~/root.crt"},
+            '"~/root.crt" does not exist.* does not expand ~: write the',
+        ),
+        ({"service": "no-such-service"}, 'definition of service "no-such-service" not found'),
+    ],
+)
+def test_a_file_that_is_not_there_is_named_as_the_blocks_fault(options: dict[str, str], reason: str, url: URL) -> None:
+    with Secure() as port, pytest.raises(MisconfiguredBlock, match=reason) as told:
+        Postgres(create_engine(url.set(host="127.0.0.1", port=port, query=options))).check()
+    assert CANARY not in str(told.value)
 
 
 def test_a_server_that_does_not_answer_is_asked_for_some_seconds(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from prefect_gcp.cloud_storage import GcsBucket
 
 from flows.etl_gcs_bq import etl_gcs_bq
 from flows.etl_web_gcs import etl_web_gcs
+from flows.tasks.stores import lake_of, warehouse_of
 from flows.tlc.errors import MisconfiguredBlock
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import Runs
@@ -80,6 +81,70 @@ def refused(runs: Runs, flow: Flow[..., Any], month: TripMonth, **parameters: An
     text = str(error)
     assert all(secret not in text for secret in (CANARY, "PRIVATE KEY"))
     return text
+
+
+@pytest.fixture
+def without_a_key(ours: Stores) -> str:
+    """A lake's block that holds no key: the machine's own credentials are to be used."""
+    GcsBucket(bucket=ours.bucket, bucket_folder="data", gcp_credentials=GcpCredentials()).save("no-key", overwrite=True)
+    return "no-key"
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        ("{folder}/nowhere.json", "there is no such file on this machine; correct the path"),
+        ("~/keys/nowhere.json", "there is no such file on this machine; correct the path"),
+        ("~nobody-here/key.json", "there is no such user, or the user has no home; correct the path"),
+        ("{folder}", "that is a folder; correct the path"),
+    ],
+)
+def test_a_key_file_of_the_machine_that_is_none_is_named(
+    path: str, wrong: str, without_a_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = path.format(folder=tmp_path)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", path)
+    with pytest.raises(MisconfiguredBlock) as error:
+        lake_of(without_a_key)
+    assert f"GOOGLE_APPLICATION_CREDENTIALS names '{path}', but {wrong}" in str(error.value)
+
+
+def test_a_file_of_the_machine_that_is_no_key_is_named_and_not_quoted(
+    without_a_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key.json").write_text(json.dumps({"type": "service_account", "private_key": CANARY}), "utf-8")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    with pytest.raises(MisconfiguredBlock, match=r"key\.json', which is no key that can be used") as error:
+        lake_of(without_a_key)
+    assert CANARY not in str(error.value)
+
+
+@pytest.mark.parametrize("spelled", ["~/key.json", " ~/key.json\n"])
+def test_a_tilde_that_the_shell_left_is_the_users_home(
+    spelled: str, without_a_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"]).read_text("utf-8")
+    (tmp_path / "key.json").write_text(key, "utf-8")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", spelled)
+    lake_of(without_a_key).check()
+
+
+@pytest.mark.parametrize("kind", ["gcs-bucket", "gcp-credentials"])
+def test_a_block_that_names_a_key_file_of_another_machine_says_so(kind: str, ours: Stores, tmp_path: Path) -> None:
+    file = tmp_path / "key.json"
+    file.write_text(Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"]).read_text("utf-8"), "utf-8")
+    credentials = GcpCredentials(service_account_file=str(file))
+    credentials.save("by-path", overwrite=True)
+    GcsBucket(bucket=ours.bucket, bucket_folder="data", gcp_credentials=credentials).save("by-path", overwrite=True)
+    file.unlink()
+    with pytest.raises(MisconfiguredBlock) as error:
+        lake_of("by-path") if kind == "gcs-bucket" else warehouse_of("by-path", "any")
+    assert (
+        f"block {kind}/by-path: service_account_file names '{file}', but there is no such file on this machine"
+        in str(error.value)
+    )
+    assert "put the service account's JSON itself into the block" in str(error.value)
 
 
 def test_an_account_that_the_issuer_does_not_know_is_told_of_the_bucket(
