@@ -6,18 +6,21 @@ INSTALLED := .venv/installed
 # Settings for the user's own Prefect must not lead anything here to it. PREFECT_PORT is ours: the port of the local UI.
 $(foreach name,$(filter-out PREFECT_PORT,$(filter PREFECT_%,$(.VARIABLES))),$(eval unexport $(name)))
 
-.PHONY: help install demo up down status test test-operations coverage lint bench image docker-check screenshots clean
+.PHONY: help install demo up down status test test-operations coverage lint generated bench image docker-check screenshots clean
 
 help:
 	@echo 'make demo      sample months through deployments and an agent, web to lake to warehouse and web to Postgres'
 	@echo '               (SOURCE=official COLOR=green YEAR=2020 MONTHS=1 takes files from TLC itself)'
+	@echo '               (WORKER=1 runs them through a work pool and a worker)'
 	@echo 'make up        start the local services and leave their addresses in .local/env  (PREFECT_PORT=4201)'
+	@echo '               (WORKER=1 starts a worker of the pool taxi-pool in place of the agent)'
 	@echo 'make status    which of them run, and where'
 	@echo 'make down      stop them; what they store stays'
 	@echo 'make test      the test suite  (ARGS="-k lake")'
 	@echo 'make test-operations   what operators do: schedules, notifications, Cloud, GitHub, secrets, zones, SQL over the lake'
 	@echo 'make coverage  both, and which lines and branches they reach'
 	@echo 'make lint      ruff, mypy and the import rules'
+	@echo 'make generated   the forms in deployments/*.yaml, deployments/workers/prefect.yaml and docs/schema.md, from the code'
 	@echo 'make bench     this project against others  (QUICK=1)'
 	@echo 'make image     the container images, by Docker or buildah  (ARGS="--build-arg BASE=…")'
 	@echo 'make docker-check   hadolint and the compose specification, in an environment of their own'
@@ -27,51 +30,22 @@ help:
 
 install: $(INSTALLED)
 
-# Two halves at the same time: pip takes longer to unpack what it fetched than to fetch it, and takes one core for it.
-# Pendulum 2, which Prefect wants on Python 3.11, has no wheel for it: the locked backend builds it, without its C parts. By itself pip
-# would fetch the newest backend there is, whose hash nobody checks.
-$(INSTALLED): poetry.lock pyproject.toml local/requirements.py
-	@set -e; \
-	for python in $(or $(PYTHON),python3.11 python3.12 python3); do \
-	    if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then break; fi; \
-	    python=; \
+# Any Python can look for the one that is needed.
+$(INSTALLED): poetry.lock pyproject.toml local/install.py local/requirements.py
+	@for python in python3 python3.11 python3.12 python $$(uv python find 2>/dev/null) $(PYTHON); do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null; then \
+	        exec "$$python" local/install.py $(if $(PYTHON),--python '$(PYTHON)'); \
+	    fi; \
 	done; \
-	if [ -z "$$python" ]; then \
-	    echo 'Error: $(or $(PYTHON),Python 3.11 or 3.12) not found, or of another version: install one, or name it: make install PYTHON=/path/to/python3.11' >&2; \
-	    exit 1; \
-	fi; \
-	free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1000000) }'); \
-	if [ "$$free" -lt 4 ]; then \
-	    echo "Error: $$free GB free on the disk of this folder, 4 GB needed: make room and try again" >&2; \
-	    exit 1; \
-	fi; \
-	echo "installing the locked packages into .venv, hashes checked: one to two minutes, 1.5 GB"; \
-	$$python -m venv .venv >.venv.log 2>&1 || { \
-	    tail -n 3 .venv.log >&2; \
-	    echo "Error: $$python -m venv failed: on Debian and Ubuntu, apt-get install python3-venv" >&2; \
-	    exit 1; \
-	}; \
-	rm -f .venv.log; \
-	$(PY) local/requirements.py main local dev >.venv/requirements.txt; \
-	failed=; for half in 0 1; do awk "NR % 2 == $$half" .venv/requirements.txt >.venv/requirements.$$half; done; \
-	grep -E '^(poetry-core|setuptools)==' .venv/requirements.txt >.venv/backend.txt; \
-	pip="env PENDULUM_EXTENSIONS=0 $(PY) -m pip --disable-pip-version-check --no-input -q install --no-deps --no-build-isolation"; \
-	$$pip --require-hashes --no-compile -r .venv/backend.txt || failed=1; \
-	$$pip --require-hashes --no-compile -r .venv/requirements.0 & other=$$!; \
-	$$pip --require-hashes --no-compile -r .venv/requirements.1 || failed=1; \
-	wait $$other && [ -z "$$failed" ] && $$pip -e . || { \
-	    echo 'Error: the packages could not be installed, see above; when that is put right, the same command goes on' >&2; \
-	    exit 1; \
-	}; \
-	touch $@; \
-	echo installed
+	echo 'Error: no Python found: install Python 3.11 or 3.12, or name one: make install PYTHON=/path/to/python3.11' >&2; \
+	exit 1
 
 demo: $(INSTALLED)
-	@$(PY) -m local.demo $(if $(SOURCE),--source '$(SOURCE)') $(if $(COLOR),--color '$(COLOR)') \
+	@$(PY) -m local.demo $(if $(WORKER),--worker) $(if $(SOURCE),--source '$(SOURCE)') $(if $(COLOR),--color '$(COLOR)') \
 	    $(if $(YEAR),--year '$(YEAR)') $(if $(MONTHS),--months '$(MONTHS)')
 
 up: $(INSTALLED)
-	@$(PY) -m local up
+	@$(PY) -m local $(if $(WORKER),--worker) up
 
 down:
 	@if [ -x $(PY) ]; then $(PY) -m local down; fi
@@ -95,6 +69,10 @@ lint: $(INSTALLED)
 	@$(PY) -m mypy
 	@.venv/bin/lint-imports
 
+generated: $(INSTALLED)
+	@$(PY) -m local.deployments
+	@$(PY) -m flows.tlc.dictionary >docs/schema.md.new && mv docs/schema.md.new docs/schema.md
+
 bench: $(INSTALLED)
 	@$(PY) -m bench $(if $(QUICK),--quick)
 
@@ -112,7 +90,7 @@ docker-check: .venv-docker/installed
 	@touch $@
 
 clean: down
-	@rm -rf .local .venv .venv-docker .venv-ui .venv.log .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf .local .venv .venv-docker .venv-ui .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo 'removed .local, .venv and caches'
 

@@ -9,6 +9,7 @@ import argparse
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,9 +22,11 @@ from typing import NoReturn
 
 import psutil
 
-from local.stack import SERVICES, STATE_MARK, Stack, StackError, port_is_free, write_env_file
+from local.stack import CLIENTS, SERVICES, STATE_MARK, WITH_WORKER, Stack, StackError, port_is_free, write_env_file
 
 ROOT = Path(__file__).resolve().parent.parent
+# The arguments of `prefect`, in the project's folder; the work pool must be there.
+DEPLOY = ("deploy", "--all", "--prefect-file", "deployments/workers/prefect.yaml")
 _NEEDED_GB = 2
 _STOP_SECONDS = 60
 
@@ -32,17 +35,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 if it did what it says, 1 with a line on stderr if not."""
     parser = argparse.ArgumentParser(prog="python -m local", description="The local stand-in services.")
     parser.add_argument("--state", type=Path, default=ROOT / ".local", help="folder of all their files")
-    parser.add_argument(
-        "--services", type=lambda words: words.split(","), default=SERVICES, help="which to start, by commas"
-    )
+    parser.add_argument("--services", type=lambda words: words.split(","), help="which to start, by commas")
+    parser.add_argument("--worker", action="store_true", help="a worker of the pool taxi-pool in place of the agent")
     parser.add_argument("command", choices=["up", "down", "status", "supervise"])
     options = parser.parse_args(arguments)
     state: Path = options.state.resolve()
+    services: Sequence[str] = options.services or (WITH_WORKER if options.worker else SERVICES)
     commands: dict[str, Callable[[], int]] = {
-        "up": lambda: up(state, options.services),
+        "up": lambda: up(state, services) or (deploy(state) if "worker" in services else 0),
         "down": lambda: down(state),
         "status": lambda: status(state),
-        "supervise": lambda: supervise(state, options.services),
+        "supervise": lambda: supervise(state, services),
     }
     try:
         return commands[options.command]()
@@ -55,7 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def up(state: Path, services: Sequence[str] = SERVICES) -> int:
     """Start the services in the background and leave their addresses in `env`; nothing to do if they are up."""
-    if _supervisor(state):
+    if pid := _supervisor(state):
+        if missing := sorted(set(services) - set(_services_of(pid))):
+            raise StackError(
+                f"the services run without {', '.join(missing)}: stop them with `make down`, then the same command again"
+            )
         _wait(
             lambda: (state / "env").exists() or not _supervisor(state),
             "the services that another `up` is starting",
@@ -98,6 +105,26 @@ def up(state: Path, services: Sequence[str] = SERVICES) -> int:
     return 0
 
 
+def deploy(state: Path) -> int:
+    """Run `prefect deploy` for all deployments, so that the worker gets their runs."""
+    print(f"$ {shlex.join(['prefect', *DEPLOY])}", flush=True)
+    program = Path(sys.executable).with_name("prefect")
+    done = subprocess.run(
+        [str(program), *DEPLOY], cwd=ROOT, env=environment(state), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise StackError(f"that failed:\n{done.stdout}{done.stderr}")
+    return 0
+
+
+def environment(state: Path) -> dict[str, str]:
+    """Return this process's environment with the addresses in `env` of a state folder whose services are up."""
+    said = subprocess.run(
+        ["bash", "-c", f"set -a; . {shlex.quote(str(state / 'env'))}; env -0"], check=True, capture_output=True, text=True
+    )  # fmt: skip
+    return dict(line.split("=", 1) for line in said.stdout.split("\0") if "=" in line)
+
+
 def down(state: Path) -> int:
     """Stop everything that runs for this state folder, and nothing else."""
     pid = _supervisor(state)
@@ -117,13 +144,15 @@ def status(state: Path) -> int:
     """Print each service, whether it runs, and where; 1 unless all do."""
     print(f"{'service':<10} {'state':<5} address")
     ports = _ports(state)
-    running = _running(state, SERVICES)
-    for service in SERVICES:
+    pid = _supervisor(state)
+    services = _services_of(pid) if pid else SERVICES
+    running = _running(state, services)
+    for service in services:
         scheme = "postgresql" if service == "postgres" else "http"
-        address = "work queue default" if service == "agent" else f"{scheme}://127.0.0.1:{ports.get(service)}"
+        address = CLIENTS.get(service) or f"{scheme}://127.0.0.1:{ports.get(service)}"
         is_up = service in running
         print(f"{service:<10} {'up' if is_up else 'down':<5} {address if is_up else ''}".rstrip())
-    return 0 if len(running) == len(SERVICES) else 1
+    return 0 if len(running) == len(services) else 1
 
 
 def _ports(state: Path) -> dict[str, int]:
@@ -137,8 +166,8 @@ def _running(state: Path, services: Sequence[str]) -> list[str]:
     if _supervisor(state) is None:
         return []
     ports = _ports(state)
-    agent = any("agent" in process.cmdline() for process in _processes(state))
-    return [s for s in services if (agent if s == "agent" else s in ports and not port_is_free(ports[s]))]
+    words = {word for process in _processes(state) for word in process.cmdline()}  # of `prefect agent start`
+    return [s for s in services if (s in words if s in CLIENTS else s in ports and not port_is_free(ports[s]))]
 
 
 def supervise(state: Path, services: Sequence[str]) -> int:
@@ -220,6 +249,12 @@ def _supervisor(state: Path) -> int | None:
             return int(file.read() or 0) or None
     except FileNotFoundError:
         return None
+
+
+def _services_of(pid: int) -> tuple[str, ...]:
+    """Return the services that a supervisor was started with."""
+    words = psutil.Process(pid).cmdline()
+    return tuple(words[words.index("--services") + 1].split(","))
 
 
 def _wait(until: Callable[[], object], what: str, seconds: float = _STOP_SECONDS) -> None:

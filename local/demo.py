@@ -1,4 +1,4 @@
-"""`make demo`: sample months through deployments and the agent into all three stores, then every row accounted for.
+"""`make demo`: sample months through deployments and an agent or a worker into all three stores, then every row accounted for.
 
 Nothing is called directly: blocks are registered, deployments applied, and runs asked for on the command line, as in
 production. The counts at the end are the demo's own, taken from the stores and from the files as published.
@@ -16,7 +16,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
 
+import httpx
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
@@ -29,8 +32,8 @@ import blocks
 from flows.tlc.errors import UnknownMonth
 from flows.tlc.sources import TEMPLATES
 from flows.tlc.trips import TripMonth, trip_months
-from local.__main__ import ROOT, up
-from local.stack import StackError
+from local.__main__ import DEPLOY, ROOT, environment, up
+from local.stack import SERVICES, WITH_WORKER, WORK_POOL, StackError
 
 STATE = ROOT / ".local"
 PREFECT = str(Path(sys.executable).with_name("prefect"))
@@ -94,27 +97,21 @@ class Counts:
         )
 
 
-def environment() -> dict[str, str]:
-    """This process's environment with the addresses of `.local/env`."""
-    said = subprocess.run(
-        ["bash", "-c", f"set -a; . {shlex.quote(str(STATE / 'env'))}; env -0"], check=True, capture_output=True, text=True
-    )  # fmt: skip
-    return dict(line.split("=", 1) for line in said.stdout.split("\0") if "=" in line)
-
-
-def prepare(env: Mapping[str, str], say: Console) -> None:
-    """Register blocks and apply deployments, unless that was done with the very same values before."""
+def prepare(env: Mapping[str, str], say: Console, runs: Literal["agent", "worker"] = "agent") -> None:
+    """Register blocks and make the deployments, for the agent or the worker, unless both are as they should be."""
     manifests = sorted((ROOT / "deployments").glob("*.yaml"))
     digest = hashlib.sha256(json.dumps([env[k] for k in ("LAKE_BUCKET", "POSTGRES_URL", "PREFECT_API_URL")]).encode())
     for path in [*manifests, Path(env["GOOGLE_APPLICATION_CREDENTIALS"]), *sorted((ROOT / "blocks").glob("*.py"))]:
         digest.update(path.read_bytes())
     stamp = Path(env["PREFECT_HOME"]) / "prepared"
-    if stamp.exists() and stamp.read_text(encoding="ascii") == digest.hexdigest():
-        return
-    for command in (
-        [sys.executable, "-m", "blocks.register"],
-        [PREFECT, "deployment", "apply", *(str(path.relative_to(ROOT)) for path in manifests)],
-    ):
+    unchanged = stamp.exists() and stamp.read_text(encoding="ascii") == digest.hexdigest()
+    # A deployment is in one place: applied for an agent, or deployed for a worker, whichever was done last.
+    in_place = (_pool_of(LAKE, env) == WORK_POOL) == (runs == "worker")
+    apply = ["deployment", "apply", *(str(path.relative_to(ROOT)) for path in manifests)]
+    commands = [] if unchanged else [[sys.executable, "-m", "blocks.register"]]
+    if not (unchanged and in_place):
+        commands.append([PREFECT, *(DEPLOY if runs == "worker" else apply)])
+    for command in commands:
         say.print(
             "$ " + shlex.join(["prefect" if a == PREFECT else "python" if a == sys.executable else a for a in command]),
             soft_wrap=True,
@@ -125,8 +122,17 @@ def prepare(env: Mapping[str, str], say: Console) -> None:
     stamp.write_text(digest.hexdigest(), encoding="ascii")
 
 
+def _pool_of(deployment: str, env: Mapping[str, str]) -> str | None:
+    """Return the name of the work pool that a deployment is in, if any."""
+    answer = httpx.get(f"{env['PREFECT_API_URL']}/deployments/name/{quote(deployment)}", trust_env=False)
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        return None
+    pool: str | None = answer.raise_for_status().json()["work_pool_name"]
+    return pool
+
+
 async def run(env: Mapping[str, str], say: Console, deployment: str, sample: Sample, **more: str) -> None:
-    """Ask for one run of a deployment and wait until the agent has done it."""
+    """Ask for one run of a deployment and wait until the agent, or the worker, has done it."""
     parameters: dict[str, object] = {
         "color": sample.color, "year": sample.year, "months": json.dumps(list(sample.months)), **more,
     }  # fmt: skip
@@ -142,7 +148,7 @@ async def run(env: Mapping[str, str], say: Console, deployment: str, sample: Sam
         link = re.search(r"https?://\S+", output)
         raise DemoError(
             f"{deployment} ({sample.color} {sample.year} {list(sample.months)}) did not complete."
-            f" See {link.group(0) if link else env['PREFECT_UI_URL']}, and {STATE.name}/log/agent.log."
+            f" See {link.group(0) if link else env['PREFECT_UI_URL']}, and {STATE.name}/log/{{agent,worker}}.log."
         )
 
 
@@ -236,18 +242,19 @@ def main() -> int:
     parser.add_argument("--color")
     parser.add_argument("--year", type=int)
     parser.add_argument("--months", help="such as 1,2,3")
+    parser.add_argument("--worker", action="store_true", help="through a work pool and a worker in place of the agent")
     options = parser.parse_args()
     say = Console(width=max(Console().width, 110))
     try:
         samples = chosen(options)
-        if status := up(STATE):
+        if status := up(STATE, WITH_WORKER if options.worker else SERVICES):
             return status
-        env = environment()
-        prepare(env, say)
+        env = environment(STATE)
+        prepare(env, say, "worker" if options.worker else "agent")
         asyncio.run(run_all(env, say, samples))
         os.environ.update(env, PREFECT_LOGGING_LEVEL="WARNING")
         counts = count(samples)
-    except (DemoError, UnknownMonth, StackError, OSError) as error:
+    except (DemoError, UnknownMonth, StackError, OSError, httpx.HTTPError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     say.print(table(counts))

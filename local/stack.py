@@ -35,8 +35,11 @@ from local.postgres import PostgresExecutor, make_cluster
 PROJECT = "taxi-local"
 BUCKET = "taxi-lake"
 SERVICES = ("web", "lake", "warehouse", "postgres", "prefect", "agent")
+WITH_WORKER = (*SERVICES[:-1], "worker")
+WORK_POOL = "taxi-pool"
 STATE_MARK = "NYC_TAXI_LOCAL_STATE"  # in the environment of every process started here, so that leftovers can be told
 
+CLIENTS = {"agent": "work queue default", "worker": f"work pool {WORK_POOL}"}  # they listen nowhere
 _PREFERRED_PORTS = {"prefect": 4200}  # Prefect's own, which people have in their bookmarks
 _START_SECONDS = 180
 _STOP_SECONDS = 20  # to end by itself; an agent waits for whatever it has started
@@ -116,6 +119,30 @@ class _Agent(_Sheltered, Executor):
         return isinstance(polled, str) and datetime.fromisoformat(polled) >= self._born
 
 
+class _Worker(_Sheltered, Executor):
+    """A Prefect worker of a process work pool; ready once the server has a heartbeat of it."""
+
+    def __init__(self, api_url: str, pool: str, **kwargs: Any) -> None:
+        self._workers_url = f"{api_url}/work_pools/{pool}/workers/filter"
+        self._name = f"local {secrets.token_hex(4)}"
+        program = Path(sys.executable).with_name("prefect")
+        super().__init__(
+            [str(program), "worker", "start", "--pool", pool, "--type", "process", "--name", self._name], **kwargs
+        )
+
+    def pre_start_check(self) -> bool:
+        """Return False: its name is new, so it cannot run already."""
+        return False
+
+    def after_start_check(self) -> bool:
+        """Return True if the server knows this worker."""
+        try:
+            workers = httpx.post(self._workers_url, json={}, trust_env=False)
+        except httpx.HTTPError:
+            return False
+        return workers.is_success and any(worker["name"] == self._name for worker in workers.json())
+
+
 class Stack:
     """The named services, running for as long as the `with` block; `env` is what a client needs to reach them.
 
@@ -156,12 +183,13 @@ class Stack:
 
         Raises StackError, leaving what was started before to `stop`.
         """
-        if unknown := set(services) - set(SERVICES):
-            raise StackError(f"no such service: {', '.join(sorted(unknown))}; there are {', '.join(SERVICES)}")
+        known = dict.fromkeys(SERVICES + WITH_WORKER)
+        if unknown := set(services) - known.keys():
+            raise StackError(f"no such service: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
         wanted = set(services)
         if wanted & {"lake", "warehouse"}:
             wanted |= {"web", "lake"}  # the warehouse reads the lake's files; credentials get their token from the site
-        if "agent" in wanted:
+        if wanted & CLIENTS.keys():
             wanted.add("prefect")
         wanted -= self.executors.keys()
         for folder in ("", "log", "tmp"):
@@ -174,15 +202,17 @@ class Stack:
         for service in ("web", "lake", "postgres", "warehouse", "prefect"):
             if service in wanted:
                 self._await(service)
-        if "agent" in wanted:
-            self._launch("agent")
-            self._await("agent")
+        for service in CLIENTS:
+            if service in wanted:
+                self._launch(service)
+                self._await(service)
 
     def stop(self, *services: str) -> None:
-        """Stop these services, or all, the agent before the servers it talks to; return when their processes are gone."""
+        """Stop these services, or all, agent and worker before the servers; return when their processes are gone."""
         stopped = {service: self.executors.pop(service) for service in services or tuple(self.executors)}
-        if agent := stopped.pop("agent", None):
-            _stop(agent)
+        for service in CLIENTS:
+            if executor := stopped.pop(service, None):
+                _stop(executor)
         with ThreadPoolExecutor() as threads:
             list(threads.map(_stop, stopped.values()))
         if not self.executors:
@@ -195,8 +225,8 @@ class Stack:
 
     def address(self, service: str) -> str:
         """Where a service listens, for people."""
-        if service == "agent":
-            return "work queue default"
+        if service in CLIENTS:
+            return CLIENTS[service]
         if service == "postgres":
             return re.sub(r":[^:@/]+@", "@", self.env["POSTGRES_URL"])
         return f"http://127.0.0.1:{self._ports[service]}"
@@ -211,7 +241,7 @@ class Stack:
                     f"port {self._prefect_port} (PREFECT_PORT) is in use: stop what listens there, or name another port"
                 )
             ports["prefect"] = self._prefect_port
-        names = services - {"agent"} | ({"warehouse_grpc"} if "warehouse" in services else set())
+        names = services - CLIENTS.keys() | ({"warehouse_grpc"} if "warehouse" in services else set())
         for name in sorted(names):
             port = ports.get(name) or _PREFERRED_PORTS.get(name)
             if port is None or not port_is_free(port):
@@ -275,7 +305,7 @@ class Stack:
             self.executors[service] = executor
             # Executor.start would also wait; skipping to its parent's lets all services start at the same time.
             SimpleExecutor.start(executor)
-        except (OSError, subprocess.CalledProcessError) as error:
+        except (OSError, subprocess.CalledProcessError, httpx.HTTPError) as error:
             raise StackError(f"{service} could not start: {error}") from error
 
     def _await(self, service: str) -> None:
@@ -340,9 +370,17 @@ class Stack:
         return _Web(command, f"http://127.0.0.1:{port}/api/health", method="GET", **options)
 
     def _agent(self, folder: Path, options: dict[str, Any]) -> Executor:
+        # Prefect makes it with the first queue of an agent. Not if another pool has a queue of that name, as taxi-pool has.
+        make_work_pool(self.env["PREFECT_API_URL"], "default-agent-pool", "prefect-agent")
         path = self.environment()["PATH"]  # for flows that start programs by name
         options["envvars"] |= self.env | {"PATH": path, "PREFECT_AGENT_QUERY_INTERVAL": "1"}
         return _Agent(self.env["PREFECT_API_URL"], "default", **options)
+
+    def _worker(self, folder: Path, options: dict[str, Any]) -> Executor:
+        make_work_pool(self.env["PREFECT_API_URL"], WORK_POOL, "process")
+        path = self.environment()["PATH"]
+        options["envvars"] |= self.env | {"PATH": path, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+        return _Worker(self.env["PREFECT_API_URL"], WORK_POOL, **options)
 
 
 def make_key(file: Path, token_uri: str) -> None:
@@ -369,6 +407,13 @@ def make_bucket(lake: str) -> None:
     """Make the bucket in the fake-gcs-server at `lake` unless it is there. Raises httpx.HTTPError."""
     answer = httpx.post(f"{lake}/storage/v1/b", params={"project": PROJECT}, json={"name": BUCKET}, trust_env=False)
     if answer.status_code != httpx.codes.CONFLICT:  # the bucket is there from an earlier run
+        answer.raise_for_status()
+
+
+def make_work_pool(api_url: str, name: str, kind: str) -> None:
+    """Make a work pool unless it is there. Raises httpx.HTTPError."""
+    answer = httpx.post(f"{api_url}/work_pools/", json={"name": name, "type": kind}, trust_env=False)
+    if answer.status_code != httpx.codes.CONFLICT:
         answer.raise_for_status()
 
 

@@ -1,6 +1,5 @@
-"""Every manifest in `deployments/` agrees with the flow that it names, so that neither can drift from the other."""
+"""Every manifest in `deployments/` agrees with its flow, and prefect.yaml with the manifests, so that none can drift."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,11 @@ import yaml
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
+from local.deployments import PREFECT_FILE, ManifestError, manifests, prefect_file, with_form
+from local.deployments import flow_of as flow_of_entrypoint
+
 ROOT = Path(__file__).resolve().parent.parent
-MANIFESTS = sorted((ROOT / "deployments").rglob("*.yaml"))
+MANIFESTS = [*manifests(), *sorted((ROOT / "deployments" / "github").glob("*.yaml"))]
 
 
 def manifest(path: Path) -> dict[str, Any]:
@@ -18,8 +20,7 @@ def manifest(path: Path) -> dict[str, Any]:
 
 
 def flow_of(path: Path) -> Flow:
-    module, _, name = manifest(path)["entrypoint"].replace("/", ".").replace(".py:", ".").rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    return flow_of_entrypoint(manifest(path)["entrypoint"])
 
 
 def test_there_is_a_deployment_of_every_flow_a_user_runs_on_the_queue():
@@ -45,7 +46,13 @@ class TestManifest:
 
     def test_its_form_is_that_of_the_flows_signature_and_docstring(self, path):
         schema = {k: v for k, v in parameter_schema(flow_of(path)).dict().items() if v not in (None, {})}
-        assert manifest(path)["parameter_openapi_schema"] == schema
+        assert manifest(path)["parameter_openapi_schema"] == schema, "make generated"
+
+    def test_it_is_what_make_generated_writes(self, path):
+        text = path.read_text(encoding="utf-8")
+        assert with_form(text) == text
+        emptied = text[: text.index("\nparameter_openapi_schema:")] + "\nparameter_openapi_schema: {}\n"
+        assert with_form(emptied) == text
 
     def test_every_field_of_its_form_has_a_help_text(self, path):
         for name, field in manifest(path)["parameter_openapi_schema"]["properties"].items():
@@ -72,3 +79,81 @@ def test_everything_is_brought_up_to_date_in_the_early_morning_of_every_first_of
 
 def test_what_apply_takes_by_a_wildcard_needs_no_block():
     assert [path for path in MANIFESTS if "storage" in manifest(path) and path.parent.name == "deployments"] == []
+
+
+class TestPrefectFile:
+    """`deployments/workers/prefect.yaml`, from which `prefect deploy` makes the same deployments for a worker."""
+
+    def test_it_is_what_make_generated_writes(self):
+        texts = [path.read_text(encoding="utf-8") for path in manifests()]
+        assert PREFECT_FILE.read_text(encoding="utf-8") == prefect_file(texts), "make generated"
+
+    def test_it_has_every_deployment_that_apply_makes_with_the_same_names_parameters_tags_and_schedules(self):
+        entries = manifest(PREFECT_FILE)["deployments"]
+        assert [entry["name"] for entry in entries] == [manifest(path)["name"] for path in manifests()]
+        for path, entry in zip(manifests(), entries, strict=True):
+            ours = manifest(path)
+            for field in ("description", "version", "tags", "entrypoint", "parameters"):
+                assert entry[field] == ours[field]
+            there = [{k: v for k, v in schedule.items() if k != "active"} for schedule in entry["schedules"]]
+            assert there == [schedule["schedule"] for schedule in ours.get("schedules", [])]
+            assert [s["active"] for s in entry["schedules"]] == [s["active"] for s in ours.get("schedules", [])]
+
+    def test_every_deployment_goes_to_the_process_work_pool(self):
+        entries = manifest(PREFECT_FILE)["deployments"]
+        assert {entry["work_pool"]["name"] for entry in entries} == {"taxi-pool"}
+
+    def test_it_names_flows_by_module_and_no_path_of_a_machine(self):
+        document = manifest(PREFECT_FILE)
+        assert [entry["entrypoint"] for entry in document["deployments"] if ":" in entry["entrypoint"]] == []
+        assert document["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
+
+    def test_apply_does_not_take_it_for_a_manifest(self):
+        assert PREFECT_FILE not in (ROOT / "deployments").glob("*.yaml")
+
+
+EDITED = {
+    "name": "mine",
+    "flow_name": "catalog",
+    "entrypoint": "flows.catalog.catalog",
+    "work_queue_name": "default",
+    "infrastructure": {"type": "process"},
+}
+
+
+def entry_of(**edited: Any) -> dict[str, Any]:
+    [entry] = yaml.safe_load(prefect_file([yaml.safe_dump(EDITED | edited)]))["deployments"]
+    return entry
+
+
+def test_a_queue_of_its_own_becomes_a_queue_of_the_work_pool():
+    assert entry_of()["work_pool"] == {"name": "taxi-pool", "work_queue_name": None, "job_variables": {}}
+    assert entry_of(work_queue_name="urgent")["work_pool"]["work_queue_name"] == "urgent"
+
+
+def test_settings_of_the_process_become_job_variables():
+    process = {"type": "process", "_block_type_slug": "process", "env": {"TZ": "UTC"}}
+    assert entry_of(infrastructure=process)["work_pool"]["job_variables"] == {"env": {"TZ": "UTC"}}
+
+
+def test_an_interval_stays_an_interval():
+    every = {"interval": 86400.0, "anchor_date": "2021-01-01T00:00:00+00:00", "timezone": "UTC"}
+    assert entry_of(schedules=[{"schedule": every}])["schedules"] == [every | {"active": True}]
+
+
+@pytest.mark.parametrize(
+    ("edited", "named"),
+    [
+        ({"storage": {"name": "flow-code"}}, "deployment mine: no place in prefect.yaml for storage"),
+        ({"schedules": [{"schedule": {"cron": "0 5 1 * 1", "day_or": False}}]}, "deployment mine: .* no day_or: false"),
+    ],
+)
+def test_what_prefect_yaml_cannot_express_is_refused(edited, named):
+    with pytest.raises(ManifestError, match=named):
+        entry_of(**edited)
+
+
+def test_a_field_after_the_form_is_refused_since_it_would_be_lost():
+    text = yaml.safe_dump(EDITED | {"parameter_openapi_schema": {}}, sort_keys=False) + "tags: [mine]\n"
+    with pytest.raises(ManifestError, match="must be the last field, move tags above it"):
+        with_form(text)

@@ -1,0 +1,60 @@
+"""A work pool and a real worker in place of an agent: `make up WORKER=1`, `prefect deploy` and runs by name."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import sqlalchemy
+from google.cloud import storage
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from rich.console import Console
+
+from local import demo
+from local.stack import WORK_POOL, Stack, make_work_pool
+from tests.command_line import prefect
+
+pytestmark = pytest.mark.operations
+MONTH = ("-p", "color=green", "-p", "year=2020", "-p", "months=[9]", "-p", "source=mirror", "--watch")
+
+
+@pytest.fixture(scope="module")
+def worker(server: Stack) -> Iterator[Stack]:
+    """The stand-ins with a worker, and the deployments in its pool."""
+    server.start("worker")
+    demo.prepare(server.environment(), Console(quiet=True), "worker")
+    with temporary_settings({PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
+        yield server
+    server.stop("worker")
+    # Prefect puts deployments of a queue `default` into this pool as long as no agent's pool is there.
+    httpx.delete(f"{server.env['PREFECT_API_URL']}/work_pools/{WORK_POOL}", trust_env=False).raise_for_status()
+
+
+def pools(stack: Stack) -> set[str]:
+    """Return the work pools that the deployments are in."""
+    answer = httpx.post(f"{stack.env['PREFECT_API_URL']}/deployments/filter", json={}, trust_env=False)
+    return {deployment["work_pool_name"] for deployment in answer.raise_for_status().json()}
+
+
+def test_a_worker_brings_a_month_into_lake_and_postgres(worker: Stack) -> None:
+    assert pools(worker) == {WORK_POOL}
+    for deployment in (demo.LAKE, demo.DATABASE):
+        assert "finished successfully" in prefect("deployment", "run", deployment, *MONTH)
+    lake = storage.Client().bucket(worker.env["LAKE_BUCKET"])
+    assert lake.blob("data/green/green_tripdata_2020-09.parquet").exists()
+    engine = sqlalchemy.create_engine(worker.env["POSTGRES_URL"])
+    with engine.connect() as connection:
+        [loaded] = connection.execute(
+            sqlalchemy.text("SELECT loaded FROM loads WHERE color = 'green' AND file_month = '2020-09-01'")
+        ).scalars()
+        counted = connection.execute(
+            sqlalchemy.text("SELECT count(*) FROM green WHERE file_month = '2020-09-01'")
+        ).scalar_one()
+    engine.dispose()
+    assert counted == loaded > 1000
+
+
+def test_the_same_deployments_go_back_to_the_agents_queue_and_again_to_the_pool(worker: Stack) -> None:
+    make_work_pool(worker.env["PREFECT_API_URL"], "default-agent-pool", "prefect-agent")  # as an agent makes it
+    for runs, there in (("agent", "default-agent-pool"), ("worker", WORK_POOL)):
+        demo.prepare(worker.environment(), Console(quiet=True), runs)
+        assert pools(worker) == {there}
