@@ -1,9 +1,14 @@
 """All that is new or re-published, web → lake → BigQuery, and Postgres if wanted: `python flows/bring_up_to_date.py`."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
+
+if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow, get_run_logger
 

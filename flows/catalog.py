@@ -1,5 +1,11 @@
 """What the lake holds, and how a source differs from it: `python flows/catalog.py --against official --since 2019`."""
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 from prefect import flow, get_run_logger
 
 from blocks import GCS_BUCKET

@@ -1,5 +1,11 @@
 """Lake → warehouse: `python flows/etl_gcs_bq.py green 2021 1 2 3`."""
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 from prefect import flow, get_run_logger
 
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET

@@ -1,6 +1,11 @@
 """Web → lake: `python flows/etl_web_gcs.py green 2021 1 2 3`."""
 
+import sys
 import warnings
+from pathlib import Path
+
+if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow, get_run_logger
 

@@ -1,5 +1,11 @@
 """Taxi zones → any store: `python flows/load_zones.py lake warehouse database`."""
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 from prefect import flow
 
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES

@@ -1,6 +1,11 @@
 """Ask the lake: `python flows/query_lake.py "select count(*) from green where file_month = '2021-01-01'"`."""
 
+import sys
+from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow
 

@@ -1,6 +1,11 @@
 """Quarantine → lake or Postgres, after a rule changed: `python flows/replay_quarantine.py green 2021 1 2`."""
 
+import sys
+from pathlib import Path
 from typing import Literal
+
+if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow, get_run_logger
 

@@ -75,7 +75,7 @@ def install(python: str) -> None:
         raise InstallError(
             f"{free:.1f} GB free on the disk of this folder, {NEEDED_GB} GB needed: make room, try again"
         )
-    print("installing the locked packages into .venv, hashes checked: one to two minutes, 1.5 GB", flush=True)
+    print("installing the locked packages into .venv, hashes checked: one to two minutes, 1 GB", flush=True)
     environment = ROOT / ".venv"
     fresh = not environment.exists()
     made = subprocess.run([python, "-m", "venv", str(environment)], capture_output=True, text=True, check=False)

@@ -233,6 +233,8 @@ class TestWorker:
         script = SERVICES["pool"]["command"][-1].replace("/tmp/", f"{tmp_path}/")  # noqa: S108
         pool = SERVICES["worker"]["command"][SERVICES["worker"]["command"].index("--pool") + 1]
         environment = server.environment() | {"TMPDIR": str(tmp_path)}
+        # As on a new server: while only this pool has a queue `default`, Prefect puts an agent's deployments there.
+        httpx.delete(f"{server.env['PREFECT_API_URL']}/work_pools/{pool}", trust_env=False)
         with temporary_settings({PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
             register(environment, ["sqlalchemy-connector"])
             paths = sorted((ROOT / "deployments").glob("*.yaml"))
