@@ -88,24 +88,25 @@ def install(python: str) -> None:
     # Pendulum 2, which Prefect wants on Python 3.11, has no wheel for it: this backend builds it. By itself pip would fetch the
     # newest one, whose hash nobody checks.
     backend = [line for line in locked if re.match(r"(poetry-core|setuptools)==", line)]
-    _finish(_install_locked(inside, backend))
+    _finish(_install_locked(inside, backend, "requirements.txt"))
     second = environment / "second"
     shutil.rmtree(second, ignore_errors=True)
     if fresh:
         # pip unpacks with one core, which takes longer than to fetch: two at once. Each has a folder of its own, since pip
         # complains about packages that are half unpacked.
         _finish(
-            _install_locked(inside, locked[0::2]),
-            _install_locked(inside, locked[1::2], "--ignore-installed", "--prefix", str(second)),
+            _install_locked(inside, locked[0::2], "requirements.txt"),
+            _install_locked(inside, locked[1::2], "second.txt", "--ignore-installed", "--prefix", str(second)),
         )
         _move_into(environment, second)
     else:
-        _finish(_install_locked(inside, locked))
+        _finish(_install_locked(inside, locked, "requirements.txt"))
     _finish(_pip(inside, "--editable", str(ROOT)))
 
 
-def _install_locked(python: str, lines: list[str], *options: str) -> subprocess.Popen[str]:
-    file = Path(python).parent.parent / f"requirements{len(options)}.txt"
+def _install_locked(python: str, lines: list[str], name: str, *options: str) -> subprocess.Popen[str]:
+    """Start to install these lines of the lock, by way of a file of that name in the environment."""
+    file = Path(python).parent.parent / name
     file.write_text("\n".join(lines) + "\n", "utf-8")
     return _pip(python, "--require-hashes", "--no-compile", *options, "-r", str(file))
 

@@ -1,8 +1,11 @@
 """With another PREFECT_API_URL and a PREFECT_API_KEY, and nothing else changed, everything works; without the key it says so.
 
-A proxy in front of a real server stands in for Prefect Cloud: it lets nobody in without the key.
+A proxy in front of a real server stands in for Prefect Cloud: it lets nobody in without the key. As a new workspace it also
+refuses to make what Prefect says Cloud no longer makes since September 2024 (release notes of 2.16.4): work pools for agents and
+infrastructure blocks.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -18,7 +21,7 @@ from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, temporary_setting
 
 from blocks.notify import main as attach
 from blocks.register import register
-from local.stack import Stack
+from local.stack import WORK_POOL, Stack
 from tests.command_line import ended, prefect, start_programs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +29,13 @@ KEY = "pnu_canary3Jd"
 QUEUE = "of-the-cloud"
 
 pytestmark = pytest.mark.operations
+
+
+# Block types that say where an agent runs a flow, of Prefect 2 and its collections.
+INFRASTRUCTURE = {
+    "process", "docker-container", "kubernetes-job", "ecs-task", "cloud-run-job", "vertex-ai-custom-training-job",
+    "azure-container-instance-job",
+}  # fmt: skip
 
 
 class Proxy(BaseHTTPRequestHandler):
@@ -36,6 +46,8 @@ class Proxy(BaseHTTPRequestHandler):
     url: str
     refused: int
     passed: int
+    is_new: bool
+    not_made: list[str]
 
     def pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -45,10 +57,25 @@ class Proxy(BaseHTTPRequestHandler):
             self.answer(httpx.Response(401, json={"detail": "Invalid authentication credentials"}))
         elif "/flow_run_notification_policies" in self.path:
             self.answer(httpx.Response(404, json={"detail": "Not Found"}))
+        elif self.is_new and self.command == "POST" and (kind := self.of_agents(body)):
+            cls.not_made.append(kind)
+            self.answer(httpx.Response(403, json={"detail": f"{kind} can no longer be created"}))
         else:
             cls.passed += 1
             kept = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "authorization", "connection")}
             self.answer(self.upstream.request(self.command, self.path, content=body, headers=kept))
+
+    def of_agents(self, body: bytes) -> str | None:
+        """Return what this would make that only agents need, if it would."""
+        folder = self.path.removeprefix("/api/").strip("/")
+        if folder == "work_queues":
+            return "queue outside a pool"
+        if folder == "work_pools" and json.loads(body)["type"] == "prefect-agent":
+            return "agent pool"
+        if folder == "block_documents":
+            of_type = self.upstream.get(f"/api/block_types/{json.loads(body)['block_type_id']}")
+            return "infrastructure block" if of_type.raise_for_status().json()["slug"] in INFRASTRUCTURE else None
+        return None
 
     do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = pass_on  # noqa: N815
 
@@ -66,7 +93,7 @@ class Proxy(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def cloud(server: Stack) -> Iterator[type[Proxy]]:
     with httpx.Client(base_url=server.env["PREFECT_UI_URL"], trust_env=False, timeout=60) as upstream:
-        proxy = type("Proxy", (Proxy,), {"upstream": upstream, "refused": 0, "passed": 0})
+        proxy = type("Proxy", (Proxy,), {"upstream": upstream, "refused": 0, "passed": 0, "is_new": False})
         gate = ThreadingHTTPServer(("127.0.0.1", 0), proxy)
         gate.daemon_threads = True
         gate.block_on_close = False
@@ -77,6 +104,17 @@ def cloud(server: Stack) -> Iterator[type[Proxy]]:
         gate.shutdown()
         thread.join()
         gate.server_close()
+
+
+@pytest.fixture
+def workspace(cloud: type[Proxy]) -> Iterator[type[Proxy]]:
+    """Cloud as somebody has it who signs up today."""
+    cloud.upstream.delete(f"/api/work_pools/{WORK_POOL}")
+    cloud.is_new, cloud.not_made, cloud.refused = True, [], 0
+    with temporary_settings({PREFECT_API_URL: cloud.url, PREFECT_API_KEY: KEY}):
+        yield cloud
+    cloud.is_new = False
+    cloud.upstream.delete(f"/api/work_pools/{WORK_POOL}")
 
 
 def settings(stack: Stack, cloud: type[Proxy], tmp_path: Path, key: str | None) -> dict[str, str]:
@@ -133,6 +171,29 @@ def test_blocks_deployments_an_agent_and_programs_work_with_the_key(
     assert re.findall(r"green 2019-03: loaded; .* in the (\w+)", out) == ["lake", "warehouse"]
     assert cloud.passed > 50
     assert cloud.refused == 0
+
+
+def test_in_a_new_workspace_a_work_pool_prefect_deploy_and_a_worker_bring_a_month_into_postgres(
+    server: Stack, workspace: type[Proxy], tmp_path: Path
+) -> None:
+    env = settings(server, workspace, tmp_path, KEY)
+    done(env, sys.executable, "-m", "blocks.register")
+    prefect("work-pool", "create", WORK_POOL, "--type", "process")
+    prefect("deploy", "--all", "--prefect-file", "deployments/workers/prefect.yaml")
+    parameters = ("-p", "color=green", "-p", "year=2019", "-p", "months=[5]", "-p", "source=mirror")
+    said = prefect("deployment", "run", "ingest-data/parametrized ny-taxi ingest", *parameters)
+    done(env, "prefect", "worker", "start", "--pool", WORK_POOL, "--run-once")
+    [run] = set(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", said))
+    ended_as = workspace.upstream.get(f"/api/flow_runs/{run}").raise_for_status().json()
+    assert (ended_as["state_name"], ended_as["work_pool_name"]) == ("Completed", WORK_POOL)
+    assert workspace.not_made == []
+    assert workspace.refused == 0
+
+
+def test_in_a_new_workspace_what_agents_need_is_refused(workspace: type[Proxy], elsewhere: str) -> None:
+    assert "403 Forbidden" in prefect("deployment", "apply", elsewhere, code=1)
+    assert "403 Forbidden" in prefect("work-pool", "create", "for-agents", "--type", "prefect-agent", code=1)
+    assert workspace.not_made == ["infrastructure block", "agent pool"]
 
 
 def test_a_schedule_is_set_stopped_and_resumed_with_the_key(server: Stack, cloud: type[Proxy], elsewhere: str) -> None:
