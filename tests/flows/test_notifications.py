@@ -311,7 +311,7 @@ def test_the_server_tells_of_runs_of_the_deployments_that_end_well_or_badly(
     assert len(messages) == 2
     well, badly = sorted(map(body, messages), key=lambda text: "Failed" in text)
     for text, run, month, state in ((well, ids[0], 12, "Completed"), (badly, ids[1], 11, "Failed")):
-        assert f"ingest-data / green 2020 [{month}]: {state} at " in text
+        assert f"ingest-data / green 2020-{month}: {state} at " in text
         assert f"'months': [{month}]" in text
         assert f"run: {env['PREFECT_UI_URL']}/flow-runs/flow-run/{run}" in text
     assert "1 of 1 months could not be loaded" in badly
