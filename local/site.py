@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import fnmatch
+import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -69,6 +71,14 @@ class Fault:
     """What the server does not do: etag, last_modified, head (405), length (chunked instead), ranges."""
     body: Damage | None = None
     """200 with something else: an HTML page, a Git LFS pointer, the file's first half, or the file spoiled."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Headers that replace the file's own, such as another ETag; one that is "" is left out."""
+    encoding: str | None = None
+    """Say that the body has this Content-Encoding; where that is gzip, it has."""
+    drip: float = 0
+    """Seconds between two bytes of the answer's headers, which never end."""
+    endless: bool = False
+    """Send the file again and again, without a length, until the client hangs up."""
 
 
 @dataclass
@@ -339,9 +349,11 @@ class _Handler(BaseHTTPRequestHandler):
             fault = self.site.traffic.take_fault(self.command, path) or Fault(path)
             if fault.stall and fault.stall_at is None:
                 self.site.stopping.wait(fault.stall)
-            if fault.status is not None:
+            if fault.drip:
+                self._drip(fault.drip)
+            elif fault.status is not None:
                 headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-                self._text(fault.status, f"{fault.status} as asked for\n", headers=headers)
+                self._text(fault.status, f"{fault.status} as asked for\n", headers=headers | fault.headers)
             elif "head" in fault.missing and self.command == "HEAD":
                 self._text(405, "", headers={"Allow": "GET"})
             elif fault.body in ("html", "lfs_pointer"):
@@ -349,6 +361,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self._text(200, damaged(b"", "", fault.body).decode(), kind)
             else:
                 self._route(path, fault)
+
+    def _drip(self, pause: float) -> None:
+        self.close_connection = True
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        with suppress(OSError):  # the client hung up
+            while not self.site.stopping.wait(pause):
+                self.wfile.write(b"x")
 
     def _route(self, path: str, fault: Fault) -> None:
         area, _, name = path[1:].partition("/")
@@ -382,15 +401,22 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.site.file(name)
         if fault.body and fault.body != "truncated":
             path = self.site.spoiled(path, fault.body)
-        with path.open("rb") as file:
-            about = os.fstat(file.fileno())
+        with path.open("rb") as plain:
+            about = os.fstat(plain.fileno())
+            file: BinaryIO = plain
             size = about.st_size // 2 if fault.body == "truncated" else about.st_size
+            if fault.encoding == "gzip":
+                packed = gzip.compress(plain.read(size), 1, mtime=0)
+                file, size = io.BytesIO(packed), len(packed)
             headers = {"Content-Type": "binary/octet-stream", "Accept-Ranges": "bytes"}
             headers["ETag"] = self.site.etag(path)
             headers["Last-Modified"] = formatdate(about.st_mtime, usegmt=True)
             for word, header in _HEADER_OF.items():
                 if word in fault.missing:
                     del headers[header]
+            if fault.encoding:
+                headers["Content-Encoding"] = fault.encoding
+            headers = {name: value for name, value in (headers | fault.headers).items() if value}
             if self._unmodified(headers):
                 self._head(304, {name: value for name, value in headers.items() if name != "Content-Type"})
                 return
@@ -401,8 +427,9 @@ class _Handler(BaseHTTPRequestHandler):
             start, stop = span or (0, size)
             if span:
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-            chunked = "length" in fault.missing
-            headers |= {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(stop - start)}
+            chunked = fault.endless or "length" in fault.missing
+            length = fault.headers.get("Content-Length") or str(stop - start)
+            headers |= {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": length}
             self._head(206 if span else 200, headers)
             if self.command == "GET":
                 self._body(file, start, stop, fault, chunked=chunked)
@@ -415,6 +442,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.site.stopping.wait(fault.stall)
             start = pause
         self._send(file, start, cut, chunked=chunked)
+        while fault.endless and not self.site.stopping.is_set():
+            self._send(file, 0, cut, chunked=chunked)
         if fault.cut_after is not None:
             self.close_connection = True
         elif chunked:
@@ -428,7 +457,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(f"{count:x}\r\n".encode())
             file.seek(at)
             try:
-                self.connection.sendfile(file, at, count)
+                if isinstance(file, io.BytesIO):
+                    self.wfile.write(file.read(count))
+                else:
+                    self.connection.sendfile(file, at, count)
             finally:
                 # On a hang-up too, socket.sendfile leaves the file where the last byte sent was.
                 self.entry.sent += file.tell() - at

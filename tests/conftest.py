@@ -29,6 +29,7 @@ os.environ["HOME"] = str(_session_folder / "home")  # no ~/.prefect, no gcloud, 
 tempfile.tempdir = None
 os.environ["PREFECT_HOME"] = str(_session_folder / "prefect")
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["TRIPS_ALLOW_SOURCES"] = "file,private"  # sites and files of the tests' own
 os.environ["TRIPS_SCRATCH"] = str(_session_folder / "scratch")
 
 

@@ -40,6 +40,7 @@ from flows.tlc.pipeline import ahead
 from flows.tlc.reading_csv import csv_chunks
 from flows.tlc.reading_parquet import parquet_chunks
 from flows.tlc.schema import KEY, QUARANTINE_SCHEMA, arrow_schema
+from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import PASSING_KEYS, SchemaRule, TripMonth, staged_key
 
 # A request carries one of these; the client's own 60 s for a whole upload would kill a slow line's big month.
@@ -184,6 +185,7 @@ class Lake:
             generation=present.generation,
             size=present.size,
             sha256=manifest.sha256,
+            verified=manifest.verified,
         )
 
     def _object(self, key: str, blob: Blob) -> LakeObject:
@@ -321,6 +323,11 @@ class Lake:
                     self._bucket.blob(self.path(key)).delete(timeout=TIMEOUT)
                 except NotFound:
                     continue
+
+    def delete_raw(self, raw: RawFile) -> None:
+        """Delete a raw file if it is still there at its generation."""
+        with suppress(Overtaken):
+            self._delete(LakeObject(raw.key, raw.generation, raw.size, {}))
 
     def manifest(self, trip_month: TripMonth) -> Manifest | None:
         """What the lake says it holds of a month; None too if that cannot be understood: the month is then loaded anew."""
@@ -572,13 +579,22 @@ def _manifest_of(present: LakeObject, written: Manifest | None) -> Manifest | No
     return None
 
 
-def _same_file(raw: RawFile, present: LakeObject) -> bool:
+def same_edition(published: PublishedFile, present: LakeObject) -> bool:
+    """Return whether a raw object is this edition of the file, by what its metadata says of where it came from."""
     about = present.metadata
-    same_version = raw.published.etag and (about.get("url"), about.get("etag")) == (
-        raw.published.url,
-        raw.published.etag,
+    kept = published.model_copy(
+        update={
+            "etag": about.get("etag") or None,
+            "last_modified": about.get("last_modified") or None,
+            "size": present.size,
+        }
     )
-    return present.size == raw.size and bool(same_version or about.get("sha256") == raw.sha256)
+    return about.get("url") == published.url and bool(published.same_edition(kept))
+
+
+def _same_file(raw: RawFile, present: LakeObject) -> bool:
+    same = same_edition(raw.published, present) or present.metadata.get("sha256") == raw.sha256
+    return present.size == raw.size and same
 
 
 def parquet_writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:

@@ -1,32 +1,51 @@
 """The web: asks what a source publishes, and streams it; survives what networks do."""
 
 import hashlib
+import itertools
+import math
 import os
 import random
+import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from email.utils import parsedate_to_datetime
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import httpx
 
+from flows.connectors.digests import Check
+from flows.connectors.encodings import decoded, encodings
+from flows.connectors.files import opened
+from flows.connectors.guard import Client, require_allowed
 from flows.tlc import zones
+from flows.tlc.addresses import BadAddress, escaped, parsed, shown
 from flows.tlc.errors import NotPublished, TripDataError, UnreadableFile
+from flows.tlc.manifest import Verified
 from flows.tlc.reading import recognise, recognise_end
-from flows.tlc.sources import TEMPLATES, Ending, PublishedFile, Source
+from flows.tlc.reading_csv import require_header
+from flows.tlc.sources import LARGEST, TEMPLATES, Ending, PublishedFile, Source, is_weak
 from flows.tlc.trips import TripMonth
 
 PIECE = 1 << 20  # bytes handed on at once
 ATTEMPTS = 5  # of one request, before the retries of the task that makes it, if one does
 LONGEST_WAIT = 300.0  # seconds; a server that asks for more is left alone, and the month to a later run
 _ASKING = 4  # look-ups at once; hundreds of them should not look like an attack
-_TIMEOUT = httpx.Timeout(60, connect=15)
+_HEAD_WITHIN = 20.0  # seconds until an answer to a HEAD is whole; some servers never answer it
+_ANSWER_WITHIN = 60.0  # seconds until the headers of any other answer are whole
+_SILENCES = 2  # attempts that may pass without an answer: each costs `_ANSWER_WITHIN`
+_WINDOW = 60.0  # seconds in which a body has to bring `_LEAST` bytes, those that the reader takes for itself apart
+_LEAST = 64 << 10
 # 403 is TLC's answer for a month that is not published; the others will not change by asking again either.
 _NOT_PUBLISHED = {403, 404, 410}
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
+_NO_RANGES = {400, 416, 501}  # answers to a Range by servers that answer without one
+_HUNG = (httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError)
+
+_Ask = tuple[str, dict[str, str]]  # method and headers
+_HEAD: _Ask = ("HEAD", {})
+_GET: _Ask = ("GET", {})
+_FIRST_BYTE: _Ask = ("GET", {"Range": "bytes=0-0"})
 
 
 class AskAgainLater(TripDataError):
@@ -38,10 +57,16 @@ class Unreachable(Exception):
 
 
 def source_of(word_or_template: str) -> Source:
-    """The source that a flow's `source` names: a word, whose address the environment may override, or a URL template."""
-    if word_or_template in TEMPLATES:
-        return Source(_address(word_or_template, TEMPLATES[word_or_template]))
-    return Source(word_or_template)
+    """Return the source that a flow's `source` names: a word, whose address the environment may override, or a URL template.
+
+    Raises:
+        UnknownMonth: It is neither.
+        SourceNotAllowed: It is a local file or a private address, which this process may not read.
+    """
+    known = TEMPLATES.get(word_or_template)
+    source = Source(_address(word_or_template, known) if known else word_or_template)
+    require_allowed(source.template)
+    return source
 
 
 def _address(word: str, known: str) -> str:
@@ -66,88 +91,159 @@ def _pause(attempt: int) -> float:
 
 
 @contextmanager
-def _answer(client: httpx.Client, method: str, url: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-    """A final answer to one request; passing failures are waited out. What breaks off later is the caller's to see."""
-    for attempt in range(ATTEMPTS):
-        last = attempt == ATTEMPTS - 1
+def _answer(
+    client: Client,
+    url: str,
+    asks: Sequence[_Ask],
+    within: float = _ANSWER_WITHIN,
+    raised: tuple[type[Exception], ...] = (),
+) -> Iterator[httpx.Response]:
+    """Yield a final answer to a request, made by one of `asks` after the other while failures pass.
+
+    Errors of the kinds `raised` are raised at once. What breaks off later is the caller's to see.
+    """
+    silences = 0
+    for attempt, (method, headers) in enumerate(asks, 1):
+        last = attempt == len(asks)
+        client.answer_within(within)
         try:
             answer = client.send(client.build_request(method, url, headers=headers), stream=True)
+        except raised:
+            raise
         except httpx.TransportError as error:
-            if last:
-                raise Unreachable(f"{url} cannot be reached: {type(error).__name__}: {error}") from error
-            time.sleep(_pause(attempt))
+            silences += isinstance(error, httpx.ReadTimeout)
+            if last or silences == _SILENCES:
+                raise Unreachable(f"{shown(url)} cannot be reached: {_why(error)}") from error
+            time.sleep(_pause(attempt - 1))
             continue
         except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
-            raise UnreadableFile(f"{url} leads nowhere ({error}); check the source.") from error
+            raise UnreadableFile(f"{shown(url)} leads nowhere ({_why(error)}); check the source.") from None
+        finally:
+            client.answer_within(math.inf)
         if last or answer.status_code not in _PASSING:
             break
         answer.close()
         wait = _asked_to_wait(answer)
         if wait is not None and wait > LONGEST_WAIT:
-            raise AskAgainLater(f"{url} answered HTTP {answer.status_code} and asks for {wait:.0f} s; try again then.")
-        time.sleep(_pause(attempt) if wait is None else wait)
+            raise AskAgainLater(
+                f"{shown(url)} answered HTTP {answer.status_code} and asks for {wait:.0f} s; try again then."
+            )
+        time.sleep(_pause(attempt - 1) if wait is None else wait)
     with closing(answer):
         yield answer
 
 
-def _client() -> httpx.Client:
-    # identity: a proxy must not gzip what is hashed and counted as published
-    return httpx.Client(timeout=_TIMEOUT, follow_redirects=True, headers={"Accept-Encoding": "identity"})
+def _client() -> Client:
+    return Client()
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {escaped(str(error), 120)}"
 
 
 def _refuse(trip_month: TripMonth, url: str, answer: httpx.Response) -> None:
     if answer.status_code in _NOT_PUBLISHED:
         raise NotPublished(
-            f"{trip_month} is not published at {url} (HTTP {answer.status_code})."
+            f"{trip_month} is not published at {shown(url)} (HTTP {answer.status_code})."
             " TLC publishes about two months late; the mirror ends with 2021-07.",
             answer.status_code,
         )
     if answer.status_code in _PASSING:
-        raise Unreachable(f"{url} answered HTTP {answer.status_code} {ATTEMPTS} times; try again later.")
+        raise Unreachable(f"{shown(url)} answered HTTP {answer.status_code} {ATTEMPTS} times; try again later.")
     if answer.status_code not in (200, 206):
-        raise UnreadableFile(f"{trip_month}: {url} answered HTTP {answer.status_code}; check the source.")
+        raise UnreadableFile(f"{trip_month}: {shown(url)} answered HTTP {answer.status_code}; check the source.")
 
 
-def _local_path(url: str) -> Path | None:
-    parts = urlsplit(url)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+def _is_file(url: str) -> bool:
+    return parsed(url).scheme == "file"
 
 
 def look_up(source: Source, trip_month: TripMonth) -> PublishedFile:
-    """What the source publishes of a month, by one HEAD; `NotPublished` if it does not."""
+    """Return what the source publishes of a month; `NotPublished` if it publishes nothing."""
     return published_at(trip_month, source.url(trip_month), source.ending)
 
 
 def published_at(trip_month: TripMonth, url: str, ending: Ending) -> PublishedFile:
-    """What is published of a month at an address, by one HEAD; `NotPublished` if nothing is.
+    """Return what is published of a month at an address; `NotPublished` if nothing is.
 
-    For a `file://` address the version is the file's sha256.
+    One HEAD tells it of most servers. Others are asked for the first byte. A `file://` address has the file's sha256 as ETag.
     """
-    if path := _local_path(url):
-        if not path.is_file():
-            raise NotPublished(f"{trip_month} is not at {url}.")
-        with path.open("rb") as file:
+    if _is_file(url):
+        with opened(trip_month, url) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return PublishedFile(
-            trip_month=trip_month, url=url, ending=ending, etag=f"sha256:{digest}", last_modified=None,
-            size=path.stat().st_size,
-        )  # fmt: skip
+            return PublishedFile(
+                trip_month=trip_month, url=url, ending=ending, etag=f"sha256:{digest}", last_modified=None,
+                size=os.fstat(file.fileno()).st_size,
+            )  # fmt: skip
+    require_allowed(url)
     with _client() as client:
-        with _answer(client, "HEAD", url, {}) as head:
-            pass
-        if head.status_code in (405, 501):  # a server without HEAD: ask for the file and hang up
-            with _answer(client, "GET", url, {}) as head:
-                pass
-    _refuse(trip_month, url, head)
-    size = head.headers.get("Content-Length")
+        answer = _headers(client, url)
+    _refuse(trip_month, url, answer)
+    published = _told(trip_month, url, ending, answer)
+    _require_credible(published, published.size or 0)
+    return published
+
+
+def _headers(client: Client, url: str) -> httpx.Response:
+    """Return an answer that is about the file itself.
+
+    HEAD may be refused where GET is not (signed links), hang, or be about something else. Then a GET of one byte is asked,
+    without its Range if the server knows no ranges; the body of its answer is not read. The last attempt is a GET too.
+    """
+    asks = [_HEAD] * (ATTEMPTS - 1) + [_FIRST_BYTE]
+    try:
+        with _answer(client, url, asks, _HEAD_WITHIN, raised=_HUNG) as answer:
+            if _tells_all(answer) or answer.status_code in _PASSING:
+                return answer
+    except _HUNG:
+        pass
+    else:
+        if answer.request.method == "GET":
+            return answer
+    with _answer(client, url, [_FIRST_BYTE] * ATTEMPTS) as answer:
+        if answer.status_code not in _NO_RANGES:
+            return answer
+    with _answer(client, url, [_GET] * ATTEMPTS) as answer:
+        return answer
+
+
+def _tells_all(head: httpx.Response) -> bool:
+    """Return whether the answer to a HEAD is of use: that of a file, with a size and a version."""
+    about = head.headers
+    size, kind = about.get("Content-Length", ""), about.get("Content-Type", "")
+    packed = encodings(about.get("Content-Encoding"))
+    return (
+        head.status_code == 200 and size.strip("0").isdigit() and "ETag" in about and not packed and "html" not in kind
+    )
+
+
+def _told(trip_month: TripMonth, url: str, ending: Ending, answer: httpx.Response) -> PublishedFile:
+    """Return what an answer tells of the file; no size if it is encoded, for that is the size of what is sent."""
+    sent = _whole_size(answer)
     return PublishedFile(
         trip_month=trip_month,
         url=url,
         ending=ending,
-        etag=head.headers.get("ETag"),
-        last_modified=head.headers.get("Last-Modified"),
-        size=int(size) if size and size.isdigit() else None,
+        etag=answer.headers.get("ETag"),
+        last_modified=answer.headers.get("Last-Modified"),
+        size=None if encodings(answer.headers.get("Content-Encoding")) else sent,
     )
+
+
+def _whole_size(answer: httpx.Response) -> int | None:
+    """Return the bytes that are sent for the whole file, also where this answer is of a part."""
+    text = answer.headers.get("Content-Length", "")
+    if answer.status_code == 206:
+        text = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
+def _require_credible(published: PublishedFile, size: int) -> None:
+    if size > (most := LARGEST[published.ending]):
+        raise UnreadableFile(
+            f"{published.trip_month}: {shown(published.url)} has more than {most:,} bytes, four times as many as the largest"
+            f" {published.ending} that was ever published; it is no month of trips. Nothing was loaded; check the source."
+        )
 
 
 def look_up_all(source: Source, trip_months: Iterable[TripMonth]) -> dict[TripMonth, PublishedFile | Exception]:
@@ -179,58 +275,167 @@ def look_up_all(source: Source, trip_months: Iterable[TripMonth]) -> dict[TripMo
         return dict(zip(months, pool.map(ask, months), strict=True))
 
 
-def _same(published: PublishedFile, answer: httpx.Response, received: int) -> None:
-    """Raise unless the answer is of the file that was looked up, and goes on where we are."""
-    for header, was in (("ETag", published.etag), ("Last-Modified", published.last_modified)):
-        now = answer.headers.get(header)
-        if was is not None and now is not None:
-            if was != now:
-                raise AskAgainLater(f"{published.url} was re-published while it was being read; run again.")
-            break  # an ETag tells more than a time
-    if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {received}-"):
-        raise Unreachable(f"{published.url} was asked to go on at byte {received} and did not; try again later.")
+def _timely(client: Client, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the same pieces; `httpx.ReadTimeout` if they come too slowly, however evenly."""
+    waiting = iter(pieces)
+    spent, came = 0.0, 0
+    while True:
+        client.answer_within(2 * _WINDOW)
+        began = time.monotonic()
+        piece = next(waiting, None)
+        spent += time.monotonic() - began
+        client.answer_within(math.inf)
+        if piece is None:
+            return
+        came += len(piece)
+        if spent > _WINDOW:
+            if came < _LEAST:
+                raise httpx.ReadTimeout(f"only {came} bytes came in {spent:.0f} s")
+            spent, came = 0.0, 0
+        yield piece
 
 
-def _from_web(published: PublishedFile) -> Iterator[bytes]:
-    """The bytes as they come; a broken connection goes on where it stopped, if the file is still the same."""
-    received = 0
-    failures = 0  # since the last byte that was new
-    with _client() as client:
-        while True:
-            headers = {"Range": f"bytes={received}-"} if received else {}
-            if received and (version := published.etag or published.last_modified):
-                headers["If-Range"] = version
-            try:
-                with _answer(client, "GET", published.url, headers) as answer:
-                    _refuse(published.trip_month, published.url, answer)
-                    _same(published, answer, received)
-                    skip = received if answer.status_code == 200 else 0  # no Range there: read over what is here
-                    for piece in answer.iter_raw():
-                        fresh = piece[skip:]
-                        skip = max(0, skip - len(piece))
-                        if fresh:
-                            failures = 0
-                            received += len(fresh)
-                            yield fresh
-                return
-            except httpx.TransportError as error:
-                if received == published.size:
-                    return
-                failures += 1
-                if failures == ATTEMPTS:
-                    raise Unreachable(f"{published.url}: broke off after {received} bytes: {error}") from error
-                time.sleep(_pause(failures - 1))
+class _Transfer:
+    """One file on its way: its bytes as they are sent, whole though connections break, compared with what was promised."""
+
+    def __init__(self, published: PublishedFile) -> None:
+        self.published = published
+        self.encoding: str | None = None
+        self.size: int | None = None  # of what is sent
+        self.verified: Verified = ""
+        self._first: PublishedFile | None = None  # by the first answer
+        self._check: Check
+        self._came = hashlib.sha256()
+        self._received = 0
+        self._ranges = True
+
+    def pieces(self) -> Generator[bytes, None, None]:
+        """Yield the bytes; a broken connection goes on where it stopped if the server shows that the file is the same."""
+        failures = kept = 0  # in a row, each with few new bytes; bytes that there were at the last of them
+        with _client() as client:
+            while True:
+                try:
+                    with _answer(client, self.published.url, [("GET", self._resuming())] * ATTEMPTS) as answer:
+                        yield from self._of(client, answer)
+                    break
+                except httpx.TransportError as error:
+                    if self._received == self.size:
+                        break
+                    failures = 1 if self._received - kept >= _LEAST else failures + 1
+                    kept = self._received
+                    if failures == ATTEMPTS:
+                        raise Unreachable(f"{self._name}: broke off after {kept} bytes: {_why(error)}") from error
+                    time.sleep(_pause(failures - 1))
+        if wrong := self._check.wrong():
+            raise Unreachable(
+                f"{self._name}: the bytes are not those the server promised ({wrong}). Nothing was loaded; run again, and tell"
+                " the publisher if it happens again."
+            )
+        self.verified = self._check.made or ("length" if self._received == self.size else "")
+
+    @property
+    def _name(self) -> str:
+        return shown(self.published.url)
+
+    def _resuming(self) -> dict[str, str]:
+        """Return the headers that ask for the rest: only of the same file, which a weak ETag cannot name."""
+        if not self._received or not self._first or not self._ranges:
+            return {}
+        strong = self._first.etag if self._first.etag and not is_weak(self._first.etag) else None
+        version = strong or self._first.last_modified
+        return {"Range": f"bytes={self._received}-", "If-Range": version} if version else {}
+
+    def _of(self, client: Client, answer: httpx.Response) -> Iterator[bytes]:
+        _refuse(self.published.trip_month, self.published.url, answer)
+        self._require_same(answer)
+        skip = self._received if answer.status_code == 200 else 0
+        again = hashlib.sha256()
+        for piece in _timely(client, answer.iter_raw()):
+            fresh = piece
+            if skip:  # from the beginning again: what is here already has to come again as it was
+                again.update(piece[:skip])
+                fresh, skip = piece[skip:], max(0, skip - len(piece))
+                if not skip and again.digest() != self._came.digest():
+                    raise self._republished()
+            if fresh:
+                self._received += len(fresh)
+                _require_credible(self.published, self._received)
+                self._came.update(fresh)
+                self._check.add(fresh)
+                yield fresh
+        if skip:
+            raise self._republished()
+        if answer.status_code == 206 and self.size and self._received < self.size:
+            raise httpx.ReadError("a part of what was asked for")
+
+    def _require_same(self, answer: httpx.Response) -> None:
+        """Raise unless the answer is of the file that was looked up, and goes on where we are."""
+        published = self.published
+        told = _told(published.trip_month, published.url, published.ending, answer)
+        if self._first is None:
+            # Some servers give the file's own ETag to a HEAD with another size. A strong ETag is of these very bytes.
+            named = told.etag is not None and told.etag == published.etag and not is_weak(told.etag)
+            if not named and published.same_edition(told) is False:
+                raise self._republished()
+        else:
+            same = self._first.same_edition(told)
+            if same is False:
+                raise self._republished()
+            if same is None and answer.status_code == 206:
+                self._ranges = False
+                raise httpx.ReadError("a range of a file of no version")
+        if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(
+            f"bytes {self._received}-"
+        ):
+            raise Unreachable(f"{self._name} was asked to go on at byte {self._received} and did not; try again later.")
+        if self._first is None:
+            self._first, self._check = told, Check(answer)
+            self.encoding = answer.headers.get("Content-Encoding")
+            self.size = _whole_size(answer) or (None if encodings(self.encoding) else published.size)
+            _require_credible(published, self.size or 0)
+
+    def _republished(self) -> AskAgainLater:
+        return AskAgainLater(f"{self._name} was re-published while it was being read; run again.")
 
 
-def _pieces(published: PublishedFile) -> Iterator[bytes]:
-    """The file's bytes in order, in pieces of at least `PIECE`."""
-    if path := _local_path(published.url):
-        with path.open("rb") as file:
-            while piece := file.read(PIECE):
-                yield piece
-        return
+def _from_web(published: PublishedFile, verified: Callable[[Verified], None]) -> Generator[bytes, None, None]:
+    transfer = _Transfer(published)
+    name = shown(published.url)
+    with closing(transfer.pieces()) as sent:
+        first = next(sent, b"")
+        expected = 0 if encodings(transfer.encoding) else transfer.size or 0
+        size = 0
+        whole = itertools.chain([first], sent)
+        for piece in decoded(published.trip_month, name, published.ending, transfer.encoding, whole):
+            size += len(piece)
+            _require_credible(published, size)
+            if expected and size > expected:
+                break
+            yield piece
+    if expected and size != expected:
+        came = "more" if size > expected else str(size)
+        raise UnreadableFile(
+            f"{published.trip_month}: {name} is {expected} bytes by its own word, but {came} came."
+            " Nothing was loaded; run again."
+        )
+    verified(transfer.verified)
+
+
+def _from_disk(published: PublishedFile, verified: Callable[[Verified], None]) -> Generator[bytes, None, None]:
+    digest = hashlib.sha256()
+    with opened(published.trip_month, published.url) as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            yield piece
+    if published.etag != f"sha256:{digest.hexdigest()}":
+        raise AskAgainLater(f"{shown(published.url)} was changed while it was being read; run again.")
+    verified("sha256")
+
+
+def _in_pieces(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the same bytes in pieces of at least `PIECE`."""
     held = bytearray()
-    for part in _from_web(published):
+    for part in parts:
         held += part
         if len(held) >= PIECE:
             yield bytes(held)
@@ -239,56 +444,65 @@ def _pieces(published: PublishedFile) -> Iterator[bytes]:
         yield bytes(held)
 
 
-def read(published: PublishedFile) -> Iterator[bytes]:
-    """Stream the file, checked: its beginning, its end and its size are those of a whole file of its kind."""
-    trip_month = published.trip_month
-    size = 0
-    tail = b""
-    for piece in _pieces(published):
-        if not size:
-            recognise(trip_month, published.ending, piece, published.url)
-        size += len(piece)
-        tail = (tail + piece)[-8:]
-        yield piece
+def read(published: PublishedFile, verified: Callable[[Verified], None] = lambda how: None) -> Iterator[bytes]:
+    """Stream the file, checked: its beginning, its header, its end, its size and its digest are those of a file of its kind.
+
+    `verified` is called at the end with what the bytes were compared with.
+    """
+    trip_month, name = published.trip_month, shown(published.url)
+    local = _is_file(published.url)
+    require_allowed(published.url)
+    size, tail = 0, b""
+    parts = (_from_disk if local else _from_web)(published, verified)
+    with closing(parts):
+        for piece in _in_pieces(parts):
+            if not size:
+                recognise(trip_month, published.ending, piece, name)
+                require_header(trip_month, published.ending, piece, name)
+            size += len(piece)
+            tail = (tail + piece)[-8:]
+            yield piece
     if not size:
-        recognise(trip_month, published.ending, b"", published.url)
-    if published.size is not None and size != published.size:
-        raise UnreadableFile(
-            f"{trip_month}: {published.url} is {published.size} bytes by its own word, but {size} came."
-            " Nothing was loaded; run again."
-        )
-    recognise_end(trip_month, published.ending, tail, published.url)
+        recognise(trip_month, published.ending, b"", name)
+    recognise_end(trip_month, published.ending, tail, name)
 
 
 def zone_file(source: str) -> zones.ZoneFile:
-    """The zone look-up, whole: `official`, whose address the environment may override (TLC_ZONES_URL), or a URL."""
+    """Return the zone look-up, whole: `official`, whose address the environment may override (TLC_ZONES_URL), or a URL."""
     url = _address("zones", zones.OFFICIAL) if source == "official" else source
-    parts = urlsplit(url)
-    if "@" in parts.netloc:  # URLs go into logs and tables; so this one is not even named here
-        raise UnreadableFile("zones: the source holds a user name or password; publish the file where none is needed.")
-    if path := _local_path(url):
-        if not path.is_file():
-            raise NotPublished(f"zones: there is no file {url}.")
-        return zones.ZoneFile(url=url, etag=None, last_modified=None, content=_small(url, [path.read_bytes()]))
-    if parts.scheme not in ("http", "https"):
-        raise UnreadableFile(f"zones: source {url!r} is neither official nor an http(s):// or file:// URL.")
-    with _client() as client, _answer(client, "GET", url, {}) as answer:
+    name = shown(url)
+    try:
+        local = _is_file(url)
+    except BadAddress as error:
+        raise UnreadableFile(
+            f"zones: the source is neither official nor an http(s):// or file:// URL: {error}."
+        ) from None
+    require_allowed(url)
+    if local:
+        with opened("the zone look-up", url) as file:
+            content = _small(name, iter(lambda: file.read(PIECE), b""))
+        return zones.ZoneFile(url=url, etag=None, last_modified=None, content=content)
+    with _client() as client, _answer(client, url, [_GET] * ATTEMPTS) as answer:
         if answer.status_code in _PASSING:
-            raise Unreachable(f"{url} answered HTTP {answer.status_code} {ATTEMPTS} times; try again later.")
+            raise Unreachable(f"{name} answered HTTP {answer.status_code} {ATTEMPTS} times; try again later.")
         if answer.status_code != 200:
-            raise NotPublished(f"zones: {url} answered HTTP {answer.status_code}; check the source.")
-        content = _small(url, answer.iter_raw())
-        about = answer.headers
+            raise NotPublished(f"zones: {name} answered HTTP {answer.status_code}; check the source.")
+        about, check = answer.headers, Check(answer)
+        sent = _small(name, _timely(client, answer.iter_raw()))
+        check.add(sent)
+        if wrong := check.wrong():
+            raise Unreachable(f"zones: the bytes of {name} are not those the server promised ({wrong}); run again.")
+        content = _small(name, decoded("zones", name, ".csv", about.get("Content-Encoding"), [sent]))
     return zones.ZoneFile(url=url, etag=about.get("ETag"), last_modified=about.get("Last-Modified"), content=content)
 
 
-def _small(url: str, pieces: Iterable[bytes]) -> bytes:
+def _small(name: str, pieces: Iterable[bytes]) -> bytes:
     """All of them, unless that is more than a zone look-up can be."""
     content = bytearray()
     for piece in pieces:
         content += piece
         if len(content) > zones.LARGEST:
             raise UnreadableFile(
-                f"zones: {url} is larger than {zones.LARGEST:,} bytes, no zone look-up; check the source."
+                f"zones: {name} is larger than {zones.LARGEST:,} bytes, no zone look-up; check the source."
             )
     return bytes(content)

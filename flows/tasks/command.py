@@ -17,6 +17,7 @@ from prefect import Flow
 from prefect.exceptions import ParameterTypeError, PrefectHTTPStatusError
 
 from blocks.environment import no_server
+from flows.connectors.guard import allow_by_default
 from flows.tlc.errors import TripDataError
 
 _MEANT_FOR_PEOPLE = (TripDataError, ParameterTypeError)
@@ -31,6 +32,7 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
     help_texts = _help_texts(described)
 
     def command(**parameters: Any) -> None:
+        allow_by_default()
         signal.signal(signal.SIGINT, _interrupted)
         if twice := _named_twice(parameters):
             print(f"error: {twice}", file=sys.stderr)

@@ -3,21 +3,21 @@
 import datetime as dt
 import hashlib
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, get_args
 
 from prefect import get_run_logger, task
 
 from flows.connectors import scratch, web
 from flows.connectors.known import known_publication
-from flows.connectors.lake import Gone, Lake
+from flows.connectors.lake import Gone, Lake, same_edition
 from flows.tasks.policy import CACHE_FOR, RETRIES, cached_by
 from flows.tasks.progress import Add, meter
 from flows.tasks.stores import lake_of
 from flows.tlc.catalog import refusal
 from flows.tlc.errors import NotPublished
-from flows.tlc.manifest import Manifest, RawFile
+from flows.tlc.manifest import Manifest, RawFile, Verified
 from flows.tlc.pipeline import ahead
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import Store, TripMonth, staged_key
@@ -36,6 +36,8 @@ def refusal_explained(
     except NotPublished as error:
         refused = refusal(trip_month, url, error, known_publication(trip_month, url), {store: held()})
         raise refused or error from error.__cause__
+
+_ROOM_CHECKED = 32 << 20  # bytes between two looks at the free space of the disk
 
 
 @task(
@@ -74,11 +76,20 @@ def copy_to_lake(lake: Lake, published: PublishedFile, add: Add = lambda count, 
     Bytes that are there already stay as they are: the month was made of them. Others are staged, until they are the month's.
     """
     key = published.trip_month.raw_key(published.ending)
-    about = {"url": published.url, "etag": published.etag or ""}
+    about = {
+        "url": published.url,
+        "etag": published.etag or "",
+        "last_modified": published.last_modified or "",
+    }
     known = lake.stat(key)
-    if known and published.etag and about.items() <= known.metadata.items() and "sha256" in known.metadata:
+    if known and "sha256" in known.metadata and same_edition(published, known):
         return RawFile(
-            published=published, key=key, generation=known.generation, size=known.size, sha256=known.metadata["sha256"]
+            published=published,
+            key=key,
+            generation=known.generation,
+            size=known.size,
+            sha256=known.metadata["sha256"],
+            verified=_verified(known.metadata),
         )
     upload = uuid.uuid4().hex
     mark = {"upload": upload}  # by which this run recognises its own upload
@@ -87,9 +98,10 @@ def copy_to_lake(lake: Lake, published: PublishedFile, add: Add = lambda count, 
     into = staged_key(key, upload) if believed else key
     replaces = known.generation if known and not believed else 0
     digest = hashlib.sha256()
+    verified: list[Verified] = [""]
     try:
         with lake.writer(into, about | mark, replaces=replaces) as raw:
-            with closing(ahead(metered(web.read(published), published, add))) as pieces:
+            with closing(ahead(metered(web.read(published, verified.append), published, add))) as pieces:
                 for piece in pieces:
                     digest.update(piece)
                     raw.write(piece)
@@ -98,11 +110,25 @@ def copy_to_lake(lake: Lake, published: PublishedFile, add: Add = lambda count, 
                 raise _SameBytes
     except _SameBytes:
         pass
-    facts = {"sha256": digest.hexdigest(), "fetched_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")}
+    facts = {
+        "sha256": digest.hexdigest(),
+        "fetched_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "verified": verified[-1],
+    }
     raw_object = lake.describe(into, about | facts, mark)
     return RawFile(
-        published=published, key=into, generation=raw_object.generation, size=raw_object.size, sha256=digest.hexdigest()
+        published=published,
+        key=into,
+        generation=raw_object.generation,
+        size=raw_object.size,
+        sha256=digest.hexdigest(),
+        verified=verified[-1],
     )
+
+
+def _verified(metadata: Mapping[str, str]) -> Verified:
+    """Return how an object's transfer was checked, by its metadata; older ones do not say."""
+    return next((word for word in get_args(Verified) if word == metadata.get("verified")), "")
 
 
 @task(
@@ -116,10 +142,25 @@ def copy_to_lake(lake: Lake, published: PublishedFile, add: Add = lambda count, 
 )
 def extract_to_scratch(published: PublishedFile) -> dict[str, Any]:
     """Fetch the published file into this machine's scratch cache, where its chunks are read from; a `RawFile` as JSON."""
+    verified: list[Verified] = [""]
     with meter(f"extract {published.trip_month}", "bytes") as progress:
-        raw = scratch.keep(published, lambda file: metered(web.read(file), file, progress.add))
+        raw = scratch.keep(
+            published, lambda file: _while_room(metered(web.read(file, verified.append), file, progress.add), file)
+        )
+    raw = raw.model_copy(update={"verified": verified[-1]})
     get_run_logger().info("%s: %s bytes fetched", published.trip_month, f"{raw.size:,}")
     return raw.model_dump(mode="json")
+
+
+def _while_room(pieces: Iterable[bytes], published: PublishedFile) -> Iterator[bytes]:
+    """Yield the same pieces; `DiskFull` as soon as the scratch disk is: not every server tells how much will come."""
+    unchecked = 0
+    for piece in pieces:
+        unchecked += len(piece)
+        if unchecked > _ROOM_CHECKED:
+            scratch.require_room(None, str(published.trip_month))
+            unchecked = 0
+        yield piece
 
 
 def in_scratch(raw: RawFile) -> bool:

@@ -6,8 +6,9 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.tasks.picture import trips_per_day
+from flows.tlc.addresses import shown
 from flows.tlc.eras import differences
-from flows.tlc.manifest import Manifest, Outcome, total
+from flows.tlc.manifest import Manifest, Outcome, Verified, total
 from flows.tlc.quality import RULES
 
 
@@ -48,10 +49,11 @@ def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: 
     if profile.elsewhere:
         yield "\nTrips of other months in this file: " + ", ".join(f"{m} ({n:,})" for m, n in profile.elsewhere.items())
     yield "\n## The file"
-    yield f"- source: <{manifest.url}>, {manifest.size:,} bytes, last modified {manifest.last_modified or 'unknown'}"
+    yield f"- source: <{shown(manifest.url)}>, {manifest.size:,} bytes, last modified {manifest.last_modified or 'unknown'}"
     if manifest.recount:
         yield f"- **{manifest.recount}**"
     yield f"- sha256: `{manifest.sha256}`"
+    yield f"- checked on its way: {_CHECKED[manifest.verified]}"
     yield f"- looks like: {manifest.era}"
     yield from (
         f"- {line}" for line in differences(month.color, [c for c in manifest.columns if c not in manifest.new_columns])
@@ -65,6 +67,15 @@ def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: 
         yield f"- **new columns**, which the schema does not know: {names}; `{manifest.extra_key}`"
     seconds = max((manifest.published_at - manifest.started_at).total_seconds(), 1e-3)
     yield f"- time: {seconds:,.1f} s, {manifest.source_rows / seconds:,.0f} rows/s"
+
+
+_CHECKED: dict[Verified, str] = {
+    "": "nothing that the server promised is on record",
+    "length": "the number of bytes is what the server promised; it offered no digest",
+    "crc32c": "the bytes have the CRC32C that the server promised",
+    "md5": "the bytes have the MD5 that the server promised",
+    "sha256": "the bytes have the SHA-256 that the server promised",
+}
 
 
 def markdown_table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]], numbers: int = 1) -> Iterator[str]:

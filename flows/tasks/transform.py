@@ -4,6 +4,7 @@ import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from tempfile import SpooledTemporaryFile
+from types import SimpleNamespace
 from typing import Literal
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from flows.tasks.progress import Add, meter
 from flows.tasks.stores import lake_of, postgres_of, warehouse_of
 from flows.tlc.clean import Chunk, Tally, filtered
 from flows.tlc.eras import Shape
-from flows.tlc.errors import UnreadableFile
+from flows.tlc.errors import SchemaMismatch, TooManyRejects, UnreadableFile
 from flows.tlc.manifest import Manifest, RawFile, StagedMonth
 from flows.tlc.pickups import Pickups
 from flows.tlc.pipeline import ahead
@@ -65,7 +66,11 @@ def canonical_in_lake(
     shapes: list[Shape] = []
     pickups, profiler = Pickups(trip_month), Profiler(trip_month)
     chunks = filtered(shown(counted(lake.chunks(raw, shapes.append, schema), add), pickups), rows)
-    staged, quarantine, extra, tally = lake.write_trips(trip_month, run, shown(chunks, profiler), pickups.check)
+    try:
+        staged, quarantine, extra, tally = lake.write_trips(trip_month, run, shown(chunks, profiler), pickups.check)
+    except (UnreadableFile, SchemaMismatch, TooManyRejects):
+        _forget_refused(lake, raw, run)
+        raise
     return StagedMonth.of(
         raw,
         rows,
@@ -80,6 +85,16 @@ def canonical_in_lake(
         new_columns=shapes[0].new,
         extra_key=extra,
     )
+
+
+def _forget_refused(lake: Lake, raw: RawFile, run: str) -> None:
+    """Delete a refused file from the lake, unless the month that is published was made of it, and this run's note of it."""
+    trip_month = raw.published.trip_month
+    published = lake.current(trip_month)
+    if published and published.sha256 == raw.sha256:
+        return
+    lake.delete_raw(raw)
+    lake.delete([trip_month.results_key.format(flow_run=SimpleNamespace(id=run))])
 
 
 @task(name="transform for Postgres", task_run_name="transform {raw.published.trip_month}", **RETRIES)

@@ -79,13 +79,9 @@ def standing(url: str, published: PublishedFile | None, held: Manifest | None) -
 
 
 def _same_file(published: PublishedFile, held: Manifest) -> bool:
-    """By the version its publisher gives it; where there is none, by its time, else by its size."""
-    if published.size not in (held.size, None):
-        return False
-    for now, then in ((published.etag, held.etag), (published.last_modified, held.last_modified)):
-        if now and then:
-            return now == then
-    return published.size == held.size
+    """Return whether a store holds this edition; where no version can be compared, the size alone tells."""
+    same = published.same_edition(held.published)
+    return published.size == held.size if same is None else same
 
 
 @dataclass(frozen=True)

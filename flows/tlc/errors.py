@@ -12,6 +12,10 @@ class UnknownMonth(TripDataError):
     """The color, year or month asked for does not exist."""
 
 
+class SourceNotAllowed(TripDataError):
+    """The source is a local file or a private address, and the operator of this machine does not allow those."""
+
+
 class ImpossibleDataset(TripDataError):
     """The warehouse cannot have a dataset of the name asked for."""
 

@@ -4,14 +4,14 @@ import datetime as dt
 import json
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
 from flows.tlc.clean import Tally
 from flows.tlc.quality import Profile
 from flows.tlc.schema import SCHEMA_VERSION, Column
-from flows.tlc.sources import ENDINGS, PublishedFile
+from flows.tlc.sources import Ending, PublishedFile, ending_of
 from flows.tlc.trips import Rows, SchemaRule, Store, TripMonth
 
 
@@ -27,6 +27,10 @@ class _Value(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+# How the bytes that came were compared with what the server promised of them: a digest, their number, or nothing.
+Verified = Literal["", "length", "crc32c", "md5", "sha256"]
+
+
 class RawFile(_Value):
     """A published file as the lake (or a scratch folder) keeps it, byte for byte."""
 
@@ -35,6 +39,7 @@ class RawFile(_Value):
     generation: int
     size: int
     sha256: str
+    verified: Verified = ""
 
 
 class Manifest(_Value):
@@ -73,6 +78,8 @@ class Manifest(_Value):
     """Rows that were last known of this file, before it was loaded; for people, and in no `loads` table."""
     repeated: tuple[int, int] | None = None
     """A row up to which a part of a CSV stands there again, and the row where it stood before; in no `loads` table either."""
+    verified: Verified = ""
+    """How the transfer was checked; "" also where an older version of this package loaded the file. In no `loads` table."""
 
     @property
     def trip_month(self) -> TripMonth:
@@ -85,7 +92,8 @@ class Manifest(_Value):
         return PublishedFile(
             trip_month=self.trip_month,
             url=self.url,
-            ending=next(ending for ending in ENDINGS if self.url.endswith(ending)),
+            # Older versions judged the whole address, with its query.
+            ending=cast(Ending, ending_of(self.url) or ending_of(self.url.replace("?", "/"))),
             etag=self.etag,
             last_modified=self.last_modified,
             size=self.size,
@@ -124,12 +132,8 @@ class Manifest(_Value):
 
     def covers(self, published: PublishedFile, rule: Rows) -> bool:
         """Whether the store already holds exactly this file, under this rule and today's schema."""
-        return (
-            published.etag is not None
-            and (published.url, published.etag) == (self.url, self.etag)
-            and published.size in (self.size, None)  # not every server tells it
-            and self._same_terms(rule)
-        )
+        same = published.url == self.url and published.same_edition(self.published)
+        return bool(same) and self._same_terms(rule)
 
     def holds(self, raw: RawFile, rule: Rows) -> bool:
         """Whether the store already holds these bytes; for sources that tell no version, and for a touched file."""
@@ -139,7 +143,12 @@ class Manifest(_Value):
         """The same month, now known to be what `raw` was published as."""
         published = raw.published
         return self.model_copy(
-            update={"url": published.url, "etag": published.etag, "last_modified": published.last_modified}
+            update={
+                "url": published.url,
+                "etag": published.etag,
+                "last_modified": published.last_modified,
+                "verified": raw.verified or self.verified,
+            }
         )
 
     def same_rows(self, lake: "Manifest") -> bool:
@@ -265,6 +274,7 @@ class StagedMonth(_Value):
             last_modified=published.last_modified,
             size=self.raw.size,
             sha256=self.raw.sha256,
+            verified=self.raw.verified,
             era=self.era,
             columns=self.columns,
             rule=self.rule,

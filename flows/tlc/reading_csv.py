@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from flows.tlc.clean import MAX_REJECTED, Chunk, clean, rejects_table
-from flows.tlc.eras import Shape, match
+from flows.tlc.eras import Shape, match, meant_by
 from flows.tlc.errors import UnreadableFile
 from flows.tlc.foreign import LONGEST_LINE, Foreign, lines_of, refuse_joined, require_no_header
 from flows.tlc.missing import Missing
@@ -323,3 +323,26 @@ def _require_whole_row(trip_month: TripMonth, chunk: Chunk, row_number: int, siz
 def _with(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield first
     yield from rest
+
+
+def require_header(trip_month: TripMonth, ending: Ending, head: bytes, url: str) -> None:
+    """Raise if a CSV file that begins with `head` does not begin with the header of a file of trips.
+
+    Columns that no schema knows pass: what becomes of them is for the rule by which the file is read.
+    """
+    if ending == ".parquet":
+        return
+    text = head
+    if ending == ".csv.gz":
+        with suppress(zlib.error):  # what is damaged is for the reader to tell
+            text = zlib.decompressobj(wbits=31).decompress(head, _INFLATED)
+        if not text or text is head:
+            return
+        recognise(trip_month, ".csv", text, f"the text in {url}")
+    names, _ = _split_header(trip_month, text)
+    if not any(meant_by(trip_month.color, name) for name in names[:200]):
+        raise UnreadableFile(
+            f"{trip_month}: {url} does not begin with the header of a file of trips: none of its {len(names)} column names is"
+            f" one of {trip_month.color}. Nothing was loaded; check the source."
+        )
+    match(trip_month, ending, names, rule="accept_new_columns")

@@ -2,11 +2,11 @@
 
 import string
 from dataclasses import dataclass
-from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.tlc.addresses import SCHEMES, BadAddress, escaped, parsed, path_of, shown
 from flows.tlc.errors import UnknownMonth
 from flows.tlc.trips import TripMonth
 
@@ -26,6 +26,17 @@ SourceName = (
 )
 
 
+# The largest file of a month: four times the largest that was published. Parquet: fhvhv_tripdata_2019-03, by
+# flows/tlc/known_months.csv. CSV: the months of yellow_tripdata_2009 to 2014 have up to 2.7 GB each, a quarter of that as gzip.
+LARGEST: dict[Ending, int] = {".parquet": 4 * 610_854_382, ".csv": 4 * 2_700_000_000, ".csv.gz": 4 * 700_000_000}
+
+
+def ending_of(url: str) -> Ending | None:
+    """Return the ending of an address's path, or None if it is not one of `ENDINGS`."""
+    path = path_of(url)
+    return next((ending for ending in ENDINGS if path.endswith(ending)), None)
+
+
 @dataclass(frozen=True)
 class Source:
     """A place that publishes months: a URL template whose ending tells the files' format."""
@@ -33,43 +44,45 @@ class Source:
     template: str
 
     def __post_init__(self) -> None:
-        try:
-            secret = "@" in urlsplit(self.template).netloc
-            fields = [field for field in string.Formatter().parse(self.template) if field[1] is not None]
-        except ValueError as error:
-            raise UnknownMonth(f"source {self.template!r} is not a URL template: {error}.") from error
-        if secret:  # URLs go into logs and manifests; so this one is not even named here
-            raise UnknownMonth("source holds a user name or password; publish the files where none is needed.")
-        if not self.template.startswith(("http://", "https://", "file://")):
+        template = shown(self.template)
+        if not self.template.lower().startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
             words = ", ".join(TEMPLATES)
             raise UnknownMonth(
-                f"source {self.template!r} is neither one of {words} nor an http(s):// or file:// URL template."
+                f"source {template!r} is neither one of {words} nor an http(s):// or file:// URL template."
             )
+        try:
+            parts = parsed(self.template)
+            fields = [field for field in string.Formatter().parse(self.template) if field[1] is not None]
+        except BadAddress as error:
+            raise UnknownMonth(f"source: {error}.") from None
+        except ValueError as error:
+            raise UnknownMonth(f"source {template!r} is not a URL template: {error}.") from None
         names = {name for _, name, _, _ in fields}
         if unknown := names - {"color", "year", "month"}:
-            raise UnknownMonth(
-                f"source {self.template!r} has unknown fields {sorted(map(str, unknown))}; use color, year, month."
-            )
+            listed = [escaped(str(name), 40) for name in sorted(unknown, key=str)[:20]]
+            raise UnknownMonth(f"source {template!r} has unknown fields {listed}; use color, year, month.")
         # A format could name fields of its own, and ask for a text of any width.
         for _, name, spec, conversion in fields:
             if conversion or spec not in ("", "d", "02d", "04d") or (spec and name == "color"):
                 raise UnknownMonth(
-                    f"source {self.template!r}: {name} may be written {{{name}}}"
+                    f"source {template!r}: {name} may be written {{{name}}}"
                     + ("." if name == "color" else f" or {{{name}:{'04d' if name == 'year' else '02d'}}}.")
                 )
         if not {"year", "month"} <= names:
             raise UnknownMonth(
-                f"source {self.template!r} would give every month one file; it needs {{year}} and {{month:02d}}."
+                f"source {template!r} would give every month one file; it needs {{year}} and {{month:02d}}."
             )
-        if not self.template.endswith(ENDINGS):
+        if "{" in parts.netloc:
+            raise UnknownMonth(f"source {template!r} has a field in the host's name; fields belong into the path.")
+        if ending_of(self.template) is None:
             raise UnknownMonth(
-                f"source {self.template!r} must end in one of {', '.join(ENDINGS)}: that tells the format."
+                f"source {template!r}: its path must end in one of {', '.join(ENDINGS)}: that tells the format."
             )
 
     @property
     def ending(self) -> Ending:
         """The ending of every file here."""
-        return next(ending for ending in ENDINGS if self.template.endswith(ending))
+        return cast(Ending, ending_of(self.template))
 
     def url(self, trip_month: TripMonth) -> str:
         """Where this source publishes a month."""
@@ -92,3 +105,29 @@ class PublishedFile(BaseModel):
     def identity(self) -> str | None:
         """What the file *is*: address, version and size; None where the source tells no version."""
         return f"{self.url} {self.etag} {self.size}" if self.etag else None
+
+    def same_edition(self, other: "PublishedFile") -> bool | None:
+        """Return whether two answers are about the same bytes; None if no version of the one can be compared with the other's.
+
+        Sizes that differ are two editions. Equal strong ETags are one, and so are equal weak ones unless the times differ:
+        servers that compress make an ETag weak. Servers behind one name may each have an ETag of their own for the same
+        file: with the same time and the same size it is one edition. Without ETags to compare, the time decides.
+        """
+        if None not in (self.size, other.size) and self.size != other.size:
+            return False
+        times = bool(self.last_modified and other.last_modified)
+        same_time = times and self.last_modified == other.last_modified
+        if self.etag and other.etag:
+            if _opaque(self.etag) == _opaque(other.etag):
+                return same_time or not times or not (is_weak(self.etag) or is_weak(other.etag))
+            return same_time and self.size is not None and self.size == other.size
+        return same_time if times else None
+
+
+def is_weak(etag: str) -> bool:
+    """Return whether an ETag promises equivalent, not identical, bytes (RFC 9110, 8.8.1)."""
+    return etag.startswith(("W/", "w/"))
+
+
+def _opaque(etag: str) -> str:
+    return etag[2:] if is_weak(etag) else etag

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -95,12 +96,12 @@ def _digest(path: Path) -> bytes:
 def test_a_month_that_is_not_there_is_said_in_words_and_not_asked_for_again(
     site: Site, waits: list[float], status: int, word: str
 ) -> None:
-    site.fault(PATH, status=status)
+    site.fault(PATH, status=status, times=None)
     with pytest.raises(NotPublished) as said:
         look_up(official(site), MONTH)
     assert f"green 2021-01 is not published at {site.url}{PATH} ({word})" in str(said.value)
     assert "TLC publishes about two months late" in str(said.value)
-    assert len(site.requests) == 1
+    assert asked(site) == [("HEAD", status, None), ("GET", status, "bytes=0-0")]
     assert waits == []
 
 
@@ -113,7 +114,7 @@ def test_a_month_after_the_newest_is_not_published(site: Site) -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 407, 418, 204, 300])
 def test_an_answer_that_will_not_change_is_refused_at_once(site: Site, waits: list[float], status: int) -> None:
-    site.fault(PATH, status=status)
+    site.fault(PATH, status=status, times=None)
     with pytest.raises(UnreadableFile, match=rf"green 2021-01: http.*answered HTTP {status}; check the source"):
         look_up(official(site), MONTH)
     assert waits == []
@@ -126,7 +127,7 @@ def test_a_server_that_stumbles_is_asked_again_after_longer_and_longer(
     site.fault(PATH, status=status, times=ATTEMPTS - 1)
     assert look_up(official(site), MONTH).size == site.file(NAME).stat().st_size
     assert waits == [1, 2, 4, 8]
-    assert [request.status for request in site.requests] == [status] * 4 + [200]
+    assert [request.status for request in site.requests] == [status] * 4 + [206]  # the last one asks otherwise
 
 
 def test_a_server_that_stays_down_is_unreachable_which_is_worth_a_later_try(site: Site, waits: list[float]) -> None:
@@ -184,12 +185,6 @@ def test_a_host_that_does_not_answer_is_unreachable(waits: list[float]) -> None:
     assert waits == [1, 2, 4, 8]
 
 
-def test_an_address_that_leads_nowhere_is_refused(waits: list[float]) -> None:
-    with pytest.raises(UnreadableFile, match=r"http://h:port/2021-01.csv leads nowhere .*check the source"):
-        look_up(Source("http://h:port/{year}-{month:02d}.csv"), MONTH)
-    assert waits == []
-
-
 def test_redirects_without_end_are_refused(site: Site, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     client = web._client()
     client.max_redirects = 0  # so that the mirror's one is one too many
@@ -199,15 +194,52 @@ def test_redirects_without_end_are_refused(site: Site, waits: list[float], monke
     assert waits == []
 
 
-def test_a_server_without_head_is_asked_for_the_file_and_left(big: Site) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"missing": ("head",)},
+        *({"status": status} for status in (400, 401, 403, 404, 405, 410, 500, 501)),
+        {"headers": {"Content-Length": "0"}},
+        {"headers": {"ETag": ""}},
+        {"headers": {"Content-Type": "text/html"}},
+        {"missing": ("length",)},
+        {"body": "html"},
+        {"encoding": "gzip"},
+        {"drip": 0.2},
+        {"stall": 1.5},
+    ],
+    ids=str,
+)
+def test_a_server_whose_head_is_of_no_use_is_asked_for_the_first_byte(
+    big: Site, fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = look_up(official(big), MONTH)
+    big.forget_requests()
+    monkeypatch.setattr(web, "_HEAD_WITHIN", 0.3)
+    big.fault(PATH, times=None, methods=("HEAD",), **fault)
+    assert look_up(official(big), MONTH) == known
+    assert asked(big)[-1] == ("GET", 206, "bytes=0-0")
+    assert sum(request.sent for request in big.requests if request.method == "GET") == 1
+    assert b"".join(read(known)) == BODY
+
+
+@pytest.mark.parametrize("fault", [{"missing": ("ranges",)}, {"status": 416, "times": 1}, {"status": 400, "times": 1}])
+def test_a_server_without_head_and_ranges_is_asked_for_the_file_and_left(big: Site, fault: dict[str, Any]) -> None:
     big.fault(PATH, missing=("head",), times=None, methods=("HEAD",))
-    assert look_up(official(big), MONTH).size == len(BODY)
-    assert [(method, status) for method, status, _ in asked(big)] == [("HEAD", 405), ("GET", 200)]
+    big.fault(PATH, methods=("GET",), **fault)
+    found = look_up(official(big), MONTH)
+    assert found.size == len(BODY)
+    assert b"".join(read(found)) == BODY
+
+
+def test_a_size_that_only_head_says_is_not_believed(big: Site) -> None:
+    big.fault(PATH, times=None, methods=("HEAD",), headers={"Content-Length": "17809"})
+    assert b"".join(read(look_up(official(big), MONTH))) == BODY
 
 
 @pytest.mark.parametrize("missing", ["etag", "last_modified", "length"])
 def test_what_a_server_does_not_tell_is_not_known(site: Site, missing: str) -> None:
-    site.fault(PATH, missing=(missing,))
+    site.fault(PATH, missing=(missing, "ranges"), times=None)
     found = look_up(official(site), MONTH)
     unknown = {"etag": "etag", "last_modified": "last_modified", "length": "size"}[missing]
     assert [name for name in ("etag", "last_modified", "size") if getattr(found, name) is None] == [unknown]
@@ -319,15 +351,16 @@ def test_a_line_that_breaks_after_the_last_byte_has_brought_the_file(big: Site, 
     assert waits == []
 
 
-@pytest.mark.parametrize("wrong", [-1, 1])
-def test_a_size_other_than_told_is_refused(big: Site, wrong: int) -> None:
+@pytest.mark.parametrize(("wrong", "came"), [(-1, "more"), (1, str(len(BODY)))])
+def test_a_size_other_than_told_is_refused(big: Site, wrong: int, came: str) -> None:
     found = look_up(official(big), MONTH)
-    with pytest.raises(UnreadableFile, match=rf"is {len(BODY) + wrong} bytes by its own word, but {len(BODY)} came"):
+    big.fault(PATH, missing=("length",), times=None)
+    with pytest.raises(UnreadableFile, match=rf"is {len(BODY) + wrong} bytes by its own word, but {came} came"):
         list(read(found.model_copy(update={"size": len(BODY) + wrong})))
 
 
 def test_a_file_of_unknown_size_is_read_to_its_end(big: Site) -> None:
-    big.fault(PATH, missing=("length",), times=None)
+    big.fault(PATH, missing=("length", "ranges"), times=None)
     found = look_up(official(big), MONTH)
     assert found.size is None
     assert b"".join(read(found)) == BODY
@@ -392,11 +425,46 @@ def test_a_file_address_with_plain_blanks_works_too(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_on_disk_is_not_published(tmp_path: Path) -> None:
-    (tmp_path / "2021-02.csv").mkdir()
-    source = Source(f"file://{tmp_path}/{{year}}-{{month:02d}}.csv")
-    for month in (1, 2):
-        with pytest.raises(NotPublished, match=rf"green 2021-0{month} is not at file://.*2021-0{month}.csv"):
+    (tmp_path / "2021-02.csv").touch()
+    for source in (
+        f"file://{tmp_path}/{{year}}-{{month:02d}}.csv",
+        f"file://{tmp_path}/2021-02.csv/{{year}}-{{month:02d}}.csv",
+    ):
+        with pytest.raises(NotPublished, match=r"green 2021-01 is not at file://.*: there is no file /.*2021-01.csv"):
+            look_up(Source(source), MONTH)
+
+
+def test_what_is_no_file_is_refused_by_name(tmp_path: Path) -> None:
+    source = Source(f"file://{tmp_path}/{{year}}-{{month:02d}}.parquet")
+    (tmp_path / "2021-01.parquet").mkdir()
+    with pytest.raises(UnreadableFile, match="is a folder, as Spark writes them: name one file, or join its parts"):
+        look_up(source, TripMonth("green", 2021, 1))
+    os.mkfifo(tmp_path / "2021-02.parquet")
+    (tmp_path / "2021-03.parquet").symlink_to("/dev/zero")
+    for month in (2, 3):
+        with pytest.raises(UnreadableFile, match="is a device, a pipe or a socket"):
             look_up(source, TripMonth("green", 2021, month))
+    (tmp_path / "2021-04.parquet").symlink_to("2021-04.parquet")
+    with pytest.raises(UnreadableFile, match=r"2021-04\.parquet cannot be read"):
+        look_up(source, TripMonth("green", 2021, 4))
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "2021-01.csv").touch(mode=0)
+    with pytest.raises(
+        UnreadableFile, match=r"2021-01.csv cannot be read \(Permission denied\); check its permissions"
+    ):
+        look_up(Source(f"file://{tmp_path}/{{year}}-{{month:02d}}.csv"), MONTH)
+
+
+def test_a_file_on_disk_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "2021-01.parquet"
+    path.write_bytes(BODY)
+    found = look_up(Source(f"file://{tmp_path}/{{year}}-{{month:02d}}.parquet"), MONTH)
+    path.write_bytes(BODY[:4] + BODY[-5:3:-1] + b"PAR1")
+    with pytest.raises(AskAgainLater, match="was changed while it was being read"):
+        list(read(found))
 
 
 def test_a_word_leads_where_the_environment_says(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

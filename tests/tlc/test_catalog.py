@@ -27,6 +27,7 @@ from flows.tlc.trips import COLORS, TripMonth
 TODAY = dt.date(2024, 3, 9)
 MONTH = TripMonth("green", 2020, 1)
 URL = MONTH.url(TEMPLATES["official"])
+LATER = "Tue, 2 Jan 2024 00:00:00 GMT"
 NOW = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 PUBLISHED = PublishedFile(
     trip_month=MONTH, url=URL, ending=".parquet", etag='"a"', last_modified="Mon, 1 Jan 2024 00:00:00 GMT", size=100
@@ -78,13 +79,15 @@ def test_months_ago_counts_across_years():
     [
         ({}, None, "new"),
         ({}, {}, "unchanged"),
-        ({"etag": '"b"'}, {}, "re-published"),
+        ({"etag": '"b"', "last_modified": LATER}, {}, "re-published"),
+        ({"etag": '"b"'}, {}, "unchanged"),
+        ({"etag": 'W/"a"'}, {}, "unchanged"),
         ({"size": 101}, {}, "re-published"),
         ({"size": None}, {}, "unchanged"),
         ({"etag": None}, {}, "unchanged"),
-        ({"etag": None, "last_modified": "Tue, 2 Jan 2024 00:00:00 GMT"}, {}, "re-published"),
+        ({"etag": None, "last_modified": LATER}, {}, "re-published"),
         ({"etag": None, "last_modified": None}, {}, "unchanged"),
-        ({"etag": '"b"'}, {"url": "https://elsewhere/x.csv"}, "other source"),
+        ({"etag": '"b"', "last_modified": LATER}, {"url": "https://elsewhere/x.csv"}, "other source"),
         ({}, {"url": "https://elsewhere/x.parquet"}, "unchanged"),
         ({}, {"schema_version": 0}, "unchanged"),
         (None, {}, "gone"),
@@ -98,7 +101,9 @@ def test_a_month_stands_to_its_source_by_version_time_and_size(published, held, 
     assert standing(URL, there, here) == wanted
 
 
-OLDER = MANIFEST.model_copy(update={"etag": '"0"', "sha256": "1" * 64})
+OLDER = MANIFEST.model_copy(
+    update={"etag": '"0"', "last_modified": "Sun, 31 Dec 2023 00:00:00 GMT", "sha256": "1" * 64}
+)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +145,9 @@ def test_the_catalog_tells_what_differs_from_the_source_and_from_what_was_known(
     known = known_files(["# of old", "file,rows,bytes,last_modified", "x.parquet,9,100,2022-07-18T19:25:14Z"])[
         "x.parquet"
     ]
-    entry = entry_of(MONTH, Held(MANIFEST, 50), known, PUBLISHED.model_copy(update={"etag": '"b"'}), URL)
+    entry = entry_of(
+        MONTH, Held(MANIFEST, 50), known, PUBLISHED.model_copy(update={"etag": '"b"', "last_modified": LATER}), URL
+    )
     assert entry.differs == ["re-published", "9 rows were known on 2022-07-18"]
     assert entry_of(MONTH, Held(MANIFEST, 50), None, PUBLISHED, URL).differs == []
     assert entry_of(MONTH, None, None, ConnectionError("down"), URL).differs == ["no answer"]

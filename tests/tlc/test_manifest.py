@@ -114,8 +114,10 @@ def published(**changes: Any) -> PublishedFile:
         (published(last_modified="Tue"), "all", True),
         (published(size=None), "all", True),
         (published(), "with_passengers", False),
-        (published(etag='"b"'), "all", False),
-        (published(etag=None), "all", False),
+        (published(etag='"b"'), "all", True),  # another server behind the same name
+        (published(etag='"b"', last_modified="Tue"), "all", False),
+        (published(etag=None), "all", True),
+        (published(etag=None, last_modified="Tue"), "all", False),
         (published(size=71), "all", False),
         (published(url="http://h/y.csv"), "all", False),
     ],
@@ -127,7 +129,8 @@ def test_a_month_is_covered_by_the_same_version_of_the_same_file_on_the_same_ter
 
 
 def test_a_source_that_tells_no_version_never_covers() -> None:
-    assert not held(etag=None).covers(published(etag=None), "all")
+    silent = {"etag": None, "last_modified": None}
+    assert not held(**silent).covers(published(**silent), "all")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """A source is a word or a URL template; a bad one is refused in words, and a good one cannot be made to say more."""
 
+import traceback
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.connectors.web import source_of
+from flows.tlc.addresses import shown
 from flows.tlc.errors import UnknownMonth
 from flows.tlc.sources import PublishedFile, Source
 from flows.tlc.trips import TripMonth
@@ -34,6 +37,10 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("http://h:1/{color}_{year}-{month:02d}.csv", "http://h:1/green_2021-02.csv", ".csv"),
         ("file:///a b/{year:d}-{month}.csv.gz", "file:///a b/2021-2.csv.gz", ".csv.gz"),
         ("https://h/{year:04d}{month:02d}{{x}}.parquet", "https://h/202102{x}.parquet", ".parquet"),
+        ("https://h/{year}-{month:02d}.csv?sig=a%2Fb", "https://h/2021-02.csv?sig=a%2Fb", ".csv"),
+        ("file://localhost/{year}-{month:02d}.csv", "file://localhost/2021-02.csv", ".csv"),
+        ("file:///who@where/{year}-{month:02d}.csv", "file:///who@where/2021-02.csv", ".csv"),
+        ("http://[2001:db8::1]:80/{year}-{month:02d}.csv", "http://[2001:db8::1]:80/2021-02.csv", ".csv"),
     ],
 )
 def test_a_source_is_a_word_or_a_template(source: str, url: str, ending: str) -> None:
@@ -60,7 +67,27 @@ def test_the_environment_says_where_a_word_leads(monkeypatch: pytest.MonkeyPatch
         ("ftp://h/{year}-{month:02d}.csv", "neither one of official, mirror"),
         ("http://h/{year}-{month:02d}.zip", "must end in one of .parquet, .csv.gz, .csv"),
         ("http://h/{year}-{month:02d}", "must end in one of"),
-        ("http://h/{year}-{month:02d}.csv?a=b", "must end in one of"),
+        ("http://h/{year}-{month:02d}?a=b.csv", "must end in one of"),
+        ("http://h/{year}-{month:02d}.csv/", "must end in one of"),
+        ("http://h/{year}-{month:02d}#.csv", "has a fragment"),
+        ("file:///etc/passwd?{year}{month}.csv", "has a query or a fragment"),
+        ("file:///etc/passwd#{year}{month}.csv", "has a query or a fragment"),
+        ("file:///a/../etc/{year}{month}.csv", "without .. in it"),
+        ("file:///a/%2e%2e/etc/{year}{month}.csv", "without .. in it"),
+        ("file:///etc/passwd%00{year}{month}.csv", "is not a whole path"),
+        ("file://relative/{year}-{month}.csv", "names the host 'relative'; write file:/// and the file's whole path"),
+        ("file://anyhost/etc/{year}-{month}.csv", "names the host 'anyhost'"),
+        ("file://%6cocalhost/{year}-{month}.csv", "names the host"),
+        ("file:/data/{year}-{month}.csv", "neither one of official, mirror"),
+        ("http:\\\\h\\{year}-{month}.csv", "neither one of official, mirror"),
+        ("http://h\\x/{year}-{month}.csv", "holds a backslash"),
+        ("http:///{year}-{month}.csv", "names no host that can be asked"),
+        ("http://h:port/{year}-{month}.csv", "names no host that can be asked"),
+        ("http://h:99999/{year}-{month}.csv", "is not a URL"),
+        ("http://h{year}/{month}.csv", "has a field in the host's name"),
+        ("http://h/\x1b[31m{year}-{month}.csv", "cannot be printed"),
+        ("http://h/\n{year}-{month}.csv", "cannot be printed"),
+        ("http://h/\u202e{year}-{month}.csv", "cannot be printed"),
         ("http://h/{month:02d}.csv", "every month one file"),
         ("http://h/{year}.csv", "every month one file"),
         ("http://h/trips.csv", "every month one file"),
@@ -76,7 +103,7 @@ def test_the_environment_says_where_a_word_leads(monkeypatch: pytest.MonkeyPatch
         ("http://h/{color:02d}-{year}-{month}.csv", "color may be written {color}."),
         ("http://h/{year}-{month.csv", "is not a URL template: expected '}' before end of string"),
         ("http://h/year}-{month}.csv", "is not a URL template: Single '}' encountered"),
-        ("http://[h/{year}-{month}.csv", "is not a URL template: Invalid IPv6 URL"),
+        ("http://[h/{year}-{month}.csv", "is not a URL: Invalid IPv6 URL"),
     ],
 )
 def test_a_bad_template_is_refused_with_what_to_write_instead(template: str, said: str) -> None:
@@ -86,11 +113,94 @@ def test_a_bad_template_is_refused_with_what_to_write_instead(template: str, sai
     assert "<class" not in str(refused.value)
 
 
-def test_a_password_in_a_template_is_refused_and_not_repeated() -> None:
+CANARY = "hunter2"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "https://user:hunter2@h/{year}-{month}.csv",
+        "https://user:hunter2@[h/{year}-{month}.csv",
+        "https://user:hunter2@h]/{year}-{month}.csv",
+        "https://user:{hunter2@h/{year}-{month}.csv",
+        "https://user:hunter2}@h/{year}-{month}.csv",
+        "https://user:{hunter2}@h/{year}-{month}.csv",
+        "https:/user:hunter2@h/{year}-{month}.csv",
+        "https:user:hunter2@h/{year}-{month}.csv",
+        "user:hunter2@h/{year}-{month}.csv",
+        "https://user:hunter2/x@h/{year}-{month}.csv",
+        "https://user:1/hunter2@h/{year}-{month}.csv",
+        "https://user:1?hunter2@h/{year}-{month}.csv",
+        "https://user:1#hunter2@h/{year}-{month}.csv",
+        "https:\\\\user:hunter2@h\\{year}-{month}.csv",
+        "https://user:hunter2\\@h/{year}-{month}.csv",
+        "https://user:hunter2%40h/{year}-{month}.csv",
+        "https://user%3Ahunter2%40h/{year}-{month}.csv",
+        "https://user:hunter2\uff20h/{year}-{month}.csv",
+        "https://user:hunter2\ufe6bh/{year}-{month}.csv",
+        "https://user:hun\tter2@h/{year}-{month}.csv",
+        "https://user:hunter2@h\n/{year}-{month}.csv",
+        "ftp://user:hunter2@h/{year}-{month}.csv",
+        "file://user:hunter2@h/{year}-{month}.csv",
+        "HTTPS://user:hunter2@h/{year}",
+    ],
+)
+@pytest.mark.parametrize("where", ["source", "environment"])
+def test_a_password_in_a_template_is_refused_and_not_repeated_however_it_is_written(
+    template: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TLC_OFFICIAL_URL", template)
     with pytest.raises(UnknownMonth) as refused:
-        Source("https://user:hunter2@h/{year}-{month}.csv")
-    assert "user name or password" in str(refused.value)
-    assert "hunter2" not in str(refused.value)
+        source_of(template if where == "source" else "official")
+    told = "".join(traceback.format_exception(refused.value))
+    assert "user" not in str(refused.value).replace("user name", "")
+    assert not any(part in line for part in (CANARY, "hun\tter2") for line in told.splitlines() if "Error" in line)
+    assert "@" in str(refused.value) or "may hold a user name or password" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("http://h/a.csv", "http://h/a.csv"),
+        ("http://h/a.csv?X-Amz-Signature=abc", "http://h/a.csv?…"),
+        ("http://h/a\n\x1b.csv", r"http://h/a\n\x1b.csv"),
+        ("http://h/" + "a" * 999, "http://h/" + "a" * 291 + "…"),
+        ("http://u:p@h/", "an address (not shown: it may hold a user name or password)"),
+        ("file:///a@b/c.csv", "file:///a@b/c.csv"),
+    ],
+)
+def test_an_address_is_shown_without_what_could_be_a_secret(url: str, text: str) -> None:
+    assert shown(url) == text
+
+
+EDITION = PublishedFile(trip_month=MONTH, url="http://h/x.csv", ending=".csv", etag='"a"', last_modified="Mon", size=7)
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        ({}, True),
+        ({"size": None}, True),
+        ({"size": 8}, False),
+        ({"etag": 'W/"a"'}, True),
+        ({"etag": 'W/"a"', "last_modified": "Tue"}, False),
+        ({"last_modified": "Tue"}, True),  # touched: a strong ETag names the bytes
+        ({"etag": '"b"'}, True),  # another server behind the same name
+        ({"etag": '"b"', "size": None}, False),
+        ({"etag": '"b"', "last_modified": None}, False),
+        ({"etag": '"b"', "last_modified": "Tue"}, False),
+        ({"etag": None}, True),
+        ({"etag": None, "last_modified": "Tue"}, False),
+        ({"etag": None, "last_modified": None}, None),
+        ({"etag": None, "last_modified": None, "size": 8}, False),
+    ],
+)
+def test_two_answers_are_of_one_edition_if_size_version_and_time_say_so(
+    other: dict[str, object], same: bool | None
+) -> None:
+    changed = EDITION.model_copy(update=other)
+    assert EDITION.same_edition(changed) is same
+    assert changed.same_edition(EDITION) is same
 
 
 @given(st.text(alphabet="{}colryeamnth:02d!r.[]_$ /", max_size=30))

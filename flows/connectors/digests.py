@@ -1,0 +1,138 @@
+"""Digests that a server promises of a file's bytes, and whether the bytes that came have them."""
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import google_crc32c
+import httpx
+
+from flows.connectors.encodings import encodings
+from flows.tlc.manifest import Verified
+
+
+class _Digest(Protocol):
+    def update(self, data: bytes, /) -> Any: ...
+    def digest(self) -> bytes: ...
+
+
+# What each kind is computed by, the strongest first; SHA-1, CRC-32 and others are not believed or not offered.
+_KINDS: dict[Verified, Callable[[], _Digest]] = {
+    "sha256": hashlib.sha256,
+    "md5": lambda: hashlib.md5(usedforsecurity=False),
+    "crc32c": google_crc32c.Checksum,
+}
+_LENGTHS: dict[Verified, int] = {"sha256": 32, "md5": 16, "crc32c": 4}
+
+# How headers name a kind.
+_NAMES: dict[str, Verified] = {"sha-256": "sha256", "sha256": "sha256", "md5": "md5", "crc32c": "crc32c"}
+
+
+@dataclass(frozen=True)
+class _Header:
+    """A header that promises digests, and of what.
+
+    `of` is "file" (the whole file, also in the answer to a Range) or "answer" (this answer's body).
+    """
+
+    name: str
+    kind: str  # "" where each value names its own
+    of: str
+
+
+# A multipart checksum of S3 ("…-12") is a digest of digests; its length tells that it is none of the bytes.
+_HEADERS = (
+    _Header("Repr-Digest", "", "file"),  # RFC 9530: sha-256=:…:
+    _Header("Digest", "", "file"),  # RFC 3230: SHA-256=…
+    _Header("Content-Digest", "", "answer"),  # RFC 9530
+    _Header("x-goog-hash", "", "file"),  # https://cloud.google.com/storage/docs/xml-api/reference-headers#xgooghash
+    # https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html
+    _Header("x-amz-checksum-sha256", "sha256", "file"),
+    _Header("x-amz-checksum-crc32c", "crc32c", "file"),
+    _Header("Content-MD5", "md5", "answer"),  # RFC 1864
+)
+_VALUE = re.compile(r"\s*([A-Za-z0-9-]+)=:?([A-Za-z0-9+/=_-]+?):?\s*(?:,|$)")
+_MD5_ETAG = re.compile(r'"([0-9a-fA-F]{32})"')
+
+
+def _sent_otherwise(header: str, headers: Mapping[str, str]) -> bool:
+    """Return whether a store's own header may be about other bytes than are sent: it, or a cache, packed or unpacked them."""
+    sent = encodings(headers.get("Content-Encoding"))
+    if header == "x-goog-hash":
+        return encodings(headers.get("x-goog-stored-content-encoding")) != sent
+    return header.startswith("x-amz-") and bool(sent)
+
+
+def _promises(answer: httpx.Response) -> Iterator[tuple[Verified, bytes]]:
+    """Yield each digest that an answer promises of the bytes of the whole file as they are sent."""
+    for header in _HEADERS:
+        text = answer.headers.get(header.name, "")
+        if not text or (header.of == "answer" and answer.status_code != 200):
+            continue
+        if _sent_otherwise(header.name, answer.headers):
+            continue
+        for name, value in [(header.kind, text.strip())] if header.kind else _VALUE.findall(text):
+            kind = _NAMES.get(name.lower())
+            try:
+                digest = base64.b64decode(value, validate=True)
+            except (binascii.Error, ValueError):
+                continue
+            if kind and len(digest) == _LENGTHS[kind]:
+                yield kind, digest
+
+
+def _by_etag(answer: httpx.Response) -> bytes | None:
+    """Return what may be the file's MD5: S3, MinIO, R2 and others have it as the ETag of what was uploaded in one part."""
+    match = _MD5_ETAG.fullmatch(answer.headers.get("ETag", ""))
+    return bytes.fromhex(match[1]) if match else None
+
+
+def _etag_is_md5(answer: httpx.Response) -> bool:
+    """Return whether the server is S3 and promises that its ETag is an MD5: not where a key of KMS or the client encrypts.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html (ETag)
+    """
+    encryption = answer.headers.get("x-amz-server-side-encryption", "AES256")
+    own_key = "x-amz-server-side-encryption-customer-algorithm" in answer.headers
+    return answer.headers.get("Server") == "AmazonS3" and encryption == "AES256" and not own_key
+
+
+class Check:
+    """Compares the bytes of a file, as they come, with what the first answer promised of them."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self._promised = dict(reversed([*_promises(answer)]))
+        self._etag = _by_etag(answer)
+        self._etag_counts = _etag_is_md5(answer)
+        kinds = set(self._promised) | ({"md5"} if self._etag else set())
+        self._digests = {kind: make() for kind, make in _KINDS.items() if kind in kinds}
+
+    def add(self, piece: bytes) -> None:
+        """Take the next bytes."""
+        for digest in self._digests.values():
+            digest.update(piece)
+
+    def wrong(self) -> str:
+        """Return which promise the bytes do not keep, in words, or "" if they keep all.
+
+        An ETag that merely looks like an MD5 is no promise, except of S3.
+        """
+        promised = dict(self._promised)
+        if self._etag and self._etag_counts:
+            promised.setdefault("md5", self._etag)
+        for kind, value in promised.items():
+            if (found := self._digests[kind].digest()) != value:
+                return f"{kind} is {found.hex()}, {value.hex()} was promised"
+        return ""
+
+    @property
+    def made(self) -> Verified:
+        """The strongest check that the bytes passed; "" if nothing was promised."""
+        for kind, digest in self._digests.items():
+            if digest.digest() in (self._promised.get(kind), self._etag if kind == "md5" else None):
+                return kind
+        return ""

@@ -1,0 +1,297 @@
+"""Which addresses a run may read: public ones, those of the operator, and what the operator's environment allows besides.
+
+A deployment's `source` is written by whoever may start a run. It must not make this machine read its own files, or servers that
+only this machine reaches. So the address is judged before any work, after every redirect, and where the connection is made.
+"""
+
+import functools
+import ipaddress
+import math
+import os
+import re
+import socket
+import ssl
+import string
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import httpcore
+import httpx
+
+from flows.tlc.addresses import BadAddress, parsed, shown
+from flows.tlc.errors import MisconfiguredBlock, SourceNotAllowed, UnreadableFile
+
+ALLOW = "TRIPS_ALLOW_SOURCES"
+ALLOWANCES = {"file": "files of the machine that runs the flow", "private": "servers at private and local addresses"}
+OPERATORS = ("TLC_OFFICIAL_URL", "TLC_MIRROR_URL", "TLC_ZONES_URL")  # addresses in these are the operator's own word
+_PORTS = {"http": 80, "https": 443}
+_TIMEOUT = httpx.Timeout(60, connect=15)
+
+# Addresses at which clouds give credentials to whoever asks from inside; no month is there, so no allowance opens them.
+_METADATA = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "169.254.0.0/16",  # link-local: AWS, Google, Azure, Oracle, DigitalOcean; 169.254.170.2 for containers of ECS
+        "fd00:ec2::/32",  # AWS, IPv6
+        "fd20:ce::254/128",  # Google, IPv6
+        "100.100.100.200/32",  # Alibaba
+        "168.63.129.16/32",  # Azure's WireServer
+        "192.0.0.192/32",  # Oracle, older
+    )
+)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def allowances() -> set[str]:
+    """Return what this process's environment allows besides public addresses."""
+    return {word.strip() for word in os.environ.get(ALLOW, "").split(",")} & ALLOWANCES.keys()
+
+
+def allow_by_default() -> None:
+    """Allow everything in this process unless its environment says otherwise: a person started it on their own machine."""
+    os.environ.setdefault(ALLOW, ",".join(ALLOWANCES))
+
+
+def require_allowed(url: str) -> None:
+    """Raise `SourceNotAllowed` for a local file or a private address that this process may not read.
+
+    A host's name is judged here as far as it can be without a resolver, and by its addresses when a connection is made.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        if "file" not in allowances() and not _is_operators_file(url):
+            raise _refused(url, "file")
+        return
+    _require_host(url, _host(parts.hostname), parts.port or _PORTS.get(parts.scheme, 0))
+
+
+def _require_host(url: str, host: str, port: int, trusted: Iterable[tuple[str, int]] = ()) -> None:
+    address = _literal(host)
+    local = host == "localhost" or host.endswith(".localhost")
+    if address and _is_metadata(address):
+        raise _never(url)
+    if (local or (address and not _is_public(address))) and (host, port) not in {*_operators_hosts(), *trusted}:
+        _require_private_allowed(url)
+
+
+def _require_private_allowed(url: str) -> None:
+    if "private" not in allowances():
+        raise _refused(url, "private")
+
+
+def _refused(url: str, what: str) -> SourceNotAllowed:
+    named = "a local file" if what == "file" else "at a private or local address"
+    return SourceNotAllowed(
+        f"{shown(url)} is {named}, which this process may not read. To allow {ALLOWANCES[what]}, the operator sets"
+        f" {ALLOW}={what} in the environment of the process that runs the flow (docs/secrets.md). Nothing was loaded."
+    )
+
+
+def _never(url: str) -> SourceNotAllowed:
+    return SourceNotAllowed(f"{shown(url)} is an address of a cloud's metadata service, which is never read.")
+
+
+def _host(name: str | None) -> str:
+    """Return a host's name in one form, as a client would ask for it."""
+    host = (name or "").rstrip(".")
+    try:
+        return host.encode("idna").decode().lower() if not host.isascii() else host.lower()
+    except UnicodeError:
+        return host.lower()
+
+
+def _literal(host: str) -> Address | None:
+    """Return the address that a host's name spells: dotted, decimal, octal, hexadecimal or IPv6; None for a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except OSError:
+        return None
+
+
+def _carried(address: Address) -> Address:
+    """Return the IPv4 address inside an IPv6 one that stands for it, or the address itself."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address in _NAT64 or address in ipaddress.IPv6Network("::/96"):
+        inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        return address if int(address) in (0, 1) else inner
+    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None) or address
+
+
+def _is_public(address: Address) -> bool:
+    plain = _carried(address)
+    site_local = isinstance(plain, ipaddress.IPv6Address) and plain.is_site_local
+    return plain.is_global and not (plain.is_multicast or plain.is_reserved or site_local)
+
+
+def _is_metadata(address: Address) -> bool:
+    return any(_carried(address) in network for network in _METADATA)
+
+
+def _operators_urls() -> list[str]:
+    return [url for name in OPERATORS if (url := os.environ.get(name))]
+
+
+def _operators_hosts() -> set[tuple[str, int]]:
+    hosts = set()
+    for url in _operators_urls():
+        try:
+            parts = parsed(url)
+            hosts.add((_host(parts.hostname), parts.port or _PORTS.get(parts.scheme, 0)))
+        except ValueError:
+            continue
+    return hosts - {("", 0)}
+
+
+def _is_operators_file(url: str) -> bool:
+    """Return whether a file:// address is one of those that a template of the operator names."""
+    return any(url == known or re.fullmatch(_pattern(known), url) for known in _operators_urls())
+
+
+def _pattern(template: str) -> str:
+    try:
+        pieces = list(string.Formatter().parse(template))
+    except ValueError:
+        return "(?!)"
+    return "".join(re.escape(text) + ("" if field is None else r"(?:[a-z]+|\d+)") for text, field, *_ in pieces)
+
+
+class Wire(httpcore.NetworkBackend):
+    """The connections of one client: each goes to an address that was judged, and none waits beyond the deadline.
+
+    The name is resolved once, and the connection is made to what was judged: a resolver that answers otherwise the
+    second time gains nothing.
+    """
+
+    def __init__(self, *, to_proxy: bool = False) -> None:
+        self._backend = httpcore.SyncBackend()
+        self._to_proxy = to_proxy  # the proxy is the environment's, and it resolves names itself
+        self.trusted: set[tuple[str, int]] = set()
+        self.deadline = math.inf
+
+    def within(self, timeout: float | None) -> float | None:
+        """Return the seconds that an operation may take: `timeout`, or less if the deadline is nearer."""
+        if self.deadline == math.inf:
+            return timeout
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise httpcore.ReadTimeout("no whole answer within the time allowed")
+        return left if timeout is None else min(left, timeout)
+
+    def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:  # fmt: skip
+        """Connect to the first of a host's addresses that answers."""
+        addresses = [host] if self._to_proxy else self.judged(host, port)
+        for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+            try:
+                stream = self._backend.connect_tcp(address, port, self.within(timeout), local_address, socket_options)
+                return _Stream(stream, self)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                if left == 1:
+                    raise
+        raise httpcore.ConnectError(f"{host} has no address")
+
+    def judged(self, host: str, port: int) -> list[str]:
+        """Return a host's addresses, or raise `SourceNotAllowed` if one of them may not be asked."""
+        try:
+            found = [str(at[4][0]) for at in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        except OSError as error:
+            raise httpcore.ConnectError(str(error)) from error
+        trusted = (_host(host), port) in {*_operators_hosts(), *self.trusted}
+        for address in (ipaddress.ip_address(one.partition("%")[0]) for one in found):
+            if _is_metadata(address):
+                raise _never(f"http://{host}:{port}")
+            if not _is_public(address) and not trusted:
+                _require_private_allowed(f"http://{host}:{port}")
+        return list(dict.fromkeys(found))
+
+
+class _Stream(httpcore.NetworkStream):
+    def __init__(self, stream: httpcore.NetworkStream, wire: Wire) -> None:
+        self._stream, self._wire = stream, wire
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._wire.within(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, self._wire.within(timeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, self._wire.within(timeout)), self._wire)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return httpx.create_ssl_context()
+
+
+class Client(httpx.Client):
+    """An HTTP client that follows redirects and asks only servers that may be asked."""
+
+    def __init__(self) -> None:
+        try:
+            # identity: a proxy must not gzip what is hashed and counted as published
+            super().__init__(
+                timeout=_TIMEOUT, follow_redirects=True, headers={"Accept-Encoding": "identity"}, verify=_tls(),
+                event_hooks={"request": [self._judge_request], "response": [self._judge_redirect]},
+            )  # fmt: skip
+        except (ValueError, httpx.InvalidURL, ImportError):  # their texts may quote a proxy's password
+            raise MisconfiguredBlock(
+                "a proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not a URL that can be used; correct the variable."
+            ) from None
+        self._wires = [Wire()]
+        # httpx offers no way to hand over a backend and keep the environment's proxies.
+        self._transport._pool._network_backend = self._wires[0]  # type: ignore[attr-defined]
+        for proxy in filter(None, self._mounts.values()):
+            self._wires.append(Wire(to_proxy=True))
+            proxy._pool._network_backend = self._wires[-1]  # type: ignore[attr-defined]
+
+    def answer_within(self, seconds: float) -> None:
+        """Set the time in which the next answers' headers have to be there; `math.inf` for none."""
+        for wire in self._wires:
+            wire.deadline = time.monotonic() + seconds
+
+    def _judge_request(self, request: httpx.Request) -> None:
+        url = str(request.url)
+        host, port = _host(request.url.host), request.url.port or _PORTS.get(request.url.scheme, 0)
+        _require_host(url, host, port, self._wires[0].trusted)
+        if self._transport_for_url(request.url) is not self._transport:
+            # A proxy connects for us. Some names only it can resolve; those that this machine can are judged here.
+            with suppress(httpcore.ConnectError):
+                self._wires[0].judged(host, port)
+
+    def _judge_redirect(self, answer: httpx.Response) -> None:
+        """Judge where a redirect leads before httpx does: its own errors quote the address."""
+        if not answer.has_redirect_location:
+            return
+        asked = str(answer.request.url)
+        try:
+            to = parsed(urljoin(asked, answer.headers["Location"]))
+            port = to.port or _PORTS[to.scheme]
+        except (ValueError, KeyError) as error:
+            why = error if isinstance(error, BadAddress) else "no http(s):// URL"
+            raise UnreadableFile(f"{shown(asked)} redirects to an address that is refused: {why}.") from None
+        # The operator's server may lead on to other ports of its own host.
+        here = _host(answer.request.url.host)
+        at = (here, answer.request.url.port or _PORTS[answer.request.url.scheme])
+        if at in {*_operators_hosts(), *self._wires[0].trusted} and _host(to.hostname) == here:
+            self._wires[0].trusted.add((here, port))

@@ -1,0 +1,87 @@
+"""Addresses of published files: how they are parsed, what is refused in them, and how a text may show them."""
+
+import re
+import unicodedata
+from urllib.parse import SplitResult, unquote, urlsplit
+
+SCHEMES = ("http", "https", "file")
+_LONGEST = 300  # characters of an address that a text shows
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#%]+)(?::[0-9]{1,5})?")
+_HIDDEN = "(not shown: it may hold a user name or password)"
+
+
+class BadAddress(ValueError):
+    """An address is malformed or holds a user name. Its text is fit to be shown to anybody."""
+
+
+def escaped(text: str, most: int = _LONGEST) -> str:
+    """Return foreign text for a message: unprintable characters escaped, and at most `most` characters of it."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
+    return plain if len(text) <= most and len(plain) <= most else f"{plain[:most]}…"
+
+
+def shown(url: str) -> str:
+    """Return an address as logs, errors and reports may show it.
+
+    An address with an `@` outside of a `file:///` path is not shown at all: it may hold a password in a place where
+    no parser looks for one. The query is left out, because signed addresses have their signature there.
+    """
+    if _may_hold_user(url):
+        return f"an address {_HIDDEN}"
+    address, query, _ = url.partition("?")
+    return escaped(address) + ("?…" if query else "")
+
+
+def _may_hold_user(url: str) -> bool:
+    # NFKC turns the full-width and small forms of @ into @, as some clients do with a host.
+    plain = unicodedata.normalize("NFKC", url)
+    authority = re.split(r"[/?#]", plain.partition("//")[2], maxsplit=1)[0]
+    on_disk = re.match(r"(?i)file:///", plain)
+    return ("@" in plain and not on_disk) or "%40" in authority
+
+
+def parsed(url: str) -> SplitResult:
+    """Return the parts of an http(s):// or file:// address, or raise `BadAddress` with what is wrong with it.
+
+    A `file://` address has an empty host or localhost, an absolute path without `..`, no query and no fragment.
+    """
+    if not all(c.isprintable() for c in url):
+        raise BadAddress(f"{shown(url)!r} holds characters that cannot be printed; remove them")
+    if _may_hold_user(url):
+        raise BadAddress(
+            "the address holds a user name or password, or an @ where one could be; it is not shown. Publish the files where"
+            " none is needed; write %40 for an @ in a path"
+        )
+    try:
+        parts = urlsplit(url)
+        _ = parts.port if _HOST.fullmatch(parts.netloc) else None  # raises where it is beyond 65535
+    except ValueError as error:
+        raise BadAddress(f"{shown(url)!r} is not a URL: {escaped(str(error), 80)}") from None
+    if parts.scheme not in SCHEMES or not url[len(parts.scheme) :].startswith("://"):
+        raise BadAddress(f"{shown(url)!r} is not an http(s):// or file:// URL")
+    if "\\" in url:
+        raise BadAddress(f"{shown(url)!r} holds a backslash; write /, or %5C if a name really has one")
+    if parts.scheme == "file":
+        _require_file(url, parts)
+    elif not _HOST.fullmatch(parts.netloc):
+        raise BadAddress(f"{shown(url)!r} names no host that can be asked; write https://host/path")
+    elif "#" in url:
+        raise BadAddress(f"{shown(url)!r} has a fragment; write %23 for a # in a path")
+    return parts
+
+
+def _require_file(url: str, parts: SplitResult) -> None:
+    if parts.netloc.lower() not in ("", "localhost"):
+        raise BadAddress(f"{shown(url)!r} names the host {parts.netloc!r}; write file:/// and the file's whole path")
+    if "?" in url or "#" in url:
+        raise BadAddress(
+            f"{shown(url)!r} has a query or a fragment; write %3F for a ? and %23 for a # in a file's name"
+        )
+    path = unquote(parts.path)
+    if not path.startswith("/") or ".." in path.split("/") or not all(c.isprintable() for c in path):
+        raise BadAddress(f"{shown(url)!r} is not a whole path; write file:/// and the path without .. in it")
+
+
+def path_of(url: str) -> str:
+    """Return the decoded path of an address: its ending tells what kind of file is there."""
+    return unquote(urlsplit(url).path)
