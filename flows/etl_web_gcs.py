@@ -17,9 +17,10 @@ from flows.tasks.extract import extract_to_lake, refusal_explained
 from flows.tasks.load import load_to_lake
 from flows.tasks.months import chosen_months, each_month, named_for_months
 from flows.tasks.notify import notifications
-from flows.tasks.policy import believed, task_runner
+from flows.tasks.policy import believed, task_runner, this_run
 from flows.tasks.stores import lake_of
 from flows.tasks.transform import transform_in_lake
+from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import Outcome, RawFile
 from flows.tlc.sources import PublishedFile, SourceName
 from flows.tlc.trips import (
@@ -90,7 +91,12 @@ def _extract(lake: Lake, published: PublishedFile, block_name: str) -> RawFile:
         result_storage_key=published.trip_month.results_key,
         task_run_name=extract_to_lake.task_run_name,  # Prefect would forget it
     )
-    return believed(extract, lake.has, published, block_name)
+    try:
+        return believed(extract, lake.has, published, block_name)
+    except TripDataError:
+        # Prefect keeps a failed task's error as its result, too.
+        lake.delete([published.trip_month.results_key.replace("{flow_run.id}", this_run())])
+        raise
 
 
 @flow(name="etl-parent-flow", flow_run_name=named_for_months(), task_runner=task_runner(), **notifications())

@@ -319,6 +319,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Server
+    _server = ""
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Requests are logged in `Site.requests`, not on the terminal."""
@@ -334,6 +335,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         self._steer()
+
+    def version_string(self) -> str:
+        """The header Server."""
+        return self._server or super().version_string()
 
     @property
     def site(self) -> Site:
@@ -529,6 +534,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _head(self, status: int, headers: dict[str, str]) -> None:
         self.entry.status = status
+        self._server = headers.pop("Server", "")
         reason = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
         self.send_response(status, reason)
         for name, value in headers.items():

@@ -95,7 +95,7 @@ def _answer(
     client: Client,
     url: str,
     asks: Sequence[_Ask],
-    within: float = _ANSWER_WITHIN,
+    within: float | None = None,
     raised: tuple[type[Exception], ...] = (),
 ) -> Iterator[httpx.Response]:
     """Yield a final answer to a request, made by one of `asks` after the other while failures pass.
@@ -105,7 +105,7 @@ def _answer(
     silences = 0
     for attempt, (method, headers) in enumerate(asks, 1):
         last = attempt == len(asks)
-        client.answer_within(within)
+        client.answer_within(within or _ANSWER_WITHIN)
         try:
             answer = client.send(client.build_request(method, url, headers=headers), stream=True)
         except raised:

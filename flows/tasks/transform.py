@@ -4,7 +4,6 @@ import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from tempfile import SpooledTemporaryFile
-from types import SimpleNamespace
 from typing import Literal
 
 import pyarrow as pa
@@ -94,7 +93,7 @@ def _forget_refused(lake: Lake, raw: RawFile, run: str) -> None:
     if published and published.sha256 == raw.sha256:
         return
     lake.delete_raw(raw)
-    lake.delete([trip_month.results_key.format(flow_run=SimpleNamespace(id=run))])
+    lake.delete([trip_month.results_key.replace("{flow_run.id}", run)])
 
 
 @task(name="transform for Postgres", task_run_name="transform {raw.published.trip_month}", **RETRIES)

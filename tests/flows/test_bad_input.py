@@ -1,10 +1,13 @@
 """Bad input is named, with what to do, before any work; nothing is left behind."""
 
+import gzip
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psycopg2
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
@@ -16,10 +19,11 @@ from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.load_zones import load_zones
 from flows.query_lake import query_lake
+from flows.tasks.stores import lake_of
 from flows.tlc.errors import ImpossibleDataset, UnknownMonth
 from flows.tlc.trips import TripMonth
 from local.tripfiles import write_month
-from tests.flows.conftest import POSTGRES, Program, Runs, postgres_block
+from tests.flows.conftest import LAKE, POSTGRES, Program, Runs, postgres_block
 from tests.stores import Stores
 
 CANARY = "canary-47110815"
@@ -169,11 +173,64 @@ def test_a_file_that_is_not_one_is_refused_and_nothing_is_left(
             assert reason in said(runs.of(flow, month, source=getattr(ours, source)))
     finally:
         ours.site.heal()
-    # What can only be seen inside a file is seen after its bytes as published are in the lake, which is where to look at them.
-    raw = [f"raw/{month.color}/{month.stem}.csv.gz"] if source == "mirror" else []
-    assert list(ours.objects_of(month)) == raw
+    assert ours.objects_of(month) == {}
     assert ours.query("SELECT to_regclass(%s)", month.postgres_partition) == [(None,)]
     assert runs.lake(month).status == "loaded"
+
+
+SECRET = "someone:x:0:0:hunter2:/home/someone:/bin/bash"
+
+
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".parquet"])
+def test_a_file_that_holds_no_trips_leaves_nothing_in_the_lake_and_is_not_quoted(
+    ending: str, month: TripMonth, runs: Runs, ours: Stores, tmp_path: Path
+) -> None:
+    path = tmp_path / f"{month.stem}{ending}"
+    if ending == ".parquet":
+        pq.write_table(pa.table({"a": [SECRET]}), path)
+    else:
+        text = f"{SECRET}\n".encode() * 3
+        path.write_bytes(gzip.compress(text) if ending == ".csv.gz" else text)
+    before = ours.objects()
+    text = said(
+        runs.of(etl_web_gcs, month, source=f"file://{tmp_path}/{{color}}_tripdata_{{year}}-{{month:02d}}{ending}")
+    )
+    assert "Nothing was loaded" in text
+    assert "someone" not in text
+    assert ours.objects() == before
+
+
+def test_a_refused_edition_takes_nothing_from_the_month_that_is_published(
+    month: TripMonth, runs: Runs, ours: Stores
+) -> None:
+    runs.lake(month)
+    before = ours.objects()
+    ours.site.put(f"{month.stem}.parquet", b"PAR1" + b"no trips at all" * 9 + b"PAR1")
+    try:
+        assert "Nothing was loaded" in said(runs.of(etl_web_gcs, month))
+    finally:
+        (ours.site._put / f"{month.stem}.parquet").unlink()
+    assert ours.objects() == before
+    assert lake_of(LAKE).raw_of(lake_of(LAKE).current(month)).verified == "md5"
+
+
+def test_a_deployments_run_reads_no_file_and_no_private_address_unless_the_operator_allows_it(
+    month: TripMonth, runs: Runs, ours: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRIPS_ALLOW_SOURCES")
+    ours.site.forget_requests()
+    for flow in (etl_web_gcs, ingest_data):
+        for source, reason in (
+            ("file:///etc/{color}{year}-{month:02d}.csv", "is a local file"),
+            (ours.official.replace("127.0.0.1", "localhost"), "is at a private or local address"),
+        ):
+            text = said(runs.of(flow, month, source=source))
+            assert reason in text
+            assert "the operator sets TRIPS_ALLOW_SOURCES=" in text
+    assert "is a local file" in said(
+        load_zones(["database"], "file:///etc/hosts", postgres_block=POSTGRES, return_state=True)
+    )
+    assert ours.site.requests == []
 
 
 def test_a_program_says_what_is_wrong_in_one_line_and_fails(program: Program) -> None:

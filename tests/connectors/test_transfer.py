@@ -1,0 +1,287 @@
+"""Bytes on their way: compared with what the server promised, unpacked, bounded, and never of two editions."""
+
+import base64
+import gzip
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import pytest
+
+from flows.connectors import web
+from flows.connectors.web import ATTEMPTS, AskAgainLater, Unreachable, look_up, read, zone_file
+from flows.tlc.errors import NotPublished, UnreadableFile
+from flows.tlc.manifest import Verified
+from flows.tlc.sources import LARGEST, Source
+from flows.tlc.trips import TripMonth
+from local.site import Site, _Handler
+from tests.connectors.test_web import BODY, MONTH, NAME, PATH, asked, official
+
+CSV = "green_tripdata_2021-01.csv"
+SHA256, MD5 = hashlib.sha256(BODY).digest(), hashlib.md5(BODY, usedforsecurity=False).digest()
+CRC32C = google_crc32c.Checksum(BODY).digest()
+NONE = base64.b64encode(bytes(32)).decode()
+
+
+def text(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
+
+
+@pytest.fixture
+def big(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setattr(web.time, "sleep", lambda seconds: None)
+    with Site(tmp_path / "site", rows=200) as site:
+        site.put(NAME, BODY)
+        yield site
+
+
+def legacy(site: Site, ending: str) -> Source:
+    return Source(f"{site.url}/legacy/{{color}}_tripdata_{{year}}-{{month:02d}}{ending}")
+
+
+def fetched(site: Site) -> tuple[bytes, Verified]:
+    verified: list[Verified] = []
+    content = b"".join(read(look_up(official(site), MONTH), verified.append))
+    [how] = verified
+    return content, how
+
+
+@pytest.mark.parametrize(
+    ("headers", "how"),
+    [
+        ({}, "md5"),  # the site's ETag is what S3's is
+        ({"ETag": '"abc"'}, "length"),
+        ({"ETag": f'"{"0" * 32}"'}, "length"),  # it looks like an MD5; who knows of what
+        ({"ETag": f'W/"{MD5.hex()}"'}, "length"),
+        ({"Repr-Digest": f"sha-512=:AAAA:, sha-256=:{text(SHA256)}:"}, "sha256"),
+        ({"Digest": f"MD5={text(MD5)},SHA-256={text(SHA256)}"}, "sha256"),
+        ({"Content-Digest": f"sha-256=:{text(SHA256)}:"}, "sha256"),
+        ({"x-amz-checksum-sha256": text(SHA256)}, "sha256"),
+        ({"ETag": '"a"', "x-amz-checksum-crc32c": text(CRC32C)}, "crc32c"),
+        ({"ETag": '"a"', "x-amz-checksum-crc32c": f"{text(CRC32C)}-12"}, "length"),  # of parts
+        ({"ETag": '"a"', "x-goog-hash": f"crc32c={text(CRC32C)}"}, "crc32c"),
+        ({"ETag": '"a"', "x-goog-hash": f"crc32c={text(CRC32C)},md5={text(MD5)}"}, "md5"),
+        ({"ETag": '"a"', "x-goog-hash": f"crc32c={text(bytes(4))}", "x-goog-stored-content-encoding": "gzip"}, "length"),
+        ({"ETag": '"a"', "Content-MD5": text(MD5)}, "md5"),
+        ({"ETag": '"a"', "Content-MD5": "nonsense"}, "length"),
+        ({"ETag": f'"{"0" * 32}"', "Server": "AmazonS3", "x-amz-server-side-encryption": "aws:kms"}, "length"),
+    ],
+)  # fmt: skip
+def test_the_strongest_digest_that_the_server_promises_is_checked(big: Site, headers: dict[str, str], how: str) -> None:
+    big.fault(PATH, times=None, headers=headers)
+    assert fetched(big) == (BODY, how)
+
+
+def test_nothing_is_claimed_where_nothing_was_promised(big: Site) -> None:
+    big.fault(PATH, times=None, headers={"ETag": ""}, missing=("length", "ranges"))
+    assert fetched(big) == (BODY, "")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Repr-Digest": f"sha-256=:{NONE}:"},
+        {"Digest": f"SHA-256={NONE}"},
+        {"x-amz-checksum-sha256": NONE},
+        {"x-goog-hash": f"crc32c={text(bytes(4))},md5={text(MD5)}"},
+        {"Content-MD5": text(bytes(16))},
+        {"ETag": f'"{"0" * 32}"', "Server": "AmazonS3"},
+        {"ETag": f'"{"0" * 32}"', "Server": "AmazonS3", "x-amz-server-side-encryption": "AES256"},
+    ],
+)  # fmt: skip
+def test_bytes_other_than_promised_are_refused_and_worth_another_try(big: Site, headers: dict[str, str]) -> None:
+    big.fault(PATH, times=None, headers=headers)
+    found = look_up(official(big), MONTH)
+    with pytest.raises(
+        Unreachable, match=r"are not those the server promised \((sha256|md5|crc32c) is .* was promised"
+    ):
+        list(read(found))
+
+
+def test_a_resumed_file_is_checked_as_a_whole(big: Site) -> None:
+    found = look_up(official(big), MONTH)
+    big.fault(PATH, cut_after=700_000, times=3, headers={"Repr-Digest": f"sha-256=:{text(SHA256)}:"})
+    verified: list[Verified] = []
+    assert b"".join(read(found, verified.append)) == BODY
+    assert verified == ["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "ranges"),
+    [
+        ({"ETag": 'W/"a"'}, {"ETag": '"a"'}, True),
+        ({"ETag": '"a"'}, {"ETag": 'W/"a"'}, False),
+        ({"ETag": '"a"'}, {"ETag": '"b"'}, False),  # another server: its If-Range fails, and all is read over
+        ({"ETag": 'W/"a"'}, {"ETag": 'W/"b"'}, True),
+        ({"ETag": ""}, {"ETag": ""}, True),
+        ({"ETag": "", "Last-Modified": ""}, {"ETag": "", "Last-Modified": ""}, False),
+        ({"ETag": 'W/"a"', "Last-Modified": ""}, {"ETag": 'W/"a"', "Last-Modified": ""}, False),
+    ],
+)
+def test_a_broken_file_goes_on_by_a_range_only_of_a_version_that_can_be_named(
+    big: Site, first: dict[str, str], then: dict[str, str], ranges: bool
+) -> None:
+    big.fault(PATH, headers=first, times=None, methods=("HEAD",))
+    big.fault(PATH, headers=first, times=1 if first.get("ETag") else 2, cut_after=1_000_000, methods=("GET",))
+    big.fault(PATH, headers=then, times=None)
+    assert b"".join(read(look_up(official(big), MONTH))) == BODY
+    assert asked(big)[-1][1] == (206 if ranges else 200)
+
+
+@pytest.mark.parametrize("missing", [("etag", "last_modified"), ("etag", "last_modified", "length", "ranges")])
+def test_a_file_of_no_version_is_never_made_of_two_editions(big: Site, missing: tuple[str, ...]) -> None:
+    big.fault(PATH, missing=missing, times=None, methods=("HEAD",))
+    found = look_up(official(big), MONTH).model_copy(update={"etag": None, "last_modified": None})
+    big.fault(PATH, missing=missing, cut_after=1_200_000)
+    big.fault(PATH, missing=missing, times=None)
+    pieces = read(found)
+    next(pieces)
+    big.put(NAME, BODY[:4] + BODY[-5:3:-1] + b"PAR1")  # of the same length
+    with pytest.raises(AskAgainLater, match="was re-published while it was being read"):
+        list(pieces)
+
+
+def test_a_range_that_ends_too_early_is_followed_by_the_next(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = look_up(official(big), MONTH)
+    big.fault(PATH, cut_after=700_000)
+    real = _Handler._range
+
+    def short(self: Any, size: int, headers: dict[str, str]) -> Any:
+        span = real(self, size, headers)
+        return (span[0], min(span[1], span[0] + 900_000)) if isinstance(span, tuple) else span
+
+    monkeypatch.setattr("local.site._Handler._range", short)
+    assert b"".join(read(found)) == BODY
+
+
+def month_csv(site: Site) -> bytes:
+    return site.file(CSV).read_bytes()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "identity", "aws-chunked", "GZIP"])
+def test_a_csv_that_a_server_packs_on_its_way_is_unpacked(big: Site, encoding: str) -> None:
+    content = month_csv(big)
+    packed = encoding.lower() in ("gzip", "x-gzip")
+    if encoding in ("x-gzip", "GZIP"):
+        big.put(CSV, gzip.compress(content))
+    big.fault(f"/legacy/{CSV}", encoding=encoding, times=None)
+    found = look_up(legacy(big, ".csv"), MONTH)
+    assert (found.size is None) == packed
+    verified: list[Verified] = []
+    assert b"".join(read(found, verified.append)) == content
+    assert len(verified) == 1
+
+
+@pytest.mark.parametrize("depth", ["single", "double"])
+def test_a_csv_gz_is_itself_whether_or_not_the_server_calls_that_its_encoding(big: Site, depth: str) -> None:
+    content = gzip.compress(month_csv(big))
+    name = f"{CSV}.gz"
+    big.put(name, content)
+    kind = {"Content-Type": "text/csv"}
+    if depth == "double":  # the server packs what is packed
+        big.fault(f"/legacy/{name}", encoding="gzip", headers=kind, times=None)
+    else:  # the server names what the file is anyway
+        big.fault(f"/legacy/{name}", headers=kind | {"Content-Encoding": "gzip"}, times=None)
+    assert b"".join(read(look_up(legacy(big, ".csv.gz"), MONTH))) == content
+
+
+def test_a_parquet_file_that_a_server_packs_on_its_way_goes_on_where_it_broke(big: Site) -> None:
+    big.fault(PATH, encoding="gzip", times=None, methods=("HEAD",))
+    big.fault(PATH, encoding="gzip", cut_after=400_000, times=3, methods=("GET",))
+    big.fault(PATH, encoding="gzip", times=None)
+    assert b"".join(read(look_up(official(big), MONTH))) == BODY
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, br"])
+def test_an_encoding_that_nobody_asked_for_is_refused_by_its_name(big: Site, encoding: str) -> None:
+    big.fault(PATH, headers={"Content-Encoding": encoding}, times=None)
+    with pytest.raises(UnreadableFile, match=f"is sent with Content-Encoding '{encoding}', though none was asked for"):
+        list(read(look_up(official(big), MONTH)))
+
+
+def test_gzip_that_ends_too_early_is_refused(big: Site) -> None:
+    big.put(CSV, gzip.compress(month_csv(big))[:-9])
+    big.fault(f"/legacy/{CSV}", headers={"Content-Encoding": "gzip"}, times=None)
+    with pytest.raises(UnreadableFile, match="Content-Encoding gzip, and that ends too early"):
+        list(read(look_up(legacy(big, ".csv"), MONTH)))
+
+
+@pytest.mark.parametrize("known", ["told", "endless", "packed"])
+def test_a_file_larger_than_any_month_is_given_up(big: Site, known: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LARGEST, ".parquet", 2_000_000 if known != "endless" else 8_000_000)
+    fault: dict[str, dict[str, Any]] = {
+        "told": {},
+        "endless": {"endless": True, "missing": ("ranges",)},
+        "packed": {"encoding": "gzip"},
+    }
+    if known == "packed":
+        big.put(NAME, b"PAR1" + bytes(3_000_000))
+    big.fault(PATH, times=None, **fault[known])
+    with pytest.raises(UnreadableFile, match=r"has more than [28],000,000 bytes.*it is no month of trips"):
+        list(read(look_up(official(big), MONTH)))
+
+
+def test_headers_that_never_end_are_given_up(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_HEAD_WITHIN", 0.3)
+    monkeypatch.setattr(web, "_ANSWER_WITHIN", 0.3)
+    big.fault(PATH, drip=0.05, times=None)
+    with pytest.raises(Unreachable, match="cannot be reached: ReadTimeout"):
+        look_up(official(big), MONTH)
+    assert len(asked(big)) == 3  # a HEAD, and two questions more
+
+
+@pytest.mark.parametrize("drop", [b"x", b""])
+def test_a_body_that_drips_is_given_up_however_evenly(big: Site, drop: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = look_up(official(big), MONTH)
+    monkeypatch.setattr(web, "_WINDOW", 0.2)
+
+    def dripping(self: Any, file: Any, start: int, stop: int, *arguments: Any, **named: Any) -> None:
+        while not self.site.stopping.wait(0.02):
+            self.wfile.write(b"1\r\n" + file.read(1) + b"\r\n" if drop else b"0")
+
+    monkeypatch.setattr("local.site._Handler._body", dripping)
+    big.fault(PATH, missing=("length",), times=None)
+    with pytest.raises(Unreachable, match=r"broke off after \d+ bytes: ReadTimeout"):
+        list(read(found))
+    assert sum(method == "GET" for method, *_ in asked(big)) == ATTEMPTS
+
+
+def test_a_slow_reader_is_not_taken_for_a_slow_server(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_WINDOW", 0.3)
+    found = look_up(official(big), MONTH)
+    pieces = read(found)
+    content = next(pieces)
+    threading.Event().wait(1)
+    assert content + b"".join(pieces) == BODY
+
+
+def test_a_zone_look_up_is_checked_bounded_and_unpacked_too(big: Site) -> None:
+    path = "/misc/taxi_zone_lookup.csv"
+    url = big.url + path
+    plain = zone_file(url).content
+    big.fault(path, encoding="gzip")
+    assert zone_file(url).content == plain
+    big.fault(path, headers={"Content-MD5": text(bytes(16))})
+    with pytest.raises(Unreachable, match="are not those the server promised"):
+        zone_file(url)
+    big.fault(path, endless=True)
+    with pytest.raises(UnreadableFile, match="no zone look-up"):
+        zone_file(url)
+    with pytest.raises(NotPublished):
+        zone_file(f"file://{os.devnull}/x.csv")
+    with pytest.raises(UnreadableFile, match="is a folder"):
+        zone_file("file:///tmp")
+
+
+def test_a_signed_link_is_read_and_its_signature_is_not_shown(big: Site) -> None:
+    source = Source(official(big).template + "?X-Amz-Signature=hunter2&X-Amz-Expires=60")
+    big.fault(PATH, status=403, times=None, methods=("HEAD",))
+    assert b"".join(read(look_up(source, MONTH))) == BODY
+    with pytest.raises(NotPublished) as said:
+        look_up(source, TripMonth("green", 2026, 1))
+    assert "hunter2" not in str(said.value)
+    assert "?…" in str(said.value)
