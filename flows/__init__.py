@@ -12,6 +12,9 @@
 | notifications                                      | `tasks/notify.py`                 |
 | the command line                                   | `tasks/command.py`                |
 | how a system is talked to                          | `connectors/{web,lake,warehouse,postgres,scratch}.py` |
+| which addresses and files a run may read           | `connectors/{guard,files}.py`, `tlc/addresses.py` |
+| when a web server is asked again, and given up     | `connectors/request.py`           |
+| what is checked of a transfer, and unpacked        | `connectors/{transfer,digests,encodings}.py` |
 | what Postgres' COPY is sent                        | `connectors/copy_format.py`       |
 | a column of a trip, its type in every store        | `tlc/schema.py`                   |
 | what TLC's files of some month look like           | `tlc/eras.py`                     |

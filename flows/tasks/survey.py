@@ -23,7 +23,7 @@ from flows.tlc.trips import COLORS, Store, TripMonth
 
 @task(name="ask the source", task_run_name="ask the source", timeout_seconds=TIMEOUT)
 def ask_source(source: Source, trip_months: Sequence[TripMonth]) -> dict[TripMonth, PublishedFile | Exception]:
-    """What the source publishes of each month, by a HEAD a month, or the error that it answered with."""
+    """Return what the source publishes of each month, or the error that it answered with."""
     return look_up_all(source, trip_months)
 
 

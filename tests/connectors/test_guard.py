@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from flows.connectors import guard, web
+from flows.connectors import guard, request, web
 from flows.connectors.guard import require_allowed
-from flows.connectors.web import Unreachable, look_up, read, source_of, zone_file
+from flows.connectors.request import Unreachable
+from flows.connectors.web import look_up, read, source_of, zone_file
 from flows.tlc.errors import MisconfiguredBlock, SourceNotAllowed, UnreadableFile
 from flows.tlc.sources import Source
 from flows.tlc.trips import TripMonth
@@ -32,7 +33,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment that allows nothing, as a deployment's is; and no test waits."""
     for name in (guard.ALLOW, *guard.OPERATORS):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(web.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(request.time, "sleep", lambda seconds: None)
 
 
 def port(site: Site) -> int:

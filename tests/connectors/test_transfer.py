@@ -12,8 +12,9 @@ from typing import Any
 import google_crc32c
 import pytest
 
-from flows.connectors import web
-from flows.connectors.web import ATTEMPTS, AskAgainLater, Unreachable, look_up, read, zone_file
+from flows.connectors import request, web
+from flows.connectors.request import ATTEMPTS, AskAgainLater, Unreachable
+from flows.connectors.web import look_up, read, zone_file
 from flows.tlc.errors import NotPublished, UnreadableFile
 from flows.tlc.manifest import Verified
 from flows.tlc.sources import LARGEST, Source
@@ -33,7 +34,7 @@ def text(digest: bytes) -> str:
 
 @pytest.fixture
 def big(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(web.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(request.time, "sleep", lambda seconds: None)
     with Site(tmp_path / "site", rows=200) as site:
         site.put(NAME, BODY)
         yield site
@@ -227,7 +228,7 @@ def test_a_file_larger_than_any_month_is_given_up(big: Site, known: str, monkeyp
 
 def test_headers_that_never_end_are_given_up(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "_HEAD_WITHIN", 0.3)
-    monkeypatch.setattr(web, "_ANSWER_WITHIN", 0.3)
+    monkeypatch.setattr(request, "ANSWER_WITHIN", 0.3)
     big.fault(PATH, drip=0.05, times=None)
     with pytest.raises(Unreachable, match="cannot be reached: ReadTimeout"):
         look_up(official(big), MONTH)
@@ -237,7 +238,7 @@ def test_headers_that_never_end_are_given_up(big: Site, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("drop", [b"x", b""])
 def test_a_body_that_drips_is_given_up_however_evenly(big: Site, drop: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     found = look_up(official(big), MONTH)
-    monkeypatch.setattr(web, "_WINDOW", 0.2)
+    monkeypatch.setattr(request, "WINDOW", 0.2)
 
     def dripping(self: Any, file: Any, start: int, stop: int, *arguments: Any, **named: Any) -> None:
         while not self.site.stopping.wait(0.02):
@@ -251,7 +252,7 @@ def test_a_body_that_drips_is_given_up_however_evenly(big: Site, drop: bytes, mo
 
 
 def test_a_slow_reader_is_not_taken_for_a_slow_server(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_WINDOW", 0.3)
+    monkeypatch.setattr(request, "WINDOW", 0.3)
     found = look_up(official(big), MONTH)
     pieces = read(found)
     content = next(pieces)

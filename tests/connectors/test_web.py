@@ -12,8 +12,10 @@ from urllib.parse import quote
 
 import pytest
 
-from flows.connectors import web
-from flows.connectors.web import ATTEMPTS, LONGEST_WAIT, AskAgainLater, Unreachable, look_up, read, source_of
+from flows.connectors import request, web
+from flows.connectors.guard import Client
+from flows.connectors.request import ATTEMPTS, LONGEST_WAIT, AskAgainLater, Unreachable
+from flows.connectors.web import look_up, read, source_of
 from flows.tlc.errors import NotPublished, TripDataError, UnreadableFile
 from flows.tlc.sources import PublishedFile, Source
 from flows.tlc.trips import TripMonth
@@ -42,8 +44,8 @@ def big(site: Site) -> Site:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds the web would have slept; no test does."""
     waits: list[float] = []
-    monkeypatch.setattr(web.time, "sleep", waits.append)
-    monkeypatch.setattr(web.random, "uniform", lambda _, most: most)
+    monkeypatch.setattr(request.time, "sleep", waits.append)
+    monkeypatch.setattr(request.random, "uniform", lambda _, most: most)
     return waits
 
 
@@ -161,7 +163,7 @@ def test_a_server_that_says_when_to_come_back_is_heeded(
 
 def test_a_date_to_come_back_at_is_heeded(site: Site, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
-    monkeypatch.setattr(web.time, "time", lambda: now)
+    monkeypatch.setattr(request.time, "time", lambda: now)
     site.fault(PATH, status=503, retry_after=formatdate(int(now) + 90, usegmt=True))
     look_up(official(site), MONTH)
     assert waits == [int(now) + 90 - now]
@@ -186,9 +188,9 @@ def test_a_host_that_does_not_answer_is_unreachable(waits: list[float]) -> None:
 
 
 def test_redirects_without_end_are_refused(site: Site, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    client = web._client()
+    client = Client()
     client.max_redirects = 0  # so that the mirror's one is one too many
-    monkeypatch.setattr(web, "_client", lambda: client)
+    monkeypatch.setattr(web, "Client", lambda: client)
     with pytest.raises(UnreadableFile, match=r"leads nowhere .*redirects.*check the source"):
         look_up(mirror(site), MONTH)
     assert waits == []
@@ -473,4 +475,4 @@ def test_a_word_leads_where_the_environment_says(site: Site, monkeypatch: pytest
 
 
 def test_waiting_is_bounded_however_often_it_fails() -> None:
-    assert [web._pause(attempt) for attempt in range(8)] == [1, 2, 4, 8, 16, 30, 30, 30]
+    assert [request.pause(attempt) for attempt in range(8)] == [1, 2, 4, 8, 16, 30, 30, 30]

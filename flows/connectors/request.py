@@ -1,0 +1,167 @@
+"""One request to a web server: made again while failures pass, bounded in time, its answer judged."""
+
+import math
+import random
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from email.utils import parsedate_to_datetime
+
+import httpx
+
+from flows.connectors.encodings import encodings
+from flows.connectors.guard import Client
+from flows.tlc.addresses import escaped, shown
+from flows.tlc.errors import NotPublished, TripDataError, UnreadableFile
+from flows.tlc.sources import LARGEST, Ending, PublishedFile
+from flows.tlc.trips import TripMonth
+
+ATTEMPTS = 5  # of one request, before the retries of the task that makes it, if one does
+LONGEST_WAIT = 300.0  # seconds; a server that asks for more is left alone, and the month to a later run
+ANSWER_WITHIN = 60.0  # seconds until the headers of an answer are whole
+_SILENCES = 2  # attempts that may pass without an answer: each costs `ANSWER_WITHIN`
+WINDOW = 60.0  # seconds in which a body has to bring `LEAST` bytes, those that the reader takes for itself apart
+LEAST = 64 << 10
+# 403 is TLC's answer for a month that is not published; the others will not change by asking again either.
+_NOT_PUBLISHED = {403, 404, 410}
+PASSING = {408, 425, 429, 500, 502, 503, 504}
+
+Ask = tuple[str, dict[str, str]]  # method and headers
+
+
+class AskAgainLater(TripDataError):
+    """The source asks to be left alone for longer than a run waits, or published anew in mid-read; the next run may do."""
+
+
+class Unreachable(Exception):
+    """The source did not answer, or broke off, again and again; worth another try later."""
+
+
+def _asked_to_wait(answer: httpx.Response) -> float | None:
+    """Seconds that a server asks us to stay away: a number or a date, as HTTP has it."""
+    asked = answer.headers.get("Retry-After", "").strip()
+    if asked.isascii() and asked.isdigit():
+        return float(asked)
+    try:
+        until = parsedate_to_datetime(asked)
+    except ValueError:
+        return None
+    return max(0.0, until.timestamp() - time.time())
+
+
+def pause(attempt: int) -> float:
+    """Seconds until the next attempt: exponential with jitter."""
+    return float(min(2**attempt, 30) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+
+
+@contextmanager
+def answered(
+    client: Client,
+    url: str,
+    asks: Sequence[Ask],
+    within: float | None = None,
+    raised: tuple[type[Exception], ...] = (),
+) -> Iterator[httpx.Response]:
+    """Yield a final answer to a request, made by one of `asks` after the other while failures pass.
+
+    Errors of the kinds `raised` are raised at once. What breaks off later is the caller's to see.
+    """
+    silences = 0
+    for attempt, (method, headers) in enumerate(asks, 1):
+        last = attempt == len(asks)
+        client.answer_within(within or ANSWER_WITHIN)
+        try:
+            answer = client.send(client.build_request(method, url, headers=headers), stream=True)
+        except raised:
+            raise
+        except httpx.TransportError as error:
+            silences += isinstance(error, httpx.ReadTimeout)
+            if last or silences == _SILENCES:
+                raise Unreachable(f"{shown(url)} cannot be reached: {why(error)}") from error
+            time.sleep(pause(attempt - 1))
+            continue
+        except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
+            raise UnreadableFile(f"{shown(url)} leads nowhere ({why(error)}); check the source.") from None
+        finally:
+            client.answer_within(math.inf)
+        if last or answer.status_code not in PASSING:
+            break
+        answer.close()
+        wait = _asked_to_wait(answer)
+        if wait is not None and wait > LONGEST_WAIT:
+            raise AskAgainLater(
+                f"{shown(url)} answered HTTP {answer.status_code} and asks for {wait:.0f} s; try again then."
+            )
+        time.sleep(pause(attempt - 1) if wait is None else wait)
+    with closing(answer):
+        yield answer
+
+
+def why(error: Exception) -> str:
+    """Return an error of httpx in a few words; what a server wrote into it is cut and escaped."""
+    return f"{type(error).__name__}: {escaped(str(error), 120)}"
+
+
+def require_file(trip_month: TripMonth, url: str, answer: httpx.Response) -> None:
+    """Raise unless an answer says that there is a file."""
+    if answer.status_code in _NOT_PUBLISHED:
+        raise NotPublished(
+            f"{trip_month} is not published at {shown(url)} (HTTP {answer.status_code})."
+            " TLC publishes about two months late; the mirror ends with 2021-07.",
+            answer.status_code,
+        )
+    if answer.status_code in PASSING:
+        raise Unreachable(f"{shown(url)} answered HTTP {answer.status_code} {ATTEMPTS} times; try again later.")
+    if answer.status_code not in (200, 206):
+        raise UnreadableFile(f"{trip_month}: {shown(url)} answered HTTP {answer.status_code}; check the source.")
+
+
+def told_by(trip_month: TripMonth, url: str, ending: Ending, answer: httpx.Response) -> PublishedFile:
+    """Return what an answer tells of the file; no size if it is encoded, for that is the size of what is sent."""
+    sent = whole_size(answer)
+    return PublishedFile(
+        trip_month=trip_month,
+        url=url,
+        ending=ending,
+        etag=answer.headers.get("ETag"),
+        last_modified=answer.headers.get("Last-Modified"),
+        size=None if encodings(answer.headers.get("Content-Encoding")) else sent,
+    )
+
+
+def whole_size(answer: httpx.Response) -> int | None:
+    """Return the bytes that are sent for the whole file, also where this answer is of a part."""
+    text = answer.headers.get("Content-Length", "")
+    if answer.status_code == 206:
+        text = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
+def require_credible(published: PublishedFile, size: int) -> None:
+    """Raise if a file of `size` bytes is larger than a month can be."""
+    if size > (most := LARGEST[published.ending]):
+        raise UnreadableFile(
+            f"{published.trip_month}: {shown(published.url)} has more than {most:,} bytes, four times as many as the largest"
+            f" {published.ending} that was ever published; it is no month of trips. Nothing was loaded; check the source."
+        )
+
+
+def timely(client: Client, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the same pieces; `httpx.ReadTimeout` if they come too slowly, however evenly."""
+    waiting = iter(pieces)
+    spent, came = 0.0, 0
+    while True:
+        client.answer_within(2 * WINDOW)
+        began = time.monotonic()
+        piece = next(waiting, None)
+        spent += time.monotonic() - began
+        client.answer_within(math.inf)
+        if piece is None:
+            return
+        came += len(piece)
+        if spent > WINDOW:
+            if came < LEAST:
+                raise httpx.ReadTimeout(f"only {came} bytes came in {spent:.0f} s")
+            spent, came = 0.0, 0
+        yield piece

@@ -1,0 +1,131 @@
+"""One file on its way from a web server: whole though connections break, and compared with what was promised of it."""
+
+import hashlib
+import time
+from collections.abc import Generator, Iterator
+
+import httpx
+
+from flows.connectors.digests import Check
+from flows.connectors.encodings import encodings
+from flows.connectors.guard import Client
+from flows.connectors.request import (
+    ATTEMPTS,
+    LEAST,
+    AskAgainLater,
+    Unreachable,
+    answered,
+    pause,
+    require_credible,
+    require_file,
+    timely,
+    told_by,
+    whole_size,
+    why,
+)
+from flows.tlc.addresses import shown
+from flows.tlc.manifest import Verified
+from flows.tlc.sources import PublishedFile, is_weak
+
+
+class Transfer:
+    """One file on its way: its bytes as they are sent, whole though connections break, compared with what was promised."""
+
+    def __init__(self, published: PublishedFile) -> None:
+        self.published = published
+        self.encoding: str | None = None
+        self.size: int | None = None  # of what is sent
+        self.verified: Verified = ""
+        self._first: PublishedFile | None = None  # by the first answer
+        self._check: Check
+        self._came = hashlib.sha256()
+        self._received = 0
+        self._ranges = True
+
+    def pieces(self) -> Generator[bytes, None, None]:
+        """Yield the bytes; a broken connection goes on where it stopped if the server shows that the file is the same."""
+        failures = kept = 0  # in a row, each with few new bytes; bytes that there were at the last of them
+        with Client() as client:
+            while True:
+                try:
+                    with answered(client, self.published.url, [("GET", self._resuming())] * ATTEMPTS) as answer:
+                        yield from self._of(client, answer)
+                    break
+                except httpx.TransportError as error:
+                    if self._received == self.size:
+                        break
+                    failures = 1 if self._received - kept >= LEAST else failures + 1
+                    kept = self._received
+                    if failures == ATTEMPTS:
+                        raise Unreachable(f"{self._name}: broke off after {kept} bytes: {why(error)}") from error
+                    time.sleep(pause(failures - 1))
+        if wrong := self._check.wrong():
+            raise Unreachable(
+                f"{self._name}: the bytes are not those the server promised ({wrong}). Nothing was loaded; run again, and tell"
+                " the publisher if it happens again."
+            )
+        self.verified = self._check.made or ("length" if self._received == self.size else "")
+
+    @property
+    def _name(self) -> str:
+        return shown(self.published.url)
+
+    def _resuming(self) -> dict[str, str]:
+        """Return the headers that ask for the rest: only of the same file, which a weak ETag cannot name."""
+        if not self._received or not self._first or not self._ranges:
+            return {}
+        strong = self._first.etag if self._first.etag and not is_weak(self._first.etag) else None
+        version = strong or self._first.last_modified
+        return {"Range": f"bytes={self._received}-", "If-Range": version} if version else {}
+
+    def _of(self, client: Client, answer: httpx.Response) -> Iterator[bytes]:
+        require_file(self.published.trip_month, self.published.url, answer)
+        self._require_same(answer)
+        skip = self._received if answer.status_code == 200 else 0
+        again = hashlib.sha256()
+        for piece in timely(client, answer.iter_raw()):
+            fresh = piece
+            if skip:  # from the beginning again: what is here already has to come again as it was
+                again.update(piece[:skip])
+                fresh, skip = piece[skip:], max(0, skip - len(piece))
+                if not skip and again.digest() != self._came.digest():
+                    raise self._republished()
+            if fresh:
+                self._received += len(fresh)
+                require_credible(self.published, self._received)
+                self._came.update(fresh)
+                self._check.add(fresh)
+                yield fresh
+        if skip:
+            raise self._republished()
+        if answer.status_code == 206 and self.size and self._received < self.size:
+            raise httpx.ReadError("a part of what was asked for")
+
+    def _require_same(self, answer: httpx.Response) -> None:
+        """Raise unless the answer is of the file that was looked up, and goes on where we are."""
+        published = self.published
+        told = told_by(published.trip_month, published.url, published.ending, answer)
+        if self._first is None:
+            # Some servers give the file's own ETag to a HEAD with another size. A strong ETag is of these very bytes.
+            named = told.etag is not None and told.etag == published.etag and not is_weak(told.etag)
+            if not named and published.same_edition(told) is False:
+                raise self._republished()
+        else:
+            same = self._first.same_edition(told)
+            if same is False:
+                raise self._republished()
+            if same is None and answer.status_code == 206:
+                self._ranges = False
+                raise httpx.ReadError("a range of a file of no version")
+        if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(
+            f"bytes {self._received}-"
+        ):
+            raise Unreachable(f"{self._name} was asked to go on at byte {self._received} and did not; try again later.")
+        if self._first is None:
+            self._first, self._check = told, Check(answer)
+            self.encoding = answer.headers.get("Content-Encoding")
+            self.size = whole_size(answer) or (None if encodings(self.encoding) else published.size)
+            require_credible(published, self.size or 0)
+
+    def _republished(self) -> AskAgainLater:
+        return AskAgainLater(f"{self._name} was re-published while it was being read; run again.")
