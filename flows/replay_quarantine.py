@@ -20,6 +20,7 @@ from flows.tasks.notify import notifications
 from flows.tasks.policy import believed, task_runner
 from flows.tasks.stores import lake_of, postgres_of
 from flows.tasks.transform import transform_for_postgres, transform_in_lake
+from flows.tlc.addresses import shown
 from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import Manifest, Outcome
 from flows.tlc.trips import AtLeastOne, Bound, Color, OptionalMonths, OptionalYear, TripMonth
@@ -88,7 +89,7 @@ def replay_quarantine(
                 raw = believed(extract_to_scratch, in_scratch, published)
             if raw.sha256 != before.sha256:
                 raise TripDataError(
-                    f"{trip_month} was re-published at {before.url}; run ingest-data, which takes that in."
+                    f"{trip_month} was re-published at {shown(before.url)}; run ingest-data, which takes that in."
                 )
             staged = transform_for_postgres.submit(raw, before.rule, postgres_block).result()
             return told(before, load_to_postgres.submit(staged, postgres_block).result())

@@ -206,7 +206,7 @@ class Wire(httpcore.NetworkBackend):
         """Return a host's addresses, or raise `SourceNotAllowed` if one of them may not be asked."""
         try:
             found = [str(at[4][0]) for at in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError(str(error)) from error
         trusted = (_host(host), port) in {*_operators_hosts(), *self.trusted}
         for address in (ipaddress.ip_address(one.partition("%")[0]) for one in found):

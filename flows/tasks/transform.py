@@ -17,6 +17,7 @@ from flows.connectors.postgres import Postgres
 from flows.tasks.policy import RETRIES
 from flows.tasks.progress import Add, meter
 from flows.tasks.stores import lake_of, postgres_of, warehouse_of
+from flows.tlc.addresses import shown
 from flows.tlc.clean import Chunk, Tally, filtered
 from flows.tlc.eras import Shape
 from flows.tlc.errors import SchemaMismatch, TooManyRejects, UnreadableFile
@@ -143,7 +144,7 @@ def chunks_of(raw: RawFile, on_shape: Callable[[Shape], None]) -> Iterator[Chunk
         file = scratch.opened(raw)
         if file is None:
             raise UnreadableFile(
-                f"{published.trip_month}: {published.url} changed while it was being loaded"
+                f"{published.trip_month}: {shown(published.url)} changed while it was being loaded"
                 f" (sha256 {again.sha256[:12]}…, was {raw.sha256[:12]}…). Nothing was loaded; run again."
             )
     with file:

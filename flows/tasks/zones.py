@@ -14,6 +14,7 @@ from flows.connectors.postgres import Postgres
 from flows.connectors.warehouse import Warehouse
 from flows.tasks.policy import RETRIES, this_run
 from flows.tasks.stores import lake_of, postgres_of, warehouse_of
+from flows.tlc.addresses import shown
 from flows.tlc.zones import COLUMNS, KEY, RAW_KEY, TABLE, ZoneFile, ZonesOutcome, changed, read_zones
 
 
@@ -22,7 +23,7 @@ def extract_zones(source: str) -> ZoneFile:
     """Fetch the zone look-up and make sure that it is one, before any store is touched."""
     file = web.zone_file(source)
     zones = read_zones(file)
-    get_run_logger().info("zones: %d in %s", zones.num_rows, file.url)
+    get_run_logger().info("zones: %d in %s", zones.num_rows, shown(file.url))
     return file
 
 

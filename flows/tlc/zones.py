@@ -13,6 +13,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from flows.tlc.addresses import escaped, shown
 from flows.tlc.compare import Changes
 from flows.tlc.errors import SchemaMismatch, UnreadableFile
 from flows.tlc.manifest import package_version
@@ -90,7 +91,7 @@ class ZonesOutcome(BaseModel):
 
 def read_zones(file: ZoneFile) -> pa.Table:
     """The file's zones by `SCHEMA`, in its order; `UnreadableFile` or `SchemaMismatch` for anything but a whole, sound table."""
-    recognise(TABLE, ".csv", file.content, file.url)
+    recognise(TABLE, ".csv", file.content, shown(file.url))
     try:
         text = file.content.decode("utf-8-sig")
         lines = csv.reader(text.splitlines(), strict=True)
@@ -115,19 +116,26 @@ def read_zones(file: ZoneFile) -> pa.Table:
 
 
 def _refused(file: ZoneFile, why: str) -> UnreadableFile:
-    return UnreadableFile(f"{TABLE}: {file.url} cannot be loaded: {why}. Nothing was loaded; check the source.")
+    return UnreadableFile(f"{TABLE}: {shown(file.url)} cannot be loaded: {why}. Nothing was loaded; check the source.")
 
 
 def _positions(file: ZoneFile, header: list[str]) -> list[int]:
     """Where each of `COLUMNS` is in the file; letters' case varies between its editions."""
     found = [name.strip().casefold() for name in header]
     wanted = [column.name.casefold() for column in COLUMNS]
+    if not set(found) & set(wanted):
+        raise SchemaMismatch(
+            f"{TABLE}: {shown(file.url)} is no zone look-up: none of its columns is one of {', '.join(SCHEMA.names)}."
+            " Nothing was loaded; check the source."
+        )
     if sorted(found) != sorted(wanted):
         wrong = [f"{column.name}: missing" for column in COLUMNS if column.name.casefold() not in found]
-        wrong += [f"{name!r}: unknown" for name, folded in zip(header, found, strict=True) if folded not in wanted]
-        wrong += [f"{name}: twice" for name in sorted({name for name in found if found.count(name) > 1})]
+        unknown = [name for name, folded in zip(header, found, strict=True) if folded not in wanted]
+        wrong += [f"'{escaped(name, 40)}': unknown" for name in unknown[:20]]
+        wrong += [f"{len(unknown) - 20} more: unknown"] if len(unknown) > 20 else []
+        wrong += [f"{name}: twice" for name in wanted if found.count(name) > 1]
         raise SchemaMismatch(
-            f"{TABLE}: {file.url} has other columns than {', '.join(SCHEMA.names)} ({'; '.join(wrong)})."
+            f"{TABLE}: {shown(file.url)} has other columns than {', '.join(SCHEMA.names)} ({'; '.join(wrong)})."
             " Nothing was loaded; check the source, or add the column to flows/tlc/zones.py."
         )
     return [found.index(name) for name in wanted]

@@ -233,6 +233,37 @@ def test_a_deployments_run_reads_no_file_and_no_private_address_unless_the_opera
     assert ours.site.requests == []
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        f"https://me:{CANARY}@[h/{{year}}-{{month}}.csv",
+        f"https://me:{{{CANARY}@h/{{year}}-{{month}}.csv",
+        f"https:/me:{CANARY}@h/{{year}}-{{month}}.csv",
+        f"https://me:1/{CANARY}@h/{{year}}-{{month}}.csv",
+        f"https://me:{CANARY}%40h/{{year}}-{{month}}.csv",
+        f"https://me:{CANARY}\uff20h/{{year}}-{{month}}.csv",
+    ],
+)
+def test_a_password_in_a_malformed_address_is_in_no_log_and_in_no_state(
+    template: str, runs: Runs, month: TripMonth, ours: Stores, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setenv("TLC_OFFICIAL_URL", template)
+    for source in (template, "official"):
+        text = said(runs.of(ingest_data, month, source=source))
+        assert "source" in text
+        assert CANARY not in text
+    assert CANARY not in "".join(capfd.readouterr())
+    assert CANARY not in runs.logs()
+
+
+def test_a_password_in_a_malformed_address_is_on_no_terminal(program: Program) -> None:
+    source = f"https://me:{CANARY}@[h/{{year}}-{{month}}.csv"
+    done = program("ingest_data", "green", 2021, 1, "--block-name", POSTGRES, TLC_OFFICIAL_URL=source)
+    assert done.returncode == 1
+    assert "user name or password" in done.stderr
+    assert CANARY not in done.stdout + done.stderr
+
+
 def test_a_program_says_what_is_wrong_in_one_line_and_fails(program: Program) -> None:
     done = program("ingest_data", "green", 2021, 1, "--block-name", POSTGRES, "--source", "ftp://x")
     assert done.returncode == 1

@@ -336,3 +336,38 @@ def test_it_runs_as_a_program_and_stops_when_told(tmp_path: Path) -> None:
         program.send_signal(signal.SIGTERM)
         assert program.wait(10) == 0
     assert 45 <= pq.read_metadata(path).num_rows <= 55
+
+
+def test_headers_are_replaced_and_left_out(site: Site, web: httpx.Client) -> None:
+    site.fault("*", headers={"ETag": 'W/"a"', "Last-Modified": "", "Server": "AmazonS3"}, methods=["GET"])
+    assert web.head(OFFICIAL).headers["ETag"] != 'W/"a"'
+    got = web.get(OFFICIAL).headers
+    assert (got["ETag"], got["Server"]) == ('W/"a"', "AmazonS3")
+    assert "Last-Modified" not in got
+
+
+def test_a_body_is_packed_as_its_header_says(site: Site, web: httpx.Client) -> None:
+    plain = web.get(OFFICIAL).content
+    site.fault("*", encoding="gzip")
+    packed = web.get(OFFICIAL)
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert packed.content == plain  # httpx unpacks
+    assert int(packed.headers["Content-Length"]) != len(plain)
+
+
+def test_a_body_without_end_goes_on_until_the_client_hangs_up(site: Site, web: httpx.Client) -> None:
+    size = len(web.get(OFFICIAL).content)
+    site.fault("*", endless=True)
+    with web.stream("GET", OFFICIAL) as answer:
+        assert "Content-Length" not in answer.headers
+        came = 0
+        for piece in answer.iter_raw():
+            came += len(piece)
+            if came > 5 * size:
+                break
+
+
+def test_headers_can_drip(site: Site, web: httpx.Client) -> None:
+    site.fault("*", drip=0.05)
+    with pytest.raises(httpx.ReadTimeout):
+        web.get(OFFICIAL, timeout=0.04)

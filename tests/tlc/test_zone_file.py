@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from flows.tlc.compare import Changes
+from flows.tlc.errors import SchemaMismatch
 from flows.tlc.zones import ZoneFile, changed, read_zones
 from tests.real_files import DATA, needs_real_files
 
@@ -37,3 +38,17 @@ def test_the_real_look_up_loses_nothing() -> None:
     with REAL.open(newline="") as published:
         assert zones == [tuple(row) for row in csv.reader(published)][1:]
     assert len(zones) == 265
+
+
+def test_a_file_of_something_else_is_not_quoted() -> None:
+    with pytest.raises(SchemaMismatch, match="is no zone look-up: none of its columns") as refused:
+        read_zones(file(b"someone:x:0:0,hunter2\n1,2\n"))
+    assert "hunter2" not in str(refused.value)
+
+
+def test_very_many_or_very_long_names_are_cut() -> None:
+    names = ["LocationID", "\x1b[31m" + "x" * 500, *(f"name{n}" for n in range(5000))]
+    with pytest.raises(SchemaMismatch, match="4981 more: unknown") as refused:
+        read_zones(file(",".join(names).encode() + b"\n"))
+    assert len(str(refused.value)) < 2000
+    assert "\x1b" not in str(refused.value)
