@@ -10,16 +10,16 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 def recognise(about: TripMonth | str, ending: Ending, head: bytes, url: str) -> None:
     """Raise `UnreadableFile` if a file that begins with `head` is not what its ending says (≥ 64 bytes tell most)."""
-    start = head.lstrip().lower()
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     what = ""
     if not head:
         what = "it is empty"
     elif start.startswith(b"version https://git-lfs"):
         what = "it is a Git LFS pointer, not the file: download it with Git LFS or from its publisher"
-    elif start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        what = "it is an HTML or XML page, most likely an error message: open the address in a browser"
     elif start.startswith((b"<<<<<<<", b">>>>>>>", b"=======")):
         what = "it begins with merge-conflict markers: get the original file"
+    elif start.startswith(b"<"):  # <!doctype, <html, <?xml, a comment, a lone element
+        what = "it is an HTML or XML page, most likely an error message: open the address in a browser"
     elif start.startswith((b"{", b"[", b"404", b"403", b"%pdf", b"pk\x03\x04")):
         what = "it is JSON, PDF, ZIP (XLSX) or an error message: open the address in a browser, and get the file itself"
     elif ending != ".parquet" and start.startswith((b"\xff\xfe", b"\xfe\xff")):
