@@ -17,10 +17,10 @@ from flows.connectors.postgres import Postgres
 from flows.tasks.policy import RETRIES
 from flows.tasks.progress import Add, meter
 from flows.tasks.stores import lake_of, postgres_of, warehouse_of
-from flows.tlc.addresses import shown
+from flows.tlc import addresses
 from flows.tlc.clean import Chunk, Tally, filtered
 from flows.tlc.eras import Shape
-from flows.tlc.errors import SchemaMismatch, TooManyRejects, UnreadableFile
+from flows.tlc.errors import SchemaMismatch, TooManyRejects, UnreadableFile, WrongMonth
 from flows.tlc.manifest import Manifest, RawFile, StagedMonth
 from flows.tlc.pickups import Pickups
 from flows.tlc.pipeline import ahead
@@ -68,7 +68,7 @@ def canonical_in_lake(
     chunks = filtered(shown(counted(lake.chunks(raw, shapes.append, schema), add), pickups), rows)
     try:
         staged, quarantine, extra, tally = lake.write_trips(trip_month, run, shown(chunks, profiler), pickups.check)
-    except (UnreadableFile, SchemaMismatch, TooManyRejects):
+    except (UnreadableFile, SchemaMismatch, TooManyRejects, WrongMonth):
         _forget_refused(lake, raw, run)
         raise
     return StagedMonth.of(
@@ -144,7 +144,7 @@ def chunks_of(raw: RawFile, on_shape: Callable[[Shape], None]) -> Iterator[Chunk
         file = scratch.opened(raw)
         if file is None:
             raise UnreadableFile(
-                f"{published.trip_month}: {shown(published.url)} changed while it was being loaded"
+                f"{published.trip_month}: {addresses.shown(published.url)} changed while it was being loaded"
                 f" (sha256 {again.sha256[:12]}…, was {raw.sha256[:12]}…). Nothing was loaded; run again."
             )
     with file:
