@@ -25,6 +25,7 @@ from flows.connectors.request import (
 )
 from flows.tlc.addresses import shown
 from flows.tlc.manifest import Verified
+from flows.tlc.reading import recognise
 from flows.tlc.sources import PublishedFile, is_weak
 
 
@@ -109,6 +110,8 @@ class Transfer:
             # Some servers give the file's own ETag to a HEAD with another size. A strong ETag is of these very bytes.
             named = told.etag is not None and told.etag == published.etag and not is_weak(told.etag)
             if not named and published.same_edition(told) is False:
+                # An error page in the file's place is no new edition.
+                recognise(published.trip_month, published.ending, next(answer.iter_raw(), b""), self._name)
                 raise self._republished()
         else:
             same = self._first.same_edition(told)

@@ -286,3 +286,10 @@ def test_a_signed_link_is_read_and_its_signature_is_not_shown(big: Site) -> None
         look_up(source, TripMonth("green", 2026, 1))
     assert "hunter2" not in str(said.value)
     assert "?…" in str(said.value)
+
+
+def test_a_page_in_the_files_place_is_named_and_not_taken_for_a_new_edition(big: Site) -> None:
+    found = look_up(official(big), MONTH)
+    big.fault(PATH, body="html", times=None)
+    with pytest.raises(UnreadableFile, match="it is an HTML or XML page"):
+        list(read(found))

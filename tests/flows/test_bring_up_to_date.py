@@ -56,7 +56,8 @@ def did(outcomes: list[Outcome]) -> list[str]:
 
 
 def asked(own: Stores) -> list[str]:
-    methods = [request.method for request in own.site.requests]
+    """Methods of the requests since the last time, but for the GETs of a byte of what is not published."""
+    methods = [r.method for r in own.site.requests if (r.method, r.status, r.range) != ("GET", 403, "bytes=0-0")]
     own.site.forget_requests()
     return methods
 
@@ -109,7 +110,7 @@ def test_a_month_of_before_from_another_source_stays_what_it_is(own: Stores, run
 
 def test_a_month_that_fails_stops_no_other_and_is_named_in_the_end(own: Stores, runs: Runs) -> None:
     own.site.fault("*/yellow_tripdata_2024-01*", methods=["GET"], body="html", times=None)
-    own.site.fault("*/yellow_tripdata_2024-02*", methods=["HEAD"], status=401, times=None)
+    own.site.fault("*/yellow_tripdata_2024-02*", status=401, times=None)
     try:
         with pytest.raises(MonthsFailed) as failed:
             bring(own, "yellow", "2024-01")
