@@ -37,6 +37,7 @@ def refusal_explained(
         refused = refusal(trip_month, url, error, known_publication(trip_month, url), {store: held()})
         raise refused or error from error.__cause__
 
+
 _ROOM_CHECKED = 32 << 20  # bytes between two looks at the free space of the disk
 
 
