@@ -27,6 +27,7 @@
 | which bytes are no published file at all           | `tlc/reading.py`                  |
 | which bytes among rows are no trips                | `tlc/foreign.py`                  |
 | how other programs spell a missing value           | `tlc/missing.py`                  |
+| which Parquet disagrees with itself or asks too much | `tlc/{parquet_footer,parquet_pages,thrift}.py` |
 | how reading, converting and storing overlap        | `tlc/pipeline.py`                 |
 | which values convert and which are set aside       | `tlc/clean.py`                    |
 | what counts as inserted, updated, removed          | `tlc/compare.py`                  |

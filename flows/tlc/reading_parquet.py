@@ -9,21 +9,174 @@ from dataclasses import replace
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.tlc.clean import Chunk, clean
 from flows.tlc.eras import Shape, match
-from flows.tlc.errors import UnreadableFile
+from flows.tlc.errors import SchemaMismatch, TripDataError, UnreadableFile
+from flows.tlc.parquet_footer import (
+    LONGEST_FOOTER,
+    LONGEST_TEXT,
+    MOST_VALUES,
+    Contradiction,
+    Footer,
+    Group,
+    TooMuch,
+    batches_of,
+    read_footer,
+)
 from flows.tlc.pipeline import ahead
 from flows.tlc.trips import SchemaRule, TripMonth
 
 BATCH = 64 << 10  # rows of Parquet converted at once
+_TEXT_PER_ROW = 4 << 10  # bytes; of a batch on average, beyond the first `_FREE_TEXT`. TLC's rows have fewer than 100
+_FREE_TEXT = 16 << 20
+_TOLD = 300  # characters of the reader's own words in a message
 
 
-def _values(batch: pa.RecordBatch) -> pa.Table:
-    """The batch, with values in place of numbers into a dictionary."""
-    columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+def _damaged(trip_month: TripMonth, what: object) -> UnreadableFile:
+    return UnreadableFile(
+        f"{trip_month}: the Parquet file is damaged ({_short(what)}). Nothing was loaded; fetch it again. If the new copy"
+        " has the same error, the publisher's own file is damaged: take the month from another source."
+    )
+
+
+def _excessive(trip_month: TripMonth, what: object) -> UnreadableFile:
+    return UnreadableFile(
+        f"{trip_month}: the Parquet file asks for more than a month of trips needs: {_short(what)}. Nothing was loaded;"
+        " get TLC's own file."
+    )
+
+
+def _unsupported(trip_month: TripMonth, what: object) -> UnreadableFile:
+    return UnreadableFile(
+        f"{trip_month}: the Parquet file uses something that cannot be read here ({_short(what)}). Nothing was loaded; get"
+        " TLC's own file, or save this one again without encryption and with Snappy, gzip or Zstandard."
+    )
+
+
+def _short(what: object) -> str:
+    """An error's own words on one line, cut where they go on too long."""
+    text = " ".join(str(what).split()) or type(what).__name__
+    return text if len(text) <= _TOLD else f"{text[:_TOLD]}…"
+
+
+def _explained(trip_month: TripMonth, error: Exception) -> UnreadableFile:
+    """Return what a person can do about an error of the reader."""
+    if isinstance(error, TooMuch):
+        return _excessive(trip_month, error)
+    if isinstance(error, MemoryError):
+        return _excessive(trip_month, error or "it does not fit into memory")
+    if isinstance(error, NotImplementedError) or "crypt" in str(error):
+        return _unsupported(trip_month, error)
+    return _damaged(trip_month, error)
+
+
+def _text(values: pa.Array) -> pa.Array:
+    """Texts of whatever Arrow type as `string`, its bytes as they are: whether they are UTF-8, `clean` looks."""
+    if pa.types.is_binary_view(values.type) or pa.types.is_string_view(values.type):
+        values = values.cast(pa.binary())
+    if pa.types.is_large_binary(values.type):
+        return values.view(pa.large_string())
+    return values.view(pa.string()) if pa.types.is_binary(values.type) else values
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    """The values in place of numbers into a dictionary, texts as `string` or `large_string`, empty ones as null."""
+    if pa.types.is_dictionary(values.type):
+        values = pa.DictionaryArray.from_arrays(values.indices, _text(values.dictionary)).dictionary_decode()
+    values = _text(values)
+    if not _is_text(values.type):
+        return values
+    lengths = pc.binary_length(values)
+    # As in a CSV: there is no difference between an empty text and none.
+    span = pc.min_max(lengths)
+    if (span["max"].as_py() or 0) > LONGEST_TEXT:
+        raise TooMuch(f"it has a text of {span['max'].as_py():,} bytes, the limit is {LONGEST_TEXT:,}")
+    return (
+        pc.if_else(pc.equal(lengths, 0), pa.scalar(None, values.type), values) if span["min"].as_py() == 0 else values
+    )
+
+
+def _values(batch: pa.RecordBatch, new: tuple[str, ...]) -> pa.Table:
+    """The batch as `clean` takes it: of few types. Columns in `new` keep their values, so they keep empty texts."""
+    columns = []
+    size = 0
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            plain = _plain(column)
+        except TooMuch as much:
+            raise TooMuch(f"column {name[:60]!r}: {much}") from None
+        if _is_text(plain.type):
+            size += plain.nbytes
+        columns.append(column if name in new and not pa.types.is_dictionary(column.type) else plain)
+    if size > _FREE_TEXT + _TEXT_PER_ROW * batch.num_rows:
+        raise TooMuch(f"{batch.num_rows:,} rows have {size >> 20} MB of text")
     return pa.table(columns, names=batch.schema.names)
+
+
+_COMPARABLE = (pa.int64(), pa.int32(), pa.int16(), pa.int8(), pa.float64())
+
+
+def _comparable(kind: pa.DataType) -> bool:
+    """Whether the footer's bounds are numbers in the same unit as the values."""
+    if pa.types.is_timestamp(kind):
+        return bool(kind.unit != "s")  # seconds are stored as milliseconds
+    return kind in _COMPARABLE
+
+
+def _require_bounds(group: Group, batch: pa.RecordBatch) -> None:
+    """Raise `Contradiction` if a value is not within the bounds that the footer gives for its column."""
+    for place, (chunk, values) in enumerate(zip(group.columns, batch.columns, strict=True)):
+        if chunk.bounds is None or not _comparable(values.type):
+            continue
+        if pa.types.is_timestamp(values.type):
+            values = values.view(pa.int64())  # noqa: PLW2901
+        span = pc.min_max(values)
+        low, high = span["min"].as_py(), span["max"].as_py()  # NaN if there is nothing else, which no bounds count
+        if low is not None and (low < chunk.bounds.low or high > chunk.bounds.high):
+            raise Contradiction(f"{group.place(place)}: it has values outside the bounds that the footer gives")
+
+
+def _batches(parquet: pq.ParquetFile, group: Group, size: int) -> Iterator[pa.RecordBatch]:
+    """The batches of one row group, read apart from the others; `Contradiction` unless they are what the footer says."""
+    rows = 0
+    nulls = [0] * len(group.columns)
+    for batch in parquet.iter_batches(size, row_groups=[group.number]):
+        rows += batch.num_rows
+        if batch.num_columns == len(group.columns):  # no column is nested
+            nulls = [before + column.null_count for before, column in zip(nulls, batch.columns, strict=True)]
+            _require_bounds(group, batch)
+        yield batch
+    if rows != group.rows:
+        raise Contradiction(f"{group.place()} has {rows:,} rows, its footer promises {group.rows:,}")
+    for place, (chunk, counted) in enumerate(zip(group.columns, nulls, strict=True)):
+        if chunk.leaf.flat and chunk.nulls not in (None, counted):
+            raise Contradiction(
+                f"{group.place(place)}: {counted:,} values are missing, the footer says {chunk.nulls:,}"
+            )
+
+
+_SPARK = (
+    "write it again as New York wall-clock time without zone: in Spark with spark.sql.session.timeZone=America/New_York,"
+    " spark.sql.parquet.outputTimestampType=TIMESTAMP_MICROS and the columns cast to TIMESTAMP_NTZ; in pandas or pyarrow"
+    " without use_deprecated_int96_timestamps. Or get TLC's own file."
+)
+
+
+def _require_wall_clock(trip_month: TripMonth, footer: Footer, shape: Shape) -> None:
+    """Raise `SchemaMismatch` if times are INT96: Spark, Hive and Impala store instants so, and no type says of which zone."""
+    instants = [leaf.path[0] for leaf in footer.leaves if leaf.is_int96 and leaf.path[0] in shape.published]
+    if instants:
+        raise SchemaMismatch(
+            f"{trip_month}: {', '.join(map(repr, instants))} have the type INT96, as Spark writes it: instants, hours away"
+            f" from New York's clock. Nothing was loaded; {_SPARK}"
+        )
 
 
 def parquet_chunks(
@@ -32,30 +185,44 @@ def parquet_chunks(
     on_shape: Callable[[Shape], None],
     rule: SchemaRule = "strict",
 ) -> Generator[Chunk, None, None]:
-    """Chunks of an open, seekable Parquet file."""
+    """Yield the chunks of an open, seekable Parquet file; the file is judged by its footer and page headers first.
+
+    Raises:
+        UnreadableFile: the file is damaged, disagrees with itself, or asks for more memory than trips need.
+        SchemaMismatch: its columns are not those of its era.
+    """
     try:
-        # INT96 is what Spark writes, in microseconds; as nanoseconds, years outside 1677 to 2262 would wrap around.
+        footer = read_footer(file)
         parquet = pq.ParquetFile(
-            file, buffer_size=1 << 20, coerce_int96_timestamp_unit="us", page_checksum_verification=True
+            file,
+            buffer_size=1 << 20,
+            pre_buffer=False,  # or the reader would keep every byte that it has read
+            coerce_int96_timestamp_unit="us",  # as nanoseconds, years outside 1677 to 2262 would wrap around
+            page_checksum_verification=True,
+            thrift_string_size_limit=LONGEST_FOOTER,
+            thrift_container_size_limit=MOST_VALUES,
         )
         schema = parquet.schema_arrow
         shape = match(trip_month, ".parquet", schema.names, schema.types, rule)
-        on_shape(shape)
+        _require_wall_clock(trip_month, footer, shape)
+        sizes = batches_of(footer, file, BATCH)
+    except TripDataError:
+        raise
+    except Exception as error:  # a hostile footer makes the reader raise nearly anything
+        raise _explained(trip_month, error) from error
+    on_shape(shape)
 
-        def batches() -> Iterator[Chunk]:
-            row = 1
-            for batch in parquet.iter_batches(BATCH):
+    def chunks() -> Iterator[Chunk]:
+        row = 1
+        for group, size in zip(footer.groups, sizes, strict=True):
+            for batch in _batches(parquet, group, size):
                 numbers = pa.arange(row, row + batch.num_rows)
                 row += batch.num_rows
-                chunk = clean(trip_month, shape, _values(batch), numbers)
-                yield replace(chunk, share=(row - 1) / max(parquet.metadata.num_rows, 1))
-            # Arrow reads a column cut short without a word, and goes on with the next row group's values beside it.
-            if row - 1 != parquet.metadata.num_rows:
-                raise pa.ArrowInvalid(f"{row - 1} rows where its footer promises {parquet.metadata.num_rows}")
+                chunk = clean(trip_month, shape, _values(batch, shape.new), numbers)
+                yield replace(chunk, share=(row - 1) / max(footer.rows, 1))
 
-        with closing(ahead(batches())) as chunks:
-            yield from chunks
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UnreadableFile(
-            f"{trip_month}: the Parquet file is damaged ({error}). Nothing was loaded; fetch it again."
-        ) from error
+    try:
+        with closing(ahead(chunks())) as ready:
+            yield from ready
+    except (Contradiction, TooMuch, pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
+        raise _explained(trip_month, error) from error

@@ -94,16 +94,19 @@ def test_nanoseconds_that_microseconds_cannot_hold_are_set_aside_not_cut_off() -
     assert "1970-01-01 00:00:00.000001001" in reject["original"]
 
 
-@pytest.mark.parametrize(
-    "moment", [dt.datetime(1, 1, 1), dt.datetime(1500, 2, 3, 4, 5, 6, 7), dt.datetime(9999, 12, 31)]
-)
-def test_the_oldest_way_to_write_a_time_holds_every_year(moment: dt.datetime) -> None:
-    old = parquet_file(
-        table(lpep_pickup_datetime=pa.array([moment], pa.timestamp("us"))), use_deprecated_int96_timestamps=True
+@pytest.mark.parametrize("zone", [None, "UTC", "America/New_York"])
+def test_the_oldest_way_to_write_a_time_is_refused_for_spark_writes_instants_so(zone: str | None) -> None:
+    pickups = pa.array([dt.datetime(2021, 1, 1, 5, 15, 56)], pa.timestamp("us", zone))
+    old = parquet_file(table(lpep_pickup_datetime=pickups), use_deprecated_int96_timestamps=True, store_schema=False)
+    assert pq.ParquetFile(io.BytesIO(old)).schema.column(1).physical_type == "INT96"
+    with pytest.raises(SchemaMismatch) as refused:
+        read_parquet(old)
+    said = str(refused.value)
+    assert (
+        "green 2021-01: 'lpep_pickup_datetime', 'lpep_dropoff_datetime' have the type INT96, as Spark writes it" in said
     )
-    physical = pq.ParquetFile(io.BytesIO(old)).schema.column(1).physical_type
-    assert physical == "INT96"
-    assert read_parquet(old).values("lpep_pickup_datetime") == [moment]
+    for advice in ("spark.sql.session.timeZone=America/New_York", "TIMESTAMP_NTZ", "use_deprecated_int96_timestamps"):
+        assert advice in said
 
 
 @pytest.mark.parametrize(

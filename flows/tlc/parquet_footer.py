@@ -1,0 +1,339 @@
+"""What a Parquet file says about itself, checked before a page is decoded: counts that agree, and sizes that are credible.
+
+Arrow's reader believes a footer. It joins columns that have different numbers of values, and reserves what a page asks for.
+Fields are numbered as in https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from flows.tlc.parquet_pages import (
+    DELTA_BYTE_ARRAY,
+    PLAIN_DICTIONARY,
+    RLE_DICTIONARY,
+    UNCOMPRESSED,
+    BadPage,
+    Page,
+    longest_text,
+    pages,
+)
+from flows.tlc.thrift import BadThrift, Compact, number
+
+LONGEST_TEXT = 64 << 10  # bytes; TLC's longest text, a base's licence, has 6
+# The largest month published has 23.9 million (fhv 2018-12, flows/tlc/known_months.csv).
+MOST_ROWS = 100_000_000
+LONGEST_FOOTER = 16 << 20  # bytes; a month of 1,000 row groups has one of 4 MiB
+MOST_VALUES = 2_000_000  # in a footer; a month of 1,000 row groups has half of it
+_MOST_PAGES = 1_000_000  # in a file; writers make one per 20,000 rows or per MiB of a column
+_MOST_AT_ONCE = 256 << 20  # bytes of the pages and dictionaries that a reader of one row group holds at the same time
+_ROOM = 64 << 20  # bytes of rows decoded at once
+_WIDEST_NUMBER = 16  # bytes of a value that is no text, as Arrow holds it
+_MAGIC, _LENGTH = b"PAR1", 4
+_INT32, _INT64, _INT96, _DOUBLE, _BYTE_ARRAY = 1, 2, 3, 5, 6  # Type
+_REPEATED = 2  # FieldRepetitionType
+
+
+class Contradiction(Exception):
+    """The file disagrees with itself: bytes are lost, foreign or in another place."""
+
+
+class TooMuch(Exception):
+    """The file agrees with itself, and asks for more than trips can need."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A column of the schema that holds values; `flat` if it has one per row."""
+
+    path: tuple[str, ...]
+    type: int
+    width: int  # bytes of a value of fixed length, or 0
+    flat: bool
+
+    @property
+    def is_int96(self) -> bool:
+        """Whether it holds the oldest kind of time."""
+        return self.type == _INT96
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The smallest and the largest value of a column chunk, by the footer."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ColumnChunk:
+    """One column of one row group. `nulls` and `bounds` are None where the footer does not say."""
+
+    leaf: Leaf
+    values: int
+    codec: int
+    start: int
+    size: int
+    nulls: int | None
+    bounds: Bounds | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row group; `place` names it for a message."""
+
+    number: int
+    of: int
+    rows: int
+    columns: tuple[ColumnChunk, ...]
+
+    def place(self, column: int | None = None) -> str:
+        """Name the row group, or a column of it, in words."""
+        where = f"row group {self.number + 1} of {self.of}"
+        return where if column is None else f"{where}, column {'.'.join(self.columns[column].leaf.path)[:60]!r}"
+
+
+@dataclass(frozen=True)
+class Footer:
+    """A footer whose counts and names agree with one another."""
+
+    rows: int
+    leaves: tuple[Leaf, ...]
+    groups: tuple[Group, ...]
+
+
+def read_footer(file: BinaryIO | pa.NativeFile) -> Footer:
+    """Return the footer of an open Parquet file.
+
+    Raises:
+        Contradiction: there is none, or its counts and names do not agree.
+        TooMuch: it is larger, or promises more rows, than a month of trips can need.
+    """
+    size = file.seek(0, 2)
+    end = size - _LENGTH - len(_MAGIC)
+    if end < len(_MAGIC):
+        raise Contradiction(f"it has {size} bytes")
+    file.seek(end)
+    tail = bytes(file.read(_LENGTH + len(_MAGIC)))
+    length = int.from_bytes(tail[:_LENGTH], "little")
+    if not tail.endswith(_MAGIC):
+        raise Contradiction("it does not end with a Parquet footer")
+    if length > end - len(_MAGIC):
+        raise Contradiction(f"its footer would have {length:,} bytes, the file has {size:,}")
+    if length > LONGEST_FOOTER:
+        raise TooMuch(f"its footer has {length >> 20} MB, the limit is {LONGEST_FOOTER >> 20} MB")
+    file.seek(end - length)
+    try:
+        return _footer(Compact(bytes(file.read(length)), MOST_VALUES).struct(), end - length)
+    except BadThrift as bad:
+        raise Contradiction(f"its footer cannot be read: {bad}") from bad
+
+
+def _structs(fields: dict[int, Any], field: int, what: str) -> list[dict[int, Any]]:
+    found = fields.get(field)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise BadThrift(f"it has no {what}")
+    return found
+
+
+def _footer(fields: dict[int, Any], stop: int) -> Footer:
+    """The footer of these fields, of a file whose data ends at `stop`."""
+    rows = number(fields, 3, "number of rows")
+    leaves = tuple(_leaves(_structs(fields, 2, "schema")))
+    written = _structs(fields, 4, "row groups")
+    groups = []
+    for place, group in enumerate(written):
+        chunks = _structs(group, 1, "columns")
+        if len(chunks) != len(leaves):
+            raise Contradiction(
+                f"row group {place + 1} of {len(written)} has {len(chunks)} columns, the file has {len(leaves)}"
+            )
+        columns = tuple(map(_chunk, chunks, leaves))
+        groups.append(Group(place, len(written), number(group, 3, "number of rows"), columns))
+        _require_counts(groups[-1], stop)
+    if (counted := sum(group.rows for group in groups)) != rows:
+        raise Contradiction(f"its footer promises {rows:,} rows, its row groups {counted:,}")
+    if rows > MOST_ROWS:
+        raise TooMuch(f"it says that it has {rows:,} rows, the limit is {MOST_ROWS:,}")
+    return Footer(rows, leaves, tuple(groups))
+
+
+def _name(element: dict[int, Any]) -> str:
+    name = element.get(4)
+    return name.decode(errors="backslashreplace") if isinstance(name, bytes) else ""
+
+
+def _leaves(elements: list[dict[int, Any]]) -> Iterator[Leaf]:
+    """The columns of a schema, which is a tree written with every parent before its children."""
+    open_parents: list[tuple[int, tuple[str, ...], bool]] = []  # children to come, path, flat
+    for place, element in enumerate(elements):
+        children = number(element, 5, "number of children") if 5 in element else 0
+        path: tuple[str, ...] = ()
+        flat = True
+        if place:
+            while open_parents and not open_parents[-1][0]:
+                open_parents.pop()
+            if not open_parents:
+                raise BadThrift("its schema has more columns than it counts")
+            left, above, flat = open_parents.pop()
+            open_parents.append((left - 1, above, flat))
+            path, flat = (*above, _name(element)), flat and element.get(3) != _REPEATED
+        if children or not place:
+            open_parents.append((children, path, flat))
+        else:
+            width = number(element, 2, "length") if 2 in element else 0
+            yield Leaf(path, number(element, 1, "type"), width, flat)
+
+
+def _chunk(fields: dict[int, Any], leaf: Leaf) -> ColumnChunk:
+    about = fields.get(3)
+    if not isinstance(about, dict):
+        raise BadThrift("a column is encrypted, or has no description")
+    path = tuple(part.decode(errors="backslashreplace") for part in about.get(3) or [] if isinstance(part, bytes))
+    if path != leaf.path or about.get(1) != leaf.type:
+        raise Contradiction(f"where column {'.'.join(leaf.path)[:60]!r} belongs, it names {'.'.join(path)[:60]!r}")
+    if fields.get(1):
+        raise Contradiction(f"column {'.'.join(leaf.path)[:60]!r} is said to be in another file")
+    start, dictionary = number(about, 9, "place of its data"), about.get(11)
+    if isinstance(dictionary, int) and 0 < dictionary < start:
+        start = dictionary
+    statistics = about.get(12)
+    said = statistics if isinstance(statistics, dict) else {}
+    number(about, 6, "size")
+    return ColumnChunk(
+        leaf,
+        values=number(about, 5, "number of values"),
+        codec=number(about, 4, "codec"),
+        start=start,
+        size=number(about, 7, "size"),
+        nulls=number(said, 3, "number of missing values") if 3 in said else None,
+        bounds=_bounds(said, leaf),
+    )
+
+
+_FORMATS = {_INT32: "<i", _INT64: "<q", _DOUBLE: "<d"}
+
+
+def _bounds(said: dict[int, Any], leaf: Leaf) -> Bounds | None:
+    """The bounds among a chunk's statistics, the newer fields first; None if they are not numbers in order, as with NaN."""
+    for low, high in ((6, 5), (2, 1)):
+        raw = said.get(low), said.get(high)
+        try:
+            bounds = Bounds(*(struct.unpack(_FORMATS[leaf.type], value or b"")[0] for value in raw))
+        except (KeyError, struct.error, TypeError):
+            continue
+        return bounds if bounds.low <= bounds.high else None
+    return None
+
+
+def _require_counts(group: Group, stop: int) -> None:
+    """Raise `Contradiction` unless each column chunk has as many values as the group has rows, and ends before `stop`."""
+    for column, chunk in enumerate(group.columns):
+        if chunk.leaf.flat and chunk.values != group.rows:
+            raise Contradiction(
+                f"{group.place(column)}: it has {chunk.values:,} values, its row group {group.rows:,} rows"
+            )
+        if group.rows and chunk.start + chunk.size > stop:
+            raise Contradiction(f"{group.place(column)}: it goes on beyond the end of the data")
+
+
+def _require_order(groups: tuple[Group, ...]) -> None:
+    """Raise `Contradiction` unless each column chunk lies behind the one before it, in the order of groups and columns.
+
+    Every writer stores them so. In another order, a chunk is in the place of another one.
+    """
+    after, before = len(_MAGIC), "the beginning"
+    for group in groups:
+        for column, chunk in enumerate(group.columns if group.rows else ()):
+            if chunk.start < after:
+                raise Contradiction(f"{group.place(column)}: it does not lie behind {before}")
+            after, before = chunk.start + chunk.size, group.place(column)
+
+
+def batches_of(footer: Footer, file: BinaryIO | pa.NativeFile, most: int) -> list[int]:
+    """Return for each row group how many rows, `most` at the most, may be decoded at once.
+
+    Raises:
+        Contradiction: a column chunk is not in its place, or its pages do not have the values that the footer counts.
+        TooMuch: a text, a page or the number of pages is beyond what trips can need.
+    """
+    reader = _Reader(footer, file)
+    widths = [reader.width(group) for group in footer.groups]
+    _require_order(footer.groups)
+    return [max(1, min(most, _ROOM // max(width, 1))) for width in widths]
+
+
+class _Reader:
+    """A reader of page headers; it counts over the whole file what has a limit there."""
+
+    def __init__(self, footer: Footer, file: BinaryIO | pa.NativeFile) -> None:
+        self._file = file
+        self._pages_left = _MOST_PAGES
+        self._texts_left = _MOST_PAGES + footer.rows * len(footer.leaves)
+
+    def _read_at(self, start: int, size: int) -> bytes:
+        self._file.seek(start)
+        return bytes(self._file.read(size))
+
+    def width(self, group: Group) -> int:
+        """The most bytes that a row of the group takes, as far as its pages tell."""
+        width = at_once = 0
+        for column, chunk in enumerate(group.columns if group.rows else ()):
+            try:
+                wide, large = self._chunk(chunk)
+            except BadPage as bad:
+                raise Contradiction(f"{group.place(column)}: {bad}") from bad
+            except TooMuch as much:
+                raise TooMuch(f"{group.place(column)}: {much}") from much
+            width, at_once = width + wide, at_once + large
+            if at_once > _MOST_AT_ONCE:
+                raise TooMuch(f"{group.place()}: its pages ask for more than {_MOST_AT_ONCE >> 20} MB at the same time")
+        return width
+
+    def _chunk(self, chunk: ColumnChunk) -> tuple[int, int]:
+        """The most bytes that a value of a column chunk takes, on average over a page, and those of its largest pages."""
+        textual = chunk.leaf.type == _BYTE_ARRAY
+        width = max(_WIDEST_NUMBER, chunk.leaf.width)
+        dictionary: Page | None = None
+        largest = values = 0
+        for page in pages(self._read_at, chunk.start, chunk.size):
+            self._pages_left -= 1
+            if self._pages_left < 0:
+                raise TooMuch(f"the file has more than {_MOST_PAGES:,} pages up to here")
+            if chunk.codec == UNCOMPRESSED and page.compressed != page.uncompressed:
+                raise BadPage("a page has two sizes, and is not compressed")
+            if page.is_dictionary:
+                dictionary = page
+                continue
+            values += page.values
+            largest = max(largest, page.uncompressed)
+            if textual and page.values:
+                width = max(width, _width(page))
+        if values != chunk.values:
+            raise BadPage(f"its pages have {values:,} values, the footer says {chunk.values:,}")
+        if dictionary:
+            largest += dictionary.uncompressed
+            if textual and largest <= _MOST_AT_ONCE:
+                width = max(width, self._longest(dictionary, chunk.codec))
+        return width, largest
+
+    def _longest(self, dictionary: Page, codec: int) -> int:
+        self._texts_left -= dictionary.values
+        if self._texts_left < 0:
+            raise TooMuch("the dictionaries up to here have more texts than the file has values")
+        longest = longest_text(dictionary, self._read_at, codec)
+        if longest is None:
+            return dictionary.uncompressed
+        if longest > LONGEST_TEXT:
+            raise TooMuch(f"it has a text of {longest:,} bytes, the limit is {LONGEST_TEXT:,}")
+        return longest
+
+
+def _width(page: Page) -> int:
+    """The bytes of a text in a data page: on average, or at most where one may repeat the one before it in a few bits."""
+    if page.encoding in (PLAIN_DICTIONARY, RLE_DICTIONARY):
+        return 0
+    return page.uncompressed if page.encoding == DELTA_BYTE_ARRAY else -(-page.uncompressed // page.values)

@@ -1,0 +1,109 @@
+"""The page headers of a Parquet column chunk, read without decoding a page: counts and sizes, and the dictionary's texts.
+
+Arrow's reader shows none of these. The fields are those of PageHeader in
+https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from flows.tlc.thrift import BadThrift, Compact, CutOff, number
+
+_HEADER = 4 << 10  # bytes read for a page header at first; one with long statistics takes more
+_LONGEST_HEADER = 1 << 20
+_DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3  # PageType
+_PARTS = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}  # the field of a page header that describes a page of this type
+PLAIN_DICTIONARY, DELTA_BYTE_ARRAY, RLE_DICTIONARY = 2, 7, 8  # Encoding
+_MOST_VALUES = 1_000  # in a page header; the largest have about 20
+
+ReadAt = Callable[[int, int], bytes]
+
+
+class BadPage(Exception):
+    """A page header cannot be what a writer wrote."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page: how many values it has, how they are encoded and where its bytes are."""
+
+    is_dictionary: bool
+    values: int
+    encoding: int
+    start: int  # of its bytes in the file, after the header
+    compressed: int
+    uncompressed: int
+
+
+def _header(read_at: ReadAt, start: int, stop: int) -> tuple[dict[int, Any], int]:
+    """The page header at `start`, and its length."""
+    size = _HEADER
+    while True:
+        compact = Compact(read_at(start, min(size, stop - start)), _MOST_VALUES)
+        try:
+            return compact.struct(), compact.at
+        except CutOff:
+            if size >= min(stop - start, _LONGEST_HEADER):
+                raise
+            size *= 16
+
+
+def pages(read_at: ReadAt, start: int, size: int) -> Iterator[Page]:
+    """Yield the pages in the `size` bytes from `start`, without index pages; `BadPage` if they are not a row of whole pages."""
+    stop = start + size
+    while start < stop:
+        try:
+            fields, length = _header(read_at, start, stop)
+            kind, compressed = number(fields, 1, "type"), number(fields, 3, "size")
+            start += length
+            if start + compressed > stop:
+                raise BadPage("a page goes on beyond the end of its column chunk")
+            if kind in _PARTS:
+                yield _page(fields, kind, start)
+        except BadThrift as bad:
+            raise BadPage(f"a page header cannot be read: {bad}") from bad
+        start += compressed
+
+
+def _page(fields: dict[int, Any], kind: int, start: int) -> Page:
+    part = fields.get(_PARTS[kind])
+    if not isinstance(part, dict):
+        raise BadPage("a page header lacks the part that its type must have")
+    values = number(part, 1, "number of values")
+    if kind == _DATA_V2 and number(part, 3, "number of rows") != values:
+        raise BadPage("a page has more or fewer rows than values")
+    encoding = number(part, 4 if kind == _DATA_V2 else 2, "encoding")
+    sizes = number(fields, 3, "size"), number(fields, 2, "size")
+    return Page(kind == _DICTIONARY, values, encoding, start, *sizes)
+
+
+# CompressionCodec: Arrow's names. LZ4 (5) has Hadoop's frames, which Parquet's own reader alone knows.
+UNCOMPRESSED = 0
+_CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
+
+
+def longest_text(page: Page, read_at: ReadAt, codec: int) -> int | None:
+    """Return the length of the longest text in a dictionary page, or None if only Parquet's own reader can inflate it.
+
+    Raises:
+        BadPage: its bytes are not as many texts as its header says.
+    """
+    data = read_at(page.start, page.compressed)
+    if codec != UNCOMPRESSED:
+        if codec not in _CODECS:
+            return None
+        try:
+            data = pa.decompress(data, page.uncompressed, _CODECS[codec], asbytes=True)
+        except (pa.ArrowException, OSError) as error:
+            raise BadPage(f"a dictionary cannot be inflated ({error})") from error
+    at = longest = 0
+    for _ in range(page.values):
+        length = int.from_bytes(data[at : at + 4], "little")
+        at += 4 + length
+        if at > len(data):
+            raise BadPage("a dictionary is shorter than its header says")
+        longest = max(longest, length)
+    return longest

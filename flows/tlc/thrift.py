@@ -1,0 +1,95 @@
+"""Thrift's compact protocol, as Parquet's footers and page headers are written: structs as dicts by field number.
+
+https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md. Arrow's reader shows no page header. Of some
+footers with one wrong byte it ends the whole process, when a column's codec or statistics are asked for.
+"""
+
+from typing import Any
+
+_DEEPEST = 16  # structs and lists inside one another
+_SIZES = {3: 1, 7: 8}  # bytes of a byte, of a double
+
+
+class BadThrift(Exception):
+    """The bytes are not what a writer of Thrift wrote."""
+
+
+class CutOff(BadThrift):
+    """The bytes end inside a struct."""
+
+
+class Compact:
+    """A reader of one struct; `at` is the position after what has been read."""
+
+    def __init__(self, data: bytes, most: int) -> None:
+        """Read from `data`; `most` is the number of values that it may have, those in lists among them."""
+        self._data, self._left = data, most
+        self.at = 0
+
+    def struct(self, depth: int = 0) -> dict[int, Any]:
+        """The fields of a struct by number: integers, booleans, bytes, lists and dicts; other types as None."""
+        fields: dict[int, Any] = {}
+        field = 0
+        while head := self._byte():
+            field = field + (head >> 4) if head >> 4 else self._integer()
+            kind = head & 0x0F
+            fields[field] = kind == 1 if kind in (1, 2) else self._value(kind, depth)
+        return fields
+
+    def _value(self, kind: int, depth: int) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise BadThrift("it has too many values")
+        if depth > _DEEPEST:
+            raise BadThrift("its structs go too deep")
+        if kind in (4, 5, 6):
+            return self._integer()
+        if kind == 8:
+            return self._bytes(self._varint())
+        if kind == 12:
+            return self.struct(depth + 1)
+        if kind in (9, 10):
+            head = self._byte()
+            size = head >> 4 if head >> 4 < 15 else self._varint()
+            return [self._element(head & 0x0F, depth + 1) for _ in range(size)]
+        if kind not in _SIZES:
+            raise BadThrift(f"it has a field of type {kind}")
+        self._bytes(_SIZES[kind])
+        return None
+
+    def _element(self, kind: int, depth: int) -> Any:
+        return self._byte() == 1 if kind in (1, 2) else self._value(kind, depth)
+
+    def _byte(self) -> int:
+        if self.at >= len(self._data):
+            raise CutOff("it is cut off")
+        self.at += 1
+        return self._data[self.at - 1]
+
+    def _bytes(self, size: int) -> bytes:
+        start = self.at
+        self.at += size
+        if self.at > len(self._data):
+            raise CutOff("it is cut off")
+        return self._data[start : self.at]
+
+    def _varint(self) -> int:
+        number = shift = 0
+        while (byte := self._byte()) >= 0x80:
+            number |= (byte & 0x7F) << shift
+            shift += 7
+            if shift > 63:
+                raise BadThrift("it has a number that is too long")
+        return number | byte << shift
+
+    def _integer(self) -> int:
+        number = self._varint()
+        return (number >> 1) ^ -(number & 1)
+
+
+def number(fields: dict[int, Any], field: int, what: str) -> int:
+    """Return a count, a size or a place; `BadThrift` if the struct lacks it or it is negative."""
+    value = fields.get(field)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise BadThrift(f"it has no {what}, or a negative one")
+    return value

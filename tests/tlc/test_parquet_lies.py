@@ -1,0 +1,222 @@
+"""A Parquet file that disagrees with itself is refused, and the row group and column are named; no trip gets another's value."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.tlc.errors import SchemaMismatch, UnreadableFile
+from tests.tlc.parquet_edit import BINARY, I64, Edited, set_value
+from tests.tlc.published import TRIP, parquet_file, read_parquet, table
+
+ROWS, GROUP, PAGE = 300, 100, 20
+FARE = list(TRIP).index("fare_amount")
+VENDOR = 0
+# Every fare differs, and half of the flags are missing: a value in another row's place would be seen.
+TRIPS = table(
+    ROWS,
+    VendorID=range(ROWS),
+    fare_amount=[n / 4 for n in range(ROWS)],
+    store_and_fwd_flag=[f"N{n}" if n % 2 else None for n in range(ROWS)],
+)
+WRITTEN: dict[str, dict[str, Any]] = {
+    "plain": {"compression": "none", "use_dictionary": False, "write_statistics": False},
+    "dictionary": {"compression": "gzip", "write_statistics": False},
+    "version 2": {"compression": "zstd", "data_page_version": "2.0", "write_statistics": False},
+}
+
+
+def edited(how: str = "plain", **options: Any) -> Edited:
+    """The trips in three row groups of a hundred rows, five pages in each column chunk."""
+    layout = {"row_group_size": GROUP, "write_batch_size": PAGE, "max_rows_per_page": PAGE, "data_page_size": 1}
+    return Edited(parquet_file(TRIPS, **(layout | WRITTEN[how] | options)))
+
+
+def data_pages(file: Edited, group: int) -> list[int]:
+    """Which pages of a group's fares are no dictionary."""
+    return [place for place, page in enumerate(file.chunks[group][FARE]) if 7 not in page.header]
+
+
+def lose_a_page(file: Edited) -> None:
+    del file.chunks[1][FARE][data_pages(file, 1)[2]]
+
+
+def double_a_page(file: Edited) -> None:
+    place = data_pages(file, 1)[1]
+    file.chunks[1][FARE].insert(place, file.chunks[1][FARE][place])
+
+
+def lose_one_and_double_another(file: Edited) -> None:
+    double_a_page(file)
+    del file.chunks[2][FARE][data_pages(file, 2)[-1]]
+
+
+def lie_in_a_page_header(file: Edited) -> None:
+    header = file.chunks[1][FARE][data_pages(file, 1)[0]].header
+    set_value(header[8 if 8 in header else 5][1], 1, PAGE - 1)
+
+
+def count_fewer_rows_everywhere(file: Edited) -> None:
+    set_value(file.footer, 3, ROWS - 1)
+    set_value(file.group(1), 3, GROUP - 1)
+    for column in range(file.columns):
+        set_value(file.about(1, column), 5, GROUP - 1)
+
+
+def count_fewer_values(file: Edited) -> None:
+    set_value(file.about(1, FARE), 5, GROUP - 1)
+
+
+def count_fewer_rows_in_a_group(file: Edited) -> None:
+    set_value(file.footer, 3, ROWS - 1)
+    set_value(file.group(1), 3, GROUP - 1)
+
+
+def name_another_column(file: Edited) -> None:
+    set_value(file.about(1, FARE), 3, [(BINARY, b"total_amount")])
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+@pytest.mark.parametrize(
+    ("lie", "said"),
+    [
+        (lose_a_page, "row group 2 of 3, column 'fare_amount': its pages have 80 values, the footer says 100"),
+        (double_a_page, "row group 2 of 3, column 'fare_amount': its pages have 120 values, the footer says 100"),
+        (lose_one_and_double_another, "row group 2 of 3, column 'fare_amount': its pages have 120 values"),
+        (lie_in_a_page_header, "row group 2 of 3, column 'fare_amount': "),
+        (count_fewer_rows_everywhere, "row group 2 of 3, column 'VendorID': its pages have 100 values"),
+        (count_fewer_values, "row group 2 of 3, column 'fare_amount': it has 99 values, its row group 100 rows"),
+        (count_fewer_rows_in_a_group, "row group 2 of 3, column 'VendorID': it has 100 values, its row group 99 rows"),
+        (name_another_column, "where column 'fare_amount' belongs, it names 'total_amount'"),
+    ],
+    ids=lambda case: getattr(case, "__name__", ""),
+)
+def test_counts_and_names_that_do_not_agree_are_refused(lie: Callable[[Edited], None], said: str, how: str) -> None:
+    file = edited(how)
+    assert read_parquet(file.data).values("fare_amount") == TRIPS["fare_amount"].to_pylist()
+    assert len(data_pages(file, 1)) == GROUP // PAGE
+    lie(file)
+    with pytest.raises(UnreadableFile) as refused:
+        read_parquet(file.data)
+    assert f"green 2021-01: the Parquet file is damaged ({said}" in str(refused.value)
+    assert "Nothing was loaded; fetch it again." in str(refused.value)
+    assert "take the month from another source" in str(refused.value)
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_chunks_that_changed_places_in_the_footer_are_refused_where_their_counts_agree(how: str) -> None:
+    file = edited(how)
+    data = file.data
+    body = data[: -8 - int.from_bytes(data[-8:-4], "little")]
+    for field in (7, 9, 11):
+        one, other = file.about(0, FARE), file.about(1, FARE)
+        if field in one:
+            one[field], other[field] = other[field], one[field]
+    with pytest.raises(
+        UnreadableFile, match="row group 1 of 3, column 'extra': it does not lie behind row group 1 of 3"
+    ):
+        read_parquet(file.with_footer(body))
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+@pytest.mark.parametrize("column", ["fare_amount", "VendorID", "lpep_pickup_datetime"])
+def test_chunks_whose_bytes_changed_places_are_refused_where_the_footer_has_their_bounds(how: str, column: str) -> None:
+    place = list(TRIP).index(column)
+    pickups = [TRIPS["lpep_pickup_datetime"][0].as_py().replace(minute=n // 60, second=n % 60) for n in range(ROWS)]
+    trips = TRIPS.set_column(1, "lpep_pickup_datetime", [pickups])
+    file = Edited(parquet_file(trips, **(WRITTEN[how] | {"write_statistics": True, "row_group_size": GROUP})))
+    assert read_parquet(file.data).tally.loaded == ROWS
+    file.chunks[0][place], file.chunks[1][place] = file.chunks[1][place], file.chunks[0][place]
+    with pytest.raises(UnreadableFile, match=f"row group 1 of 3, column '{column}': it has values outside the bounds"):
+        read_parquet(file.data)
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_a_chunk_with_other_missing_values_than_the_footer_counts_is_refused(how: str) -> None:
+    file = edited(how, write_statistics=True)
+    place = list(TRIP).index("store_and_fwd_flag")
+    set_value(file.about(2, place)[12][1], 3, GROUP // 2 - 1)
+    with pytest.raises(
+        UnreadableFile, match="row group 3 of 3, column 'store_and_fwd_flag': 50 values are missing, the footer says 49"
+    ):
+        read_parquet(file.data)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (ROWS + 1, "its footer promises 301 rows, its row groups 300"),
+        (-1, "it has no number of rows, or a negative one"),
+        (2**40, "its footer promises 1,099,511,627,776 rows, its row groups 300"),
+    ],
+)
+def test_a_footer_that_promises_other_rows_than_its_groups_is_refused(rows: int, said: str) -> None:
+    file = edited()
+    set_value(file.footer, 3, rows)
+    with pytest.raises(UnreadableFile, match=said):
+        read_parquet(file.data)
+
+
+def test_a_file_with_more_rows_than_any_month_is_refused() -> None:
+    file = edited()
+    set_value(file.footer, 3, 2**40)
+    set_value(file.group(1), 3, 2**40 - 2 * GROUP)
+    for column in range(file.columns):
+        set_value(file.about(1, column), 5, 2**40 - 2 * GROUP)
+    with pytest.raises(UnreadableFile, match=r"it says that it has 1,099,511,627,776 rows, the limit is 100,000,000"):
+        read_parquet(file.data)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        (9, 10**9, "row group 2 of 3, column 'fare_amount': it goes on beyond the end of the data"),
+        (7, 10**9, "row group 2 of 3, column 'fare_amount': it goes on beyond the end of the data"),
+        (7, -1, "it has no size, or a negative one"),
+        (9, 4, "row group 2 of 3, column 'fare_amount': it does not lie behind"),
+    ],
+)
+def test_a_chunk_that_is_not_where_it_can_be_is_refused(field: int, value: int, said: str) -> None:
+    file = edited()
+    data = file.data
+    file.about(1, FARE)[field] = I64, value
+    with pytest.raises(UnreadableFile, match=said):
+        read_parquet(file.with_footer(data[: -8 - int.from_bytes(data[-8:-4], "little")]))
+
+
+def test_a_column_in_another_file_is_refused() -> None:
+    file = edited()
+    file.group(0)[1][1][FARE][1][1] = BINARY, b"/etc/passwd"
+    with pytest.raises(UnreadableFile, match="column 'fare_amount' is said to be in another file"):
+        read_parquet(file.data)
+
+
+def test_a_group_without_a_column_is_refused() -> None:
+    file = edited()
+    del file.group(2)[1][1][FARE]
+    assert pq.ParquetFile(io.BytesIO(edited().data)).metadata.row_group(2).num_columns == file.columns
+    with pytest.raises(UnreadableFile, match="row group 3 of 3 has 19 columns, the file has 20"):
+        read_parquet(file.with_footer(edited().data[:100_000]))
+
+
+SMALL = edited("plain", write_statistics=True).data
+_FOOTER = len(SMALL) - 8 - int.from_bytes(SMALL[-8:-4], "little")
+
+
+@given(st.integers(4, _FOOTER), st.integers(1, 255))
+def test_a_page_header_with_one_wrong_byte_never_shifts_a_column(at: int, change: int) -> None:
+    """A byte of a value may change unseen, as there are no checksums; every other value stays in its row."""
+    data = bytearray(SMALL)
+    data[at] ^= change
+    try:
+        read = read_parquet(bytes(data))
+    except (UnreadableFile, SchemaMismatch):
+        return
+    there = {row: n for n, row in enumerate(read.values("row_number"))}
+    assert len(there) + len(read.rejects) == ROWS
+    fares, sound = read.values("fare_amount"), TRIPS["fare_amount"].to_pylist()
+    assert sum(fares[place] != sound[row - 1] for row, place in there.items()) <= 1
