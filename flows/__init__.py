@@ -29,7 +29,8 @@
 | how other programs spell a missing value           | `tlc/missing.py`                  |
 | which Parquet disagrees with itself or asks too much | `tlc/{parquet_footer,parquet_pages,thrift}.py` |
 | how reading, converting and storing overlap        | `tlc/pipeline.py`                 |
-| which values convert and which are set aside       | `tlc/clean.py`                    |
+| which values convert                               | `tlc/convert.py`                  |
+| which rows are set aside                           | `tlc/clean.py`                    |
 | what counts as inserted, updated, removed          | `tlc/compare.py`                  |
 | names of files, keys, partitions                   | `tlc/trips.py`                    |
 | the taxi zones, their columns                      | `tlc/zones.py`                    |

@@ -5,17 +5,18 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flows.tlc.convert import convert, is_text, without_nan
 from flows.tlc.eras import Shape
 from flows.tlc.errors import NotReconciled, SchemaMismatch, TooManyRejects
 from flows.tlc.foreign import Stretch
-from flows.tlc.schema import CODINGS, KEY, KINDS, QUARANTINE_SCHEMA, Coding, Kind, arrow_schema
+from flows.tlc.schema import CODINGS, KEY, QUARANTINE_SCHEMA, Coding, Kind, arrow_schema
 from flows.tlc.trips import Rows, TripMonth
 
 # A sound file has next to none; above this share the file is damaged or its era is wrong.
@@ -24,6 +25,7 @@ MAX_REJECTED_SHARE = 0.01
 MAX_REJECTED = 300_000
 MAX_ROWS = 100_000_000
 _TOLD = 300  # characters of a row in a message
+_LONGEST_ORIGINAL = 4_000  # characters of a row in quarantine; a sound one has about 200 in a CSV, 600 as JSON
 _WITHOUT_SECONDS = r"\d[-/.]\d{1,2}[-/.]\d{1,4} \d{1,2}:\d\d(?![:\d])"
 
 REASONS: dict[Kind, str] = {
@@ -151,96 +153,6 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-_EARLIEST = pa.scalar(-62_135_596_800_000_000, pa.timestamp("us"))  # 0001-01-01, the first day every store can hold
-_LATEST = pa.scalar(253_402_300_799_999_999, pa.timestamp("us"))  # 9999-12-31
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-# How a value may be spelled where it was published as text. Arrow alone is more generous: it takes 0x10 for 16,
-# NaN for a number, and a bare date or a time without seconds for midnight or :00, which would be invented data.
-_SPELLED: dict[Kind, str] = {
-    "integer": r"^[+-]?[0-9]+(\.0*)?$",
-    "number": r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$",
-    "datetime": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
-    r"[ T]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6}0*)?$",
-}
-
-
-def _well_spelled(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:
-    """The texts without blanks around them; those spelled otherwise than `kind` may be are made null, and told."""
-    values = pc.ascii_trim_whitespace(values)
-    fits = pc.fill_null(pc.match_substring_regex(values, _SPELLED[kind]), True)
-    return pc.if_else(fits, values, pa.scalar(None, values.type)), pc.indices_nonzero(pc.invert(fits)).to_pylist()
-
-
-def _to_integer(values: pa.Array) -> pa.Array:
-    if _is_text(values.type):  # never by way of a float, which rounds beyond 2^53
-        values = pc.replace_substring_regex(values, r"^\+|\.0*$", "")
-    return values.cast(pa.int64())
-
-
-def _to_number(values: pa.Array) -> pa.Array:
-    numbers = values.cast(pa.float64())
-    if not pc.all(pc.is_finite(numbers), min_count=0).as_py():
-        raise pa.ArrowInvalid("NaN or infinite")
-    return numbers
-
-
-def _to_datetime(values: pa.Array) -> pa.Array:
-    moments = values.cast(pa.timestamp("us"))
-    span = pc.min_max(moments)
-    if span["min"].is_valid and not (_EARLIEST.value <= span["min"].value and span["max"].value <= _LATEST.value):
-        raise pa.ArrowInvalid("outside the years 1 to 9999")
-    return moments
-
-
-def _to_text(values: pa.Array) -> pa.Array:
-    texts = values.cast(pa.string())
-    texts.validate(full=True)  # Parquet's reader does not look whether a text is UTF-8
-    if pc.any(pc.match_substring(texts, "\x00"), min_count=0).as_py():
-        raise pa.ArrowInvalid("NUL, which Postgres cannot hold")
-    return texts
-
-
-_CONVERT: dict[Kind, Callable[[pa.Array], pa.Array]] = {
-    "integer": _to_integer,
-    "number": _to_number,
-    "datetime": _to_datetime,
-    "text": _to_text,
-}
-
-
-def _convert(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:
-    """Convert, and tell the positions that will not."""
-    if kind not in _SPELLED or not _is_text(values.type):
-        return _halve(values, kind)
-    if kind == "datetime" and pc.all(pc.equal(pc.binary_length(values), 19), min_count=0).as_py():
-        # Of texts as long as "2021-01-31 23:59:59", Arrow takes nothing else; asking the pattern costs more than the cast.
-        with suppress(pa.ArrowInvalid):
-            return _to_datetime(values), []
-    values, misspelled = _well_spelled(values, kind)
-    if kind == "datetime":  # Arrow takes six digits of a second, and of more all are zeros
-        values = pc.replace_substring_regex(values, r"(\.[0-9]{6})0+$", r"\1")
-    converted, impossible = _halve(values, kind)
-    return converted, misspelled + impossible
-
-
-def _halve(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:
-    """Convert; halving finds a few bad values among many in few steps."""
-    try:
-        return _CONVERT[kind](values), []
-    except pa.ArrowInvalid:
-        if len(values) == 1:
-            return pa.nulls(1, KINDS[kind].arrow), [0]
-    middle = len(values) // 2
-    left, bad_left = _halve(values[:middle], kind)
-    right, bad_right = _halve(values[middle:], kind)
-    return pa.concat_arrays([left, right]), bad_left + [middle + position for position in bad_right]
-
-
 def _as_array(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
@@ -257,16 +169,25 @@ def rejects_table(rejects: Iterable[tuple[int, str, str]]) -> pa.Table:
 NO_REJECTS = rejects_table([])
 
 
-def _readable(value: pa.Scalar) -> str | float | None:
-    """A value as JSON can hold it, also one that Python or UTF-8 cannot: year 10000, NaN, stray bytes."""
-    if not value.is_valid:
-        return None
-    if pa.types.is_timestamp(value.type):
-        return str(value.cast(pa.string()).as_py())
-    if _is_text(value.type):
-        return bytes(value.as_buffer()).decode(errors="backslashreplace")
-    plain = value.as_py()
-    return plain if isinstance(plain, int | float) and math.isfinite(plain) else str(plain)
+def _as_json(rows: pa.Table) -> list[str]:
+    """Each row as JSON, also with values that Python or UTF-8 cannot hold: year 10000, NaN, stray bytes."""
+    names = rows.column_names
+    columns = [_readable(_as_array(column)) for column in rows.columns]
+    return [
+        json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False) for values in zip(*columns, strict=True)
+    ]
+
+
+def _readable(values: pa.Array) -> list[str | float | None]:
+    if pa.types.is_timestamp(values.type):
+        return cast("list[str | float | None]", values.cast(pa.string()).to_pylist())
+    if is_text(values.type):
+        texts = values.cast(pa.large_binary()).to_pylist()
+        return [None if text is None else text.decode(errors="backslashreplace") for text in texts]
+    return [
+        value if value is None or (isinstance(value, int | float) and math.isfinite(value)) else str(value)
+        for value in values.to_pylist()
+    ]
 
 
 def _decode(values: pa.Array, coding: Coding) -> tuple[pa.Array, dict[str, pa.Array]]:
@@ -293,11 +214,35 @@ def _require_empty(trip_month: TripMonth, name: str, values: pa.ChunkedArray, ro
         )
 
 
-def _empty_rows(published: pa.Table) -> list[int]:
+def _require_nothing(trip_month: TripMonth, name: str, kind: Kind, values: pa.Array, row_numbers: pa.Array) -> None:
+    """Raise `SchemaMismatch` if a column of floats, which pandas makes of a column without a value, has one after all."""
+    filled = pc.indices_nonzero(pc.is_valid(values))
+    if len(filled):
+        first = filled[0].as_py()
+        raise SchemaMismatch(
+            f"{trip_month}: {name} has the type {values.type} and holds {values[first].as_py()!r} in row"
+            f" {row_numbers[first]}, where a {kind} belongs. Nothing was loaded; save the column as a {kind}, or get TLC's own"
+            " file."
+        )
+
+
+def _require_count(trip_month: TripMonth, name: str, values: pa.Array, row_numbers: pa.Array) -> None:
+    """Raise `SchemaMismatch` unless a column without a name counts the rows, from 0 or from 1."""
+    counted, bad = convert(values, "integer")
+    apart = pc.min_max(pc.subtract(row_numbers, counted)).as_py()
+    if bad or counted.null_count or (len(values) and apart not in ({"min": 0, "max": 0}, {"min": 1, "max": 1})):
+        raise SchemaMismatch(
+            f"{trip_month}: the first column has no name, and does not count the rows: it is not the index that pandas and R"
+            f" write, and what it holds from row {row_numbers[0]} on is not known. Nothing was loaded; name the column, or"
+            " save the file without it (pandas: index=False; R: row.names=FALSE)."
+        )
+
+
+def _empty_rows(columns: Sequence[pa.Array | pa.ChunkedArray]) -> list[int]:
     """Positions of rows without any value, such as the lines of commas that a spreadsheet leaves at the end."""
-    if not all(column.null_count for column in published.columns):
+    if not all(column.null_count for column in columns):
         return []
-    empty = reduce(pc.and_, (column.is_null() for column in published.columns))
+    empty = reduce(pc.and_, (column.is_null() for column in columns))
     return [position.as_py() for position in pc.indices_nonzero(empty)]
 
 
@@ -307,26 +252,37 @@ def clean(
     published: pa.Table,
     row_numbers: pa.Array,
     original: Callable[[int], str] | None = None,
+    originals: int | None = None,
 ) -> Chunk:
     """Canonical trips of `published` (columns as in `shape`), with the rows that will not convert set aside.
 
-    `original(i)` gives row i as it was published; by default its values as JSON.
+    `original(i)` gives row i as it was published; by default its values as JSON. Only the first `originals` rows set aside
+    keep it, if that is given; every one of them is counted.
     """
     by_name: dict[str, pa.Array] = {}
     bad: dict[int, str] = {}
     for name in shape.empty:
         _require_empty(trip_month, name, published.column(name), row_numbers)
+    for name in shape.counting:
+        _require_count(trip_month, name, _as_array(published.column(name)), row_numbers)
     for name, column in zip(shape.published, shape.canonical, strict=True):
-        values = _as_array(published.column(name))
+        values = without_nan(_as_array(published.column(name)))
+        positions: list[int] = []
+        if pa.types.is_floating(values.type) and column.kind in ("text", "datetime") and not shape.coded(column):
+            _require_nothing(trip_month, name, column.kind, values, row_numbers)
+            values = pa.nulls(len(values))
         if shape.coded(column):
-            values, originals = _decode(values, CODINGS[column.name])
-            by_name |= originals
-        by_name[column.name], positions = _convert(values, column.kind)
-        for position in positions:
+            if is_text(values.type):
+                values, positions = convert(values, "text")  # what is no UTF-8 cannot be looked up
+            values, words = _decode(values, CODINGS[column.name])
+            by_name |= words
+        by_name[column.name], more = convert(values, column.kind)
+        for position in positions + more:
             bad.setdefault(position, f"{column.name}: {REASONS[column.kind]}")
 
-    for position in _empty_rows(published):
-        bad[position] = "nothing in it"
+    new = [published.column(name) for name in shape.new]
+    for position in _empty_rows([*by_name.values(), *new]):
+        bad.setdefault(position, "nothing in it")
 
     count = published.num_rows
     by_name["file_month"] = pa.repeat(pa.scalar(trip_month.file_month, pa.date32()), count)
@@ -339,12 +295,18 @@ def clean(
     if not bad:
         return Chunk(trips, NO_REJECTS, count, extra=extra)
 
-    def as_json(position: int) -> str:
-        row = {name: _readable(published.column(name)[position]) for name in published.column_names}
-        return json.dumps(row, ensure_ascii=False)
-
+    positions = sorted(bad)
+    kept = positions[:originals]
+    texts = (
+        [original(position) for position in kept] if original else _as_json(published.take(pa.array(kept, pa.int64())))
+    )
     rejects = rejects_table(
-        (row_numbers[position].as_py(), reason, (original or as_json)(position)) for position, reason in bad.items()
+        zip(
+            row_numbers.take(positions).to_pylist(),
+            (bad[position] for position in positions),
+            (text[:_LONGEST_ORIGINAL] for text in texts + [""] * (len(positions) - len(kept))),
+            strict=True,
+        )
     )
     keep = pa.array([position not in bad for position in range(count)])
     return Chunk(trips.filter(keep), rejects, count, extra=None if extra is None else extra.filter(keep))

@@ -5,7 +5,7 @@ Facts read off the published files themselves; names differ in case and blanks b
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields, replace
 
@@ -110,8 +110,27 @@ ERAS = (
     Era("fhvhv", "parquet", "2025-01", f"{_FHVHV} cbd_congestion_fee"),
 )
 
-# Numbers that pandas gave to rows, left in TLC's own Parquet of 2010-02 and 2010-03, and in whatever people saved with them.
-_INDEX = "__index_level_0__"
+
+@dataclass(frozen=True)
+class Index:
+    """A column of row numbers that a tool adds to a file, as `_plain` has its name: no trip data.
+
+    It is one in any place, or as the first or last column only (`at_ends`). `counts`: its values must count the rows.
+    """
+
+    name: str
+    made_by: str
+    at_ends: bool = True
+    counts: bool = False
+
+
+# TLC's own Parquet of 2010-02 and 2010-03 has the first. Of the names: https://pandas.pydata.org/docs/user_guide/io.html
+INDEXES = (
+    Index("__index_level_0__", "pandas: DataFrame.to_parquet", at_ends=False),
+    Index("index", "pandas: DataFrame.reset_index"),
+    Index("unnamed: 0", "pandas: read_csv of a file with the next"),
+    Index("", "pandas: DataFrame.to_csv; R: write.csv", counts=True),
+)
 _LAST_CSV = "2021-07"  # of DataTalksClub's mirror; TLC went over to Parquet in May 2022
 
 # What older files call a column of today's; every other name is today's, but for case and blanks around it.
@@ -145,11 +164,15 @@ ALIASES: dict[str, dict[str, str]] = {
 }
 
 # Which published Arrow types a kind can come from without a guess; a value that will not convert is quarantined.
+# Floats in a column of texts or times are pandas' way to have no value there: `clean` refuses one that has a number.
+_TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+_FLOAT_TYPES = ("double", "float", "halffloat")
+_NUMBER_TYPES = ("int", "uint", "decimal", *_FLOAT_TYPES, "null", *_TEXT_TYPES)
 _CONVERTIBLE: dict[Kind, tuple[str, ...]] = {
-    "integer": ("int", "uint", "double", "float", "null", "string", "large_string"),
-    "number": ("int", "uint", "double", "float", "null", "string", "large_string"),
-    "datetime": ("timestamp", "null", "string", "large_string"),
-    "text": ("string", "large_string", "null"),
+    "integer": _NUMBER_TYPES,
+    "number": _NUMBER_TYPES,
+    "datetime": ("timestamp", "null", *_FLOAT_TYPES, *_TEXT_TYPES),
+    "text": ("null", *_FLOAT_TYPES, *_TEXT_TYPES),
 }
 
 
@@ -158,7 +181,7 @@ class Shape:
     """How one file's columns map to the canonical ones: `published[i]` is read as `canonical[i]`.
 
     `names` are all its columns in order; those in `empty` must hold nothing in any row, unnamed ones at the end among them;
-    those in `new` no schema knows, and they are kept as published.
+    those in `new` no schema knows, and they are kept as published; those in `counting` must count the rows, and are left out.
     """
 
     era: Era
@@ -167,6 +190,7 @@ class Shape:
     canonical: tuple[Column, ...]
     empty: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
+    counting: tuple[str, ...] = ()
 
     def coded(self, column: Column) -> bool:
         """Whether the file says in words what the column says in codes."""
@@ -216,18 +240,25 @@ def meant_by(color: str, name: str) -> Column | None:
     return _meanings(color).get(_plain(name))
 
 
-def _beside(era: Era) -> set[str]:
-    """Columns that carry no trip, as `_plain` has them."""
-    return {_plain(name) for name in f"{era.empty} {_INDEX}".split()}
+def _indexes(names: Sequence[str]) -> dict[str, Index]:
+    """The columns that a tool added to count the rows. One without a name is one as the first column only."""
+    known = {index.name: index for index in INDEXES}
+    ends = {0: True, len(names) - 1: True}
+    return {
+        name: index
+        for place, name in enumerate(names)
+        if (index := known.get(_plain(name))) and (place in ends or not index.at_ends) and (name.strip() or place == 0)
+    }
 
 
-def _meant(era: Era, names: Iterable[str]) -> dict[str, Column | None]:
+def _meant(era: Era, names: Sequence[str]) -> dict[str, Column | None]:
     """What a file of an era means by the names of its columns, those beside trips left out; None where nobody knows."""
-    meanings, beside = _meanings(era.color), _beside(era)
-    return {name: meanings.get(_plain(name)) for name in names if _plain(name) not in beside}
+    meanings = _meanings(era.color)
+    empty, indexes = {_plain(name) for name in era.empty.split()}, _indexes(names)
+    return {name: meanings.get(_plain(name)) for name in names if _plain(name) not in empty and name not in indexes}
 
 
-def _lacking(era: Era, names: Iterable[str]) -> list[Column]:
+def _lacking(era: Era, names: Sequence[str]) -> list[Column]:
     """Columns that an era has and a file with columns `names` has not."""
     meanings, found = _meanings(era.color), _meant(era, names).values()
     return [column for column in map(meanings.get, map(_plain, era.columns.split())) if column and column not in found]
@@ -272,35 +303,63 @@ class Difference:
     what_to_do: str
 
 
-def _as_text(differences: Iterable[Difference]) -> str:
+_MOST_COLUMNS = 200  # of a file; TLC's have 25 at the most
+_MOST_TOLD = 20  # differences in a message
+_LONGEST_CELL = 60  # characters of a name or a type in it
+
+
+def _cell(text: str) -> str:
+    return text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}…"
+
+
+def _as_text(differences: Sequence[Difference]) -> str:
     """The table, in columns of letters of one width, as logs and terminals show it."""
     heads = tuple(field.name.replace("_", " ") for field in fields(Difference))
-    rows = [heads, *map(astuple, differences)]
+    rows = [heads, *map(astuple, differences[:_MOST_TOLD])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, tuple("-" * width for width in widths))
-    return "\n".join(" | ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    more = [f"and {len(differences) - _MOST_TOLD} more"] if len(differences) > _MOST_TOLD else []
+    return "\n".join([" | ".join(map(str.ljust, row, widths)).rstrip() for row in rows] + more)
 
 
-_FETCH = "fetch the file again; if TLC changed it for good: docs/eras.md"
-_NAMELESS = "fetch the original file; one saved by pandas: save it with index=False"
+_FOR_GOOD = "if TLC changed it for good: docs/eras.md"
+_ABSENT = f"get TLC's own file; {_FOR_GOOD}"
+_TWICE = f"leave one of them out; {_FOR_GOOD}"
+_KEYS_NAME = f"give the column another name, or get TLC's own file; {_FOR_GOOD}"
+_TYPE = f"save the column as {{}}, or get TLC's own file; {_FOR_GOOD}"
+_NESTED = f"leave it out, or save it in flat columns; {_FOR_GOOD}"
+_NAMELESS = "get TLC's own file; one saved by pandas: save it with index=False"
 _ADD = {
     "strict": "add it (docs/eras.md), or load the lake alone, with schema=accept_new_columns",
     "accept_new_columns": "nothing: it would be kept as published",
 }
 _RENAMED = "\nIf an absent column is there by a new name: add that name to ALIASES in flows/tlc/eras.py."
+_TLC_TYPES: dict[Kind, str] = {
+    "integer": "int64",
+    "number": "double",
+    "datetime": "timestamp[us] without zone",
+    "text": "string",
+}
+_WALL_CLOCK = "New York wall-clock, without zone"
 
 
 def _unlike(era: Era, column: Column, published: pa.DataType) -> str:
     """What a column would have to be to be converted without a guess; "" if it is that."""
     if pa.types.is_dictionary(published):  # what pandas makes of a category
         published = published.value_type
-    simple = str(published).split("[")[0].rstrip("0123456789")
+    simple = str(published).split("[")[0].split("(")[0].rstrip("0123456789")
     coded_number = column.name in era.coded.split() and simple in _CONVERTIBLE["number"]
     if simple not in _CONVERTIBLE[column.kind] and not coded_number:
         return column.kind
     if pa.types.is_timestamp(published) and published.tz is not None:
-        return "New York wall-clock, without zone"
+        return _WALL_CLOCK
     return ""
+
+
+def _how_to_save(column: Column, expected: str) -> str:
+    if expected == _WALL_CLOCK:
+        return "save it so (pandas: dt.tz_convert('America/New_York').dt.tz_localize(None); Spark: TIMESTAMP_NTZ)"
+    return _TYPE.format(_TLC_TYPES[column.kind])
 
 
 def match(
@@ -316,6 +375,11 @@ def match(
     one given twice, or one of a kind that cannot be converted raises `SchemaMismatch` with a table of all of them.
     By the rule accept_new_columns, those that no schema knows are the shape's `new` ones, if they have a name of their own.
     """
+    if len(names) > _MOST_COLUMNS:
+        raise SchemaMismatch(
+            f"{trip_month}: the file has {len(names):,} columns, the first is {_cell(repr(names[0]))}; a file of trips has fewer"
+            f" than {_MOST_COLUMNS}. Nothing was loaded; get TLC's own file."
+        )
     era = _era_like(trip_month, ending, names)
     meant, lacking = _meant(era, names), _lacking(era, names)
     known = {name: column for name, column in meant.items() if column}
@@ -323,20 +387,24 @@ def match(
     wrong, new = [], []
     for place, name in enumerate(names):
         column = meant.get(name)
-        published = str(types[place]) if types else f"field {place + 1}"
+        shown, published = _cell(repr(name)), _cell(str(types[place])) if types else f"field {place + 1}"
         began = (column and since(era, column)) or "–"
         if given[column or _plain(name)] > 1:
-            wrong.append(Difference(repr(name), f"{published}, not alone", "one column", began, _FETCH))
+            wrong.append(Difference(shown, f"{published}, not alone", "one column", began, _TWICE))
         elif column:
             if types and (expected := _unlike(era, column, types[place])):
-                wrong.append(Difference(repr(name), published, expected, began, _FETCH))
+                wrong.append(Difference(shown, published, expected, began, _how_to_save(column, expected)))
+        elif name not in meant:
+            continue
         elif not name.strip():
-            wrong.append(Difference(repr(name), published, "a name", "–", _NAMELESS))
+            wrong.append(Difference(shown, published, "a name", "–", _NAMELESS))
         elif _plain(name) in _KEY_NAMES:
-            wrong.append(Difference(repr(name), published, "another name: this is the key's", "–", _FETCH))
-        elif name in meant:
-            new.append(Difference(repr(name), published, "no such column", "–", _ADD[rule]))
-    wrong += [Difference(repr(c.name), "absent", c.kind, since(era, c), _FETCH) for c in lacking]
+            wrong.append(Difference(shown, published, "another name: this is the key's", "–", _KEYS_NAME))
+        elif types and pa.types.is_nested(types[place]):
+            wrong.append(Difference(shown, published, "one value per row", "–", _NESTED))
+        else:
+            new.append(Difference(shown, published, "no such column", "–", _ADD[rule]))
+    wrong += [Difference(repr(c.name), "absent", c.kind, since(era, c), _ABSENT) for c in lacking]
     if wrong or (new and rule == "strict"):
         raise SchemaMismatch(
             f"{trip_month}: the columns are not those of {era.name}. Nothing was loaded.\n{_as_text(new + wrong)}"
@@ -344,7 +412,8 @@ def match(
         )
     empty = tuple(name for name in names if _plain(name) in {_plain(name) for name in era.empty.split()})
     unknown = tuple(name for name in meant if name not in known)
-    return Shape(era, tuple(names), tuple(known), tuple(known.values()), empty, unknown)
+    counting = tuple(name for name, index in _indexes(names).items() if index.counts)
+    return Shape(era, tuple(names), tuple(known), tuple(known.values()), empty, unknown, counting)
 
 
 def differences(color: str, names: Sequence[str]) -> list[str]:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from flows.tlc.clean import Chunk, clean
+from flows.tlc.clean import MAX_REJECTED_SHARE, Chunk, clean
+from flows.tlc.convert import is_text
 from flows.tlc.eras import Shape, match
 from flows.tlc.errors import SchemaMismatch, TripDataError, UnreadableFile
 from flows.tlc.parquet_footer import (
@@ -32,6 +33,7 @@ from flows.tlc.trips import SchemaRule, TripMonth
 BATCH = 64 << 10  # rows of Parquet converted at once
 _TEXT_PER_ROW = 4 << 10  # bytes; of a batch on average, beyond the first `_FREE_TEXT`. TLC's rows have fewer than 100
 _FREE_TEXT = 16 << 20
+_ORIGINALS = 100  # rows set aside that keep their original, however small the file is
 _TOLD = 300  # characters of the reader's own words in a message
 
 
@@ -74,7 +76,7 @@ def _explained(trip_month: TripMonth, error: Exception) -> UnreadableFile:
 
 
 def _text(values: pa.Array) -> pa.Array:
-    """Texts of whatever Arrow type as `string`, its bytes as they are: whether they are UTF-8, `clean` looks."""
+    """Texts of whatever Arrow type as `string`, their bytes as they are: whether they are UTF-8, `clean` looks."""
     if pa.types.is_binary_view(values.type) or pa.types.is_string_view(values.type):
         values = values.cast(pa.binary())
     if pa.types.is_large_binary(values.type):
@@ -82,41 +84,41 @@ def _text(values: pa.Array) -> pa.Array:
     return values.view(pa.string()) if pa.types.is_binary(values.type) else values
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
 def _plain(values: pa.Array) -> pa.Array:
-    """The values in place of numbers into a dictionary, texts as `string` or `large_string`, empty ones as null."""
+    """The values in place of numbers into a dictionary, and texts as `string` or `large_string`; `TooMuch` if one is too long."""
     if pa.types.is_dictionary(values.type):
         values = pa.DictionaryArray.from_arrays(values.indices, _text(values.dictionary)).dictionary_decode()
     values = _text(values)
-    if not _is_text(values.type):
-        return values
+    if is_text(values.type):
+        longest = pc.max(pc.binary_length(values)).as_py() or 0
+        if longest > LONGEST_TEXT:
+            raise TooMuch(f"it has a text of {longest:,} bytes, the limit is {LONGEST_TEXT:,}")
+    return values
+
+
+def _without_empty_texts(values: pa.Array) -> pa.Array:
+    """The same, null in place of empty texts: as in a CSV, where there is no difference."""
     lengths = pc.binary_length(values)
-    # As in a CSV: there is no difference between an empty text and none.
-    span = pc.min_max(lengths)
-    if (span["max"].as_py() or 0) > LONGEST_TEXT:
-        raise TooMuch(f"it has a text of {span['max'].as_py():,} bytes, the limit is {LONGEST_TEXT:,}")
-    return (
-        pc.if_else(pc.equal(lengths, 0), pa.scalar(None, values.type), values) if span["min"].as_py() == 0 else values
-    )
+    if pc.min(lengths).as_py() != 0:
+        return values
+    return pc.if_else(pc.equal(lengths, 0), pa.scalar(None, values.type), values)
 
 
-def _values(batch: pa.RecordBatch, new: tuple[str, ...]) -> pa.Table:
-    """The batch as `clean` takes it: of few types. Columns in `new` keep their values, so they keep empty texts."""
+def _values(batch: pa.RecordBatch, group: Group, new: tuple[str, ...]) -> pa.Table:
+    """The batch as `clean` takes it: of few types. Columns in `new` are kept as published, so they keep empty texts."""
     columns = []
     size = 0
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+    for place, (name, column) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
         try:
             plain = _plain(column)
         except TooMuch as much:
-            raise TooMuch(f"column {name[:60]!r}: {much}") from None
-        if _is_text(plain.type):
+            raise TooMuch(f"{group.place(place)}: {much}") from None
+        if is_text(plain.type):
             size += plain.nbytes
-        columns.append(column if name in new and not pa.types.is_dictionary(column.type) else plain)
+            plain = plain if name in new else _without_empty_texts(plain)
+        columns.append(plain)
     if size > _FREE_TEXT + _TEXT_PER_ROW * batch.num_rows:
-        raise TooMuch(f"{batch.num_rows:,} rows have {size >> 20} MB of text")
+        raise TooMuch(f"{group.place()}: {batch.num_rows:,} rows have {size >> 20} MB of text")
     return pa.table(columns, names=batch.schema.names)
 
 
@@ -214,11 +216,13 @@ def parquet_chunks(
 
     def chunks() -> Iterator[Chunk]:
         row = 1
+        borne = max(_ORIGINALS, int(MAX_REJECTED_SHARE * footer.rows))  # with more, the month stops and keeps none
         for group, size in zip(footer.groups, sizes, strict=True):
             for batch in _batches(parquet, group, size):
                 numbers = pa.arange(row, row + batch.num_rows)
                 row += batch.num_rows
-                chunk = clean(trip_month, shape, _values(batch, shape.new), numbers)
+                chunk = clean(trip_month, shape, _values(batch, group, shape.new), numbers, originals=borne)
+                borne = max(borne - chunk.rejects.num_rows, 0)
                 yield replace(chunk, share=(row - 1) / max(footer.rows, 1))
 
     try:

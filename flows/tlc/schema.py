@@ -192,6 +192,10 @@ CODINGS: dict[str, Coding] = {
     "store_and_fwd_flag": Coding({"0": "N", "0.0": "N", "1": "Y", "1.0": "Y"}),
 }
 
+# How tools spell a value that is missing: pandas and R, MySQL and Postgres, spreadsheets. So only where no text can be meant.
+# https://pandas.pydata.org/docs/reference/api/pandas.read_csv.html (na_values)
+MISSING = ("", "NA", "N/A", "NULL", "null", r"\N", "nan", "NaN", "None", "<NA>", "NaT", "#N/A")
+
 
 def columns(color: str) -> tuple[Column, ...]:
     """Every column of a stored trip of this color, in order: TLC's, then the key."""

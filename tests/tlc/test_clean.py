@@ -8,16 +8,18 @@ from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.tlc import convert
 from flows.tlc.clean import Chunk, Tally, clean, filtered, rejects_table
 from flows.tlc.eras import match
-from flows.tlc.errors import NotReconciled, TooManyRejects
-from flows.tlc.schema import QUARANTINE_SCHEMA, arrow_schema
+from flows.tlc.errors import NotReconciled, SchemaMismatch, TooManyRejects
+from flows.tlc.schema import MISSING, QUARANTINE_SCHEMA, arrow_schema
 from flows.tlc.trips import Rows, TripMonth
 from tests.tlc.published import FHV, FHV_HEADER, GREEN, TRIP, table
 
@@ -47,6 +49,8 @@ def outcome(column: str, value: Any, kind: pa.DataType) -> Any:
     return chunk.trips.column(column)[1].as_py()
 
 
+NULL = object()  # a missing value, which is loaded as null; None is set aside
+
 # Spelled as text, in a CSV file or in TLC's oldest Parquet.
 TEXTS: dict[str, dict[str, Any]] = {
     "VendorID": {
@@ -54,17 +58,19 @@ TEXTS: dict[str, dict[str, Any]] = {
         "100.00": 100,
         "9223372036854775807": 2**63 - 1, "-9223372036854775808": -(2**63), "9007199254740993.0": 2**53 + 1,
         "9223372036854775808": None, "1.5": None, "1.0000000000000000000001": None, "1e3": None, "0x10": None,
-        "0XFFFFFFFFFFFFFFFF": None, "1_000": None, "1,000": None, "abc": None, "nan": None, "inf": None, "--1": None, "-": None,
+        "00009223372036854775807": 2**63 - 1, "9223372036854775807.00": 2**63 - 1,
+        "-9223372036854775809": None, "-09223372036854775808.0": -(2**63), "10000000000000000000": None,
+        "0XFFFFFFFFFFFFFFFF": None, "1_000": None, "1,000": None, "abc": None, "nan": NULL, "inf": None, "--1": None, "-": None,
         " ": None, ".0": None, "٣": None, "1\u00a0": None, "1 2": None, '"1"': None, "TRUE": None, "VTS": None,
     },
     "fare_amount": {
         ".79": 0.79, "-.5": -0.5, "5.": 5.0, "5": 5.0, "+5": 5.0, " 5.25 ": 5.25, "007.5": 7.5, "1e3": 1000.0, "1E-2": 0.01,
         "2.6299999999999999": 2.63, "0.30000000000000004": 0.1 + 0.2, "-500": -500.0,
         "1.7976931348623157e308": 1.7976931348623157e308, "5e-324": 5e-324, "1e400": None, "-1e400": None,
-        "NaN": None, "nan": None, "-nan": None, "inf": None, "Infinity": None,
-        "$5": None, "5,5": None, "1.2.3": None, "1e": None, "e1": None, ".": None, "": None, "0x10": None,
+        "NaN": NULL, "nan": NULL, "-nan": None, "inf": None, "Infinity": None,
+        "$5": None, "5,5": None, "1.2.3": None, "1e": None, "e1": None, ".": None, "": NULL, "0x10": None,
         "1d3": None, "٣": None,
-        "1_0": None, "N/A": None, "--1": None,
+        "1_0": None, "N/A": NULL, "--1": None,
     },
     "lpep_pickup_datetime": {
         "2021-01-31 23:59:59": dt.datetime(2021, 1, 31, 23, 59, 59), " 2021-01-01 00:00:00 ": dt.datetime(2021, 1, 1),
@@ -79,8 +85,9 @@ TEXTS: dict[str, dict[str, Any]] = {
         "2021-01-32 00:00:00": None, "2021-01-01 24:00:00": None, "2021-01-01 23:60:00": None, "2016-12-31 23:59:60": None,
         "0000-01-01 00:00:00": None, "10000-01-01 00:00:00": None, "21-01-01 00:00:00": None, "2021-1-1 0:0:0": None,
         "2021-01-0100:00:00": None, "2021-01-01  00:00:00": None, "2021-01-01 00:00:00Z": None, "2021-01-01 00:00+05": None,
-        "2021-01-01 00:00:00+05:00": None, "2021-01-01 00:00:00.1234567": None, "٢021-01-01 00:00:00": None, "NULL": None,
-        "1609459200": None,
+        "2021-01-01 00:00:00+05:00": None, "2021-01-01 00:00:00.1234567": None, "٢021-01-01 00:00:00": None, "NULL": NULL,
+        "1609459200": None, "2000-02-29 00:00:00": dt.datetime(2000, 2, 29), "1900-02-29 00:00:00": None,
+        "2100-02-29 00:00:00": None, "2024-02-29T23:59:59.9": dt.datetime(2024, 2, 29, 23, 59, 59, 900_000),
     },
     "store_and_fwd_flag": {
         "N": "N", " ": " ", "N ": "N ", "N/A": "N/A", "nan": "nan", "null": "null", "é": "é", "🚕": "🚕", 'a"b': 'a"b',
@@ -96,8 +103,16 @@ TEXTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()], ids=str)
 def test_a_text_is_what_it_spells_or_is_set_aside(column: str, text: str, value: Any, kind: pa.DataType) -> None:
     got = outcome(column, text, kind)
-    assert got == (REASON[column] if value is None else value)
-    assert value is None or type(got) is type(value)
+    expected = None if value is NULL else REASON[column] if value is None else value
+    assert got == expected
+    assert type(got) is type(expected)
+
+
+@pytest.mark.parametrize("word", MISSING)
+@pytest.mark.parametrize("column", [column for column in REASON if column != "store_and_fwd_flag"])
+def test_a_word_for_a_missing_value_is_null_where_no_text_can_be(column: str, word: str) -> None:
+    assert outcome(column, word, pa.string()) is None
+    assert outcome(column, f"{word}?", pa.string()) == REASON[column]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +123,7 @@ def test_a_text_is_what_it_spells_or_is_set_aside(column: str, text: str, value:
         ("VendorID", pa.float64(), 2.0**63, None),
         ("VendorID", pa.float64(), 1.5, None),
         ("VendorID", pa.float64(), 1e300, None),
-        ("VendorID", pa.float64(), math.nan, None),
+        ("VendorID", pa.float64(), math.nan, NULL),
         ("VendorID", pa.float64(), math.inf, None),
         ("VendorID", pa.int32(), -5, -5),
         ("VendorID", pa.uint64(), 2**63 - 1, 2**63 - 1),
@@ -117,7 +132,26 @@ def test_a_text_is_what_it_spells_or_is_set_aside(column: str, text: str, value:
         ("fare_amount", pa.int64(), 2**53 + 1, None),
         ("fare_amount", pa.float32(), 0.5, 0.5),
         ("fare_amount", pa.float64(), -0.01, -0.01),
-        ("fare_amount", pa.float64(), math.nan, None),
+        ("fare_amount", pa.float64(), math.nan, NULL),
+        ("fare_amount", pa.float16(), 0.5, 0.5),
+        ("fare_amount", pa.float16(), math.nan, NULL),
+        ("VendorID", pa.float16(), 2.0, 2),
+        ("lpep_pickup_datetime", pa.float64(), math.nan, NULL),
+        ("store_and_fwd_flag", pa.float64(), math.nan, NULL),
+        ("VendorID", pa.int64(), -(2**63), -(2**63)),
+        ("fare_amount", pa.int64(), -(2**63), None),
+        ("fare_amount", pa.uint64(), 2**64 - 1, None),
+        ("fare_amount", pa.decimal128(10, 2), Decimal("12.35"), 12.35),
+        ("fare_amount", pa.decimal32(5, 2), Decimal("-0.01"), -0.01),
+        ("fare_amount", pa.decimal64(18, 10), Decimal(0), 0.0),
+        ("fare_amount", pa.decimal128(38, 10), Decimal("1E-10"), 1e-10),
+        ("fare_amount", pa.decimal128(20, 2), Decimal("123456789012345678.91"), None),
+        ("fare_amount", pa.decimal256(60, 2), Decimal("9007199254740993"), None),
+        ("VendorID", pa.decimal128(38, 0), Decimal(43), 43),
+        ("VendorID", pa.decimal32(5, 2), Decimal("2.00"), 2),
+        ("VendorID", pa.decimal128(38, 10), Decimal(0), 0),
+        ("VendorID", pa.decimal128(10, 2), Decimal("2.50"), None),
+        ("VendorID", pa.decimal128(38, 0), Decimal(2**63), None),
         ("fare_amount", pa.float64(), -math.inf, None),
         ("lpep_pickup_datetime", pa.timestamp("s"), 1, dt.datetime(1970, 1, 1, 0, 0, 1)),
         ("lpep_pickup_datetime", pa.timestamp("ms"), -1, dt.datetime(1969, 12, 31, 23, 59, 59, 999_000)),
@@ -136,7 +170,7 @@ def test_a_typed_value_keeps_its_value_or_is_set_aside(
     column: str, kind: pa.DataType, value: Any, expected: Any
 ) -> None:
     got = outcome(column, value, kind)
-    assert got == (REASON[column] if expected is None else expected)
+    assert got == (None if expected is NULL else REASON[column] if expected is None else expected)
 
 
 @pytest.mark.parametrize("column", list(REASON))
@@ -155,7 +189,7 @@ def test_columns_that_the_file_lacks_are_null_and_the_key_is_there() -> None:
 
 def test_a_row_set_aside_keeps_its_values_as_json_and_its_first_reason() -> None:
     chunk = cleaned(
-        RatecodeID=pa.array([1, 1.5, math.nan]),
+        RatecodeID=pa.array([1, 1.5, math.inf]),
         lpep_pickup_datetime=pa.array([0, 253_402_300_800_000_000, 0], pa.timestamp("us")),
         fare_amount=pa.array([1, 2.25, math.inf]),
     )
@@ -173,7 +207,7 @@ def test_a_row_set_aside_keeps_its_values_as_json_and_its_first_reason() -> None
     assert year_10000["fare_amount"] == 2.25
     assert year_10000["store_and_fwd_flag"] == "N"
     assert year_10000["ehail_fee"] is None
-    assert (infinite["RatecodeID"], infinite["fare_amount"]) == ("nan", "inf")
+    assert (infinite["RatecodeID"], infinite["fare_amount"]) == ("inf", "inf")
 
 
 def test_a_text_that_is_not_utf_8_is_set_aside() -> None:
@@ -192,6 +226,50 @@ def test_a_number_in_text_that_is_not_utf_8_is_set_aside() -> None:
         pa.string(), 2, [None, pa.array([0, 1, 3], pa.int32()).buffers()[1], pa.py_buffer(b"5\xff\xfe")]
     )
     assert cleaned(VendorID=stray).rejects.column("reason").to_pylist() == [REASON["VendorID"]]
+
+
+@pytest.mark.parametrize("column", ["store_and_fwd_flag", "lpep_pickup_datetime"])
+def test_a_float_where_a_text_or_a_time_belongs_stops_the_month(column: str) -> None:
+    with pytest.raises(SchemaMismatch, match=rf"green 2021-01: {column} has the type double and holds 5\.0 in row 2"):
+        cleaned(**{column: pa.array([math.nan, 5.0])})
+
+
+# A kind of value that cannot convert, for every way of publishing it, in as many rows as a batch has.
+HOPELESS = {
+    "fractions": ("RatecodeID", pa.array([1.5])),
+    "infinite": ("fare_amount", pa.array([math.inf])),
+    "beyond 64 bits": ("VendorID", pa.array(["99999999999999999999"])),
+    "beyond 64 bits, of one length": ("VendorID", pa.array(["9223372036854775808"])),
+    "unsigned": ("VendorID", pa.array([2**64 - 1], pa.uint64())),
+    "beyond a double": ("fare_amount", pa.array(["1e999"])),
+    "integers beyond a double": ("fare_amount", pa.array([2**62])),
+    "inexact decimals": ("fare_amount", pa.array([Decimal("123456789012345678.91")])),
+    "words": ("fare_amount", pa.array(["abc"])),
+    "days that never were": ("lpep_pickup_datetime", pa.array(["2021-02-30 00:00:00"])),
+    "fractions of a microsecond": ("lpep_pickup_datetime", pa.array([1_001], pa.timestamp("ns"))),
+    "years beyond 9999": ("lpep_pickup_datetime", pa.array([2**62], pa.timestamp("ms"))),
+    "NUL": ("store_and_fwd_flag", pa.array(["\x00"])),
+    "no UTF-8": ("store_and_fwd_flag", pa.array([b"\xff"]).view(pa.string())),
+}
+
+
+@pytest.mark.parametrize(("column", "value"), HOPELESS.values(), ids=HOPELESS)
+def test_a_column_in_which_nothing_converts_takes_no_longer_than_one_that_does(column: str, value: pa.Array) -> None:
+    rows = 64 << 10
+    values = value.take(pa.array([0] * (rows - 1) + [None], pa.int64()))
+    with patch.object(convert, "_halve", side_effect=convert._halve) as halved:
+        chunk = cleaned(**{column: values})
+    assert (chunk.trips.num_rows, chunk.rejects.num_rows, chunk.source_rows) == (1, rows - 1, rows)
+    assert chunk.rejects["reason"].unique().to_pylist() == [chunk.rejects["reason"][0].as_py()]
+    assert halved.call_count <= 1
+
+
+def test_only_as_many_rows_as_asked_keep_their_original_and_every_one_is_counted() -> None:
+    published = table(5, VendorID=["x"] * 5, store_and_fwd_flag=["y" * 10_000] * 5)
+    shape = match(GREEN, ".parquet", published.column_names, published.schema.types)
+    chunk = clean(GREEN, shape, published, pa.array(range(1, 6)), originals=2)
+    assert [len(text) for text in chunk.rejects["original"].to_pylist()] == [4_000, 4_000, 0, 0, 0]
+    assert chunk.rejects["row_number"].to_pylist() == [1, 2, 3, 4, 5]
 
 
 def test_columns_in_many_pieces_are_read_as_one() -> None:
@@ -236,6 +314,8 @@ _PYTHON: dict[str, Callable[[str], Any]] = {
 
 def _model(kind: str, text: str | None) -> Any:
     """The value by Python's own reading, `...` where there is none."""
+    if text is not None and kind != "text" and (text == "" or text.strip(" \t\n\r\x0b\x0c") in MISSING[1:]):
+        return None
     try:
         return None if text is None else _PYTHON[kind](text if kind == "text" else text.strip(" \t\n\r\x0b\x0c"))
     except ValueError:
