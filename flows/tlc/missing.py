@@ -9,9 +9,10 @@ import pyarrow.compute as pc
 
 from flows.tlc.eras import Shape
 from flows.tlc.errors import UnreadableFile
+from flows.tlc.schema import MISSING
 from flows.tlc.trips import TripMonth
 
-WORDS = ("NA", "N/A", "#N/A", "n/a", "NULL", "Null", "null", r"\N", "nan", "NaN", "NAN", "None", "<NA>", "NaT")
+_WORDS = frozenset(MISSING) - {""}
 
 
 class Missing:
@@ -38,7 +39,7 @@ class Missing:
                 fields = next(csv.reader([line.decode(errors="replace")]), [])
             if len(fields) == len(shape.names):
                 for name, field in zip(shape.names, fields, strict=True):
-                    if name in self._kept and field.strip() in WORDS:
+                    if name in self._kept and field.strip() in _WORDS:
                         self._seen[self._kept[name]].add(field.strip())
         self.words = tuple(sorted(self._seen[False]))
 
@@ -48,7 +49,7 @@ class Missing:
             column = rows.column(name)
             if pa.types.is_string(column.type) and (kept or name in self._numbers):
                 texts = pc.utf8_trim_whitespace(pc.unique(column)).to_pylist()
-                self._seen[kept].update(set(texts).intersection(WORDS))
+                self._seen[kept].update(set(texts).intersection(_WORDS))
 
     def require_one_meaning(self) -> None:
         """Raise if a word that no first row has stands for a missing number, and in a text column for who knows what."""

@@ -194,7 +194,7 @@ CODINGS: dict[str, Coding] = {
 
 # How tools spell a value that is missing: pandas and R, MySQL and Postgres, spreadsheets. So only where no text can be meant.
 # https://pandas.pydata.org/docs/reference/api/pandas.read_csv.html (na_values)
-MISSING = ("", "NA", "N/A", "NULL", "null", r"\N", "nan", "NaN", "None", "<NA>", "NaT", "#N/A")
+MISSING = ("", "NA", "N/A", "#N/A", "n/a", "<NA>", "NULL", "Null", "null", r"\N", "nan", "NaN", "NAN", "NaT", "None")
 
 
 def columns(color: str) -> tuple[Column, ...]:
