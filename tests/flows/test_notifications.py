@@ -305,7 +305,7 @@ def test_the_server_tells_of_runs_of_the_deployments_that_end_well_or_badly(
                     {"color": "green", "year": 2020, "months": [11], "source": "file:///nowhere/{year}-{month}.csv"},
                 )
             )
-            messages = here.wait_for(2, 120)
+            messages = here.wait_for(2, 300)
         finally:
             assert attach(["none"]) == 0
     assert len(messages) == 2
