@@ -15,9 +15,9 @@ from test_stack import processes_of
 from local.__main__ import ROOT
 
 
-def local(state: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def local(state: Path, *words: str, services: str = "postgres", **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "local", "--state", str(state), "--services", "postgres", *words],
+        [sys.executable, "-m", "local", "--state", str(state), "--services", services, *words],
         cwd=ROOT,
         env={**os.environ, **settings},
         capture_output=True,
@@ -49,7 +49,13 @@ def test_up_leaves_addresses_to_source_and_down_takes_them_away(state: Path) -> 
 
     again = local(state, "up")
     assert (again.returncode, again.stdout[:10]) == (0, "already up")
-    assert "postgres   up" in local(state, "status").stdout
+    status = local(state, "status")
+    assert (status.returncode, len(status.stdout.splitlines())) == (0, 2)
+    assert "postgres   up" in status.stdout
+
+    other = local(state, "up", services="postgres,worker")
+    assert other.returncode == 1
+    assert "the services run without worker: stop them with `make down`" in other.stderr
 
     down = local(state, "down")
     assert (down.returncode, down.stdout.splitlines()[-1]) == (0, "stopped")
