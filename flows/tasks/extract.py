@@ -38,9 +38,6 @@ def refusal_explained(
         raise refused or error from error.__cause__
 
 
-_ROOM_CHECKED = 32 << 20  # bytes between two looks at the free space of the disk
-
-
 @task(
     name="extract to lake",
     task_run_name="extract {published.trip_month} → lake",
@@ -145,23 +142,10 @@ def extract_to_scratch(published: PublishedFile) -> dict[str, Any]:
     """Fetch the published file into this machine's scratch cache, where its chunks are read from; a `RawFile` as JSON."""
     verified: list[Verified] = [""]
     with meter(f"extract {published.trip_month}", "bytes") as progress:
-        raw = scratch.keep(
-            published, lambda file: _while_room(metered(web.read(file, verified.append), file, progress.add), file)
-        )
+        raw = scratch.keep(published, lambda file: metered(web.read(file, verified.append), file, progress.add))
     raw = raw.model_copy(update={"verified": verified[-1]})
     get_run_logger().info("%s: %s bytes fetched", published.trip_month, f"{raw.size:,}")
     return raw.model_dump(mode="json")
-
-
-def _while_room(pieces: Iterable[bytes], published: PublishedFile) -> Iterator[bytes]:
-    """Yield the same pieces; `DiskFull` as soon as the scratch disk is: not every server tells how much will come."""
-    unchecked = 0
-    for piece in pieces:
-        unchecked += len(piece)
-        if unchecked > _ROOM_CHECKED:
-            scratch.require_room(None, str(published.trip_month))
-            unchecked = 0
-        yield piece
 
 
 def in_scratch(raw: RawFile) -> bool:
