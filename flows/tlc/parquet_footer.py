@@ -21,7 +21,7 @@ from flows.tlc.parquet_pages import (
     longest_text,
     pages,
 )
-from flows.tlc.thrift import BadThrift, Compact, number
+from flows.tlc.thrift import BadThrift, Compact, TooManyValues, number
 
 LONGEST_TEXT = 64 << 10  # bytes; TLC's longest text, a base's licence, has 6
 # The largest month published has 23.9 million (fhv 2018-12, flows/tlc/known_months.csv).
@@ -128,6 +128,8 @@ def read_footer(file: BinaryIO | pa.NativeFile) -> Footer:
     file.seek(end - length)
     try:
         return _footer(Compact(bytes(file.read(length)), MOST_VALUES).struct(), end - length)
+    except TooManyValues as many:
+        raise TooMuch(f"its footer has more than {MOST_VALUES:,} values") from many
     except BadThrift as bad:
         raise Contradiction(f"its footer cannot be read: {bad}") from bad
 

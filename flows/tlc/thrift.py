@@ -18,6 +18,10 @@ class CutOff(BadThrift):
     """The bytes end inside a struct."""
 
 
+class TooManyValues(BadThrift):
+    """There are more values than the reader may make."""
+
+
 class Compact:
     """A reader of one struct; `at` is the position after what has been read."""
 
@@ -39,7 +43,7 @@ class Compact:
     def _value(self, kind: int, depth: int) -> Any:
         self._left -= 1
         if self._left < 0:
-            raise BadThrift("it has too many values")
+            raise TooManyValues("it has too many values")
         if depth > _DEEPEST:
             raise BadThrift("its structs go too deep")
         if kind in (4, 5, 6):

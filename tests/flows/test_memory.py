@@ -132,6 +132,7 @@ def trips_of(month: TripMonth, rows: int, folder: Path) -> pa.Table:
     return pq.read_table(path)
 
 
+@pytest.mark.timeout(1800)
 def test_no_way_of_reading_a_parquet_month_keeps_what_it_has_read(
     ours: Stores, prefect_api: dict[str, str], tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_no_way_of_reading_a_parquet_month_keeps_what_it_has_read(
 LARGE = "LARGE_MONTHS" in os.environ
 
 
+@pytest.mark.timeout(4 * 3600)
 @pytest.mark.skipif(not LARGE, reason="takes half an hour: make test-memory")
 def test_a_month_of_twenty_million_trips_takes_the_memory_of_one_of_five(
     ours: Stores, prefect_api: dict[str, str], tmp_path: Path
