@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 # Settings for the user's own Prefect must not lead anything here to it. PREFECT_PORT is ours: the port of the local UI.
 $(foreach name,$(filter-out PREFECT_PORT,$(filter PREFECT_%,$(.VARIABLES))),$(eval unexport $(name)))
 
-.PHONY: help install demo up down status test test-operations coverage lint generated bench image docker-check screenshots clean
+.PHONY: help install demo up down status test test-operations test-memory coverage lint generated bench image docker-check screenshots clean
 
 help:
 	@echo 'make demo      sample months through deployments and an agent, web to lake to warehouse and web to Postgres'
@@ -18,6 +18,7 @@ help:
 	@echo 'make down      stop them; what they store stays'
 	@echo 'make test      the test suite  (ARGS="-k lake")'
 	@echo 'make test-operations   what operators do: schedules, notifications, Cloud, GitHub, secrets, zones, SQL over the lake'
+	@echo 'make test-memory   months of 5 and 20 million trips take the same memory: half an hour'
 	@echo 'make coverage  both, and which lines and branches they reach'
 	@echo 'make lint      ruff, mypy and the import rules'
 	@echo 'make generated   the forms in deployments/*.yaml, deployments/workers/prefect.yaml and docs/schema.md, from the code'
@@ -58,6 +59,10 @@ test: $(INSTALLED)
 
 test-operations: $(INSTALLED)
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m operations $(ARGS)
+
+# Months of 5 and 20 million trips: half an hour and 10 GB of disk.
+test-memory: $(INSTALLED)
+	@LARGE_MONTHS=1 $(PY) -m pytest -s tests/flows/test_memory.py -k twenty_million $(ARGS)
 
 # Apart from `make test`, which counting branches would make half as long again.
 coverage: $(INSTALLED)
