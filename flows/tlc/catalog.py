@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from flows.tlc.addresses import shown
 from flows.tlc.errors import NotPublished, RefusedMonth, UnknownMonth
 from flows.tlc.manifest import Manifest
 from flows.tlc.schema import SCHEMA_VERSION
@@ -151,10 +152,10 @@ def refusal(
     if not evidence:
         return None
     if answer.status is None:
-        why = f"but there is no file at {url}: it was moved or deleted, or its disk is not mounted."
+        why = f"but there is no file at {shown(url)}: it was moved or deleted, or its disk is not mounted."
     else:
         why = (
-            f"but {url} answered HTTP {answer.status}: a proxy or firewall may be blocking this machine, or the publisher"
+            f"but {shown(url)} answered HTTP {answer.status}: a proxy or firewall may be blocking this machine, or the publisher"
             " withdrew it. Open the address from another network to find out which."
         )
     return RefusedMonth(
@@ -173,10 +174,11 @@ def overdue(color: str, found: Iterable[Found], within: int, source: str, today:
     if not within or len(recent) <= within or not all_refused:
         return ""
     newest = max((m.trip_month for m in asked if isinstance(m.answer, PublishedFile)), default=None)
+    place = shown(source)
     what = (
-        f"the newest month published at {source} is {newest.file_month:%Y-%m}, more than {within} months ago"
+        f"the newest month published at {place} is {newest.file_month:%Y-%m}, more than {within} months ago"
         if newest
-        else f"no month since {min(m.trip_month for m in asked).file_month:%Y-%m} is published at {source}"
+        else f"no month since {min(m.trip_month for m in asked).file_month:%Y-%m} is published at {place}"
     )
     return (
         f"{color}: {what}; see whether the publisher is late, and whether this machine reaches the publisher's own, newest files."
