@@ -19,6 +19,8 @@ from flows.etl_web_gcs import etl_parent_flow
 from flows.ingest_data import ingest_data
 from flows.load_zones import load_zones
 from flows.tasks.command import run_as_program
+from flows.tlc.sources import TEMPLATES
+from flows.tlc.trips import TripMonth
 from local.deployments import PREFECT_FILE
 from local.stack import Stack
 
@@ -148,7 +150,7 @@ def test_the_rows_that_the_readme_promises_are_those_of_the_official_files_and_a
         for color, month, more, mirror, official in rows
     }
     for (color, month, more), (_, official) in counts.items():
-        known = known_file(f"http://h/{color}_tripdata_{month}.parquet")
+        known = known_file(TripMonth(color, *map(int, month.split("-"))).url(TEMPLATES["official"]))
         assert more or (known and known.rows == official)
     february, march, both = (
         counts["yellow", *rest] for rest in (("2019-02", ""), ("2019-03", ""), ("2019-02", " and 2019-03"))
