@@ -46,6 +46,7 @@ def bring_up_to_date(
     dataset: Dataset = DATASET,
     postgres_block: str = POSTGRES,
     at_once: AtLeastOne = 2,
+    until: Bound = "",
     expect_within: AtLeastZero = 4,
 ) -> list[Outcome]:
     """Bring every month that is new or re-published at its source into the stores, oldest first; leave all others alone.
@@ -61,6 +62,7 @@ def bring_up_to_date(
         dataset: BigQuery dataset; made in the bucket's location if it is not there.
         postgres_block: Name of the SqlAlchemyConnector block that is the database.
         at_once: How many months are worked on at the same time.
+        until: Last month to have, such as 2021-12 or 2021; empty for today's.
         expect_within: Fail in the end if a color's newest published month is more than so many months ago; 0 to expect nothing.
     """
     if at_most < 1 or not into:
@@ -70,7 +72,7 @@ def bring_up_to_date(
     if expect_within < 0:
         raise TripDataError(f"expect_within is {expect_within}; give a number of months, or 0 to expect nothing.")
     publisher = source_of(source)
-    window = months_between(colors, since or months_ago(_LOOK_BACK), "")
+    window = months_between(colors, since or months_ago(_LOOK_BACK), until)
 
     held: dict[Store, Mapping[TripMonth, Manifest]] = {}
     unfinished: list[TripMonth] = []
@@ -117,15 +119,17 @@ def bring_up_to_date(
 
     def load(trip_month: TripMonth) -> Outcome:
         month = work[trip_month]
+        warnings: tuple[str, ...] = ()
         for store in month.behind if month in taken else []:
             outcome = bring[store](trip_month)
             did[trip_month][store] = outcome.status
+            warnings += tuple(f"{store}: {warning}" for warning in outcome.warnings)
         if month.wrong:
             raise month.wrong
-        return outcome
+        return outcome.model_copy(update={"warnings": warnings})
 
     def tell(key: str, done: Sequence[Outcome], failed: Sequence[tuple[str, str]]) -> None:
-        report_stores(key, found, [m.trip_month for m in waiting], did, dict(failed))
+        report_stores(key, found, [m.trip_month for m in waiting], did, dict(failed), done)
 
     with _failing_in_the_end(_overdue(found, colors, expect_within, source, publisher)):
         return each_month("bring-up-to-date", list(work), at_once, load, tell)

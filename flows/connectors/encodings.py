@@ -74,9 +74,11 @@ def _inflated(about: object, url: str, pieces: Iterable[bytes]) -> Iterator[byte
                 data = inflate.unconsumed_tail or inflate.unused_data  # noqa: PLW2901
     except zlib.error as error:
         raise UnreadableFile(
-            f"{about}: {url} is sent with Content-Encoding gzip, and that is damaged ({error}). Nothing was loaded; run again."
+            f"{about}: {url} is sent with Content-Encoding gzip, and that is damaged ({error})."
+            " Nothing was loaded; run again. If that does not help, download the file and name it with file://."
         ) from error
     if not inflate.eof:
         raise UnreadableFile(
-            f"{about}: {url} is sent with Content-Encoding gzip, and that ends too early. Nothing was loaded; run again."
+            f"{about}: {url} is sent with Content-Encoding gzip, and that ends too early."
+            " Nothing was loaded; run again. If that does not help, download the file and name it with file://."
         )

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urldefrag, urljoin, urlsplit
 
 import httpcore
 import httpx
@@ -285,7 +285,9 @@ class Client(httpx.Client):
             return
         asked = str(answer.request.url)
         try:
-            to = parsed(urljoin(asked, answer.headers["Location"]))
+            # A signed address may have an @ in its query, and a fragment is not sent: neither is the publisher's fault.
+            place = urldefrag(urljoin(asked, answer.headers["Location"])).url
+            to = parsed(place.partition("?")[0])
             port = to.port or _PORTS[to.scheme]
         except (ValueError, KeyError) as error:
             why = error if isinstance(error, BadAddress) else "no http(s):// URL"

@@ -50,7 +50,7 @@ _ROW_GROUP = 128 << 10  # rows
 _AT_ONCE = 8  # manifests read at the same time; the client keeps ten connections
 _PACKED = "manifest"
 # Metadata of a raw file. Servers and other tools add keys of their own, which some of them refuse to take from a client.
-RAW_FACTS = ("url", "etag", "upload", "sha256", "fetched_at")
+RAW_FACTS = ("url", "etag", "last_modified", "upload", "sha256", "fetched_at", "verified")
 _ROOM = 3 << 10  # letters of it; Google gives an object's metadata 8 KiB, others of its kind less
 _PARQUET, _BYTES = "application/vnd.apache.parquet", "application/octet-stream"
 
@@ -383,7 +383,7 @@ class Lake:
         key = staged_key(trip_month.key, run)
         quarantine = extra_key = ""
         schema = arrow_schema(trip_month.color)
-        tally = Tally()
+        tally = Tally(trip_month)
         with ExitStack() as open_files:
 
             def new_file(key: str) -> pa.PythonFile:

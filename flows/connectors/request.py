@@ -21,17 +21,17 @@ ATTEMPTS = 5  # of one request, before the retries of the task that makes it, if
 LONGEST_WAIT = 300.0  # seconds; a server that asks for more is left alone, and the month to a later run
 ANSWER_WITHIN = 60.0  # seconds until the headers of an answer are whole
 _SILENCES = 2  # attempts that may pass without an answer: each costs `ANSWER_WITHIN`
-WINDOW = 60.0  # seconds in which a body has to bring `LEAST` bytes, those that the reader takes for itself apart
+WINDOW = 60.0  # seconds in which a body has to bring `LEAST` bytes; the reader's own time does not count
 LEAST = 64 << 10
 # 403 is TLC's answer for a month that is not published; the others will not change by asking again either.
-_NOT_PUBLISHED = {403, 404, 410}
+REFUSED = {403, 404, 410}
 PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 Ask = tuple[str, dict[str, str]]  # method and headers
 
 
 class AskAgainLater(TripDataError):
-    """The source asks to be left alone for longer than a run waits, or published anew in mid-read; the next run may do."""
+    """The source asked to wait longer than a run waits, or the file changed during the read. Run again later."""
 
 
 class Unreachable(Exception):
@@ -105,7 +105,7 @@ def why(error: Exception) -> str:
 
 def require_file(trip_month: TripMonth, url: str, answer: httpx.Response) -> None:
     """Raise unless an answer says that there is a file."""
-    if answer.status_code in _NOT_PUBLISHED:
+    if answer.status_code in REFUSED:
         raise NotPublished(
             f"{trip_month} is not published at {shown(url)} (HTTP {answer.status_code})."
             " TLC publishes about two months late; the mirror ends with 2021-07.",

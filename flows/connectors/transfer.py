@@ -12,6 +12,7 @@ from flows.connectors.guard import Client
 from flows.connectors.request import (
     ATTEMPTS,
     LEAST,
+    REFUSED,
     AskAgainLater,
     Unreachable,
     answered,
@@ -24,6 +25,7 @@ from flows.connectors.request import (
     why,
 )
 from flows.tlc.addresses import shown
+from flows.tlc.errors import NotPublished
 from flows.tlc.manifest import Verified
 from flows.tlc.reading import recognise
 from flows.tlc.sources import PublishedFile, is_weak
@@ -53,7 +55,7 @@ class Transfer:
                         yield from self._of(client, answer)
                     break
                 except httpx.TransportError as error:
-                    if self._received == self.size:
+                    if self._received in (self.size, self.published.size):
                         break
                     failures = 1 if self._received - kept >= LEAST else failures + 1
                     kept = self._received
@@ -80,8 +82,14 @@ class Transfer:
         return {"Range": f"bytes={self._received}-", "If-Range": version} if version else {}
 
     def _of(self, client: Client, answer: httpx.Response) -> Iterator[bytes]:
+        if answer.status_code in REFUSED:
+            raise NotPublished(
+                f"{self.published.trip_month}: {self._name} was there when it was looked up, and answers HTTP"
+                f" {answer.status_code} now. Nothing was loaded; open the address from another network, or check the source.",
+                answer.status_code,
+            )
         require_file(self.published.trip_month, self.published.url, answer)
-        self._require_same(answer)
+        self._require_same(client, answer)
         skip = self._received if answer.status_code == 200 else 0
         again = hashlib.sha256()
         for piece in timely(client, answer.iter_raw()):
@@ -102,14 +110,20 @@ class Transfer:
         if answer.status_code == 206 and self.size and self._received < self.size:
             raise httpx.ReadError("a part of what was asked for")
 
-    def _require_same(self, answer: httpx.Response) -> None:
+    def _head_is_wrong(self, client: Client) -> bool:
+        """Return whether a HEAD repeats what a GET contradicts: then the HEAD is wrong, and no edition is new."""
+        with answered(client, self.published.url, [("HEAD", {})] * 2) as head:
+            again = told_by(self.published.trip_month, self.published.url, self.published.ending, head)
+        return head.status_code == 200 and self.published.same_edition(again) is not False
+
+    def _require_same(self, client: Client, answer: httpx.Response) -> None:
         """Raise unless the answer is of the file that was looked up, and goes on where we are."""
         published = self.published
         told = told_by(published.trip_month, published.url, published.ending, answer)
         if self._first is None:
             # Some servers give the file's own ETag to a HEAD with another size. A strong ETag is of these very bytes.
             named = told.etag is not None and told.etag == published.etag and not is_weak(told.etag)
-            if not named and published.same_edition(told) is False:
+            if not named and published.same_edition(told) is False and not self._head_is_wrong(client):
                 # An error page in the file's place is no new edition.
                 recognise(published.trip_month, published.ending, next(answer.iter_raw(), b""), self._name)
                 raise self._republished()
@@ -127,7 +141,9 @@ class Transfer:
         if self._first is None:
             self._first, self._check = told, Check(answer)
             self.encoding = answer.headers.get("Content-Encoding")
-            self.size = whole_size(answer) or (None if encodings(self.encoding) else published.size)
+            # A chunked answer shows by itself whether it is whole. Others rest on the size of the look-up.
+            ended = encodings(self.encoding) or "chunked" in answer.headers.get("Transfer-Encoding", "")
+            self.size = whole_size(answer) or (None if ended else published.size)
             require_credible(published, self.size or 0)
 
     def _republished(self) -> AskAgainLater:

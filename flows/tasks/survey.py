@@ -16,7 +16,7 @@ from flows.tasks.report import markdown_table
 from flows.tasks.stores import lake_of, postgres_of, warehouse_of
 from flows.tlc.catalog import Entry, Found, Held, entry_of
 from flows.tlc.errors import NotPublished
-from flows.tlc.manifest import Manifest
+from flows.tlc.manifest import Manifest, Outcome, total
 from flows.tlc.sources import PublishedFile, Source
 from flows.tlc.trips import COLORS, Store, TripMonth
 
@@ -55,8 +55,10 @@ def report_stores(
     waiting: Sequence[TripMonth],
     did: Mapping[TripMonth, Mapping[Store, str]],
     failed: Mapping[str, str],
+    done: Sequence[Outcome],
 ) -> None:
-    """Tell of a run over several stores: every month that was looked at, what it was found to be, and what became of it."""
+    """Report a run over several stores: what each month was found to be, what became of it, and what to look at."""
+    warnings = {outcome.trip_month: " ".join(outcome.warnings) for outcome in done}
 
     def status(month: Found) -> str:
         if reason := failed.get(str(month.trip_month)):
@@ -74,9 +76,11 @@ def report_stores(
             for store in month.held
             if not month.unanswered
         }
+        | {"warnings": warnings.get(month.trip_month, "")}
         for month in found
     ]
-    create_table_artifact(rows, key=key, description="Months that were looked at")
+    moved = f"; {total(done)}" if done else ""
+    create_table_artifact(rows, key=key, description=f"Months that were looked at{moved}")
 
 
 def entries_of(

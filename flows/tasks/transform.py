@@ -32,7 +32,6 @@ from flows.tlc.trips import Rows, SchemaRule
 
 Via = Literal["load_job", "dataframe"]
 _IN_MEMORY = 8 << 20  # bytes of rejects; more go by way of the disk
-_MOST_REJECTS = 300_000  # kept; more are above the share that stops a month, for no month has 30 million rows
 
 
 def counted(chunks: Iterable[Chunk], add: Add) -> Iterator[Chunk]:
@@ -108,14 +107,14 @@ def staged_in_postgres(postgres: Postgres, raw: RawFile, rows: Rows, add: Add) -
     """COPY a published file's trips into the month's staging table, chunk by chunk until the file runs out."""
     started_at = dt.datetime.now(dt.UTC)
     trip_month = raw.published.trip_month
-    tally, pickups, profiler = Tally(), Pickups(trip_month), Profiler(trip_month)
+    tally, pickups, profiler = Tally(trip_month), Pickups(trip_month), Profiler(trip_month)
     shapes: list[Shape] = []
 
     def tables() -> Iterator[pa.Table]:
         chunks = filtered(shown(counted(chunks_of(raw, shapes.append), add), pickups), rows)
         for chunk in shown(chunks, profiler):
             tally.add(chunk)
-            if chunk.rejects.num_rows and tally.quarantined.total() <= _MOST_REJECTS:
+            if chunk.rejects.num_rows:
                 write_rejects(chunk.rejects, aside)
             yield chunk.trips.drop_columns([KEY[0].name])  # the staging table's default fills it in
         # Inside the COPY: a month that fails leaves no staging table.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from flows.tlc.addresses import shown
 from flows.tlc.manifest import Manifest
 
 
@@ -34,7 +35,7 @@ def warnings_of(manifest: Manifest, before: Manifest | None) -> tuple[str, ...]:
             f" read them in {manifest.quarantine_key or 'the table quarantine'}."
         )
     if known - manifest.source_rows > LIMITS["fewer"].share * known:
-        found.append(f"{manifest.recount}; check with the publisher that the file at {manifest.url} is whole.")
+        found.append(f"{manifest.recount}; check with the publisher that the file at {shown(manifest.url)} is whole.")
     if before and changed > LIMITS["changed"].share * before.loaded:
         found.append(
             f"{changed:,} rows changed in a month of {before.loaded:,}{_explained(manifest, before)};"
@@ -44,7 +45,7 @@ def warnings_of(manifest: Manifest, before: Manifest | None) -> tuple[str, ...]:
         row, earlier = manifest.repeated
         found.append(
             f"the rows before row {row:,} are those before row {earlier:,}, byte for byte: a part of the file may be there twice;"
-            " get the original file and run again."
+            " compare it with its source."
         )
     return tuple(found)
 
@@ -59,6 +60,6 @@ def _changed(manifest: Manifest, before: Manifest | None) -> int:
 
 def _explained(manifest: Manifest, before: Manifest) -> str:
     """Return the rule or the source that the month before had, if it had another."""
-    terms = (("rows", manifest.rule, before.rule), ("source", manifest.url, before.url))
+    terms = (("rows", manifest.rule, before.rule), ("source", shown(manifest.url), shown(before.url)))
     other = [f"{name} was {then}, and is {now}" for name, now, then in terms if now != then]
     return f" ({'; '.join(other)})" if other else ""

@@ -188,7 +188,7 @@ def overdue(color: str, found: Iterable[Found], within: int, source: str, today:
 
 @dataclass(frozen=True)
 class KnownRange:
-    """Months that a source is known to publish, of which nobody noted the counts. The source ends with them."""
+    """Range of months that a source publishes; their row counts are unknown. The source ends with them."""
 
     source: str
     color: str

@@ -41,8 +41,8 @@ class Chunk:
     """Some consecutive rows of a file: canonical trips, what was set aside (`QUARANTINE_SCHEMA`), and the counts.
 
     `extra` has the columns that the schema does not know, of the same trips, if the file has any and they are wanted.
-    Of a CSV, `size` is the chunk's bytes, `reject_sizes` those of each rejected line, `stretch` the largest of the file so far
-    that is no rows, and `repeated` a row up to which a part of the file stands there again, and where it stood before.
+    Of a CSV, `size` is the chunk's bytes, `reject_sizes` those of each rejected line, `stretch` the largest part of the file
+    so far that is no rows, and `repeated` the rows where a repeated part and its first copy end.
     """
 
     trips: pa.Table
@@ -61,6 +61,7 @@ class Chunk:
 class Tally:
     """Running counts of a month; every source row is in exactly one of loaded, filtered, quarantined."""
 
+    trip_month: TripMonth | None = None
     source_rows: int = 0
     loaded: int = 0
     filtered: Counter[str] = field(default_factory=Counter)
@@ -85,11 +86,17 @@ class Tally:
             [reject] = chunk.rejects.slice(0, 1).to_pylist()
             self.first = f"row {reject['row_number']}: {_printable(reject['original'][:_TOLD])}"
         if self.quarantined.total() > MAX_REJECTED:
-            raise TooManyRejects(self._too_many(f"more than {MAX_REJECTED:,} stop any month, and reading"))
+            raise TooManyRejects(
+                self._named + self._too_many(f"more than {MAX_REJECTED:,} stop any month, and reading")
+            )
         if self.source_rows > MAX_ROWS:
             raise TooManyRejects(
-                f"more than {MAX_ROWS:,} rows, which no month has. Nothing was published; check the source."
+                f"{self._named}more than {MAX_ROWS:,} rows, which no month has. Nothing was published; check the source."
             )
+
+    @property
+    def _named(self) -> str:
+        return f"{self.trip_month}: " if self.trip_month else ""
 
     @property
     def lost(self) -> float:
@@ -98,7 +105,7 @@ class Tally:
         sound = self.source_rows - count
         mean = (self.size - size) / sound if sound else 0.0
         return self.quarantined.total() + sum(
-            n * (size / mean - 1) for size, n in self.reject_sizes.items() if mean and size > mean
+            n * (size // mean - 1) for size, n in self.reject_sizes.items() if mean and size > mean
         )
 
     def check(self, trip_month: TripMonth) -> None:
@@ -227,14 +234,14 @@ def _require_nothing(trip_month: TripMonth, name: str, kind: Kind, values: pa.Ar
 
 
 def _require_count(trip_month: TripMonth, name: str, values: pa.Array, row_numbers: pa.Array) -> None:
-    """Raise `SchemaMismatch` unless a column without a name counts the rows, from 0 or from 1."""
+    """Raise `SchemaMismatch` unless a column without a name counts upwards; pandas leaves gaps where it filtered rows."""
     counted, bad = convert(values, "integer")
-    apart = pc.min_max(pc.subtract(row_numbers, counted)).as_py()
-    if bad or counted.null_count or (len(values) and apart not in ({"min": 0, "max": 0}, {"min": 1, "max": 1})):
+    upwards = pc.all(pc.greater(counted[1:], counted[:-1]), min_count=0).as_py()
+    if bad or counted.null_count or not upwards:
         raise SchemaMismatch(
-            f"{trip_month}: the first column has no name, and does not count the rows: it is not the index that pandas and R"
-            f" write, and what it holds from row {row_numbers[0]} on is not known. Nothing was loaded; name the column, or"
-            " save the file without it (pandas: index=False; R: row.names=FALSE)."
+            f"{trip_month}: the first column has no name, and does not count upwards from row {row_numbers[0]} on: it may be"
+            " the index that pandas and R write, of rows in another order, or something else. Nothing was loaded; save the"
+            " file without it (pandas: index=False; R: row.names=FALSE)."
         )
 
 

@@ -327,7 +327,6 @@ _ABSENT = f"get TLC's own file; {_FOR_GOOD}"
 _TWICE = f"leave one of them out; {_FOR_GOOD}"
 _KEYS_NAME = f"give the column another name, or get TLC's own file; {_FOR_GOOD}"
 _TYPE = f"save the column as {{}}, or get TLC's own file; {_FOR_GOOD}"
-_NESTED = f"leave it out, or save it in flat columns; {_FOR_GOOD}"
 _NAMELESS = "get TLC's own file; one saved by pandas: save it with index=False"
 _ADD = {
     "strict": "add it (docs/eras.md), or load the lake alone, with schema=accept_new_columns",
@@ -400,8 +399,6 @@ def match(
             wrong.append(Difference(shown, published, "a name", "–", _NAMELESS))
         elif _plain(name) in _KEY_NAMES:
             wrong.append(Difference(shown, published, "another name: this is the key's", "–", _KEYS_NAME))
-        elif types and pa.types.is_nested(types[place]):
-            wrong.append(Difference(shown, published, "one value per row", "–", _NESTED))
         else:
             new.append(Difference(shown, published, "no such column", "–", _ADD[rule]))
     wrong += [Difference(repr(c.name), "absent", c.kind, since(era, c), _ABSENT) for c in lacking]

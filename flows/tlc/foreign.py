@@ -138,7 +138,7 @@ class Foreign:
         self._count_blank_lines(block, row_number, inside=blank)
         if (filled := _filled(block)) >= 0:
             byte_name = _FILLS.get(block[filled], repr(chr(block[filled])))
-            refuse(filled, f"has {_FILL} times or more in a row {byte_name}, as a hole does")
+            refuse(filled, f"has a run of at least {_FILL} {byte_name}, as a hole does")
         if size > LONGEST_LINE:
             line = block[at : at + size]
             more = "" if line.endswith(b"\n") else " or more"
@@ -150,8 +150,10 @@ class Foreign:
     def _look_for_repetition(self, block: bytes, ends: Any, row_number: int) -> None:
         """Note the first place whose last `_SPAN` bytes were in the file before, as in a download resumed too early."""
         for line, end in _places(block, ends):
-            row = row_number + line
-            earlier = self._seen.setdefault(hash(block[end - _SPAN : end]), row)
+            row, span = row_number + line, block[end - _SPAN : end]
+            if len(set(span.split(b"\n"))) <= span.count(b"\n") // 2:
+                continue  # equal rows do come one after another
+            earlier = self._seen.setdefault(hash(span), row)
             if earlier != row and not self.repeated:
                 self.repeated = (row, earlier)
 
@@ -205,7 +207,7 @@ class Foreign:
 
 
 def refuse_joined(trip_month: TripMonth, row_number: int) -> NoReturn:
-    """Raise for a file that has a header among its rows: whoever joined files may have joined one twice."""
+    """Raise because a header is among the rows: the file may contain trips twice."""
     raise UnreadableFile(
         f"{trip_month}: row {row_number} is the header once more: this is several files in one, and trips may be there twice."
         " Nothing was loaded; get the original file."

@@ -77,7 +77,7 @@ class Manifest(_Value):
     known_rows: int | None = None
     """Rows that were last known of this file, before it was loaded; for people, and in no `loads` table."""
     repeated: tuple[int, int] | None = None
-    """A row up to which a part of a CSV stands there again, and the row where it stood before; in no `loads` table either."""
+    """The row where a repeated part of a CSV ends, and the row where its first copy ends; in no `loads` table either."""
     verified: Verified = ""
     """How the transfer was checked; "" also where an older version of this package loaded the file. In no `loads` table."""
 

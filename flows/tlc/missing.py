@@ -1,4 +1,4 @@
-"""How a CSV file spells a missing value: TLC leaves the field empty, R writes NA, databases NULL or \\N, pandas can write nan."""
+"""How a file of texts spells a missing value: TLC leaves it empty, R writes NA, databases NULL or \\N, pandas nan."""
 
 import csv
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ from contextlib import suppress
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flows.tlc.convert import is_text
 from flows.tlc.eras import Shape
 from flows.tlc.errors import UnreadableFile
 from flows.tlc.schema import MISSING
@@ -18,12 +19,12 @@ _WORDS = frozenset(MISSING) - {""}
 class Missing:
     """The words that one file has for a missing value.
 
-    A word is one where it stands in a column of numbers or datetimes, which cannot mean it otherwise. In columns of text it
-    is one too if the file's first rows show that the file spells missing values so: else it may be what was published.
+    In columns of numbers and datetimes these words are missing values. In columns of text they are missing values only if
+    the first rows of the file use them so for numbers: otherwise they may be texts.
     """
 
-    def __init__(self, trip_month: TripMonth, shape: Shape, first_lines: Iterable[bytes]) -> None:
-        self._trip_month = trip_month
+    def __init__(self, trip_month: TripMonth, shape: Shape) -> None:
+        self._trip_month, self._shape = trip_month, shape
         self._kept = {
             name: column.kind == "text" or shape.coded(column)
             for name, column in zip(shape.published, shape.canonical, strict=True)
@@ -33,26 +34,48 @@ class Missing:
         }
         self._seen: dict[bool, set[str]] = {False: set(), True: set()}  # in columns that convert, in columns of text
         self.words: tuple[str, ...] = ()
-        for line in first_lines:
+
+    def learn_from_lines(self, first: Iterable[bytes]) -> None:
+        """Learn the words from the first lines of a CSV."""
+        for line in first:
             fields: list[str] = []
             with suppress(csv.Error):
                 fields = next(csv.reader([line.decode(errors="replace")]), [])
-            if len(fields) == len(shape.names):
-                for name, field in zip(shape.names, fields, strict=True):
+            if len(fields) == len(self._shape.names):
+                for name, field in zip(self._shape.names, fields, strict=True):
                     if name in self._kept and field.strip() in _WORDS:
                         self._seen[self._kept[name]].add(field.strip())
+        self.words = tuple(sorted(self._seen[False]))
+
+    def learn_from_rows(self, first: pa.Table) -> None:
+        """Learn the words from the first rows of a Parquet file whose numbers are texts."""
+        self.look_at(first)
         self.words = tuple(sorted(self._seen[False]))
 
     def look_at(self, rows: pa.Table) -> None:
         """Note the words in further rows, given as texts, or as numbers where all of a column's are."""
         for name, kept in self._kept.items():
             column = rows.column(name)
-            if pa.types.is_string(column.type) and (kept or name in self._numbers):
+            if is_text(column.type) and (kept or name in self._numbers):
                 texts = pc.utf8_trim_whitespace(pc.unique(column)).to_pylist()
                 self._seen[kept].update(set(texts).intersection(_WORDS))
 
+    def numbers_are_texts(self, rows: pa.Table) -> bool:
+        """Return whether a column of numbers holds texts, which may be words for a missing value."""
+        return any(is_text(rows.column(name).type) for name in self._numbers)
+
+    def without_words(self, rows: pa.Table) -> pa.Table:
+        """Return the rows with null in place of the words in their columns of text."""
+        for name in [name for name, kept in self._kept.items() if kept and self.words]:
+            column = rows.column(name)
+            if is_text(column.type):
+                is_word = pc.is_in(column, value_set=pa.array(self.words, column.type))
+                place = rows.column_names.index(name)
+                rows = rows.set_column(place, name, pc.if_else(is_word, pa.scalar(None, column.type), column))
+        return rows
+
     def require_one_meaning(self) -> None:
-        """Raise if a word that no first row has stands for a missing number, and in a text column for who knows what."""
+        """Raise if a word that first appears later is a missing number and also occurs in a text column."""
         both = self._seen[False] & self._seen[True] - set(self.words)
         if both:
             raise UnreadableFile(

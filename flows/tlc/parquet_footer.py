@@ -29,6 +29,7 @@ MOST_ROWS = 100_000_000
 LONGEST_FOOTER = 16 << 20  # bytes; a month of 1,000 row groups has one of 4 MiB
 MOST_VALUES = 2_000_000  # in a footer; a month of 1,000 row groups has half of it
 _MOST_PAGES = 1_000_000  # in a file; writers make one per 20,000 rows or per MiB of a column
+_PER_VALUE = 16  # bytes of a number in a page, with its level
 _MOST_AT_ONCE = 256 << 20  # bytes of the pages and dictionaries that a reader of one row group holds at the same time
 _ROOM = 64 << 20  # bytes of rows decoded at once
 _WIDEST_NUMBER = 16  # bytes of a value that is no text, as Arrow holds it
@@ -291,8 +292,13 @@ class _Reader:
             except TooMuch as much:
                 raise TooMuch(f"{group.place(column)}: {much}") from much
             width, at_once = width + wide, at_once + large
-            if at_once > _MOST_AT_ONCE:
-                raise TooMuch(f"{group.place()}: its pages ask for more than {_MOST_AT_ONCE >> 20} MB at the same time")
+            # Some writers make one page of a whole column: as many bytes as the values can need are allowed.
+            most = max(_MOST_AT_ONCE, min(_PER_VALUE * group.rows * len(group.columns), 4 * _MOST_AT_ONCE))
+            if at_once > most:
+                raise TooMuch(
+                    f"{group.place()}: its pages ask for more than {most >> 20} MB at the same time; row groups of 100,000 rows"
+                    " take less"
+                )
         return width
 
     def _chunk(self, chunk: ColumnChunk) -> tuple[int, int]:

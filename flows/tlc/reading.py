@@ -6,6 +6,7 @@ from flows.tlc.trips import TripMonth
 
 _PARQUET_MAGIC = b"PAR1"
 _GZIP_MAGIC = b"\x1f\x8b"
+_BEGINNING = 512  # bytes: the header; a NUL among the rows is for the reader, which names the row
 
 
 def recognise(about: TripMonth | str, ending: Ending, head: bytes, url: str) -> None:
@@ -28,7 +29,7 @@ def recognise(about: TripMonth | str, ending: Ending, head: bytes, url: str) -> 
         what = "it is not Parquet (no PAR1 at the beginning)"
     elif ending == ".csv.gz" and not head.startswith(_GZIP_MAGIC):
         what = "it is not gzip"
-    elif ending == ".csv" and (head.startswith((_GZIP_MAGIC, _PARQUET_MAGIC)) or b"\x00" in head):
+    elif ending == ".csv" and (head.startswith((_GZIP_MAGIC, _PARQUET_MAGIC)) or b"\x00" in head[:_BEGINNING]):
         what = "it is binary, not CSV text; the source's ending must tell the format, once"
     if what:
         raise UnreadableFile(f"{about}: {url} cannot be read: {what}. Nothing was loaded.")
@@ -39,5 +40,5 @@ def recognise_end(trip_month: TripMonth, ending: Ending, tail: bytes, url: str) 
     if ending == ".parquet" and not tail.endswith(_PARQUET_MAGIC):
         raise UnreadableFile(
             f"{trip_month}: {url} is truncated, or something was appended to it: it does not end with a Parquet footer."
-            " Nothing was loaded; fetch the file again."
+            " Nothing was loaded; fetch the file again. If the new copy has the same error, its publisher has it damaged."
         )

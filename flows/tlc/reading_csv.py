@@ -59,16 +59,18 @@ def _gunzip(trip_month: TripMonth, compressed: Iterable[bytes]) -> Iterator[byte
                 data = inflate.unconsumed_tail or inflate.unused_data  # noqa: PLW2901
     except zlib.error as error:
         raise UnreadableFile(
-            f"{trip_month}: the gzip data is damaged ({error}). Nothing was loaded; fetch it again."
+            f"{trip_month}: the gzip data is damaged ({error})."
+            " Nothing was loaded; fetch it again. If the new copy has the same error, its publisher has it damaged."
         ) from error
     if not inflate.eof:
         raise UnreadableFile(
-            f"{trip_month}: the gzip file is truncated, or something was appended to it. Nothing was loaded; fetch it again."
+            f"{trip_month}: the gzip file is truncated, or something was appended to it."
+            " Nothing was loaded; fetch it again. If the new copy has the same error, its publisher has it damaged."
         )
 
 
 def _text(trip_month: TripMonth, ending: Ending, data: Iterable[bytes]) -> Iterator[bytes]:
-    """The text of a CSV file; what gzip held is looked at as the file itself was before."""
+    """The text of a CSV file; the first bytes of unpacked text are checked like those of a plain file."""
     if ending != ".csv.gz":
         yield from data
         return
@@ -285,7 +287,8 @@ def csv_chunks(
         shape = shape.padded(_unnamed_fields(shape, first))
         on_shape(shape)
 
-        missing = Missing(trip_month, shape, lines_of(_sniffed(first)))
+        missing = Missing(trip_month, shape)
+        missing.learn_from_lines(lines_of(_sniffed(first)))
         rows = _Rows(trip_month, shape, missing)
 
         def parsed() -> Iterator[Chunk]:
@@ -316,7 +319,7 @@ def _require_whole_row(trip_month: TripMonth, chunk: Chunk, row_number: int, siz
     if size % _DISK_BLOCK == 0 or reasons.get(row_number) in _SHAPELESS:
         raise UnreadableFile(
             f"{trip_month}: the file is truncated: its last row, {row_number}, has no line end and is cut off, or may be. Nothing"
-            " was loaded; fetch the file again."
+            " was loaded; fetch the file again. If it ends so at its publisher and is whole, add a line end."
         )
 
 

@@ -16,6 +16,7 @@ from flows.tlc.clean import MAX_REJECTED_SHARE, Chunk, clean
 from flows.tlc.convert import is_text
 from flows.tlc.eras import Shape, match
 from flows.tlc.errors import SchemaMismatch, TripDataError, UnreadableFile
+from flows.tlc.missing import Missing
 from flows.tlc.parquet_footer import (
     LONGEST_FOOTER,
     LONGEST_TEXT,
@@ -216,14 +217,20 @@ def parquet_chunks(
 
     def chunks() -> Iterator[Chunk]:
         row = 1
+        missing = Missing(trip_month, shape)
         borne = max(_ORIGINALS, int(MAX_REJECTED_SHARE * footer.rows))  # with more, the month stops and keeps none
         for group, size in zip(footer.groups, sizes, strict=True):
             for batch in _batches(parquet, group, size):
                 numbers = pa.arange(row, row + batch.num_rows)
+                values = _values(batch, group, shape.new)
+                if missing.numbers_are_texts(values):
+                    (missing.learn_from_rows if row == 1 else missing.look_at)(values)
+                    values = missing.without_words(values)
                 row += batch.num_rows
-                chunk = clean(trip_month, shape, _values(batch, group, shape.new), numbers, originals=borne)
+                chunk = clean(trip_month, shape, values, numbers, originals=borne)
                 borne = max(borne - chunk.rejects.num_rows, 0)
                 yield replace(chunk, share=(row - 1) / max(footer.rows, 1))
+        missing.require_one_meaning()
 
     try:
         with closing(ahead(chunks())) as ready:

@@ -120,7 +120,7 @@ class PublishedFile(BaseModel):
         if self.etag and other.etag:
             if _opaque(self.etag) == _opaque(other.etag):
                 return same_time or not times or not (is_weak(self.etag) or is_weak(other.etag))
-            return same_time and self.size is not None and self.size == other.size
+            return same_time and self.size == other.size
         return same_time if times else None
 
 

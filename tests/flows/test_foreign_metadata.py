@@ -16,14 +16,16 @@ from tests.flows.test_new_columns import put
 from tests.flows.test_replay import BARE, minutes_will_do, replay
 from tests.stores import Stores, same
 from tests.strict_lake import StrictLake
-from tests.tlc.published import csv_file, line
+from tests.tlc.published import csv_file, line, times
 
+MONTH = TripMonth("green", 2015, 1)
 LABELS = {"owner": "data-platform", "x-scanned": "clean"}
 
 
 def csv_month(rows: int) -> bytes:
     """A month with one row for the quarantine."""
-    return csv_file(*[line(fare_amount=f"{n}.5") for n in range(rows - 1)], line(lpep_pickup_datetime=BARE))
+    trips = [line(fare_amount=f"{n}.5", **times(MONTH)) for n in range(rows - 1)]
+    return csv_file(*trips, line(lpep_pickup_datetime=BARE))
 
 
 def test_a_lake_whose_server_adds_metadata_is_loaded_replaced_replayed_and_asked_like_any_other(
@@ -33,7 +35,7 @@ def test_a_lake_whose_server_adds_metadata_is_loaded_replaced_replayed_and_asked
     strict_lake.shown = lambda metadata: (
         metadata | {"x_testbench_upload": "resumable", "x_testbench_look": f"{next(looks)}"}
     )
-    month = TripMonth("green", 2015, 1)
+    month = MONTH
     source = put(ours, month, csv_month(400), ".csv")
     assert runs.lake(month, source=source).status == "loaded"
     assert runs.lake(month, source=source).status == "unchanged"

@@ -3,7 +3,7 @@
 import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
-from flows.connectors import scratch, web
+from flows.connectors import scratch, transfer
 from flows.etl_gcs_bq import etl_gcs_bq, etl_gcs_bq_parent_flow
 from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
 from flows.ingest_data import ingest_data
@@ -108,7 +108,7 @@ def test_every_task_is_tried_again_with_growing_pauses_and_has_a_timeout(
 
 
 def test_what_may_pass_is_tried_again(month: TripMonth, ours: Stores, runs: Runs, monkeypatch) -> None:
-    monkeypatch.setattr(web, "ATTEMPTS", 1)
+    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
     ours.site.fault(f"*{month.stem}*", methods=("GET",), status=503, times=2)
     state = runs.of(etl_web_gcs, month)
     assert state.is_completed()

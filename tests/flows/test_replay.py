@@ -10,7 +10,7 @@ from flows.connectors import scratch
 from flows.connectors.postgres import Postgres
 from flows.replay_quarantine import replay_quarantine
 from flows.tasks import transform
-from flows.tlc import clean
+from flows.tlc import convert
 from flows.tlc.errors import TripDataError
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import LAKE, POSTGRES, Runs, dying
@@ -30,9 +30,9 @@ def csv_month(month: TripMonth, *odd: str) -> bytes:
 
 def minutes_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another rule than today's, from now on: a time without seconds is one at :00."""
-    rule = clean._SPELLED["datetime"].replace(r":[0-5][0-9](\.[0-9]{1,6}0*)?$", r"(:[0-5][0-9])?$")
-    assert rule != clean._SPELLED["datetime"]
-    monkeypatch.setitem(clean._SPELLED, "datetime", rule)
+    rule = convert._SPELLED["datetime"].replace(r":[0-5][0-9](\.[0-9]{1,6}0*)?$", r"(:[0-5][0-9])?$")
+    assert rule != convert._SPELLED["datetime"]
+    monkeypatch.setitem(convert._SPELLED, "datetime", rule)
 
 
 def replay(month: TripMonth, **parameters: Any) -> Any:
@@ -57,7 +57,7 @@ def test_a_quarantined_line_of_a_csv_is_kept_as_published_with_its_position_and_
 
 def test_a_quarantined_row_of_a_parquet_file_keeps_every_value_as_published(ours: Stores, runs: Runs) -> None:
     month = TripMonth("green", 2024, 2)
-    fares = [math.nan if n == 41 else n / 4 for n in range(ROWS)]
+    fares = [math.inf if n == 41 else n / 4 for n in range(ROWS)]
     people = [2.5 if n == 7 else 1.0 for n in range(ROWS)]
     published = table(ROWS, month, fare_amount=fares, passenger_count=people)
     runs.lake(month, source=put(ours, month, parquet_file(published)))
@@ -69,7 +69,7 @@ def test_a_quarantined_row_of_a_parquet_file_keeps_every_value_as_published(ours
     for row in aside:
         [values] = published.slice(row["row_number"] - 1, 1).to_pylist()
         values |= {name: f"{values[name]}.000000" for name in ("lpep_pickup_datetime", "lpep_dropoff_datetime")}
-        values |= {"fare_amount": "nan"} if row["row_number"] == 42 else {}
+        values |= {"fare_amount": "inf"} if row["row_number"] == 42 else {}
         assert json.loads(row["original"]) == values
 
 
