@@ -205,7 +205,10 @@ def publish_in_postgres(postgres: Postgres, staged: StagedMonth, run_id: str) ->
         # By this very run, in an attempt that was cut off before it heard of its success.
         did = {"inserted": known.inserted, "updated": known.updated, "removed": known.removed}
         did_then: Status = "loaded" if known.inserted == known.loaded else "replaced"
-        return Outcome.of("database", did_then, known, warnings_of(known, None), **did), known
+        rows_before = known.loaded - known.inserted + known.removed
+        before = known.model_copy(update={"loaded": rows_before}) if did_then == "replaced" else None
+        again = known.model_copy(update={"repeated": staged.repeated})
+        return Outcome.of("database", did_then, known, warnings_of(again, before), **did), known
     manifest = staged.manifest(run_id).model_copy(update={"known_rows": _last_known_rows(staged, known)})
     did = dataclasses.asdict(postgres.publish(staged.key, manifest))
     warnings = warnings_of(manifest.model_copy(update=did), known)
