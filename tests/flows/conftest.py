@@ -161,13 +161,15 @@ class Runs:
         return asyncio.run(read())
 
     def artifacts(self, key: str) -> list[str]:
-        """What was left for people under a key, as text."""
+        """What was left for people under a key, as text, oldest first."""
 
         async def read() -> list[Artifact]:
             async with get_client() as client:
                 return await client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
 
-        return [str(artifact.data) for artifact in asyncio.run(read())]
+        return [
+            str(artifact.data) for artifact in sorted(asyncio.run(read()), key=lambda artifact: str(artifact.created))
+        ]
 
     def logs(self) -> str:
         """Every line that any run has logged, as the UI shows it."""
