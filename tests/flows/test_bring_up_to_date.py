@@ -222,29 +222,29 @@ def test_a_source_whose_newest_month_is_older_than_expected_fails_the_run_after_
     since = "2024-03"
     age = months_since(TripMonth("green", 2024, 3))
     with pytest.raises(Overdue) as late:
-        bring(own, "fhv", since, expect_within=age - 1)
-    assert f"fhv: the newest month published at {own.official} is 2024-03, more than {age - 1} months ago" in str(
+        bring(own, "fhvhv", since, expect_within=age - 1)
+    assert f"fhvhv: the newest month published at {own.official} is 2024-03, more than {age - 1} months ago" in str(
         late.value
     )
-    assert own.in_lake(TripMonth("fhv", 2024, 3)).num_rows
-    assert f"fhv: the newest month published at {own.official}" in runs.logs()
-    assert bring(own, "fhv", since, expect_within=age) == []
-    assert bring(own, "fhv", since, expect_within=0) == []
-    with pytest.raises(Overdue, match="fhv: no month since 2024-04 is published"):
-        bring(own, "fhv", "2024-04", into=["database"], expect_within=4)
+    assert own.in_lake(TripMonth("fhvhv", 2024, 3)).num_rows
+    assert f"fhvhv: the newest month published at {own.official}" in runs.logs()
+    assert bring(own, "fhvhv", since, expect_within=age) == []
+    assert bring(own, "fhvhv", since, expect_within=0) == []
+    with pytest.raises(Overdue, match="fhvhv: no month since 2024-04 is published"):
+        bring(own, "fhvhv", "2024-04", into=["database"], expect_within=4)
     with pytest.raises(TripDataError, match="expect_within is -1"):
-        bring(own, "fhv", since, expect_within=-1)
+        bring(own, "fhvhv", since, expect_within=-1)
 
     # The mirror ended in 2021, and is not expected to have anything new.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TLC_MIRROR_URL", own.mirror)
-        assert bring(own, "fhv", "2025-01", source="mirror", into=["database"], expect_within=4) == []
+        assert bring(own, "fhvhv", "2025-01", source="mirror", into=["database"], expect_within=4) == []
 
     # Months that failed come first.
-    own.site.fault("*/fhv_tripdata_2024-03*", methods=["HEAD"], status=401, times=None)
+    own.site.fault("*/fhvhv_tripdata_2024-03*", status=401, times=None)
     try:
-        with pytest.raises(MonthsFailed, match=r"(?s)1 of 2 months.*fhv: the newest month published"):
-            bring(own, "fhv", "2024-02", at_most=1, expect_within=4, into=["lake"])
+        with pytest.raises(MonthsFailed, match=r"(?s)1 of 2 months.*fhvhv: the newest month published"):
+            bring(own, "fhvhv", "2024-02", at_most=1, expect_within=4, into=["lake"])
     finally:
         own.site.heal()
 
