@@ -62,7 +62,7 @@ test-operations: $(INSTALLED)
 
 # Months of 5 and 20 million trips: half an hour and 10 GB of disk.
 test-memory: $(INSTALLED)
-	@LARGE_MONTHS=1 $(PY) -m pytest -s tests/flows/test_memory.py -k twenty_million $(ARGS)
+	@LARGE_MONTHS=1 $(PY) -m pytest -s tests/flows/test_memory.py $(ARGS)
 
 # Apart from `make test`, which counting branches would make half as long again.
 coverage: $(INSTALLED)

@@ -132,7 +132,11 @@ def trips_of(month: TripMonth, rows: int, folder: Path) -> pa.Table:
     return pq.read_table(path)
 
 
-@pytest.mark.timeout(1800)
+LARGE = "LARGE_MONTHS" in os.environ
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not LARGE, reason="takes many minutes: make test-memory")
 def test_no_way_of_reading_a_parquet_month_keeps_what_it_has_read(
     ours: Stores, prefect_api: dict[str, str], tmp_path: Path
 ) -> None:
@@ -140,9 +144,6 @@ def test_no_way_of_reading_a_parquet_month_keeps_what_it_has_read(
     small = peaks(ours, of_one, trips_of(of_one, ROWS, tmp_path), 1, tmp_path, prefect_api)
     large = peaks(ours, of_four, trips_of(of_four, ROWS, tmp_path), 4, tmp_path, prefect_api)
     assert all(large[step] - small[step] < MOST for step in STEPS), (small, large)
-
-
-LARGE = "LARGE_MONTHS" in os.environ
 
 
 @pytest.mark.timeout(4 * 3600)
