@@ -30,7 +30,7 @@ OPERATORS = ("TLC_OFFICIAL_URL", "TLC_MIRROR_URL", "TLC_ZONES_URL")  # addresses
 _PORTS = {"http": 80, "https": 443}
 _TIMEOUT = httpx.Timeout(60, connect=15)
 
-# Addresses at which clouds give credentials to whoever asks from inside; no month is there, so no allowance opens them.
+# Metadata services of clouds give credentials to any local caller. They publish no months, so no setting allows them.
 _METADATA = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -118,7 +118,7 @@ def _literal(host: str) -> Address | None:
 
 
 def _carried(address: Address) -> Address:
-    """Return the IPv4 address inside an IPv6 one that stands for it, or the address itself."""
+    """Return the IPv4 address that an IPv6 address embeds, or the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address in _NAT64 or address in ipaddress.IPv6Network("::/96"):

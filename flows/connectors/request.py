@@ -118,7 +118,7 @@ def require_file(trip_month: TripMonth, url: str, answer: httpx.Response) -> Non
 
 
 def told_by(trip_month: TripMonth, url: str, ending: Ending, answer: httpx.Response) -> PublishedFile:
-    """Return what an answer tells of the file; no size if it is encoded, for that is the size of what is sent."""
+    """Return the file that an answer describes, without a size if the body is encoded: its length is not the file's."""
     sent = whole_size(answer)
     return PublishedFile(
         trip_month=trip_month,
