@@ -74,7 +74,7 @@ _ZONE_NAMES = {
     265: '"N/A","Outside of NYC","N/A"',
 }
 # What no reader can convert, by field.
-_NONSENSE = {"pickup": "not a time", "passengers": "many", "total": "n/a", "pickup_zone": "JFK"}
+_NONSENSE = {"pickup": "not a time", "passengers": "many", "total": "free", "pickup_zone": "JFK"}
 
 
 Damage = Literal["html", "lfs_pointer", "truncated", "conflict_markers", "excel_dates", "gzip_members"]

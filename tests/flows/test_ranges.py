@@ -51,12 +51,12 @@ def test_every_parent_flow_takes_a_range_across_years_and_ends_with_the_sum_of_i
 
 def test_a_range_wins_over_what_a_deployment_has_stored_and_the_log_says_so(runs: Runs) -> None:
     stored = {"color": "green", "year": 2021, "months": [1, 2, 3]}
-    flow = etl_gcs_bq_parent_flow  # from an empty lake: nothing is loaded, each month is named
-    given = stored | {"since": 2019, "until": "2019-02"} | runs.places(flow)
+    flow = etl_gcs_bq_parent_flow  # of months that the lake has not: nothing is loaded, each month is named
+    given = stored | {"since": 2016, "until": "2016-02"} | runs.places(flow)
     error = flow(**given, return_state=True).result(raise_on_failure=False)
     assert "2 of 2 months could not be loaded" in str(error)
-    assert "green 2019-01" in str(error)
-    assert "green 2019-02" in str(error)
+    assert "green 2016-01" in str(error)
+    assert "green 2016-02" in str(error)
     assert "since and until are given: year 2021 and months [1, 2, 3] are not used" in runs.logs()
 
 
