@@ -13,8 +13,9 @@ from flows.tlc.errors import TripDataError
 _CLOSED: dict[str, Any] = {
     "enable_external_access": "false",
     "python_enable_replacements": "false",
-    "lock_configuration": "true",
 }
+# The answer alone belongs on the standard output; DuckDB would draw a bar there while a query is slow.
+_SETTINGS = "SET enable_progress_bar = false; SET lock_configuration = true"
 
 
 class Unanswerable(TripDataError):
@@ -56,6 +57,7 @@ def answer(sql: str, tables: Mapping[str, ds.Dataset | pa.Table], most: int) -> 
     duckdb = _duckdb()
     connection = duckdb.connect(config=_CLOSED)
     try:
+        connection.execute(_SETTINGS)
         for name, table in tables.items():
             connection.register(name, table)
         asked = connection.execute(sql)

@@ -253,6 +253,10 @@ def test_the_commands_of_the_documentation_work_as_they_stand(
     assert asked.stores.query("SELECT count(*) FROM zones") == [(265,)]
 
 
+def test_no_bar_is_drawn_while_a_query_is_slow() -> None:
+    assert answer("select current_setting('enable_progress_bar')", {}, 1).rows == [(False,)]
+
+
 def test_the_program_prints_nothing_but_the_answer(asked: Asked, program: Program) -> None:
     sql = "select count(*) as trips from green where file_month = '2022-02-01'"
     done = program("query_lake", sql, "--block-name", BLOCK)
