@@ -21,6 +21,7 @@ from flows.tlc.parquet_footer import (
     LONGEST_FOOTER,
     LONGEST_TEXT,
     MOST_VALUES,
+    ColumnChunk,
     Contradiction,
     Footer,
     Group,
@@ -109,11 +110,11 @@ def _values(batch: pa.RecordBatch, group: Group, new: tuple[str, ...]) -> pa.Tab
     """The batch as `clean` takes it: of few types. Columns in `new` are kept as published, so they keep empty texts."""
     columns = []
     size = 0
-    for place, (name, column) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             plain = _plain(column)
         except TooMuch as much:
-            raise TooMuch(f"{group.place(place)}: {much}") from None
+            raise TooMuch(f"{group.place()}, column {name[:60]!r}: {much}") from None
         if is_text(plain.type):
             size += plain.nbytes
             plain = plain if name in new else _without_empty_texts(plain)
@@ -133,13 +134,19 @@ def _comparable(kind: pa.DataType) -> bool:
     return kind in _COMPARABLE
 
 
+def _plain_columns(group: Group) -> dict[int, ColumnChunk]:
+    """Return the chunks that are columns of the file by themselves, by place; a nested column has others, or several."""
+    return {place: chunk for place, chunk in enumerate(group.columns) if chunk.leaf.flat and len(chunk.leaf.path) == 1}
+
+
 def _require_bounds(group: Group, batch: pa.RecordBatch) -> None:
     """Raise `Contradiction` if a value is not within the bounds that the footer gives for its column."""
-    for place, (chunk, values) in enumerate(zip(group.columns, batch.columns, strict=True)):
+    for place, chunk in _plain_columns(group).items():
+        values = batch.column(chunk.leaf.path[0])
         if chunk.bounds is None or not _comparable(values.type):
             continue
         if pa.types.is_timestamp(values.type):
-            values = values.view(pa.int64())  # noqa: PLW2901
+            values = values.view(pa.int64())
         span = pc.min_max(values)
         low, high = span["min"].as_py(), span["max"].as_py()  # NaN if there is nothing else, which no bounds count
         if low is not None and (low < chunk.bounds.low or high > chunk.bounds.high):
@@ -149,19 +156,20 @@ def _require_bounds(group: Group, batch: pa.RecordBatch) -> None:
 def _batches(parquet: pq.ParquetFile, group: Group, size: int) -> Iterator[pa.RecordBatch]:
     """The batches of one row group, read apart from the others; `Contradiction` unless they are what the footer says."""
     rows = 0
-    nulls = [0] * len(group.columns)
+    plain = _plain_columns(group)
+    nulls = dict.fromkeys(plain, 0)
     for batch in parquet.iter_batches(size, row_groups=[group.number]):
         rows += batch.num_rows
-        if batch.num_columns == len(group.columns):  # no column is nested
-            nulls = [before + column.null_count for before, column in zip(nulls, batch.columns, strict=True)]
-            _require_bounds(group, batch)
+        for place, chunk in plain.items():
+            nulls[place] += batch.column(chunk.leaf.path[0]).null_count
+        _require_bounds(group, batch)
         yield batch
     if rows != group.rows:
         raise Contradiction(f"{group.place()} has {rows:,} rows, its footer promises {group.rows:,}")
-    for place, (chunk, counted) in enumerate(zip(group.columns, nulls, strict=True)):
-        if chunk.leaf.flat and chunk.nulls not in (None, counted):
+    for place, chunk in plain.items():
+        if chunk.nulls not in (None, nulls[place]):
             raise Contradiction(
-                f"{group.place(place)}: {counted:,} values are missing, the footer says {chunk.nulls:,}"
+                f"{group.place(place)}: {nulls[place]:,} values are missing, the footer says {chunk.nulls:,}"
             )
 
 

@@ -4,14 +4,17 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.tlc.errors import SchemaMismatch, UnreadableFile
+from flows.tlc.parquet_footer import read_footer
+from flows.tlc.reading_parquet import parquet_chunks
 from tests.tlc.parquet_edit import BINARY, I64, Edited, set_value
-from tests.tlc.published import TRIP, parquet_file, read_parquet, table
+from tests.tlc.published import GREEN, TRIP, parquet_file, read_parquet, table
 
 ROWS, GROUP, PAGE = 300, 100, 20
 FARE = list(TRIP).index("fare_amount")
@@ -144,6 +147,28 @@ def test_a_chunk_with_other_missing_values_than_the_footer_counts_is_refused(how
         UnreadableFile, match="row group 3 of 3, column 'store_and_fwd_flag': 50 values are missing, the footer says 49"
     ):
         read_parquet(file.data)
+
+
+NESTED = (
+    pa.array([[("a", 1)]] * ROWS, pa.map_(pa.string(), pa.int64())),
+    pa.array([{"a": 1, "b": None}] * ROWS),
+    pa.array([[1, 2]] * ROWS),
+)
+
+
+@pytest.mark.parametrize("nested", NESTED, ids=lambda nested: str(nested.type))
+@pytest.mark.parametrize("place", [0, len(TRIP)])
+def test_a_new_column_that_is_nested_is_no_lie_and_hides_none(nested: pa.Array, place: int) -> None:
+    def read(data: bytes) -> int:
+        chunks = parquet_chunks(GREEN, io.BytesIO(data), lambda shape: None, "accept_new_columns")
+        return sum(chunk.trips.num_rows for chunk in chunks)
+
+    file = Edited(parquet_file(TRIPS.add_column(place, "new", nested), row_group_size=GROUP))
+    assert read(file.data) == ROWS
+    flag = [leaf.path for leaf in read_footer(io.BytesIO(file.data)).leaves].index(("store_and_fwd_flag",))
+    set_value(file.about(2, flag)[12][1], 3, GROUP // 2 - 1)
+    with pytest.raises(UnreadableFile, match="column 'store_and_fwd_flag': 50 values are missing, the footer says 49"):
+        read(file.data)
 
 
 @pytest.mark.parametrize(
