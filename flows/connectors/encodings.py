@@ -11,8 +11,10 @@ _GZIP = b"\x1f\x8b"
 _TELLING = 4096  # bytes of gzip that surely give the first bytes of what is inside
 _PIECE = 1 << 20  # bytes inflated at once: a well compressed piece would make many times its size
 
+# Names of what is no content coding, written where a charset or a transfer encoding was meant: the bytes are the file's.
+_MISTAKEN = {"utf-8", "utf8", "us-ascii", "iso-8859-1", "binary", "8bit", "7bit", "none", "null"}
 # aws-chunked names how an object was uploaded, not what is sent: https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming.html
-_NONE = {"", "identity", "aws-chunked"}
+_NONE = {"", "identity", "aws-chunked"} | _MISTAKEN
 _PACKED = {"gzip", "x-gzip"}
 
 

@@ -110,11 +110,18 @@ class Transfer:
         if answer.status_code == 206 and self.size and self._received < self.size:
             raise httpx.ReadError("a part of what was asked for")
 
-    def _head_is_wrong(self, client: Client) -> bool:
-        """Return whether a HEAD repeats what a GET contradicts: then the HEAD is wrong, and no edition is new."""
+    def _head_is_wrong(self, client: Client, told: PublishedFile) -> bool:
+        """Return whether the versions that a server names are of no use, so that no edition is new.
+
+        A HEAD may repeat what the GET (`told`) contradicts. Or every answer has a version of its own, for the same size.
+        """
         with answered(client, self.published.url, [("HEAD", {})] * 2) as head:
             again = told_by(self.published.trip_month, self.published.url, self.published.ending, head)
-        return head.status_code == 200 and self.published.same_edition(again) is not False
+        if head.status_code != 200:
+            return False
+        same_size = told.size is not None and self.published.size == told.size == again.size
+        every_other = same_size and told.same_edition(again) is False
+        return every_other or self.published.same_edition(again) is not False
 
     def _require_same(self, client: Client, answer: httpx.Response) -> None:
         """Raise unless the answer is of the file that was looked up, and goes on where we are."""
@@ -123,7 +130,7 @@ class Transfer:
         if self._first is None:
             # Some servers give the file's own ETag to a HEAD with another size. A strong ETag is of these very bytes.
             named = told.etag is not None and told.etag == published.etag and not is_weak(told.etag)
-            if not named and published.same_edition(told) is False and not self._head_is_wrong(client):
+            if not named and published.same_edition(told) is False and not self._head_is_wrong(client, told):
                 # An error page in the file's place is no new edition.
                 recognise(published.trip_month, published.ending, next(answer.iter_raw(), b""), self._name)
                 raise self._republished()

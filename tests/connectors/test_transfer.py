@@ -163,7 +163,7 @@ def month_csv(site: Site) -> bytes:
     return site.file(CSV).read_bytes()
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "identity", "aws-chunked", "GZIP"])
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "identity", "aws-chunked", "GZIP", "utf-8"])
 def test_a_csv_that_a_server_packs_on_its_way_is_unpacked(big: Site, encoding: str) -> None:
     content = month_csv(big)
     packed = encoding.lower() in ("gzip", "x-gzip")

@@ -1,6 +1,7 @@
 """The web as it is: months not there yet, servers that stumble, lines that break, files that are not what they say."""
 
 import hashlib
+import itertools
 import os
 import socket
 import time
@@ -368,6 +369,17 @@ def test_a_head_that_contradicts_every_get_is_not_believed(
     asked_of = transfer.told_by
     monkeypatch.setattr(
         transfer, "told_by", lambda *about: found if about[3].request.method == "HEAD" else asked_of(*about)
+    )
+    assert b"".join(read(found)) == BODY
+
+
+def test_a_server_whose_every_answer_names_another_version_is_read(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = look_up(official(big), MONTH)
+    asked_of, number = transfer.told_by, itertools.count()
+    monkeypatch.setattr(
+        transfer,
+        "told_by",
+        lambda *about: asked_of(*about).model_copy(update={"etag": f'"node-{next(number)}"', "last_modified": None}),
     )
     assert b"".join(read(found)) == BODY
 
