@@ -36,6 +36,7 @@ _FILLS = {
     9: "tabs",
 }
 _DATETIME = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d")
+_LETTERS = re.compile(rb"[A-Za-z]{3}")  # every column's name has so many
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Look:
     alone: bool = False
     count: int = 1  # of places that match
 
+    def of(self, text: bytes) -> bool:
+        """Return whether the text looks so."""
+        return sum(1 for _ in islice(self.pattern.finditer(text), self.count)) == self.count
+
+
+_BINARY = Look("binary data", re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\xff]"), count=8)
 
 # The first that matches names what the text looks like.
 LOOKS = (
@@ -68,7 +75,7 @@ LOOKS = (
     ),
     Look("rows that lost their line ends", _DATETIME, count=3),
     Look("base64", re.compile(rb"[A-Za-z0-9+/=]{60}")),
-    Look("binary data", re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\xff]"), count=8),
+    _BINARY,
     Look("text that is no row", re.compile(rb"")),
 )
 
@@ -78,9 +85,7 @@ _ALONE = tuple(look for look in LOOKS if look.alone)
 
 def look_of(text: bytes) -> str:
     """Return what a piece of a file looks like that is no row."""
-    return next(
-        look.name for look in LOOKS if sum(1 for _ in islice(look.pattern.finditer(text), look.count)) == look.count
-    )
+    return next(look.name for look in LOOKS if look.of(text))
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ class Foreign:
             if look.pattern.search(line):
                 _refuse(self._trip_month, self._run[0] or row_number, f"is {look.name}")
         require_no_header(self._trip_month, row_number, line)
-        if _DATETIME.search(line):  # what a row with a field too many has
+        if _DATETIME.search(line) and not _BINARY.of(line):  # what a row with a field too many has
             self.row()
             return
         number, size, begin = self._run
@@ -216,6 +221,8 @@ def refuse_joined(trip_month: TripMonth, row_number: int) -> NoReturn:
 
 def require_no_header(trip_month: TripMonth, row_number: int, line: bytes) -> None:
     """Raise if a line that is no trip names columns that trip files of any color have, in whatever letters."""
+    if not _LETTERS.search(line):
+        return
     fields: Sequence[str] = ()
     with suppress(CsvError):
         fields = next(reader([line.decode(errors="replace").lstrip("\ufeff")]), [])

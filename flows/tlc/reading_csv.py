@@ -110,14 +110,14 @@ _LONE_RETURN = re.compile(rb"\r(?!\n)")  # a line end to Arrow
 
 def _split_header(trip_month: TripMonth, block: bytes) -> tuple[list[str], bytes]:
     header, _, rest = block.removeprefix(_BOM).lstrip(b"\r\n").partition(b"\n")
+    if _LONE_RETURN.search(header[:_LONGEST_HEADER].rstrip(b"\r")):
+        raise UnreadableFile(
+            f"{trip_month}: the lines end with CR alone, as on old Macs. Nothing was loaded; save the file with LF or CRLF."
+        )
     if len(header) > _LONGEST_HEADER:
         raise UnreadableFile(
             f"{trip_month}: the first line has {len(header):,} bytes or more; a header of trips has a few hundred. Nothing was"
             " loaded; check the source."
-        )
-    if _LONE_RETURN.search(header.rstrip(b"\r")):
-        raise UnreadableFile(
-            f"{trip_month}: the lines end with CR alone, as on old Macs. Nothing was loaded; save the file with LF or CRLF."
         )
     try:
         if not (names := next(csv.reader([header.decode().rstrip("\r")]), [])):

@@ -239,6 +239,12 @@ def test_a_file_without_a_header_that_can_be_read_is_refused(data: bytes) -> Non
         read_csv(data)
 
 
+@pytest.mark.parametrize("rows", [1, 2_000])
+def test_a_file_whose_lines_end_with_cr_alone_is_refused_as_such_however_long(rows: int) -> None:
+    with pytest.raises(UnreadableFile, match="the lines end with CR alone"):
+        read_csv(csv_file(*[SOUND] * rows, end="\r"))
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
