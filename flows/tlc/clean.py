@@ -25,6 +25,8 @@ MAX_REJECTED_SHARE = 0.01
 MAX_REJECTED = 300_000
 MAX_ROWS = 100_000_000
 _TOLD = 300  # characters of a row in a message
+_MOSTLY = 0.9  # of the rejected rows
+_LONGEST_WORD = 20  # characters
 _LONGEST_ORIGINAL = 4_000  # characters of a row in quarantine; a sound one has about 200 in a CSV, 600 as JSON
 _WITHOUT_SECONDS = r"\d[-/.]\d{1,2}[-/.]\d{1,4} \d{1,2}:\d\d(?![:\d])"
 
@@ -41,6 +43,7 @@ class Chunk:
     """Some consecutive rows of a file: canonical trips, what was set aside (`QUARANTINE_SCHEMA`), and the counts.
 
     `extra` has the columns that the schema does not know, of the same trips, if the file has any and they are wanted.
+    `misfits` counts the texts that no other text in their column was rejected with: words for a missing value, most likely.
     Of a CSV, `size` is the chunk's bytes, `reject_sizes` those of each rejected line, `stretch` the largest part of the file
     so far that is no rows, and `repeated` the rows where a repeated part and its first copy end.
     """
@@ -51,6 +54,7 @@ class Chunk:
     filtered: Counter[str] = field(default_factory=Counter)
     share: float = 0.0  # of the file that has been read by the end of this chunk, as far as it is known
     extra: pa.Table | None = None
+    misfits: Counter[str] = field(default_factory=Counter)
     size: int = 0
     reject_sizes: Sequence[int] = ()
     stretch: Stretch | None = None
@@ -67,6 +71,7 @@ class Tally:
     filtered: Counter[str] = field(default_factory=Counter)
     quarantined: Counter[str] = field(default_factory=Counter)
     first: str = ""  # of the quarantined rows
+    misfits: Counter[str] = field(default_factory=Counter)
     size: int = 0  # bytes of all rows, if they are text
     reject_sizes: Counter[int] = field(default_factory=Counter)  # bytes of a rejected line to how many there are
     stretch: Stretch | None = None
@@ -78,6 +83,7 @@ class Tally:
         self.loaded += chunk.trips.num_rows
         self.filtered.update(chunk.filtered)
         self.quarantined.update(chunk.rejects.column("reason").to_pylist())
+        self.misfits.update(chunk.misfits)
         self.size += chunk.size
         self.reject_sizes.update(chunk.reject_sizes)
         self.stretch = chunk.stretch or self.stretch
@@ -131,6 +137,12 @@ class Tally:
     def _too_many(self, limit: str, also: str = "") -> str:
         worst = ", ".join(f"{count} × {reason}" for reason, count in self.quarantined.most_common(5))
         hint = next(hint for pattern, hint in _HINTS if re.search(pattern, f"{worst}\n{self.first}"))
+        [(word, times)] = self.misfits.most_common(1) or [("", 0)]
+        if times >= _MOSTLY * self.quarantined.total():
+            hint = (
+                f"If {word!r} stands for a missing value, save the file with nothing in its place;"
+                " else compare the file with its source."
+            )
         return (
             f"{self.quarantined.total()} of {self.source_rows} rows do not fit{also} ({worst}); {limit}. Nothing was"
             f" published. {hint} The first is {self.first}"
@@ -253,6 +265,16 @@ def _empty_rows(columns: Sequence[pa.Array | pa.ChunkedArray]) -> list[int]:
     return [position.as_py() for position in pc.indices_nonzero(empty)]
 
 
+def _only_text(values: pa.Array, positions: Sequence[int]) -> str:
+    """Return the word that is at all of these positions, without blanks around it; "" if there is none."""
+    if not positions or not is_text(values.type):
+        return ""
+    texts = pc.unique(values.take(pa.array(positions, pa.int64())).cast(pa.large_binary()))
+    text = (texts[0].as_py() or b"") if len(texts) == 1 else b""
+    is_word = len(text) <= _LONGEST_WORD and not re.search(rb"\d", text)
+    return text.decode(errors="replace").strip() if is_word else ""
+
+
 def clean(
     trip_month: TripMonth,
     shape: Shape,
@@ -268,6 +290,7 @@ def clean(
     """
     by_name: dict[str, pa.Array] = {}
     bad: dict[int, str] = {}
+    misfits: Counter[str] = Counter()
     for name in shape.empty:
         _require_empty(trip_month, name, published.column(name), row_numbers)
     for name in shape.counting:
@@ -284,6 +307,8 @@ def clean(
             values, words = _decode(values, CODINGS[column.name])
             by_name |= words
         by_name[column.name], more = convert(values, column.kind)
+        if word := _only_text(values, more):
+            misfits[word] += len(more)
         for position in positions + more:
             bad.setdefault(position, f"{column.name}: {REASONS[column.kind]}")
 
@@ -316,7 +341,9 @@ def clean(
         )
     )
     keep = pa.array([position not in bad for position in range(count)])
-    return Chunk(trips.filter(keep), rejects, count, extra=None if extra is None else extra.filter(keep))
+    return Chunk(
+        trips.filter(keep), rejects, count, extra=None if extra is None else extra.filter(keep), misfits=misfits
+    )
 
 
 def passengers_only(trips: pa.Table) -> pa.Table:

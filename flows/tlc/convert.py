@@ -156,8 +156,12 @@ def _exact(numbers: pa.Array, decimals: pa.Array) -> pa.Array:
     """Which doubles are spelled as the decimals that they were made of."""
     if decimals.type.precision <= _EXACT_DIGITS:
         return _any(numbers)
-    pairs = zip(numbers.to_pylist(), decimals.to_pylist(), strict=True)
-    return pa.array([number is None or Decimal(repr(number)) == decimal for number, decimal in pairs], pa.bool_())
+    digits = pc.replace_substring_regex(decimals.cast(pa.string()), r"^-?0*\.?0*|\.?0*(E.*)?$|\.", "")
+    exact = pc.fill_null(pc.less_equal(pc.binary_length(digits), _EXACT_DIGITS), True)
+    doubtful = pc.indices_nonzero(pc.invert(exact))
+    pairs = zip(numbers.take(doubtful).to_pylist(), decimals.take(doubtful).to_pylist(), strict=True)
+    after_all = [number is None or Decimal(repr(number)) == decimal for number, decimal in pairs]
+    return pc.replace_with_mask(exact, pc.invert(exact), pa.array(after_all, pa.bool_()))
 
 
 def without_nan(values: pa.Array) -> pa.Array:
@@ -183,6 +187,10 @@ def convert(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:
     decimals = values if pa.types.is_decimal(values.type) else None
     if decimals is not None:  # Arrow's own way from a decimal to a double may be off by a bit
         values = pc.replace_substring_regex(decimals.cast(pa.string()), r"^-?0E[+-]?[0-9]+$", "0")
+    if kind == "number" and pa.types.is_float32(values.type):
+        values = values.cast(
+            pa.string()
+        )  # its shortest decimal is what was meant: 13.35, where widening makes 13.35000038
     if kind not in _SPELLED or not is_text(values.type):
         return _masked(values, kind, None)
     values, fits = _well_spelled(values, kind)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields, replace
+from itertools import takewhile
 
 import pyarrow as pa
 
@@ -115,7 +116,7 @@ ERAS = (
 class Index:
     """A column of row numbers that a tool adds to a file, as `_plain` has its name: no trip data.
 
-    It is one in any place, or as the first or last column only (`at_ends`). `counts`: its values must count the rows.
+    It is one in any place, or only before or behind all other columns (`at_ends`). `counts`: its values must count the rows.
     """
 
     name: str
@@ -128,7 +129,10 @@ class Index:
 INDEXES = (
     Index("__index_level_0__", "pandas: DataFrame.to_parquet", at_ends=False),
     Index("index", "pandas: DataFrame.reset_index"),
-    Index("unnamed: 0", "pandas: read_csv of a file with the next"),
+    Index("unnamed: 0", "pandas: read_csv of a file with the last of these"),
+    Index("unnamed: 0.1", "pandas: read_csv of a file that was read and written so twice"),
+    Index("level_0", "pandas: DataFrame.reset_index, twice"),
+    Index("...1", "R: readr's read_csv of a file with the next"),
     Index("", "pandas: DataFrame.to_csv; R: write.csv", counts=True),
 )
 _LAST_CSV = "2021-07"  # of DataTalksClub's mirror; TLC went over to Parquet in May 2022
@@ -243,11 +247,13 @@ def meant_by(color: str, name: str) -> Column | None:
 def _indexes(names: Sequence[str]) -> dict[str, Index]:
     """The columns that a tool added to count the rows. One without a name is one as the first column only."""
     known = {index.name: index for index in INDEXES}
-    ends = {0: True, len(names) - 1: True}
+    leading = list(takewhile(lambda name: _plain(name) in known, names))  # each time that a file is saved may add one
     return {
         name: index
         for place, name in enumerate(names)
-        if (index := known.get(_plain(name))) and (place in ends or not index.at_ends) and (name.strip() or place == 0)
+        if (index := known.get(_plain(name)))
+        and (place < len(leading) or place == len(names) - 1 or not index.at_ends)
+        and (name.strip() or place == 0)
     }
 
 

@@ -192,9 +192,12 @@ CODINGS: dict[str, Coding] = {
     "store_and_fwd_flag": Coding({"0": "N", "0.0": "N", "1": "Y", "1.0": "Y"}),
 }
 
-# How tools spell a value that is missing: pandas and R, MySQL and Postgres, spreadsheets. So only where no text can be meant.
+# How tools spell a value that is missing: pandas and R, databases, spreadsheets. So only where no text can be meant.
 # https://pandas.pydata.org/docs/reference/api/pandas.read_csv.html (na_values)
-MISSING = ("", "NA", "N/A", "#N/A", "n/a", "<NA>", "NULL", "Null", "null", r"\N", "nan", "NaN", "NAN", "NaT", "None")
+MISSING = (
+    *("", "NA", "N/A", "#N/A", "n/a", "<NA>", "NULL", "Null", "null", "(null)", r"\N", "nan", "NaN", "NAN", "NaT"),
+    "None",
+)
 
 
 def columns(color: str) -> tuple[Column, ...]:

@@ -145,7 +145,7 @@ def table_of(refused: pytest.ExceptionInfo[SchemaMismatch]) -> list[tuple[str, .
 @pytest.mark.parametrize(
     ("names", "lines"),
     [
-        (["Unnamed: 0", "index", *NAMES], [("'index'", "field 2", "no such column", "–")]),
+        (["Unnamed: 0", NAMES[0], "index", *NAMES[1:]], [("'index'", "field 3", "no such column", "–")]),
         ([*NAMES, ""], [("''", "field 21", "a name", "–")]),
         (NAMES[1:], [("'VendorID'", "absent", "integer", "2013-08")]),
         (

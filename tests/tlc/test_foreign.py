@@ -99,6 +99,13 @@ def test_what_is_lost_to_a_few_foreign_bytes_is_counted(kind: str) -> None:
             assert ROWS - tally.loaded - tally.lost <= 2.5  # a stretch begins and ends within a row
 
 
+@pytest.mark.parametrize("at", range(40_000, 50_000, 911))
+def test_a_short_stretch_of_binary_data_is_one_stretch_with_the_rows_that_it_begins_and_ends_in(at: int) -> None:
+    binary = random.Random(at).randbytes(1_000)  # noqa: S311 - damage, not a secret
+    with pytest.raises(UnreadableFile, match=r"begins a run|binary data"):
+        read_csv(MONTH[:at] + binary + MONTH[at + len(binary) :]).tally.check(GREEN)
+
+
 @settings(max_examples=60)
 @given(st.sampled_from(sorted(FOREIGN)), st.integers(500, 290_000), st.integers(1, 9_000), st.data())
 @example("NUL", 200_000, 1, None)
@@ -231,6 +238,20 @@ def test_a_word_that_may_be_a_text_or_missing_refuses_the_file_and_says_what_to_
     late = [line(store_and_fwd_flag="NA"), *[line()] * 2_000, line(trip_type="NA")]
     with pytest.raises(UnreadableFile, match=r"NA stands for missing numbers .* save the file with empty fields"):
         read_csv(csv_file(*late))
+
+
+@pytest.mark.parametrize("word", [".", "-", " ? "])
+def test_an_unknown_word_for_a_missing_value_is_named_with_what_to_do(word: str) -> None:
+    lines = [line(ehail_fee=word, passenger_count=word if n % 3 else "1") for n in range(200)]
+    with pytest.raises(
+        TooManyRejects, match=re.escape(f"If {word.strip()!r} stands for a missing value, save the file with")
+    ):
+        read_csv(csv_file(*lines)).tally.check(GREEN)
+
+
+def test_values_of_many_sorts_that_do_not_fit_are_no_word_for_a_missing_value() -> None:
+    with pytest.raises(TooManyRejects, match=r"Compare the first row with docs/schema\.md"):
+        read_csv(csv_file(*(line(fare_amount=f"${n}") for n in range(200)))).tally.check(GREEN)
 
 
 def test_a_part_of_the_file_that_stands_there_twice_is_noticed() -> None:

@@ -117,7 +117,7 @@ PARQUET: dict[str, Change] = {
     "decimals without a fraction": cast(pa.decimal128(38, 0), "PULocationID", "VendorID", "passenger_count"),
     "decimals with zeros for a fraction": cast(pa.decimal128(24, 4), "PULocationID", "RatecodeID"),
     "float16": cast(pa.float16(), "passenger_count", "mta_tax"),
-    "float32": cast(pa.float32(), "passenger_count", "mta_tax"),
+    "float32": cast(pa.float32(), "passenger_count", "fare_amount", "total_amount", "tolls_amount", "trip_distance"),
     "seconds": cast(pa.timestamp("s"), "lpep_pickup_datetime", "lpep_dropoff_datetime"),
     "milliseconds": cast(pa.timestamp("ms"), "lpep_pickup_datetime"),
     "nanoseconds": cast(pa.timestamp("ns"), "lpep_pickup_datetime"),
@@ -130,6 +130,8 @@ PARQUET: dict[str, Change] = {
     "an index of pandas": lambda trips: trips.append_column("__index_level_0__", [list(range(ROWS))]),
     "index": first("index", 7),
     "Unnamed: 0": first("Unnamed: 0"),
+    "pandas, three times": lambda trips: first("Unnamed: 0.1")(first("Unnamed: 0")(trips)),
+    "reset_index, of a table with an index": lambda trips: first("index")(first("Unnamed: 0", 5)(trips)),
     "no name, from 0": first(""),
     "no name, from 1": first("", 1),
 }  # type: ignore[misc]
@@ -151,6 +153,8 @@ CSVS: dict[str, Callable[[], bytes]] = {
     "pandas": lambda: OWN.to_pandas().to_csv().encode(),
     "pandas, without index": lambda: OWN.to_pandas().to_csv(index=False).encode(),
     "pandas, twice": with_index("Unnamed: 0", 0),
+    "pandas, three times": lambda: as_csv(first("")(first("Unnamed: 0")(texts(OWN)))),
+    "readr": with_index("...1", 1),
     "R": with_index("", 1),
     "pandas, index with a name": with_index("index", 5),
 }
