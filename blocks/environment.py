@@ -69,8 +69,10 @@ def key_file(environment: Environment, name: str) -> Path | None:
     except BadValue as wrong:
         if value.startswith("{"):
             raise BadValue(f"{name} holds a key instead of a path; save the key in a file and name that.") from None
-        what = f"{name} names {value!r}, but {wrong}" if like_path(value) else f"{name} names no readable file"
-        raise BadValue(f"{what}; correct the path.") from None
+        unquoted = value.strip("'\"")  # a file of variables for Docker or systemd may keep the quotes
+        what = f"{name} names {value!r}, but {wrong}" if like_path(unquoted) else f"{name} names no readable file"
+        advice = "correct the path" if unquoted == value else "remove the quotes around the path"
+        raise BadValue(f"{what}; {advice}.") from None
 
 
 def expand_machine_key(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -70,7 +70,7 @@ def ingest_data(
                 postgres.write_manifest(manifest.seen_at(raw))
                 return Outcome.of("database", "unchanged", manifest)
             staged = transform_for_postgres.submit(raw, rows, block_name).result()
-            return load_to_postgres.submit(staged, block_name).result()
+            return load_to_postgres.submit(staged, block_name, manifest).result()
 
     return each_month("ingest-data", chosen, at_once, load)
 

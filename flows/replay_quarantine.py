@@ -92,7 +92,7 @@ def replay_quarantine(
                     f"{trip_month} was re-published at {shown(before.url)}; run ingest-data, which takes that in."
                 )
             staged = transform_for_postgres.submit(raw, before.rule, postgres_block).result()
-            return told(before, load_to_postgres.submit(staged, postgres_block).result())
+            return told(before, load_to_postgres.submit(staged, postgres_block, before).result())
 
     if store == "lake":
         lake = lake_of(block_name)

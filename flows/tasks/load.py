@@ -96,6 +96,10 @@ def publish_in_lake(lake: Lake, staged: StagedMonth, replaces: int, run_id: str)
                 replaces, *did_then = (int(present.metadata[name]) for name in ("replaces", *did))
                 did = dict(zip(did, did_then, strict=True))
                 manifest = manifest.model_copy(update={**did, "replaces": replaces})
+                if before and before.generation == present.generation:  # that attempt wrote its manifest, too
+                    manifest = manifest.model_copy(update={"known_rows": before.known_rows})
+                    rows_before = before.loaded - before.inserted + before.removed
+                    before = before.model_copy(update={"loaded": rows_before})
                 break
             other = _manifest_of_the_other(lake, staged, present)
             if other and other.holds(staged.raw, staged.rule):
@@ -190,25 +194,31 @@ def publish_in_bigquery(
 
 
 @task(name="load to Postgres", task_run_name="load {staged.raw.published.trip_month} → Postgres", **RETRIES)
-def load_to_postgres(staged: StagedMonth, block_name: str) -> Outcome:
-    """Publish the staged rows in one transaction: a new month is attached, a known one gets what differs."""
+def load_to_postgres(staged: StagedMonth, block_name: str, before: Manifest | None = None) -> Outcome:
+    """Publish the staged rows in one transaction: a new month is attached, a known one gets what differs.
+
+    `before` is what the database held of the month when this run began.
+    """
     postgres = postgres_of(block_name)
-    outcome, manifest = publish_in_postgres(postgres, staged, this_run())
+    outcome, manifest = publish_in_postgres(postgres, staged, this_run(), before)
     _tell(outcome, manifest, postgres)
     return outcome
 
 
-def publish_in_postgres(postgres: Postgres, staged: StagedMonth, run_id: str) -> tuple[Outcome, Manifest]:
-    """Publish a staged month in the database, with its row in `loads`."""
+def publish_in_postgres(
+    postgres: Postgres, staged: StagedMonth, run_id: str, before: Manifest | None = None
+) -> tuple[Outcome, Manifest]:
+    """Publish a staged month in the database, with its row in `loads`.
+
+    `before` is what the database held of the month when this run began: an attempt cut off after its success has replaced that.
+    """
     known = postgres.manifest(staged.raw.published.trip_month)
     if known and run_id and known.flow_run_id == run_id and known.holds(staged.raw, staged.rule):
         # By this very run, in an attempt that was cut off before it heard of its success.
         did = {"inserted": known.inserted, "updated": known.updated, "removed": known.removed}
-        did_then: Status = "loaded" if known.inserted == known.loaded else "replaced"
-        rows_before = known.loaded - known.inserted + known.removed
-        before = known.model_copy(update={"loaded": rows_before}) if did_then == "replaced" else None
-        again = known.model_copy(update={"repeated": staged.repeated})
-        return Outcome.of("database", did_then, known, warnings_of(again, before), **did), known
+        did_then: Status = "replaced" if before else "loaded"
+        again = known.model_copy(update={"repeated": staged.repeated, "known_rows": _last_known_rows(staged, before)})
+        return Outcome.of("database", did_then, again, warnings_of(again, before), **did), again
     manifest = staged.manifest(run_id).model_copy(update={"known_rows": _last_known_rows(staged, known)})
     did = dataclasses.asdict(postgres.publish(staged.key, manifest))
     warnings = warnings_of(manifest.model_copy(update=did), known)

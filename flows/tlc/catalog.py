@@ -26,6 +26,7 @@ Standing = Literal[
     "behind the lake",
 ]
 _LAGS: tuple[Standing, ...] = ("new", "re-published", "other source", "behind the lake")
+_FORBIDDEN = 403  # by HTTP: the server, or a proxy before it, does not say whether the file is there
 _WAY: tuple[Store, ...] = get_args(Store)
 
 
@@ -285,6 +286,7 @@ def entry_of(
     if answer is not None:
         found = Found(trip_month, url, answer, {"lake": held.manifest if held else None})
         source = "no answer" if found.unanswered else found.stands("lake")
-        if source == "not published" and published_before:
+        forbidden = isinstance(answer, NotPublished) and answer.status == _FORBIDDEN
+        if (source == "not published" and published_before) or (source == "gone" and forbidden):
             source = "refused"
     return Entry(trip_month, held, source, answer if isinstance(answer, PublishedFile) else None, known)

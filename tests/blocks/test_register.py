@@ -262,6 +262,8 @@ BAD: list[tuple[str, str | None, str]] = [
     ("GCP_SERVICE_ACCOUNT_FILE", f"/{CANARY * 600}", "names no readable file"),
     ("GCP_SERVICE_ACCOUNT_FILE", "/", "names '/', but that is a folder"),
     ("GCP_SERVICE_ACCOUNT_FILE", "/nowhere/key.json", "names '/nowhere/key.json', but there is no such file"),
+    ("GCP_SERVICE_ACCOUNT_FILE", "'~/key.json'", "on this machine; remove the quotes around the path"),
+    ("GCP_SERVICE_ACCOUNT_FILE", f'"{CANARY}"', "names no readable file; remove the quotes around the path"),
     ("GCP_SERVICE_ACCOUNT_FILE", "~/key.json", "names '~/key.json', but there is no such file"),
     ("GCP_SERVICE_ACCOUNT_FILE", "~nobody-here/key.json", "names '~nobody-here/key.json', but there is no such user"),
     ("GCP_SERVICE_ACCOUNT_FILE", "key.json", f"names 'key.json', but there is no such file in {Path.cwd()}"),

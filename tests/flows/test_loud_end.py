@@ -5,12 +5,15 @@ import logging
 
 import pytest
 
+from flows.connectors.lake import Lake
+from flows.connectors.postgres import Postgres
 from flows.etl_web_gcs import etl_parent_flow
 from flows.ingest_data import ingest_data
 from flows.tlc.trips import TripMonth
-from tests.flows.conftest import Runs
+from tests.flows.conftest import Runs, dying
 from tests.flows.test_new_columns import put
 from tests.stores import Stores
+from tests.strict_lake import StrictLake
 from tests.tlc.published import csv_file, line, times
 
 ODD, SOUND = TripMonth("green", 2023, 10), TripMonth("green", 2023, 11)  # of no other test
@@ -82,6 +85,26 @@ def test_a_month_that_gained_a_row_or_two_needs_no_look(
     assert runs.warehouse(month).warnings == ()
     assert warned(caplog) == []
     assert f"re-published: {ROWS + 2} rows, {ROWS} were last known (+2)" in runs.logs()
+
+
+@pytest.mark.parametrize(
+    ("store", "owner", "name"), [("lake", Lake, "write_manifest"), ("postgres", Postgres, "publish")]
+)
+def test_an_attempt_that_did_not_hear_of_its_success_takes_no_warning_away(
+    store: str, owner: type, name: str, ours: Stores, runs: Runs, strict_lake: StrictLake
+) -> None:
+    month = TripMonth("green", 2022, 11 if store == "lake" else 12)
+    run = getattr(runs, store)
+    source = put(ours, month, csv_month(month, ROWS), ".csv")
+    run(month, source=source)
+    put(ours, month, csv_month(month, ROWS - 100), ".csv")
+    with dying(owner, name, when="after", times=1) as died:
+        outcome = run(month, source=source)
+    assert died
+    assert (outcome.status, outcome.removed) == ("replaced", 100)
+    fewer, changed = outcome.warnings
+    assert fewer.startswith("re-published: 300 rows, 400 were last known")
+    assert changed.startswith("100 rows changed in a month of 400")
 
 
 def test_the_warehouse_says_too_what_is_to_be_looked_at_in_the_lakes_month(ours: Stores, runs: Runs) -> None:

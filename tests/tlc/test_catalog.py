@@ -244,7 +244,11 @@ def test_a_color_without_a_new_month_is_overdue_if_that_can_be_told(newest, sinc
 def test_the_catalog_marks_a_month_that_is_known_to_be_published_and_refused():
     assert entry_of(MONTH, None, None, FORBIDDEN, URL, "9 rows on 2022-07-18").differs == ["refused"]
     assert entry_of(MONTH, None, None, FORBIDDEN, URL).differs == []
-    assert entry_of(MONTH, Held(MANIFEST, 50), None, FORBIDDEN, URL, "9 rows on 2022-07-18").differs == ["gone"]
+    for known in ("", "9 rows on 2022-07-18"):
+        assert entry_of(MONTH, Held(MANIFEST, 50), None, FORBIDDEN, URL, known).differs == ["refused"]
+        for status in (404, 410, None):  # None: of a file
+            absent = NotPublished("no", status)
+            assert entry_of(MONTH, Held(MANIFEST, 50), None, absent, URL, known).differs == ["gone"]
 
 
 def test_a_count_that_is_not_the_last_known_is_told_in_words():
