@@ -96,7 +96,9 @@ def server(stack: Stack) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def orchestrator(server: Stack) -> Iterator[Stack]:
-    """The same, with an agent as well."""
-    server.start("agent")
+    """The same, with an agent as well, whose runs read what an operator allows by default."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TRIPS_ALLOW_SOURCES")
+        server.start("agent")
     yield server
     server.stop("agent")

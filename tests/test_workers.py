@@ -1,5 +1,6 @@
 """A work pool and a real worker in place of an agent: `make up WORKER=1`, `prefect deploy` and runs by name."""
 
+import re
 from collections.abc import Iterator
 
 import httpx
@@ -22,7 +23,9 @@ MONTH = ("-p", "color=green", "-p", "year=2020", "-p", "months=[9]", "-p", "sour
 @pytest.fixture(scope="module")
 def worker(server: Stack) -> Iterator[Stack]:
     """The stand-ins with a worker, and the deployments in its pool."""
-    server.start("worker")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TRIPS_ALLOW_SOURCES")  # its runs read what an operator allows by default
+        server.start("worker")
     demo.prepare(server.environment(), Console(quiet=True), "worker")
     with temporary_settings({PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
         yield server
@@ -54,6 +57,21 @@ def test_a_worker_brings_a_month_into_lake_and_postgres(worker: Stack) -> None:
         ).scalar_one()
     engine.dispose()
     assert counted == loaded > 1000
+
+
+def test_a_run_of_a_worker_reads_no_file_and_no_private_address_beside_the_operators(worker: Stack) -> None:
+    api = worker.env["PREFECT_API_URL"]
+    month = ("-p", "color=green", "-p", "year=2020", "-p", "months=[8]", "--watch")
+    for source, named in (
+        ("file:///etc/{color}{year}-{month:02d}.csv", "is a local file"),
+        (f"{api}/{{color}}{{year}}-{{month:02d}}.csv", "is at a private or local address"),
+        (f"{api.replace('127.0.0.1', '2130706433')}/{{year}}-{{month:02d}}.csv", "is at a private or local address"),
+    ):
+        said = prefect("deployment", "run", demo.LAKE, "-p", f"source={source}", *month, code=1)
+        [run] = re.findall(r"UUID: +([0-9a-f-]{36})", said)
+        found = httpx.get(f"{api}/flow_runs/{run}", trust_env=False).raise_for_status().json()
+        assert named in found["state"]["message"]
+        assert "the operator sets TRIPS_ALLOW_SOURCES=" in found["state"]["message"]
 
 
 def test_the_same_deployments_go_back_to_the_agents_queue_and_again_to_the_pool(worker: Stack) -> None:
