@@ -34,6 +34,9 @@ def months_between(colors: Iterable[str], since: str, until: str, today: dt.date
     """Every month that can exist of `colors`, from `since` to `until`, both included, oldest first.
 
     A bound is a month such as 2019-01, a whole year such as 2019, or "": TLC's first month, or today's.
+
+    Raises:
+        UnknownMonth: A bound is no month, or there is no month of any of the colors between them.
     """
     now = today or dt.datetime.now(dt.UTC).date()
     first = bound_of("since", since, 1) if since else min(FIRST_MONTH.values())
@@ -42,13 +45,20 @@ def months_between(colors: Iterable[str], since: str, until: str, today: dt.date
         raise UnknownMonth(
             "from {}-{:02d} to {}-{:02d} there is no month that could be published.".format(*first, *last)
         )
-    return [
+    asked = list(dict.fromkeys(colors))
+    found = [
         TripMonth(color, year, month)
         for year in range(first[0], last[0] + 1)
         for month in range(1, 13)
-        for color in dict.fromkeys(colors)
+        for color in asked
         if max(first, FIRST_MONTH[color]) <= (year, month) <= last
     ]
+    if asked and not found:
+        begin = ", ".join("{} {}-{:02d}".format(color, *FIRST_MONTH[color]) for color in asked)
+        raise UnknownMonth(
+            f"until {last[0]}-{last[1]:02d} there is no month that could be published: TLC's files begin with {begin}."
+        )
+    return found
 
 
 def oldest_first(trip_months: Iterable[TripMonth]) -> list[TripMonth]:
