@@ -60,7 +60,7 @@ def test_a_bound_that_is_no_month_is_refused_with_an_example(bound: str):
 def test_a_range_without_a_month_is_refused():
     with pytest.raises(UnknownMonth, match="2030-01 to 2024-03"):
         months_between(["yellow"], "2030", "", TODAY)
-    with pytest.raises(UnknownMonth, match="until 2009-02 .* begin with green 2013-08, fhvhv 2019-02"):
+    with pytest.raises(UnknownMonth, match=r"until 2009-02 .* begin with green 2013-08, fhvhv 2019-02"):
         months_between(["green", "fhvhv"], "2008-01", "2009-02", TODAY)
 
 
