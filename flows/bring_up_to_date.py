@@ -2,10 +2,9 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -15,19 +14,19 @@ from prefect import flow, get_run_logger
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from flows.connectors.known import known_publication
 from flows.connectors.web import source_of
-from flows.etl_gcs_bq import etl_gcs_bq
-from flows.etl_web_gcs import etl_web_gcs
-from flows.ingest_data import ingest_data
+from flows.stores import STORES, Target
+from flows.stores.origins import FromLake, Origin, Web
+from flows.tasks.bring import bring
 from flows.tasks.command import run_as_program
-from flows.tasks.months import MonthsFailed, each_month
+from flows.tasks.months import each_month
 from flows.tasks.notify import notifications
 from flows.tasks.policy import task_runner
-from flows.tasks.survey import ask_source, list_lake, list_postgres, list_warehouse, report_stores
+from flows.tasks.survey import ask_source, list_months, report_stores
 from flows.tlc.catalog import KNOWN_RANGES, Found, months_ago, months_between, oldest_first, overdue
-from flows.tlc.errors import NotPublished, Overdue, TripDataError
+from flows.tlc.errors import MonthsFailed, NotPublished, Overdue, TripDataError
 from flows.tlc.manifest import Manifest, Outcome
 from flows.tlc.sources import TEMPLATES, Source, SourceName
-from flows.tlc.trips import AtLeastOne, AtLeastZero, Bound, Color, Dataset, Rows, Store, TripMonth
+from flows.tlc.trips import AtLeastOne, AtLeastZero, Bound, Color, Dataset, Store, Terms, TripMonth
 
 _COLORS: list[Color] = ["yellow", "green"]
 _INTO: list[Store] = ["lake", "warehouse"]
@@ -74,46 +73,25 @@ def bring_up_to_date(
     publisher = source_of(source)
     window = months_between(colors, since or months_ago(_LOOK_BACK), until)
 
-    held: dict[Store, Mapping[TripMonth, Manifest]] = {}
-    unfinished: list[TripMonth] = []
-    if "lake" in into or "warehouse" in into:
-        in_lake = list_lake.submit(colors, block_name).result()
-        held["lake"] = {trip_month: here.manifest for trip_month, here in in_lake.items()}
-        unfinished = [trip_month for trip_month, here in in_lake.items() if not here.finished]
-    if "warehouse" in into:
-        held["warehouse"] = list_warehouse.submit(credentials_block, dataset).result()
-    if "database" in into:
-        held["database"] = list_postgres.submit(postgres_block).result()
+    target = Target("lake", block_name, credentials_block, dataset, postgres_block)
+    # A store that is loaded from the lake brings it along.
+    wanted = {*into, *(["lake"] if any(STORES[store].files == "lake" for store in into) else [])}
+    listed = {store: list_months.submit(target.of(store), colors).result() for store in STORES if store in wanted}
+    held = {store: {m: month.manifest for m, month in months.items()} for store, months in listed.items()}
+    unfinished = [m for months in listed.values() for m, month in months.items() if not month.finished]
 
     found = _found(publisher, colors, window, held, unfinished)
     due = [month for month in found if month.behind]
     taken, waiting = due[:at_most], due[at_most:]
     _log(found, taken, waiting)
 
-    def rows(store: Store, trip_month: TripMonth, default: Rows) -> Rows:
-        known = held[store].get(trip_month)
-        return known.rule if known else default  # a month stays under the rule that somebody loaded it by
+    def update(store: Store, trip_month: TripMonth) -> Outcome:
+        known, kind = held[store].get(trip_month), STORES[store]
+        # A month stays under the rules that somebody loaded it by.
+        terms = Terms(known.rule, known.schema_rule) if known else Terms(kind.rows)
+        origin: Origin = FromLake() if kind.files == "lake" else Web(publisher, terms)
+        return bring(trip_month, origin, target.of(store))
 
-    def to_lake(trip_month: TripMonth) -> Outcome:
-        color, year, month = _named(trip_month)
-        known = held["lake"].get(trip_month)
-        schema = known.schema_rule if known else "strict"
-        return etl_web_gcs(color, year, month, block_name, source, rows("lake", trip_month, "all"), schema)
-
-    def to_warehouse(trip_month: TripMonth) -> Outcome:
-        return etl_gcs_bq(*_named(trip_month), block_name, credentials_block, dataset=dataset)
-
-    def to_postgres(trip_month: TripMonth) -> Outcome:
-        color, year, month = _named(trip_month)
-        rule = rows("database", trip_month, "with_passengers")
-        [outcome] = ingest_data(color, year, [month], postgres_block, source, rule)
-        return outcome
-
-    bring: dict[Store, Callable[[TripMonth], Outcome]] = {
-        "lake": to_lake,
-        "warehouse": to_warehouse,
-        "database": to_postgres,
-    }
     work = {month.trip_month: month for month in found if month in taken or month.wrong}
     did: dict[TripMonth, dict[Store, str]] = defaultdict(dict)
 
@@ -121,7 +99,7 @@ def bring_up_to_date(
         month = work[trip_month]
         warnings: tuple[str, ...] = ()
         for store in month.behind if month in taken else []:
-            outcome = bring[store](trip_month)
+            outcome = update(store, trip_month)
             did[trip_month][store] = outcome.status
             warnings += tuple(f"{store}: {warning}" for warning in outcome.warnings)
         if month.wrong:
@@ -179,10 +157,6 @@ def _overdue(found: Sequence[Found], colors: Sequence[Color], within: int, sourc
     for text in late:
         get_run_logger().error("%s", text)
     return late
-
-
-def _named(trip_month: TripMonth) -> tuple[Color, int, int]:
-    return cast(Color, trip_month.color), trip_month.year, trip_month.month
 
 
 def _log(found: Sequence[Found], taken: Sequence[Found], waiting: Sequence[Found]) -> None:

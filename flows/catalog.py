@@ -10,8 +10,9 @@ from prefect import flow, get_run_logger
 
 from blocks import GCS_BUCKET
 from flows.connectors.web import source_of
+from flows.stores import Target
 from flows.tasks.command import run_as_program
-from flows.tasks.survey import ask_source, entries_of, list_lake, print_catalog, report_catalog
+from flows.tasks.survey import ask_source, entries_of, list_months, print_catalog, report_catalog
 from flows.tlc.catalog import Entry, months_between
 from flows.tlc.trips import COLORS, Bound, Color
 
@@ -37,7 +38,7 @@ def catalog(
     """
     months = months_between(colors, since, until)
     source = source_of(against or "official")
-    held = list_lake.submit(colors, block_name).result()
+    held = list_months.submit(Target("lake", block_name), colors).result()
     answers = ask_source.submit(source, months).result() if against else {}
     entries = entries_of(months, held, answers, source)
     report_catalog("catalog", entries)

@@ -6,17 +6,17 @@ from pathlib import Path
 if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from prefect import flow, get_run_logger
+from prefect import flow
 
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET
+from flows.stores import Target
+from flows.stores.origins import FromLake
+from flows.tasks.bring import bring
 from flows.tasks.command import run_as_program
-from flows.tasks.extract import extract_from_lake
-from flows.tasks.load import load_to_bigquery
 from flows.tasks.months import chosen_months, each_month, named_for_months
 from flows.tasks.notify import notifications
 from flows.tasks.policy import task_runner
-from flows.tasks.stores import lake_of, warehouse_of
-from flows.tasks.transform import Via, transform_for_bigquery
+from flows.tasks.stores import check_store
 from flows.tlc.manifest import Outcome
 from flows.tlc.trips import (
     AtLeastOne,
@@ -27,6 +27,7 @@ from flows.tlc.trips import (
     OptionalMonths,
     OptionalYear,
     TripMonth,
+    Via,
     Year,
     trip_months,
 )
@@ -59,13 +60,7 @@ def etl_gcs_bq(
         dataset: BigQuery dataset; made in the bucket's location if it is not there.
     """
     [trip_month] = trip_months(color, year, [month])
-    manifest = extract_from_lake.submit(trip_month, block_name).result()
-    loaded = warehouse_of(credentials_block, dataset).manifest(trip_month)
-    if loaded and loaded.same_rows(manifest):
-        get_run_logger().info("%s is unchanged in the lake and in BigQuery; nothing to do", trip_month)
-        return Outcome.of("warehouse", "unchanged", loaded)
-    staging = transform_for_bigquery.submit(manifest, via, block_name, credentials_block, dataset).result()
-    return load_to_bigquery.submit(manifest, loaded, staging, block_name, credentials_block, dataset).result()
+    return bring(trip_month, FromLake(), Target("warehouse", block_name, credentials_block, dataset, via=via))
 
 
 @flow(
@@ -101,8 +96,7 @@ def etl_gcs_bq_parent_flow(
         until: Last month of the range, such as 2019-03 or 2019.
     """
     chosen = chosen_months(color, year, months, since, until)
-    lake_of(block_name).check()
-    warehouse_of(credentials_block, dataset)
+    check_store.submit(Target("warehouse", block_name, credentials_block, dataset)).result()
 
     def load(trip_month: TripMonth) -> Outcome:
         return etl_gcs_bq(color, trip_month.year, trip_month.month, block_name, credentials_block, via, dataset)

@@ -7,22 +7,20 @@ from pathlib import Path
 if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from prefect import flow, get_run_logger
+from prefect import flow
 
 from blocks import GCS_BUCKET
-from flows.connectors.lake import Lake
-from flows.connectors.web import look_up, source_of
+from flows.connectors.web import source_of
+from flows.stores import Target
+from flows.stores.origins import Web
+from flows.tasks.bring import bring
 from flows.tasks.command import run_as_program
-from flows.tasks.extract import extract_to_lake, refusal_explained
-from flows.tasks.load import load_to_lake
 from flows.tasks.months import chosen_months, each_month, named_for_months
 from flows.tasks.notify import notifications
-from flows.tasks.policy import believed, task_runner, this_run
-from flows.tasks.stores import lake_of
-from flows.tasks.transform import transform_in_lake
-from flows.tlc.errors import TripDataError
-from flows.tlc.manifest import Outcome, RawFile
-from flows.tlc.sources import PublishedFile, SourceName
+from flows.tasks.policy import task_runner
+from flows.tasks.stores import check_store
+from flows.tlc.manifest import Outcome
+from flows.tlc.sources import SourceName
 from flows.tlc.trips import (
     AtLeastOne,
     Bound,
@@ -32,6 +30,7 @@ from flows.tlc.trips import (
     OptionalYear,
     Rows,
     SchemaRule,
+    Terms,
     TripMonth,
     Year,
     trip_months,
@@ -63,40 +62,7 @@ def etl_web_gcs(
         schema: strict (a column that the schema does not know stops the month), or accept_new_columns to keep it as published.
     """
     [trip_month] = trip_months(color, year, [month])
-    lake = lake_of(block_name)
-    lake.check()
-    publisher = source_of(source)
-    with refusal_explained(trip_month, publisher.url(trip_month), "lake", lambda: lake.current(trip_month)):
-        published = look_up(publisher, trip_month)
-    present = lake.present(trip_month)
-    manifest = lake.finished(trip_month)
-    if manifest and manifest.covers(published, rows):
-        known = f"; its new columns ({', '.join(manifest.new_columns)}) were accepted" if manifest.new_columns else ""
-        get_run_logger().info("%s is unchanged at its source and in the lake%s; nothing to do", trip_month, known)
-        return Outcome.of("lake", "unchanged", manifest)
-
-    raw = _extract(lake, published, block_name)
-    if manifest and manifest.holds(raw, rows):
-        get_run_logger().info("%s was published again with the same bytes; nothing to do", trip_month)
-        lake.write_manifest(manifest.seen_at(raw))
-        return Outcome.of("lake", "unchanged", manifest)
-    staged = transform_in_lake.submit(raw, rows, block_name, schema).result()
-    return load_to_lake.submit(staged, present.generation if present else 0, block_name).result()
-
-
-def _extract(lake: Lake, published: PublishedFile, block_name: str) -> RawFile:
-    """Extract by a cache that lives in the lake itself, where every machine finds it; not believed if the file is gone."""
-    extract = extract_to_lake.with_options(
-        result_storage=lake.block,
-        result_storage_key=published.trip_month.results_key,
-        task_run_name=extract_to_lake.task_run_name,  # Prefect would forget it
-    )
-    try:
-        return believed(extract, lake.has, published, block_name)
-    except TripDataError:
-        # Prefect keeps a failed task's error as its result, too.
-        lake.delete([published.trip_month.results_key.replace("{flow_run.id}", this_run())])
-        raise
+    return bring(trip_month, Web(source_of(source), Terms(rows, schema)), Target("lake", block_name))
 
 
 @flow(name="etl-parent-flow", flow_run_name=named_for_months(), task_runner=task_runner(), **notifications())
@@ -128,7 +94,7 @@ def etl_parent_flow(
     """
     chosen = chosen_months(color, year, months, since, until)
     source_of(source)
-    lake_of(block_name).check()
+    check_store.submit(Target("lake", block_name)).result()
 
     def load(trip_month: TripMonth) -> Outcome:
         return etl_web_gcs(color, trip_month.year, trip_month.month, block_name, source, rows, schema)

@@ -6,21 +6,21 @@ from pathlib import Path
 if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from prefect import flow, get_run_logger
+from prefect import flow
 
 from blocks import POSTGRES
-from flows.connectors.web import look_up, source_of
+from flows.connectors.web import source_of
+from flows.stores import Target
+from flows.stores.origins import Web
+from flows.tasks.bring import bring
 from flows.tasks.command import run_as_program
-from flows.tasks.extract import extract_to_scratch, in_scratch, refusal_explained
-from flows.tasks.load import load_to_postgres
 from flows.tasks.months import chosen_months, each_month, named_for_months
 from flows.tasks.notify import notifications
-from flows.tasks.policy import believed, task_runner
-from flows.tasks.stores import postgres_of
-from flows.tasks.transform import transform_for_postgres
+from flows.tasks.policy import task_runner
+from flows.tasks.stores import check_store
 from flows.tlc.manifest import Outcome
 from flows.tlc.sources import SourceName
-from flows.tlc.trips import AtLeastOne, Bound, Color, OptionalMonths, OptionalYear, Rows, TripMonth
+from flows.tlc.trips import AtLeastOne, Bound, Color, OptionalMonths, OptionalYear, Rows, Terms, TripMonth
 
 
 @flow(name="ingest-data", flow_run_name=named_for_months(), task_runner=task_runner(), **notifications())
@@ -49,28 +49,11 @@ def ingest_data(
         until: Last month of the range, such as 2019-03 or 2019.
     """
     chosen = chosen_months(color, year, months, since, until)
-    publisher = source_of(source)
-    log = get_run_logger()
-    postgres = postgres_of(block_name)
-    postgres.check()
+    origin, into = Web(source_of(source), Terms(rows)), Target("database", database_block=block_name)
+    check_store.submit(into).result()
 
     def load(trip_month: TripMonth) -> Outcome:
-        with refusal_explained(
-            trip_month, publisher.url(trip_month), "database", lambda: postgres.manifest(trip_month)
-        ):
-            published = look_up(publisher, trip_month)
-        with postgres.claim(trip_month, lambda: log.info("another run is loading %s; waiting for it", trip_month)):
-            manifest = postgres.manifest(trip_month)
-            if manifest and manifest.covers(published, rows):
-                log.info("%s is unchanged at its source and in Postgres; nothing to do", trip_month)
-                return Outcome.of("database", "unchanged", manifest)
-            raw = believed(extract_to_scratch, in_scratch, published)
-            if manifest and manifest.holds(raw, rows):
-                log.info("%s was published again with the same bytes; nothing to do", trip_month)
-                postgres.write_manifest(manifest.seen_at(raw))
-                return Outcome.of("database", "unchanged", manifest)
-            staged = transform_for_postgres.submit(raw, rows, block_name).result()
-            return load_to_postgres.submit(staged, block_name, manifest).result()
+        return bring(trip_month, origin, into)
 
     return each_month("ingest-data", chosen, at_once, load)
 

@@ -9,17 +9,12 @@ if not __package__:  # run as a file: Python searches its folder for modules, an
 from prefect import flow
 
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
+from flows.stores import Target
 from flows.tasks.command import run_as_program
 from flows.tasks.notify import notifications
 from flows.tasks.policy import task_runner
-from flows.tasks.stores import lake_of, postgres_of
-from flows.tasks.zones import (
-    extract_zones,
-    load_zones_to_bigquery,
-    load_zones_to_lake,
-    load_zones_to_postgres,
-    report_zones,
-)
+from flows.tasks.stores import check_store
+from flows.tasks.zones import extract_zones, load_zones_into, report_zones
 from flows.tlc.errors import TripDataError
 from flows.tlc.trips import Dataset, Store
 from flows.tlc.zones import ZonesOutcome
@@ -46,17 +41,12 @@ def load_zones(
     """
     if not stores:
         raise TripDataError("stores is empty; name at least one of lake, warehouse, database.")
-    if {"lake", "warehouse"} & set(stores):
-        lake_of(block_name).check()
-    if "database" in stores:
-        postgres_of(postgres_block).check()
+    target = Target("lake", block_name, credentials_block, dataset, postgres_block)
+    targets = [target.of(store) for store in dict.fromkeys(stores)]
+    for into in targets:
+        check_store.submit(into).result()
     file = extract_zones.submit(source).result()
-    load = {
-        "lake": lambda: load_zones_to_lake.submit(file, block_name),
-        "warehouse": lambda: load_zones_to_bigquery.submit(file, block_name, credentials_block, dataset),
-        "database": lambda: load_zones_to_postgres.submit(file, postgres_block),
-    }
-    loading = [load[store]() for store in dict.fromkeys(stores)]
+    loading = [load_zones_into.submit(file, into) for into in targets]
     states = [future.wait() for future in loading]
     outcomes = [state.result() for state in states if state.is_completed()]
     if outcomes:

@@ -10,19 +10,15 @@ if not __package__:  # run as a file: Python searches its folder for modules, an
 from prefect import flow, get_run_logger
 
 from blocks import GCS_BUCKET, POSTGRES
-from flows.connectors import scratch
-from flows.connectors.web import published_at
+from flows.stores import Target
+from flows.stores.origins import Again
+from flows.tasks.bring import bring
 from flows.tasks.command import run_as_program
-from flows.tasks.extract import extract_from_lake, extract_to_scratch, in_scratch, refusal_explained
-from flows.tasks.load import load_to_lake, load_to_postgres
 from flows.tasks.months import chosen_months, each_month, named_for_months
 from flows.tasks.notify import notifications
-from flows.tasks.policy import believed, task_runner
-from flows.tasks.stores import lake_of, postgres_of
-from flows.tasks.transform import transform_for_postgres, transform_in_lake
-from flows.tlc.addresses import shown
-from flows.tlc.errors import TripDataError
-from flows.tlc.manifest import Manifest, Outcome
+from flows.tasks.policy import task_runner
+from flows.tasks.stores import check_store
+from flows.tlc.manifest import Outcome
 from flows.tlc.trips import AtLeastOne, Bound, Color, OptionalMonths, OptionalYear, TripMonth
 
 
@@ -52,55 +48,19 @@ def replay_quarantine(
         until: Last month of the range, such as 2019-03 or 2019.
     """
     chosen = chosen_months(color, year, months, since, until)
-    log = get_run_logger()
+    into = Target(store, block_name, database_block=postgres_block)
+    check_store.submit(into).result()
 
-    def left_alone(before: Manifest) -> Outcome:
-        log.info("%s has no quarantined rows; it is left alone", before.trip_month)
-        return Outcome.of(store, "unchanged", before)
-
-    def told(before: Manifest, outcome: Outcome) -> Outcome:
-        if outcome.status == "unchanged":
-            log.info("%s was replayed by another run meanwhile", outcome.trip_month)
-            return outcome
-        aside = sum(before.quarantined.values())
-        loaded = f"{outcome.inserted:,} of {aside:,} quarantined rows are loaded now"
-        log.info("%s: %s, %s still are not", outcome.trip_month, loaded, f"{aside - outcome.inserted:,}")
+    def replay(trip_month: TripMonth) -> Outcome:
+        outcome = bring(trip_month, Again(), into)
+        if outcome.status == "replaced":
+            get_run_logger().info(
+                "%s: quarantined rows loaded now: %s; still quarantined: %s",
+                trip_month, f"{outcome.manifest.inserted:,}", f"{sum(outcome.manifest.quarantined.values()):,}",
+            )  # fmt: skip
         return outcome
 
-    def in_lake(trip_month: TripMonth) -> Outcome:
-        before = extract_from_lake.submit(trip_month, block_name).result()
-        if not before.quarantined:
-            return left_alone(before)
-        raw = lake.raw_of(before)
-        staged = transform_in_lake.submit(raw, before.rule, block_name, before.schema_rule).result()
-        return told(before, load_to_lake.submit(staged, before.generation, block_name).result())
-
-    def in_database(trip_month: TripMonth) -> Outcome:
-        with postgres.claim(trip_month, lambda: log.info("another run is loading %s; waiting for it", trip_month)):
-            before = postgres.manifest(trip_month)
-            if before is None:
-                raise TripDataError(f"{trip_month} is not in Postgres; run ingest-data for it first.")
-            if not before.quarantined:
-                return left_alone(before)
-            raw = scratch.raw_of(before)
-            if not in_scratch(raw):
-                with refusal_explained(trip_month, before.url, "database", lambda: before):
-                    published = published_at(trip_month, before.url, before.published.ending)
-                raw = believed(extract_to_scratch, in_scratch, published)
-            if raw.sha256 != before.sha256:
-                raise TripDataError(
-                    f"{trip_month} was re-published at {shown(before.url)}; run ingest-data, which takes that in."
-                )
-            staged = transform_for_postgres.submit(raw, before.rule, postgres_block).result()
-            return told(before, load_to_postgres.submit(staged, postgres_block, before).result())
-
-    if store == "lake":
-        lake = lake_of(block_name)
-        lake.check()
-        return each_month("replay-quarantine", chosen, at_once, in_lake)
-    postgres = postgres_of(postgres_block)
-    postgres.check()
-    return each_month("replay-quarantine", chosen, at_once, in_database)
+    return each_month("replay-quarantine", chosen, at_once, replay)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from flows.tlc.errors import TripDataError
+from flows.tlc.errors import Unanswerable
 
 # A query may come from a form in the UI: no files of the machine that runs it, no network, no extensions, no way back.
 _CLOSED: dict[str, Any] = {
@@ -16,10 +16,6 @@ _CLOSED: dict[str, Any] = {
 }
 # The answer alone belongs on the standard output; DuckDB would draw a bar there while a query is slow.
 _SETTINGS = "SET enable_progress_bar = false; SET lock_configuration = true"
-
-
-class Unanswerable(TripDataError):
-    """The query cannot be run as it is."""
 
 
 @dataclass(frozen=True)

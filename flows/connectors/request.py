@@ -13,7 +13,7 @@ import httpx
 from flows.connectors.encodings import encodings
 from flows.connectors.guard import Client
 from flows.tlc.addresses import escaped, shown
-from flows.tlc.errors import NotPublished, TripDataError, UnreadableFile
+from flows.tlc.errors import AskAgainLater, NotPublished, Unreachable, UnreadableFile
 from flows.tlc.sources import LARGEST, Ending, PublishedFile
 from flows.tlc.trips import TripMonth
 
@@ -28,14 +28,6 @@ REFUSED = {403, 404, 410}
 PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 Ask = tuple[str, dict[str, str]]  # method and headers
-
-
-class AskAgainLater(TripDataError):
-    """The source asked to wait longer than a run waits, or the file changed during the read. Run again later."""
-
-
-class Unreachable(Exception):
-    """The source did not answer, or broke off, again and again; worth another try later."""
 
 
 def _asked_to_wait(answer: httpx.Response) -> float | None:

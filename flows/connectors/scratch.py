@@ -17,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from flows.tlc.errors import TripDataError
+from flows.tlc.errors import DiskFull, UnsafeScratch
 from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.sources import ENDINGS, PublishedFile
 from flows.tlc.trips import COLORS
@@ -37,14 +37,6 @@ _FETCHING_NAME = re.compile(rf"{re.escape(_FETCHING)}[a-z0-9_]{{8}}")
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
-
-
-class DiskFull(TripDataError):
-    """The disk has no room for the file; what was written of it is deleted."""
-
-
-class UnsafeScratch(TripDataError):
-    """The scratch folder cannot be used, or other users could change what is in it."""
 
 
 def folder() -> Path:

@@ -13,8 +13,6 @@ from flows.connectors.request import (
     ATTEMPTS,
     LEAST,
     REFUSED,
-    AskAgainLater,
-    Unreachable,
     answered,
     pause,
     require_credible,
@@ -25,7 +23,7 @@ from flows.connectors.request import (
     why,
 )
 from flows.tlc.addresses import shown
-from flows.tlc.errors import NotPublished
+from flows.tlc.errors import AskAgainLater, NotPublished, Unreachable
 from flows.tlc.manifest import Verified
 from flows.tlc.reading import recognise
 from flows.tlc.sources import PublishedFile, is_weak

@@ -18,8 +18,6 @@ from flows.connectors.request import (
     ATTEMPTS,
     PASSING,
     Ask,
-    AskAgainLater,
-    Unreachable,
     answered,
     require_credible,
     require_file,
@@ -29,12 +27,14 @@ from flows.connectors.request import (
 from flows.connectors.transfer import Transfer
 from flows.tlc import zones
 from flows.tlc.addresses import BadAddress, parsed, shown
-from flows.tlc.errors import NotPublished, UnreadableFile
+from flows.tlc.errors import AskAgainLater, NotPublished, Unreachable, UnreadableFile
 from flows.tlc.manifest import Verified
 from flows.tlc.reading import recognise, recognise_end
 from flows.tlc.reading_csv import require_header
 from flows.tlc.sources import TEMPLATES, Ending, PublishedFile, Source
 from flows.tlc.trips import TripMonth
+
+Add = Callable[[int, float], None]  # gets how much more was done, and the share of the whole that is done by now
 
 PIECE = 1 << 20  # bytes handed on at once
 _ASKING = 4  # look-ups at once; hundreds of them should not look like an attack
@@ -50,7 +50,7 @@ def source_of(word_or_template: str) -> Source:
     """Return the source that a flow's `source` names: a word, whose address the environment may override, or a URL template.
 
     Raises:
-        UnknownMonth: It is neither.
+        BadSource: It is neither.
         SourceNotAllowed: It is a local file or a private address, which this process may not read.
     """
     known = TEMPLATES.get(word_or_template)
@@ -198,7 +198,9 @@ def _in_pieces(parts: Iterator[bytes]) -> Iterator[bytes]:
         yield bytes(held)
 
 
-def read(published: PublishedFile, verified: Callable[[Verified], None] = lambda how: None) -> Iterator[bytes]:
+def read(
+    published: PublishedFile, verified: Callable[[Verified], None] = lambda how: None
+) -> Generator[bytes, None, None]:
     """Stream the file, checked: its beginning, its header, its end, its size and its digest are those of a file of its kind.
 
     `verified` is called at the end with what the bytes were compared with.
@@ -219,6 +221,25 @@ def read(published: PublishedFile, verified: Callable[[Verified], None] = lambda
     if not size:
         recognise(trip_month, published.ending, b"", name)
     recognise_end(trip_month, published.ending, tail, name)
+
+
+class Download:
+    """A published file on its way. Iterate once for its bytes; afterwards `verified` says how they were checked."""
+
+    verified: Verified = ""
+
+    def __init__(self, published: PublishedFile, add: Add = lambda size, share: None) -> None:
+        self._published, self._add = published, add
+
+    def __iter__(self) -> Iterator[bytes]:
+        checks: list[Verified] = []
+        come = 0
+        with closing(read(self._published, checks.append)) as pieces:
+            for piece in pieces:
+                come += len(piece)
+                self._add(len(piece), come / self._published.size if self._published.size else 0)
+                yield piece
+        self.verified = checks[-1] if checks else ""
 
 
 def zone_file(source: str) -> zones.ZoneFile:

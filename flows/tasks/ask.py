@@ -11,12 +11,14 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from rich.console import Console
 from rich.table import Table
 
-from flows.connectors.ask import Answer, Unanswerable, answer, read_by
-from flows.connectors.lake import Gone, Lake
+from flows.connectors.ask import Answer, answer, read_by
+from flows.stores import Target
+from flows.stores.lake import Lake
 from flows.tasks.policy import RETRIES
-from flows.tasks.stores import lake_of
+from flows.tasks.stores import open_store
 from flows.tlc import zones
 from flows.tlc.ask import TABLES, external_table, tables_of
+from flows.tlc.errors import Gone, Unanswerable
 
 MOST = 1000  # rows of an answer shown
 
@@ -29,7 +31,7 @@ def ask_lake(sql: str, block_name: str) -> Answer:
     def count(size: int) -> None:
         read[0] += size
 
-    lake = lake_of(block_name)
+    lake: Lake = open_store(Target("lake", block_name))
     lake.check()
     found = answer(sql, {name: _table(lake, name, count) for name in _some(read_by(sql, tables_of(sql)))}, MOST)
     get_run_logger().info(
@@ -47,16 +49,16 @@ def _some(tables: list[str]) -> list[str]:
 def _table(lake: Lake, name: str, on_read: Any) -> ds.Dataset | pa.Table:
     if name != zones.TABLE:
         return lake.dataset(name, on_read)
-    present = lake.stat(zones.KEY)
+    present = lake.bucket.stat(zones.KEY)
     if present is None:
-        raise Gone(f"the zones are not in the lake ({lake.uri(zones.KEY)}); run load-zones first.")
+        raise Gone(f"the zones are not in the lake ({lake.bucket.uri(zones.KEY)}); run load-zones first.")
     return lake.table(present)
 
 
 def statements(sql: str, block_name: str, dataset: str) -> str:
     """What BigQuery has to be told so that the tables a query names can be asked there, as `{dataset}.{table}_in_lake`."""
-    lake = lake_of(block_name)
-    return "\n\n".join(external_table(name, dataset, lake.uri("")) for name in _some(tables_of(sql)))
+    lake: Lake = open_store(Target("lake", block_name))
+    return "\n\n".join(external_table(name, dataset, lake.bucket.uri("")) for name in _some(tables_of(sql)))
 
 
 def show_statements(text: str) -> None:

@@ -9,15 +9,9 @@ from prefect import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.tasks.report import report_months
-from flows.tlc.errors import TripDataError, UnknownMonth
+from flows.tlc.errors import MonthsFailed, TripDataError, UnknownMonth
 from flows.tlc.manifest import Outcome, total
 from flows.tlc.trips import TripMonth, asked_for, in_words
-
-
-class MonthsFailed(TripDataError):
-    """Some months of a run could not be loaded; all others, `done`, were."""
-
-    done: Sequence[Outcome] = ()
 
 
 def named_for_months(more: str = "") -> Callable[[], str]:

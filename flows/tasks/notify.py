@@ -129,7 +129,7 @@ def message(flow_name: str, run: FlowRun, state: State[Any], result: object) -> 
     outcomes = _outcomes(result)
     for store in dict.fromkeys(outcome.store for outcome in outcomes):
         published, loaded = (
-            sum(getattr(o, count) for o in outcomes if o.store == store) for count in ("source_rows", "loaded")
+            sum(getattr(o.manifest, count) for o in outcomes if o.store == store) for count in ("source_rows", "loaded")
         )
         lines.append(f"rows: {published:,} published, {loaded:,} in the {store}")
     lines += [f"  - {outcome}" for outcome in outcomes]

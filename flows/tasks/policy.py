@@ -17,7 +17,6 @@ from prefect.tasks import exponential_backoff
 
 from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import RawFile
-from flows.tlc.sources import PublishedFile
 
 CACHE_FOR = dt.timedelta(days=1)
 TIMEOUT = 6 * 60 * 60  # seconds; the largest month on a slow line
@@ -80,14 +79,9 @@ def believed(task: Task[..., Any], still_true: Callable[[RawFile], bool], *argum
     return RawFile.model_validate(state.result())
 
 
-def cached_by(*places: str, on_this_machine: bool = False) -> Callable[[TaskRunContext, dict[str, Any]], str | None]:
-    """A cache key made of what the published file is, and of where it was put; never of its data."""
-
-    def key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
-        published: PublishedFile = parameters["published"]
-        if published.identity is None:
-            return None
-        where = [str(parameters[place]) for place in places] + ([platform.node()] if on_this_machine else [])
-        return " ".join([context.task.task_key, published.identity, *where])
-
-    return key
+def cached_by(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
+    """Return a cache key made of what the published file is, and of where it is put; never of its data."""
+    published, into = parameters["published"], parameters["into"]
+    if published.identity is None:
+        return None
+    return " ".join([context.task.task_key, published.identity, into.file_key or platform.node()])

@@ -12,16 +12,17 @@ from flows.tlc.manifest import Manifest, Outcome, Verified, total
 from flows.tlc.quality import RULES
 
 
-def report(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: str) -> None:
+def report(outcome: Outcome, before: Manifest | None, page: str) -> None:
     """Tell of one month: what was loaded, from where, what was set aside and why.
 
     `before` is the calendar month before it, `page` where a person sees its object in the lake, if it has one.
     """
     key = f"{outcome.trip_month.stem.replace('_', '-')}-{outcome.store}"
-    create_markdown_artifact("\n".join(_lines(outcome, manifest, before, page)), key=key, description=str(outcome))
+    create_markdown_artifact("\n".join(_lines(outcome, before, page)), key=key, description=str(outcome))
 
 
-def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: str) -> Iterator[str]:
+def _lines(outcome: Outcome, before: Manifest | None, page: str) -> Iterator[str]:
+    manifest = outcome.manifest
     profile, month = manifest.profile, outcome.trip_month
     yield f"# {month} in the {outcome.store}: {outcome.status}"
     yield from (f"\n**Look at this**: {warning}" for warning in outcome.warnings)
@@ -34,7 +35,7 @@ def _lines(outcome: Outcome, manifest: Manifest, before: Manifest | None, page: 
             *((f"quarantined: {reason}", f"{count:,}") for reason, count in manifest.quarantined.items()),
         ],
     )
-    yield f"Inserted {outcome.inserted:,}, updated {outcome.updated:,}, removed {outcome.removed:,}."
+    yield f"Inserted {manifest.inserted:,}, updated {manifest.updated:,}, removed {manifest.removed:,}."
     if profile.days:
         yield "\n" + trips_per_day(f"{month}: trips per day", profile.days, before.profile.days if before else {})
     if profile.sums:
@@ -92,10 +93,10 @@ def report_months(key: str, done: Sequence[Outcome], failed: Sequence[tuple[str,
         {
             "month": str(outcome.trip_month),
             "status": outcome.status,
-            "published": outcome.source_rows,
-            "in store": outcome.loaded,
-            "left out": sum(outcome.filtered.values()),
-            "quarantined": sum(outcome.quarantined.values()),
+            "published": outcome.manifest.source_rows,
+            "in store": outcome.manifest.loaded,
+            "left out": sum(outcome.manifest.filtered.values()),
+            "quarantined": sum(outcome.manifest.quarantined.values()),
             "warnings": " ".join(outcome.warnings),
         }
         for outcome in done

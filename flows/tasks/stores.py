@@ -1,22 +1,21 @@
 """The stores that blocks name: a store's block is loaded here and nowhere else."""
 
 import os
+from collections.abc import Mapping
 from typing import Any, cast
 
 from google.auth.exceptions import GoogleAuthError
+from prefect import task
 from prefect.blocks.core import Block
 from prefect.utilities.asyncutils import sync_compatible
 from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
 from prefect_sqlalchemy import SqlAlchemyConnector
 from pydantic.v1 import ValidationError
-from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from blocks.environment import MACHINE_KEY, BadValue, expand_machine_key, file_at, key_file
-from flows.connectors.lake import Lake
-from flows.connectors.postgres import Postgres
-from flows.connectors.warehouse import Warehouse
+from flows.stores import STORES, Target
+from flows.tasks.policy import RETRIES
 from flows.tlc.errors import MisconfiguredBlock
 
 # What Google's library lets through where a path leads to no file that it can open.
@@ -95,26 +94,25 @@ async def _stored(kind: type[Block], name: str) -> dict[str, Any]:
     return data
 
 
-def lake_of(block_name: str) -> Lake:
-    """The lake that a `gcs-bucket` block points to."""
-    return Lake(cast(GcsBucket, _load(GcsBucket, block_name)))
+def open_store(target: Target) -> Any:
+    """Return the store that a target names, by its blocks."""
+    return STORES[target.store].open(target, load_block)
 
 
-def warehouse_of(credentials_block: str, dataset: str) -> Warehouse:
-    """The BigQuery dataset that a `gcp-credentials` block gives access to."""
-    return Warehouse(cast(GcpCredentials, _load(GcpCredentials, credentials_block)), dataset)
+def load_block(slug: str, name: str) -> Any:
+    """Return a block by its type's slug and its name."""
+    return _load(_BLOCKS[slug], name)
 
 
-def postgres_of(block_name: str) -> Postgres:
-    """The database that a `sqlalchemy-connector` block points to."""
-    block = cast(SqlAlchemyConnector, _load(SqlAlchemyConnector, block_name))
-    try:
-        engine = block.get_engine()
-    except (ImportError, SQLAlchemyError):  # another driver, which is not installed
-        engine = None
-    if not isinstance(engine, Engine) or (engine.dialect.name, engine.driver) != ("postgresql", "psycopg2"):
-        raise MisconfiguredBlock(
-            f"block sqlalchemy-connector/{block_name} is not for PostgreSQL with the driver postgresql+psycopg2;"
-            " edit it in the UI, or make another with `python -m blocks.register`."
-        )
-    return Postgres(engine)
+# What leads to a store.
+_BLOCKS: Mapping[str, type[Block]] = {
+    "gcs-bucket": GcsBucket,
+    "gcp-credentials": GcpCredentials,
+    "sqlalchemy-connector": SqlAlchemyConnector,
+}
+
+
+@task(name="check", task_run_name="check {target.title}", **RETRIES)
+def check_store(target: Target) -> None:
+    """Raise `MisconfiguredBlock` unless the store can be used, before any work is done."""
+    open_store(target).check()

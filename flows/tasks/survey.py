@@ -11,12 +11,13 @@ from rich.table import Table
 
 from flows.connectors.known import known_file, known_publication
 from flows.connectors.web import look_up_all
+from flows.stores import Target
 from flows.tasks.policy import RETRIES, TIMEOUT
 from flows.tasks.report import markdown_table
-from flows.tasks.stores import lake_of, postgres_of, warehouse_of
+from flows.tasks.stores import open_store
 from flows.tlc.catalog import Entry, Found, Held, entry_of
 from flows.tlc.errors import NotPublished
-from flows.tlc.manifest import Manifest, Outcome, total
+from flows.tlc.manifest import Outcome, total
 from flows.tlc.sources import PublishedFile, Source
 from flows.tlc.trips import COLORS, Store, TripMonth
 
@@ -27,26 +28,13 @@ def ask_source(source: Source, trip_months: Sequence[TripMonth]) -> dict[TripMon
     return look_up_all(source, trip_months)
 
 
-@task(name="list the lake", task_run_name="list the lake", **RETRIES)
-def list_lake(colors: Sequence[str], block_name: str) -> dict[TripMonth, Held]:
-    """What the lake holds."""
-    lake = lake_of(block_name)
-    lake.check()
-    return lake.months(dict.fromkeys(colors))
-
-
-@task(name="list BigQuery", task_run_name="list BigQuery", **RETRIES)
-def list_warehouse(credentials_block: str, dataset: str) -> dict[TripMonth, Manifest]:
-    """What BigQuery's `loads` tells."""
-    return warehouse_of(credentials_block, dataset).manifests()
-
-
-@task(name="list Postgres", task_run_name="list Postgres", **RETRIES)
-def list_postgres(block_name: str) -> dict[TripMonth, Manifest]:
-    """What Postgres' `loads` tells."""
-    postgres = postgres_of(block_name)
-    postgres.check()
-    return postgres.manifests()
+@task(name="list months", task_run_name="list {target.title}", **RETRIES)
+def list_months(target: Target, colors: Sequence[str]) -> dict[TripMonth, Held]:
+    """Return every month that a store has of the colors."""
+    store = open_store(target)
+    store.check()
+    months: dict[TripMonth, Held] = store.months(colors)
+    return months
 
 
 def report_stores(

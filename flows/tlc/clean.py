@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import cast
@@ -42,6 +42,7 @@ REASONS: dict[Kind, str] = {
 class Chunk:
     """Some consecutive rows of a file: canonical trips, what was set aside (`QUARANTINE_SCHEMA`), and the counts.
 
+    `shape` says how the file's columns were understood.
     `extra` has the columns that the schema does not know, of the same trips, if the file has any and they are wanted.
     `misfits` counts the texts that no other text in their column was rejected with: words for a missing value, most likely.
     Of a CSV, `size` is the chunk's bytes, `reject_sizes` those of each rejected line, `stretch` the largest part of the file
@@ -52,6 +53,7 @@ class Chunk:
     rejects: pa.Table
     source_rows: int
     filtered: Counter[str] = field(default_factory=Counter)
+    shape: Shape | None = None
     share: float = 0.0  # of the file that has been read by the end of this chunk, as far as it is known
     extra: pa.Table | None = None
     misfits: Counter[str] = field(default_factory=Counter)
@@ -360,16 +362,15 @@ FILTERS: dict[Rows, Sequence[tuple[str, Callable[[pa.Table], pa.Table]]]] = {
 }
 
 
-def filtered(chunks: Iterable[Chunk], rows: Rows) -> Iterator[Chunk]:
-    """Apply the rule that `rows` names, and count what it drops."""
-    for chunk in chunks:
-        trips = chunk.trips
-        dropped: Counter[str] = Counter()
-        for name, keep in FILTERS[rows]:
-            kept = keep(trips)
-            dropped[name] = trips.num_rows - kept.num_rows
-            trips = kept
-        extra = chunk.extra
-        if extra is not None and dropped.total():
-            extra = extra.filter(pc.is_in(extra.column(KEY[1].name), value_set=trips.column(KEY[1].name)))
-        yield replace(chunk, trips=trips, filtered=dropped, extra=extra)
+def filtered(chunk: Chunk, rows: Rows) -> Chunk:
+    """Apply the rule that `rows` names, and count the rows that it drops."""
+    trips = chunk.trips
+    dropped: Counter[str] = Counter()
+    for name, keep in FILTERS[rows]:
+        kept = keep(trips)
+        dropped[name] = trips.num_rows - kept.num_rows
+        trips = kept
+    extra = chunk.extra
+    if extra is not None and dropped.total():
+        extra = extra.filter(pc.is_in(extra.column(KEY[1].name), value_set=trips.column(KEY[1].name)))
+    return replace(chunk, trips=trips, filtered=dropped, extra=extra)

@@ -1,19 +1,11 @@
 """What a re-published month changed, by key: both editions are read once, side by side, in order of `row_number`."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-
-@dataclass
-class Changes:
-    """Rows only in the new edition, in both but different, only in the old one."""
-
-    inserted: int = 0
-    updated: int = 0
-    removed: int = 0
+from flows.tlc.manifest import Changes
 
 
 def _column(trips: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
@@ -32,13 +24,15 @@ def _differ(old: pa.Table, new: pa.Table) -> int:
     return int(pc.sum(changed, min_count=0).as_py())
 
 
-def _window(old: pa.Table, new: pa.Table, changes: Changes) -> None:
+def _window(old: pa.Table, new: pa.Table) -> Changes:
     where = pc.index_in(new.column("row_number"), value_set=old.column("row_number").combine_chunks())
     in_both = pc.is_valid(where)
     common = new.filter(in_both)
-    changes.inserted += new.num_rows - common.num_rows
-    changes.removed += old.num_rows - common.num_rows
-    changes.updated += _differ(old.take(where.drop_null()), common)
+    return Changes(
+        inserted=new.num_rows - common.num_rows,
+        updated=_differ(old.take(where.drop_null()), common),
+        removed=old.num_rows - common.num_rows,
+    )
 
 
 def compare(old: Iterable[pa.Table], new: Iterable[pa.Table]) -> Changes:
@@ -54,11 +48,9 @@ def compare(old: Iterable[pa.Table], new: Iterable[pa.Table]) -> Changes:
             cut = pc.sum(pc.less_equal(table.column("row_number"), limit)).as_py()
             parts.append(table.slice(0, cut))
             held[side] = table.slice(cut) if cut < table.num_rows else next(streams[side], None)
-        _window(parts[0], parts[1], changes)
-    for side, table in enumerate(held):
-        rest = (table.num_rows if table is not None else 0) + sum(more.num_rows for more in streams[side])
-        if side == 0:
-            changes.removed += rest
-        else:
-            changes.inserted += rest
-    return changes
+        changes += _window(parts[0], parts[1])
+    removed, inserted = (
+        (table.num_rows if table is not None else 0) + sum(more.num_rows for more in stream)
+        for table, stream in zip(held, streams, strict=True)
+    )
+    return changes + Changes(inserted=inserted, removed=removed)

@@ -1,15 +1,45 @@
-"""What can be wrong with a request or with a published file; every text names the month and says what to do next.
+"""Every error that this project raises on purpose, as one tree.
 
-None of these is worth a retry: the same input gives the same answer.
+TripDataError            a person has to act; the same input gives the same answer, so no task is retried
+├── UnknownMonth         the color, year, month or range asked for does not exist
+├── BadSource            the source is no URL template that this project can read
+├── SourceNotAllowed     the source is a local file or a private address, which the operator does not allow
+├── ImpossibleDataset    BigQuery cannot have a dataset of that name
+├── Unanswerable         the question about the lake is no query that can be answered
+├── MisconfiguredBlock   a block is missing, or what it points to cannot be used
+├── UnsafeScratch        the scratch folder cannot be used, or other users could change what is in it
+├── DiskFull             the scratch disk has no room for the file
+├── NotPublished         the source has no file for the month
+│   └── RefusedMonth     the source refuses a month that it is known to have published
+├── AskAgainLater        the source asks to be left alone for longer than a run waits, or the file changed meanwhile
+├── Overdue              a color's newest published month is older than the run expects
+├── UnreadableFile       the file is not what its name says
+├── SchemaMismatch       the file's columns are not those of its era
+├── TooManyRejects       more rows do not fit than a sound file can have
+├── WrongMonth           most trips of the file are of other months
+├── NotReconciled        two counts of the same rows differ; nothing was published
+├── Gone                 an object that should be in the lake is not there
+└── MonthsFailed         some months of a run could not be loaded; all others were
+PassingError             it may pass by itself; tasks are retried
+├── Unreachable          a server gives no answer now
+└── Overtaken            another run changed an object or a month first
+
+An error's text names the month, says what is wrong and where, and what to do next.
 """
+
+from collections.abc import Sequence
 
 
 class TripDataError(Exception):
-    """A trip month cannot be loaded, for a reason that a person has to act on."""
+    """A person has to act before this can succeed."""
 
 
 class UnknownMonth(TripDataError):
-    """The color, year or month asked for does not exist."""
+    """The color, year, month or range asked for does not exist."""
+
+
+class BadSource(TripDataError):
+    """The source is no URL template that this project can read."""
 
 
 class SourceNotAllowed(TripDataError):
@@ -17,7 +47,23 @@ class SourceNotAllowed(TripDataError):
 
 
 class ImpossibleDataset(TripDataError):
-    """The warehouse cannot have a dataset of the name asked for."""
+    """BigQuery cannot have a dataset of the name asked for."""
+
+
+class Unanswerable(TripDataError):
+    """The question about the lake is no query that can be answered."""
+
+
+class MisconfiguredBlock(TripDataError):
+    """A block is missing, or what it points to (bucket, database, credentials) cannot be used."""
+
+
+class UnsafeScratch(TripDataError):
+    """The scratch folder cannot be used, or other users could change what is in it."""
+
+
+class DiskFull(TripDataError):
+    """The scratch disk has no room for the file; what was written of it is deleted."""
 
 
 class NotPublished(TripDataError):
@@ -30,6 +76,10 @@ class NotPublished(TripDataError):
 
 class RefusedMonth(NotPublished):
     """The source refuses a month that it is known to have published."""
+
+
+class AskAgainLater(TripDataError):
+    """The source asks to be left alone for longer than a run waits, or the file changed while it was read."""
 
 
 class Overdue(TripDataError):
@@ -56,5 +106,23 @@ class NotReconciled(TripDataError):
     """Rows were lost or invented between two stores; nothing was published."""
 
 
-class MisconfiguredBlock(TripDataError):
-    """A block is missing, or what it points to (bucket, database, credentials) cannot be used."""
+class Gone(TripDataError):
+    """An object that should be in the lake is not there."""
+
+
+class MonthsFailed(TripDataError):
+    """Some months of a run could not be loaded. `done` has the outcomes of all others."""
+
+    done: Sequence[object] = ()
+
+
+class PassingError(Exception):
+    """The cause may pass by itself."""
+
+
+class Unreachable(PassingError):
+    """A server gives no answer now."""
+
+
+class Overtaken(PassingError):
+    """Another run changed an object or a month first."""

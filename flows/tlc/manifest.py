@@ -1,16 +1,20 @@
 """What a store holds of a month, and where it came from: the lake's catalog entry, and a row of every `loads` table."""
 
+import base64
+import binascii
 import datetime as dt
 import json
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows.tlc.clean import Tally
 from flows.tlc.quality import Profile
-from flows.tlc.schema import SCHEMA_VERSION, Column
+from flows.tlc.schema import SCHEMA_VERSION, Column, Kind
 from flows.tlc.sources import Ending, PublishedFile, ending_of
 from flows.tlc.trips import Rows, SchemaRule, Store, TripMonth
 
@@ -41,50 +45,120 @@ class RawFile(_Value):
     sha256: str
     verified: Verified = ""
 
+    @property
+    def trip_month(self) -> TripMonth:
+        """The month of the file's name."""
+        return self.published.trip_month
 
-class Manifest(_Value):
-    """One month in one store. No secrets, nothing of the machine that loaded it."""
 
-    color: str
-    file_month: dt.date
-    url: str
-    etag: str | None
-    last_modified: str | None
-    size: int
-    sha256: str
-    era: str
-    columns: tuple[str, ...]
-    rule: Rows
-    source_rows: int
-    loaded: int
-    filtered: dict[str, int]
-    quarantined: dict[str, int]
-    profile: Profile = Profile()
-    inserted: int = 0
-    updated: int = 0
-    removed: int = 0
-    key: str = ""
-    generation: int = 0
-    replaces: int = 0
-    quarantine_key: str = ""
+@dataclass(frozen=True)
+class Stored:
+    """Mark a fact as a column of every `loads` table; `json` if it is stored as JSON text."""
+
+    kind: Kind
+    meaning: str
+    json: bool = False
+
+
+class Changes(_Value):
+    """The rows that publishing an edition inserted, updated and removed."""
+
+    inserted: Annotated[int, Stored("integer", "rows that publishing it added to the month")] = 0
+    updated: Annotated[int, Stored("integer", "rows that publishing it changed")] = 0
+    removed: Annotated[int, Stored("integer", "rows that publishing it took away")] = 0
+
+    def __add__(self, other: "Changes") -> "Changes":
+        return Changes(
+            inserted=self.inserted + other.inserted,
+            updated=self.updated + other.updated,
+            removed=self.removed + other.removed,
+        )
+
+
+class Origin(_Value):
+    """The published file that a month was made of."""
+
+    color: Annotated[str, Stored("text", "TLC's file prefix")]
+    file_month: Annotated[dt.date, Stored("date", "first day of the month in the file's name")]
+    url: Annotated[str, Stored("text", "where the file was published")]
+    etag: Annotated[str | None, Stored("text", "its version, by its publisher")]
+    last_modified: Annotated[str | None, Stored("text", "its time, by its publisher")]
+    size: Annotated[int, Stored("integer", "bytes as published")]
+    sha256: Annotated[str, Stored("text", "of the bytes as published")]
+    verified: Annotated[
+        Verified, Stored("text", "how its transfer was checked: by a digest, by its length, or not")
+    ] = ""
+
+    @classmethod
+    def of(cls, raw: RawFile) -> "Origin":
+        """Return the facts of a raw file."""
+        published = raw.published
+        return Origin(
+            color=published.trip_month.color,
+            file_month=published.trip_month.file_month,
+            url=published.url,
+            etag=published.etag,
+            last_modified=published.last_modified,
+            size=raw.size,
+            sha256=raw.sha256,
+            verified=raw.verified,
+        )
+
+
+class Reading(_Value):
+    """What reading a month's file found: the same facts when it is staged, when it is published, and in every store."""
+
+    era: Annotated[str, Stored("text", "which row of flows/tlc/eras.py it is like")]
+    columns: Annotated[tuple[str, ...], Stored("text", "column names as published, JSON", json=True)]
+    rule: Annotated[Rows, Stored("text", "which rows were wanted: all, or with_passengers")]
+    source_rows: Annotated[int, Stored("integer", "rows in the file = loaded + filtered + quarantined")]
+    loaded: Annotated[int, Stored("integer", "rows in this store")]
+    filtered: Annotated[dict[str, int], Stored("text", "rows left out by the rule, JSON: rule to count", json=True)]
+    quarantined: Annotated[dict[str, int], Stored("text", "rows that did not fit, JSON: reason to count", json=True)]
+    profile: Annotated[
+        Profile,
+        Stored("text", "sums of money, trips by day, data-quality counts, JSON: see flows/tlc/quality.py", json=True),
+    ] = Profile()
     new_columns: tuple[str, ...] = ()
+    repeated: Annotated[
+        tuple[int, int] | None,
+        Stored("text", "rows where a repeated part of a CSV and its first copy end, JSON", json=True),
+    ] = None
+
+
+class _Publication(_Value):
+    """Where and when a month was published."""
+
+    key: Annotated[str, Stored("text", "the object in the lake these rows came from, if they did")] = ""
+    generation: Annotated[int, Stored("integer", "its generation")] = 0
+    quarantine_key: Annotated[str, Stored("text", "the object in the lake that holds the quarantined rows, if any")] = (
+        ""
+    )
     extra_key: str = ""
-    schema_version: int
-    package_version: str
-    flow_run_id: str
-    started_at: dt.datetime
-    published_at: dt.datetime
-    known_rows: int | None = None
-    """Rows that were last known of this file, before it was loaded; for people, and in no `loads` table."""
-    repeated: tuple[int, int] | None = None
-    """The row where a repeated part of a CSV ends, and the row where its first copy ends; in no `loads` table either."""
-    verified: Verified = ""
-    """How the transfer was checked; "" also where an older version of this package loaded the file. In no `loads` table."""
+    replaces: int = 0
+    known_rows: Annotated[int | None, Stored("integer", "rows of the edition before, or known of TLC's file")] = None
+    schema_version: Annotated[int, Stored("integer", "version of the canonical schema")]
+    package_version: Annotated[str, Stored("text", "version of this package")]
+    flow_run_id: Annotated[str, Stored("text", "the Prefect flow run that published it")]
+    started_at: Annotated[dt.datetime, Stored("instant", "when the month was begun")]
+    published_at: Annotated[dt.datetime, Stored("instant", "when it was published")]
+
+
+class Manifest(_Publication, Changes, Reading, Origin):
+    """One month in one store. No secrets, nothing of the machine that loaded it.
+
+    Each fact is declared once. One that is marked `Stored` is a column of the `loads` tables too.
+    """
 
     @property
     def trip_month(self) -> TripMonth:
         """The month this is about."""
         return TripMonth(self.color, self.file_month.year, self.file_month.month)
+
+    @property
+    def changes(self) -> Changes:
+        """What publishing it changed in its store."""
+        return Changes(inserted=self.inserted, updated=self.updated, removed=self.removed)
 
     @property
     def published(self) -> PublishedFile:
@@ -130,6 +204,17 @@ class Manifest(_Value):
             {name: value for name, value in facts.items() if value is not None or name in _NULLABLE}
         )
 
+    def packed(self) -> str:
+        """Return the manifest as a short text, for the metadata of an object."""
+        return base64.b64encode(zlib.compress(self.model_dump_json(exclude_defaults=True).encode())).decode()
+
+    @classmethod
+    def unpacked(cls, text: str) -> "Manifest | None":
+        """Return the manifest that `packed()` made; None of any other text."""
+        with suppress(binascii.Error, zlib.error, ValidationError):
+            return cls.model_validate_json(zlib.decompress(base64.b64decode(text)))
+        return None
+
     def covers(self, published: PublishedFile, rule: Rows) -> bool:
         """Whether the store already holds exactly this file, under this rule and today's schema."""
         same = published.url == self.url and published.same_edition(self.published)
@@ -139,7 +224,7 @@ class Manifest(_Value):
         """Whether the store already holds these bytes; for sources that tell no version, and for a touched file."""
         return raw.sha256 == self.sha256 and self._same_terms(rule)
 
-    def seen_at(self, raw: RawFile) -> "Manifest":
+    def seen_at(self, raw: "RawFile | Manifest") -> "Manifest":
         """The same month, now known to be what `raw` was published as."""
         published = raw.published
         return self.model_copy(
@@ -164,131 +249,36 @@ class Manifest(_Value):
         return (self.rule, self.schema_version) == (rule, SCHEMA_VERSION)
 
 
-_JSON = {"columns", "filtered", "quarantined", "profile"}
+_STORED = {
+    name: mark for name, field in Manifest.model_fields.items() for mark in field.metadata if isinstance(mark, Stored)
+}
+_JSON = {name for name, mark in _STORED.items() if mark.json}
 _NULLABLE = {"etag", "last_modified"}  # null in another column: loaded before `loads` had it
 
-# The `loads` table of BigQuery and Postgres: a row a month, committed with the data.
-LOADS_COLUMNS = (
-    Column("color", "text", "TLC's file prefix"),
-    Column("file_month", "date", "first day of the month in the file's name"),
-    Column("url", "text", "where the file was published"),
-    Column("etag", "text", "its version, by its publisher"),
-    Column("last_modified", "text", "its time, by its publisher"),
-    Column("size", "integer", "bytes as published"),
-    Column("sha256", "text", "of the bytes as published"),
-    Column("era", "text", "which row of flows/tlc/eras.py it is like"),
-    Column("columns", "text", "column names as published, JSON"),
-    Column("rule", "text", "which rows were wanted: all, or with_passengers"),
-    Column("source_rows", "integer", "rows in the file = loaded + filtered + quarantined"),
-    Column("loaded", "integer", "rows in this store"),
-    Column("filtered", "text", "rows left out by the rule, JSON: rule to count"),
-    Column("quarantined", "text", "rows that did not fit, JSON: reason to count"),
-    Column("profile", "text", "sums of money, trips by day, data-quality counts, JSON: see flows/tlc/quality.py"),
-    Column("inserted", "integer", "rows that publishing it added to the month"),
-    Column("updated", "integer", "rows that publishing it changed"),
-    Column("removed", "integer", "rows that publishing it took away"),
-    Column("key", "text", "the object in the lake these rows came from, if they did"),
-    Column("generation", "integer", "its generation"),
-    Column("quarantine_key", "text", "the object in the lake that holds the quarantined rows, if any"),
-    Column("schema_version", "integer", "version of the canonical schema"),
-    Column("package_version", "text", "version of this package"),
-    Column("flow_run_id", "text", "the Prefect flow run that published it"),
-    Column("started_at", "instant", "when the month was begun"),
-    Column("published_at", "instant", "when it was published"),
-)
+# The `loads` table of BigQuery and Postgres: one row per month, committed with the data.
+LOADS_COLUMNS = tuple(Column(name, mark.kind, mark.meaning) for name, mark in _STORED.items())
 
 
-class StagedMonth(_Value):
+class StagedMonth(Reading):
     """A month written where nobody reads it yet, counted and checked, ready to publish."""
 
     raw: RawFile
-    rule: Rows
-    era: str
-    columns: tuple[str, ...]
-    source_rows: int
-    loaded: int
-    filtered: dict[str, int]
-    quarantined: dict[str, int]
-    profile: Profile
     key: str
     generation: int = 0
     quarantine_key: str = ""
-    new_columns: tuple[str, ...] = ()
     extra_key: str = ""
-    repeated: tuple[int, int] | None = None
     started_at: dt.datetime
 
-    @classmethod
-    def of(  # noqa: D102 - a constructor
-        cls,
-        raw: RawFile,
-        rule: Rows,
-        era: str,
-        columns: tuple[str, ...],
-        tally: Tally,
-        profile: Profile,
-        started_at: dt.datetime,
-        *,
-        key: str,
-        generation: int = 0,
-        quarantine_key: str = "",
-        new_columns: tuple[str, ...] = (),
-        extra_key: str = "",
-    ) -> "StagedMonth":
-        tally.check(raw.published.trip_month)
-        return cls(
-            raw=raw,
-            rule=rule,
-            era=era,
-            columns=columns,
-            source_rows=tally.source_rows,
-            loaded=tally.loaded,
-            filtered={rule: count for rule, count in tally.filtered.items() if count},
-            quarantined=dict(tally.quarantined),
-            profile=profile,
-            key=key,
-            generation=generation,
-            quarantine_key=quarantine_key,
-            new_columns=new_columns,
-            extra_key=extra_key,
-            repeated=tally.repeated,
-            started_at=started_at,
-        )
+    @property
+    def trip_month(self) -> TripMonth:
+        """The month that is staged."""
+        return self.raw.published.trip_month
 
-    def manifest(
-        self,
-        flow_run_id: str,
-        *,
-        key: str = "",
-        generation: int = 0,
-        quarantine_key: str = "",
-        extra_key: str = "",
-    ) -> Manifest:
-        """What is to be said of this month once it is published, at this moment."""
-        published = self.raw.published
+    def manifest(self, flow_run_id: str, **published: Any) -> Manifest:
+        """Return what is to be said of this month once it is published, at this moment; `published` are facts of its store."""
+        facts: dict[str, Any] = dict(Origin.of(self.raw)) | {name: getattr(self, name) for name in Reading.model_fields}
         return Manifest(
-            color=published.trip_month.color,
-            file_month=published.trip_month.file_month,
-            url=published.url,
-            etag=published.etag,
-            last_modified=published.last_modified,
-            size=self.raw.size,
-            sha256=self.raw.sha256,
-            verified=self.raw.verified,
-            era=self.era,
-            columns=self.columns,
-            rule=self.rule,
-            source_rows=self.source_rows,
-            loaded=self.loaded,
-            filtered=self.filtered,
-            quarantined=self.quarantined,
-            profile=self.profile,
-            key=key,
-            generation=generation,
-            quarantine_key=quarantine_key,
-            new_columns=self.new_columns,
-            extra_key=extra_key,
-            repeated=self.repeated,
+            **facts | published,
             schema_version=SCHEMA_VERSION,
             package_version=package_version(),
             flow_run_id=flow_run_id,
@@ -297,53 +287,67 @@ class StagedMonth(_Value):
         )
 
 
+class StagedCopy(_Value):
+    """A month of the lake on its way into a store that is loaded from the lake."""
+
+    manifest: Manifest
+    table: str = ""
+    """The staging table, if there is one."""
+
+    @property
+    def trip_month(self) -> TripMonth:
+        """The month that is staged."""
+        return self.manifest.trip_month
+
+
+class Present(_Value):
+    """What a store has of a month when a run begins."""
+
+    manifest: Manifest | None = None
+    """None if the store has nothing, or nothing that can be understood."""
+    generation: int = 0
+    """The lake's object of the month; 0 if there is none."""
+    finished: bool = True
+    """Whether the run that published it came to its end."""
+
+    def covers(self, published: PublishedFile, rule: Rows) -> bool:
+        """Return whether the store already has exactly this file, under this rule and today's schema."""
+        return self.manifest is not None and self.finished and self.manifest.covers(published, rule)
+
+    def holds(self, raw: RawFile, rule: Rows) -> bool:
+        """Return whether the store already has these bytes, published again or by a source that tells no version."""
+        return self.manifest is not None and self.finished and self.manifest.holds(raw, rule)
+
+
 Status = Literal["loaded", "replaced", "unchanged"]
 
 
 class Outcome(_Value):
     """What a run did to one month in one store."""
 
-    trip_month: TripMonth
     store: Store
     status: Status
-    loaded: int
-    source_rows: int
-    filtered: dict[str, int]
-    quarantined: dict[str, int]
-    inserted: int = 0
-    updated: int = 0
-    removed: int = 0
+    manifest: Manifest
     warnings: tuple[str, ...] = ()
     """What a person should look at, in sentences: see attention.py."""
 
-    @classmethod
-    def of(
-        cls,
-        store: Store,
-        status: Status,
-        manifest: Manifest,
-        warnings: tuple[str, ...] = (),
-        **changes: int,
-    ) -> "Outcome":
-        """What became of the month that `manifest` tells of."""
-        return cls(
-            trip_month=manifest.trip_month,
-            store=store,
-            status=status,
-            loaded=manifest.loaded,
-            source_rows=manifest.source_rows,
-            filtered=manifest.filtered,
-            quarantined=manifest.quarantined,
-            warnings=warnings,
-            **changes,
-        )
+    @property
+    def trip_month(self) -> TripMonth:
+        """The month that this is about."""
+        return self.manifest.trip_month
+
+    @property
+    def changes(self) -> Changes:
+        """What this run changed in the store: nothing if the month is unchanged."""
+        return Changes() if self.status == "unchanged" else self.manifest.changes
 
     def __str__(self) -> str:
-        counts = [f"{self.source_rows:,} rows published", f"{self.loaded:,} in the {self.store}"]
-        counts += [f"{count:,} left out ({rule})" for rule, count in self.filtered.items()]
-        counts += [f"{count:,} quarantined ({reason})" for reason, count in self.quarantined.items()]
+        month = self.manifest
+        counts = [f"{month.source_rows:,} rows published", f"{month.loaded:,} in the {self.store}"]
+        counts += [f"{count:,} left out ({rule})" for rule, count in month.filtered.items()]
+        counts += [f"{count:,} quarantined ({reason})" for reason, count in month.quarantined.items()]
         if self.status == "replaced":
-            counts.append(f"{self.inserted:,} inserted, {self.updated:,} updated, {self.removed:,} removed")
+            counts.append(f"{month.inserted:,} inserted, {month.updated:,} updated, {month.removed:,} removed")
         return f"{self.trip_month}: {self.status}; {', '.join(counts)}"
 
 
@@ -354,7 +358,7 @@ def total(outcomes: Sequence[Outcome]) -> str:
         by_store.setdefault(outcome.store, []).append(outcome)
     sums = []
     for store, of in by_store.items():
-        published, loaded = sum(o.source_rows for o in of), sum(o.loaded for o in of)
+        published, loaded = sum(o.manifest.source_rows for o in of), sum(o.manifest.loaded for o in of)
         months = "1 month" if len(of) == 1 else f"{len(of)} months"
         if published != loaded:
             sums.append(f"{published:,} rows published, {loaded:,} in the {store}, in {months}")

@@ -264,7 +264,6 @@ def csv_chunks(
     trip_month: TripMonth,
     ending: Ending,
     data: Iterable[bytes],
-    on_shape: Callable[[Shape], None],
     rule: SchemaRule = "strict",
     size: int = 0,
 ) -> Generator[Chunk, None, None]:
@@ -285,7 +284,6 @@ def csv_chunks(
         header = whole[: len(whole) - len(first)].removeprefix(_BOM).strip(b"\r\n")
         shape = match(trip_month, ending, names, rule=rule)
         shape = shape.padded(_unnamed_fields(shape, first))
-        on_shape(shape)
 
         missing = Missing(trip_month, shape)
         missing.learn_from_lines(lines_of(_sniffed(first)))
@@ -302,7 +300,7 @@ def csv_chunks(
                 row += chunk.source_rows
                 if block and not block.endswith((b"\n", b"\r")):
                     _require_whole_row(trip_month, chunk, row - 1, size_so_far)
-                yield replace(chunk, share=read / size) if size else chunk
+                yield replace(chunk, shape=shape, share=read / size if size else 0.0)
             missing.require_one_meaning()
 
         with closing(ahead(parsed())) as chunks:

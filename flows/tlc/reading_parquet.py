@@ -3,10 +3,10 @@
 The functions take an open file and never open one.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import BinaryIO
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -192,8 +192,7 @@ def _require_wall_clock(trip_month: TripMonth, footer: Footer, shape: Shape) -> 
 
 def parquet_chunks(
     trip_month: TripMonth,
-    file: BinaryIO | pa.NativeFile,
-    on_shape: Callable[[Shape], None],
+    file: IO[bytes] | pa.NativeFile,
     rule: SchemaRule = "strict",
 ) -> Generator[Chunk, None, None]:
     """Yield the chunks of an open, seekable Parquet file; the file is judged by its footer and page headers first.
@@ -221,7 +220,6 @@ def parquet_chunks(
         raise
     except Exception as error:  # a hostile footer makes the reader raise nearly anything
         raise _explained(trip_month, error) from error
-    on_shape(shape)
 
     def chunks() -> Iterator[Chunk]:
         row = 1
@@ -237,7 +235,7 @@ def parquet_chunks(
                 row += batch.num_rows
                 chunk = clean(trip_month, shape, values, numbers, originals=borne)
                 borne = max(borne - chunk.rejects.num_rows, 0)
-                yield replace(chunk, share=(row - 1) / max(footer.rows, 1))
+                yield replace(chunk, shape=shape, share=(row - 1) / max(footer.rows, 1))
         missing.require_one_meaning()
 
     try:

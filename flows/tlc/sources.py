@@ -7,7 +7,7 @@ from typing import Annotated, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.tlc.addresses import SCHEMES, BadAddress, escaped, parsed, path_of, shown
-from flows.tlc.errors import UnknownMonth
+from flows.tlc.errors import BadSource
 from flows.tlc.trips import TripMonth
 
 Ending = Literal[".parquet", ".csv", ".csv.gz"]
@@ -47,35 +47,33 @@ class Source:
         template = shown(self.template)
         if not self.template.lower().startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
             words = ", ".join(TEMPLATES)
-            raise UnknownMonth(
-                f"source {template!r} is neither one of {words} nor an http(s):// or file:// URL template."
-            )
+            raise BadSource(f"source {template!r} is neither one of {words} nor an http(s):// or file:// URL template.")
         try:
             parts = parsed(self.template)
             fields = [field for field in string.Formatter().parse(self.template) if field[1] is not None]
         except BadAddress as error:
-            raise UnknownMonth(f"source: {error}.") from None
+            raise BadSource(f"source: {error}.") from None
         except ValueError as error:
-            raise UnknownMonth(f"source {template!r} is not a URL template: {error}.") from None
+            raise BadSource(f"source {template!r} is not a URL template: {error}.") from None
         names = {name for _, name, _, _ in fields}
         if unknown := names - {"color", "year", "month"}:
             listed = [escaped(str(name), 40) for name in sorted(unknown, key=str)[:20]]
-            raise UnknownMonth(f"source {template!r} has unknown fields {listed}; use color, year, month.")
+            raise BadSource(f"source {template!r} has unknown fields {listed}; use color, year, month.")
         # A format could name fields of its own, and ask for a text of any width.
         for _, name, spec, conversion in fields:
             if conversion or spec not in ("", "d", "02d", "04d") or (spec and name == "color"):
-                raise UnknownMonth(
+                raise BadSource(
                     f"source {template!r}: {name} may be written {{{name}}}"
                     + ("." if name == "color" else f" or {{{name}:{'04d' if name == 'year' else '02d'}}}.")
                 )
         if not {"year", "month"} <= names:
-            raise UnknownMonth(
+            raise BadSource(
                 f"source {template!r} would give every month one file; it needs {{year}} and {{month:02d}}."
             )
         if "{" in parts.netloc:
-            raise UnknownMonth(f"source {template!r} has a field in the host's name; fields belong into the path.")
+            raise BadSource(f"source {template!r} has a field in the host's name; fields belong into the path.")
         if ending_of(self.template) is None:
-            raise UnknownMonth(
+            raise BadSource(
                 f"source {template!r}: its path must end in one of {', '.join(ENDINGS)}: that tells the format."
             )
 

@@ -13,6 +13,7 @@ from flows.tlc.errors import ImpossibleDataset, UnknownMonth
 Color = Literal["yellow", "green", "fhv", "fhvhv"]
 Rows = Literal["all", "with_passengers"]
 SchemaRule = Literal["strict", "accept_new_columns"]
+Via = Literal["load_job", "dataframe"]
 Store = Literal["lake", "warehouse", "database"]
 
 _LAST_YEAR = 2100
@@ -46,6 +47,15 @@ def dataset_named(name: str) -> str:
 
 _DATASET = "[A-Za-z0-9_]{1,1024}"
 Dataset = Annotated[str, AfterValidator(dataset_named), Field(json_schema_extra={"pattern": f"^{_DATASET}$"})]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is wanted of a file: which of its rows, and by which rule its columns are read."""
+
+    rows: Rows = "all"
+    schema: SchemaRule = "strict"
+
 
 COLORS: tuple[Color, ...] = get_args(Color)
 

@@ -14,9 +14,8 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from flows.tlc.addresses import escaped, shown
-from flows.tlc.compare import Changes
 from flows.tlc.errors import SchemaMismatch, UnreadableFile
-from flows.tlc.manifest import package_version
+from flows.tlc.manifest import Changes, package_version
 from flows.tlc.reading import recognise
 from flows.tlc.schema import KINDS, Column
 from flows.tlc.trips import Store
@@ -60,7 +59,7 @@ class ZoneFile(BaseModel):
             "last_modified": self.last_modified or "",
             "sha256": self.sha256,
             "size": str(len(self.content)),
-            **{name: str(count) for name, count in vars(changes).items()},
+            **{name: str(count) for name, count in changes},
             "package_version": package_version(),
             "flow_run_id": run_id,
         }
@@ -82,7 +81,7 @@ class ZonesOutcome(BaseModel):
     def of(cls, store: Store, rows: int, changes: Changes) -> "ZonesOutcome":
         """The outcome of `changes` that left `rows` in a store."""
         status: Literal["loaded", "replaced", "unchanged"] = "unchanged" if changes == Changes() else "replaced"
-        return cls(store=store, status="loaded" if changes.inserted == rows else status, rows=rows, **vars(changes))
+        return cls(store=store, status="loaded" if changes.inserted == rows else status, rows=rows, **dict(changes))
 
     def __str__(self) -> str:
         counts = f"{self.inserted} inserted, {self.updated} updated, {self.removed} removed"
@@ -150,7 +149,7 @@ def changed(old: pa.Table | None, new: pa.Table) -> Changes:
     """What replacing `old` by `new` does to a reader."""
     before, after = _by_key(old), _by_key(new)
     return Changes(
-        len(after.keys() - before.keys()),
-        sum(before[key] != after[key] for key in before.keys() & after.keys()),
-        len(before.keys() - after.keys()),
+        inserted=len(after.keys() - before.keys()),
+        updated=sum(before[key] != after[key] for key in before.keys() & after.keys()),
+        removed=len(before.keys() - after.keys()),
     )

@@ -10,9 +10,8 @@ import pytest
 
 from flows.connectors import guard, request, web
 from flows.connectors.guard import require_allowed
-from flows.connectors.request import Unreachable
 from flows.connectors.web import look_up, read, source_of, zone_file
-from flows.tlc.errors import MisconfiguredBlock, SourceNotAllowed, UnreadableFile
+from flows.tlc.errors import MisconfiguredBlock, SourceNotAllowed, Unreachable, UnreadableFile
 from flows.tlc.sources import Source
 from flows.tlc.trips import TripMonth
 from local.site import Site

@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import URL, create_engine, make_url
 
 from flows.connectors import postgres
-from flows.connectors.postgres import Postgres, Unreachable
-from flows.tlc.errors import MisconfiguredBlock
+from flows.connectors.postgres import Postgres
+from flows.tlc.errors import MisconfiguredBlock, Unreachable
 from local.stack import Stack
 from tests.stores import own_database
 

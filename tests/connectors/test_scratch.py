@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from flows.connectors import scratch
-from flows.connectors.scratch import DiskFull, UnsafeScratch
-from flows.tasks.transform import chunks_of
+from flows.stores.database import KeptFile
+from flows.tlc.errors import DiskFull, UnsafeScratch
 from flows.tlc.sources import PublishedFile
+from flows.tlc.stream import MonthStream
 from flows.tlc.trips import TripMonth
 from tests.tlc.published import csv_file, line
 
@@ -249,7 +250,7 @@ def test_a_file_swapped_after_it_was_checked_is_read_as_it_was_checked(
         return digest
 
     monkeypatch.setattr("hashlib.file_digest", and_swapped)
-    fares = [fare for chunk in chunks_of(raw, lambda _: None) for fare in chunk.trips["fare_amount"].to_pylist()]
+    fares = [fare for chunk in MonthStream(raw, KeptFile(raw)) for fare in chunk.trips["fare_amount"].to_pylist()]
     assert fares == [n + 0.5 for n in range(100)]
 
 

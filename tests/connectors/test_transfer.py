@@ -13,9 +13,9 @@ import google_crc32c
 import pytest
 
 from flows.connectors import request, web
-from flows.connectors.request import ATTEMPTS, AskAgainLater, Unreachable
+from flows.connectors.request import ATTEMPTS
 from flows.connectors.web import look_up, read, zone_file
-from flows.tlc.errors import NotPublished, UnreadableFile
+from flows.tlc.errors import AskAgainLater, NotPublished, Unreachable, UnreadableFile
 from flows.tlc.manifest import Verified
 from flows.tlc.sources import LARGEST, Source
 from flows.tlc.trips import TripMonth

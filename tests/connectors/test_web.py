@@ -15,9 +15,9 @@ import pytest
 
 from flows.connectors import request, transfer, web
 from flows.connectors.guard import Client
-from flows.connectors.request import ATTEMPTS, LONGEST_WAIT, AskAgainLater, Unreachable
+from flows.connectors.request import ATTEMPTS, LONGEST_WAIT
 from flows.connectors.web import look_up, read, source_of
-from flows.tlc.errors import NotPublished, TripDataError, UnreadableFile
+from flows.tlc.errors import AskAgainLater, NotPublished, TripDataError, Unreachable, UnreadableFile
 from flows.tlc.sources import PublishedFile, Source
 from flows.tlc.trips import TripMonth
 from local.site import Site

@@ -19,11 +19,10 @@ from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.load_zones import load_zones
 from flows.query_lake import query_lake
-from flows.tasks.stores import lake_of
 from flows.tlc.errors import ImpossibleDataset, UnknownMonth
 from flows.tlc.trips import TripMonth
 from local.tripfiles import write_month
-from tests.flows.conftest import LAKE, POSTGRES, Program, Runs, postgres_block
+from tests.flows.conftest import LAKE, POSTGRES, Program, Runs, lake_of, postgres_block
 from tests.stores import Stores
 
 CANARY = "canary-47110815"

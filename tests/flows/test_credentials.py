@@ -16,10 +16,9 @@ from prefect_gcp.cloud_storage import GcsBucket
 
 from flows.etl_gcs_bq import etl_gcs_bq
 from flows.etl_web_gcs import etl_web_gcs
-from flows.tasks.stores import lake_of, warehouse_of
 from flows.tlc.errors import MisconfiguredBlock
 from flows.tlc.trips import TripMonth
-from tests.flows.conftest import Runs
+from tests.flows.conftest import Runs, lake_of, warehouse_of
 from tests.stores import Stores
 from tests.strict_lake import StrictLake
 

@@ -9,20 +9,19 @@ import pyarrow.compute as pc
 import pytest
 from google.cloud import bigquery
 
-from flows.connectors.lake import Lake
-from flows.connectors.postgres import Postgres
-from flows.connectors.warehouse import Warehouse
+from flows.connectors.bucket import Bucket
 from flows.connectors.web import look_up, source_of
 from flows.etl_gcs_bq import etl_gcs_bq
 from flows.etl_web_gcs import etl_web_gcs
 from flows.ingest_data import ingest_data
-from flows.tasks import extract, load, transform
-from flows.tasks.load import publish_in_bigquery
-from flows.tasks.stores import lake_of, warehouse_of
+from flows.stores.database import Database
+from flows.stores.lake import Lake
+from flows.stores.warehouse import Warehouse
 from flows.tlc.errors import NotReconciled, TripDataError
-from flows.tlc.trips import TripMonth
+from flows.tlc.manifest import Present, StagedCopy
+from flows.tlc.trips import Terms, TripMonth
 from local.tripfiles import Faults, write_month
-from tests.flows.conftest import CREDENTIALS, LAKE, Runs, dying
+from tests.flows.conftest import CREDENTIALS, LAKE, Runs, dying, lake_of, no_progress, warehouse_of
 from tests.stores import Stores, as_published, same, with_passengers
 from tests.strict_lake import StrictLake
 
@@ -32,19 +31,20 @@ def published(ours: Stores, month: TripMonth):
 
 
 @pytest.mark.parametrize(
-    ("name", "when"),
-    [("describe", "before"), ("write_trips", "before"), ("write_trips", "after"), ("publish", "before"), ("publish", "after"),
-     ("publish_beside", "before"), ("publish_beside", "after"), ("write_manifest", "before"), ("write_manifest", "after")],
+    ("owner", "name", "when"),
+    [(Bucket, "add_metadata", "before"), (Lake, "_write", "before"), (Lake, "_write", "after"), (Bucket, "copy", "before"),
+     (Bucket, "copy", "after"), (Lake, "_publish_beside", "before"), (Lake, "_publish_beside", "after"),
+     (Lake, "remember", "before"), (Lake, "remember", "after")],
 )  # fmt: skip
 def test_a_lake_run_that_dies_anywhere_leaves_the_old_month_and_the_next_ends_well(
-    name: str, when: Literal["before", "after"], month: TripMonth, ours: Stores, runs: Runs
+    owner: type, name: str, when: Literal["before", "after"], month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
     old = ours.in_lake(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
     new = published(ours, month)
     assert not same(old, new)
-    with dying(Lake, name, when=when), pytest.raises(TripDataError):
+    with dying(owner, name, when=when), pytest.raises(TripDataError):
         runs.lake_by_hand(month)
     present = ours.in_lake(month)
     assert same(present, old) or same(present, new)
@@ -52,15 +52,15 @@ def test_a_lake_run_that_dies_anywhere_leaves_the_old_month_and_the_next_ends_we
     read = lake.current(month)
     assert read is not None
     assert (read.loaded, read.generation) == (present.num_rows, ours.objects()[month.key])
-    assert read in [manifest for manifest, _ in lake.published(month.color)]
+    assert read == lake.months([month.color])[month].manifest
     if same(present, old):
         assert lake.raw_of(read).key == month.raw_key(".parquet")
-    assert lake.months([month.color])[month].finished == (
-        same(present, old) or (name, when) == ("write_manifest", "after")
-    )
+    assert lake.months([month.color])[month].finished == (same(present, old) or (name, when) == ("remember", "after"))
     assert runs.lake(month).status in ("replaced", "unchanged")
     assert same(ours.in_lake(month), new)
-    made = lake.finished(month)
+    there = lake.present(month)
+    assert there.finished
+    made = there.manifest
     assert made is not None
     assert made.generation == ours.objects()[month.key]
     assert lake.raw_of(made).sha256 == hashlib.sha256(ours.site.file(f"{month.stem}.parquet").read_bytes()).hexdigest()
@@ -71,9 +71,9 @@ def test_bigquery_is_loaded_with_a_month_whose_lake_run_died_at_its_manifest(
 ) -> None:
     runs.lake_by_hand(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
-    with dying(Lake, "write_manifest", when="before"), pytest.raises(TripDataError):
+    with dying(Lake, "remember", when="before"), pytest.raises(TripDataError):
         runs.lake_by_hand(month)
-    assert runs.warehouse(month).source_rows == published(ours, month).num_rows
+    assert runs.warehouse(month).manifest.source_rows == published(ours, month).num_rows
     assert same(ours.in_warehouse(month), ours.in_lake(month))
     runs.lake(month)
     assert runs.warehouse(month).status == "unchanged"
@@ -87,8 +87,8 @@ def test_a_manifest_that_cannot_be_understood_hides_no_month_and_is_written_anew
     lake = lake_of(LAKE)
     assert lake.current(month) is not None
     outcome = runs.lake(month)
-    assert (outcome.inserted, outcome.updated, outcome.removed) == (0, 0, 0)
-    assert lake.finished(month) == lake.current(month)
+    assert (outcome.manifest.inserted, outcome.manifest.updated, outcome.manifest.removed) == (0, 0, 0)
+    assert lake.present(month).finished
 
 
 def test_an_object_that_somebody_else_put_where_a_month_belongs_is_left_alone(
@@ -106,17 +106,17 @@ def test_what_lies_beside_a_month_is_that_of_the_run_that_published_it_last(
 ) -> None:
     lake = lake_of(LAKE)
     runs.lake_by_hand(month)
-    first = lake.stat(month.key)
+    first = lake.bucket.stat(month.key)
     assert first is not None
     runs.lake_by_hand(month)
     ours.blob(month.quarantine_key).upload_from_string("of the second run")
     ours.blob("staging/of-the-first").upload_from_string("of the first run")
     before = ours.objects(month.quarantine_key)
     for staged in ("", "staging/of-the-first"):
-        lake.publish_beside(staged, month.quarantine_key, first)
+        lake._publish_beside(staged, month.quarantine_key, first)
         assert ours.objects(month.quarantine_key) == before
 
-    second = lake.stat(month.key)
+    second = lake.bucket.stat(month.key)
     assert second is not None
     meddled: list[str] = []
 
@@ -126,7 +126,7 @@ def test_what_lies_beside_a_month_is_that_of_the_run_that_published_it_last(
             ours.blob(month.quarantine_key).upload_from_string("of another run of that month")
 
     strict_lake.meddle = meddle
-    lake.publish_beside("staging/of-the-first", month.quarantine_key, second)
+    lake._publish_beside("staging/of-the-first", month.quarantine_key, second)
     assert strict_lake.refused == [f"data/{month.quarantine_key}"]
     assert ours.blob(month.quarantine_key).download_as_bytes() == b"of the first run"
 
@@ -137,12 +137,12 @@ def test_a_run_whose_staged_file_another_run_has_published_goes_on_with_that(
     runs.lake_by_hand(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
     lake = lake_of(LAKE)
-    raw = extract.copy_to_lake(lake, look_up(source_of(ours.official), month))
+    raw = lake.extract(look_up(source_of(ours.official), month), no_progress)
     assert raw.key.startswith("staging/raw/")
-    staged = transform.canonical_in_lake(lake, raw, "all", "another-run", lambda *_: None)
-    load.publish_in_lake(lake, staged, ours.objects()[month.key], "")
+    staged = lake.stage(raw, Terms(), "another-run", no_progress)
+    lake.publish(staged, lake.present(month), "")
     assert not lake.has(raw)
-    assert b"".join(lake.read(raw)) == ours.site.file(f"{month.stem}.parquet").read_bytes()
+    assert b"".join(lake.raw_zone.content(raw).pieces()) == ours.site.file(f"{month.stem}.parquet").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,9 @@ def test_a_run_whose_staged_file_another_run_has_published_goes_on_with_that(
     [
         ("stage", "before"),
         ("stage", "after"),
-        ("publish", "before"),
+        ("_publish", "before"),
         ("_write_manifest", "before"),
-        ("publish", "after"),
+        ("_publish", "after"),
     ],
 )
 def test_a_postgres_run_that_dies_anywhere_leaves_the_old_month_and_the_next_ends_well(
@@ -162,9 +162,9 @@ def test_a_postgres_run_that_dies_anywhere_leaves_the_old_month_and_the_next_end
     old = ours.in_postgres(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
     new = with_passengers(published(ours, month))
-    with dying(Postgres, name, when=when), pytest.raises(TripDataError):
+    with dying(Database, name, when=when), pytest.raises(TripDataError):
         runs.postgres_by_hand(month)
-    assert same(ours.in_postgres(month), new if (name, when) == ("publish", "after") else old)
+    assert same(ours.in_postgres(month), new if (name, when) == ("_publish", "after") else old)
     runs.postgres(month)
     assert same(ours.in_postgres(month), new)
     assert ours.query(
@@ -173,7 +173,7 @@ def test_a_postgres_run_that_dies_anywhere_leaves_the_old_month_and_the_next_end
 
 
 @pytest.mark.parametrize(
-    ("name", "when"), [("load_from_lake", "before"), ("load_from_lake", "after"), ("write_manifest", "after")]
+    ("name", "when"), [("_load_from_lake", "before"), ("_load_from_lake", "after"), ("publish", "after")]
 )
 def test_a_warehouse_run_that_dies_anywhere_is_finished_by_the_next_without_loading_twice(
     name: str, when: Literal["before", "after"], month: TripMonth, ours: Stores, runs: Runs
@@ -192,7 +192,7 @@ def test_a_crash_between_bigquerys_rows_and_loads_is_mended_by_the_next_run(
     runs.warehouse(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
     runs.lake_by_hand(month)
-    with dying(Warehouse, "write_manifest", when="before"), pytest.raises(TripDataError):
+    with dying(Warehouse, "_remembering", when="before"), pytest.raises(TripDataError):
         runs.warehouse(month)
     assert same(ours.in_warehouse(month), ours.in_lake(month))
     generation = ours.manifest(month)["generation"]
@@ -212,7 +212,7 @@ def test_through_data_frames_bigquerys_rows_and_loads_change_together_or_not_at_
     ours.site.republish(f"{month.stem}.parquet", 2)
     runs.lake_by_hand(month)
     with monkeypatch.context() as patch:
-        patch.setattr(Warehouse, "_said", lambda *_: (f"INSERT INTO {ours.dataset}.no_table VALUES (1)", []))
+        patch.setattr(Warehouse, "_remembering", lambda *_: (f"INSERT INTO {ours.dataset}.no_table VALUES (1)", {}))
         assert runs.of(etl_gcs_bq, month, via="dataframe").is_failed()
     assert same(ours.in_warehouse(month), old)
     assert in_loads(ours, month, "generation") == generation
@@ -236,7 +236,7 @@ def test_a_file_that_has_other_rows_than_its_manifest_says_is_not_published_in_b
     with pytest.raises(
         NotReconciled, match=rf"{month}: {wrong.loaded} rows .* has {manifest.loaded}\. Nothing was published"
     ):
-        publish_in_bigquery(warehouse_of(CREDENTIALS, ours.dataset), lake, wrong, None, None, "")
+        warehouse_of(CREDENTIALS, ours.dataset).publish(StagedCopy(manifest=wrong), Present(), "")
     assert same(ours.in_warehouse(month), old)
 
 
@@ -296,15 +296,15 @@ def test_rows_that_do_not_fit_are_kept_with_their_reason_and_a_clean_edition_rem
     outcome = runs.lake(month, source=source)
     aside = ours.quarantined(month)
     assert sorted(row["row_number"] for row in aside) == sorted(written.faulty_rows)
-    assert sum(outcome.quarantined.values()) == len(aside) == 5
-    assert outcome.quarantined["wrong number of fields"] == 2
+    assert sum(outcome.manifest.quarantined.values()) == len(aside) == 5
+    assert outcome.manifest.quarantined["wrong number of fields"] == 2
     assert all(row["original"] and row["reason"] for row in aside)
     assert not set(written.faulty_rows) & set(pc.unique(ours.in_lake(month)["row_number"]).to_pylist())
     assert ours.manifest(month)["quarantine_key"] == month.quarantine_key
 
     write_month(tmp_path / f"clean-{name}", month.color, month.year, month.month, rows=2000)
     ours.site.put(name, tmp_path / f"clean-{name}")
-    assert runs.lake(month, source=source).quarantined == {}
+    assert runs.lake(month, source=source).manifest.quarantined == {}
     assert month.quarantine_key not in ours.objects()
 
 

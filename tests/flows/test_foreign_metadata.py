@@ -4,14 +4,12 @@ import itertools
 
 import pytest
 
-from flows.connectors.lake import Overtaken
 from flows.connectors.web import look_up, source_of
 from flows.load_zones import load_zones
 from flows.query_lake import query_lake
-from flows.tasks.extract import copy_to_lake
-from flows.tasks.stores import lake_of
+from flows.tlc.errors import Overtaken
 from flows.tlc.trips import TripMonth
-from tests.flows.conftest import LAKE, Runs
+from tests.flows.conftest import LAKE, Runs, lake_of, no_progress
 from tests.flows.test_new_columns import put
 from tests.flows.test_replay import BARE, minutes_will_do, replay
 from tests.stores import Stores, same
@@ -39,21 +37,21 @@ def test_a_lake_whose_server_adds_metadata_is_loaded_replaced_replayed_and_asked
     source = put(ours, month, csv_month(400), ".csv")
     assert runs.lake(month, source=source).status == "loaded"
     assert runs.lake(month, source=source).status == "unchanged"
-    assert runs.warehouse(month).loaded == 399
-    present = lake_of(LAKE).stat(month.key)
+    assert runs.warehouse(month).manifest.loaded == 399
+    present = lake_of(LAKE).bucket.stat(month.key)
     assert present is not None
     assert "x_testbench_look" in present.metadata
 
     put(ours, month, csv_month(500), ".csv")
     outcome = runs.lake(month, source=source)
-    assert (outcome.status, outcome.inserted, outcome.quarantined) == (
+    assert (outcome.status, outcome.manifest.inserted, outcome.manifest.quarantined) == (
         "replaced", 100, {"lpep_pickup_datetime: not a datetime": 1},
     )  # fmt: skip
     assert len(ours.quarantined(month)) == 1
     minutes_will_do(monkeypatch)
     [replayed] = replay(month).result()
-    assert (replayed.inserted, replayed.quarantined) == (1, {})
-    assert runs.warehouse(month).loaded == 500
+    assert (replayed.manifest.inserted, replayed.manifest.quarantined) == (1, {})
+    assert runs.warehouse(month).manifest.loaded == 500
     assert same(ours.in_warehouse(month), ours.in_lake(month))
     assert not [key for key in ours.objects("staging/") if month.stem in key]
 
@@ -71,7 +69,7 @@ def test_objects_that_another_tool_labels_are_known_as_before(
     runs.lake(month)
     strict_lake.shown = lambda metadata: metadata | LABELS
     assert runs.lake(month).status == "unchanged"
-    raw = copy_to_lake(lake_of(LAKE), look_up(source_of(ours.official), month))
+    raw = lake_of(LAKE).extract(look_up(source_of(ours.official), month), no_progress)
     assert raw.key == month.raw_key(".parquet")
     ours.site.republish(f"{month.stem}.parquet", 2)
     assert runs.lake(month).status == "replaced"
@@ -88,11 +86,11 @@ def test_a_month_whose_metadata_another_tool_replaced_is_still_this_projects_by_
 
 
 def test_an_upload_that_another_run_replaced_is_not_taken_for_ones_own(ours: Stores) -> None:
-    lake = lake_of(LAKE)
-    with lake.writer("raw/of-two-runs", {"upload": "second", "sha256": "2"}) as file:
+    bucket = lake_of(LAKE).bucket
+    with bucket.writer("raw/of-two-runs", {"upload": "second", "sha256": "2"}) as file:
         file.write(b"second")
-    assert lake.describe("raw/of-two-runs", {"etag": "e"}, {"upload": "second"}).metadata["etag"] == "e"
+    assert bucket.add_metadata("raw/of-two-runs", {"etag": "e"}, {"upload": "second"}).metadata["etag"] == "e"
     for mark in ({"upload": "first"}, {"sha256": "1"}, {"upload": "second", "sha256": "1"}):
         with pytest.raises(Overtaken):
-            lake.describe("raw/of-two-runs", {"etag": "other"}, mark)
+            bucket.add_metadata("raw/of-two-runs", {"etag": "other"}, mark)
     ours.blob("raw/of-two-runs").delete()

@@ -5,10 +5,10 @@ import logging
 
 import pytest
 
-from flows.connectors.lake import Lake
-from flows.connectors.postgres import Postgres
 from flows.etl_web_gcs import etl_parent_flow
 from flows.ingest_data import ingest_data
+from flows.stores.database import Database
+from flows.stores.lake import Lake
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import Runs, dying
 from tests.flows.test_new_columns import put
@@ -81,15 +81,13 @@ def test_a_month_that_gained_a_row_or_two_needs_no_look(
         assert run(month, source=source).warnings == ()
         put(ours, month, csv_month(month, ROWS + 2), ".csv")
         outcome = run(month, source=source)
-        assert (outcome.status, outcome.inserted, outcome.warnings) == ("replaced", 2, ())
+        assert (outcome.status, outcome.manifest.inserted, outcome.warnings) == ("replaced", 2, ())
     assert runs.warehouse(month).warnings == ()
     assert warned(caplog) == []
     assert f"re-published: {ROWS + 2} rows, {ROWS} were last known (+2)" in runs.logs()
 
 
-@pytest.mark.parametrize(
-    ("store", "owner", "name"), [("lake", Lake, "write_manifest"), ("postgres", Postgres, "publish")]
-)
+@pytest.mark.parametrize(("store", "owner", "name"), [("lake", Lake, "remember"), ("postgres", Database, "publish")])
 def test_an_attempt_that_did_not_hear_of_its_success_takes_no_warning_away(
     store: str, owner: type, name: str, ours: Stores, runs: Runs, strict_lake: StrictLake
 ) -> None:
@@ -101,7 +99,7 @@ def test_an_attempt_that_did_not_hear_of_its_success_takes_no_warning_away(
     with dying(owner, name, when="after", times=1) as died:
         outcome = run(month, source=source)
     assert died
-    assert (outcome.status, outcome.removed) == ("replaced", 100)
+    assert (outcome.status, outcome.changes.removed) == ("replaced", 100)
     fewer, changed = outcome.warnings
     assert fewer.startswith("re-published: 300 rows, 400 were last known")
     assert changed.startswith("100 rows changed in a month of 400")

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.connectors.lake import Lake
+from flows.connectors.bucket import Bucket
 from flows.etl_web_gcs import etl_web_gcs
+from flows.stores.lake import Lake
 from flows.tlc.errors import SchemaMismatch
 from flows.tlc.trips import SchemaRule, TripMonth
 from tests.flows.conftest import Runs, dying
@@ -54,7 +55,7 @@ def test_a_new_column_stops_a_month_unless_it_is_accepted_and_then_is_beside_it_
     assert ours.objects_of(month) == {}
 
     outcome = runs.lake(month, source=source, schema=ACCEPT, rows="with_passengers")
-    assert (outcome.loaded, outcome.filtered, outcome.quarantined) == (
+    assert (outcome.manifest.loaded, outcome.manifest.filtered, outcome.manifest.quarantined) == (
         ROWS - 4, {"zero_passengers": 3}, {"passenger_count: not a whole number": 1},
     )  # fmt: skip
     kept = extra(ours, month)
@@ -110,7 +111,7 @@ def test_new_columns_of_a_csv_are_kept_as_text_also_where_lines_are_odd(ours: St
     source = put(ours, month, content, ".csv")
     assert "'Code' | field 21" in refused(runs, month, source)
     outcome = runs.lake(month, source=source, schema=ACCEPT)
-    assert outcome.quarantined == {"wrong number of fields": 1}
+    assert outcome.manifest.quarantined == {"wrong number of fields": 1}
     texts[4] = 'a "quoted", one'
     kept = extra(ours, month)
     assert kept.schema.types == [pa.int64(), pa.string()]
@@ -137,11 +138,13 @@ def test_what_is_not_a_new_column_stops_the_month_although_new_ones_are_accepted
     assert ours.objects_of(month) == {}
 
 
-@pytest.mark.parametrize(("n", "name"), [(8, "publish"), (9, "write_manifest")])
-def test_a_load_cut_off_in_the_middle_still_brings_the_new_columns(n: int, name: str, ours: Stores, runs: Runs) -> None:
+@pytest.mark.parametrize(("n", "owner", "name"), [(8, Bucket, "copy"), (9, Lake, "remember")])
+def test_a_load_cut_off_in_the_middle_still_brings_the_new_columns(
+    n: int, owner: type, name: str, ours: Stores, runs: Runs
+) -> None:
     month = TripMonth("green", 2022, n)
     source = put(ours, month, parquet_file(table(ROWS, month, **NEW)))
-    with dying(Lake, name, when="after", times=2):
+    with dying(owner, name, when="after", times=2):
         runs.lake(month, source=source, schema=ACCEPT)
     assert extra(ours, month).num_rows == ROWS
     assert set(ours.objects_of(month)) == {

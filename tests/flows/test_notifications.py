@@ -118,7 +118,7 @@ def test_a_run_that_is_interrupted_is_told_of_as_crashed(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flows.etl_web_gcs.lake_of", interrupted)
+    monkeypatch.setattr("flows.tasks.bring.open_store", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runs.of(etl_web_gcs, month)
     [message] = told.messages
@@ -147,7 +147,7 @@ def test_a_receiver_that_is_down_neither_fails_a_run_nor_holds_it_up(
         register({"NOTIFY_WEBHOOK_URL": f"{gone.url}/{CANARY}"}, ["custom-webhook"])
     elif down == "has no block":
         monkeypatch.setenv("TRIPS_NOTIFY", f"custom-webhook/not-{NOTIFICATIONS}")
-    monkeypatch.setattr("flows.etl_web_gcs.lake_of", lambda _: 1 / 0)
+    monkeypatch.setattr("flows.tasks.bring.open_store", lambda _: 1 / 0)
     state = runs.of(etl_web_gcs, month)
     assert "ZeroDivisionError" in (state.message or "")
     says = {

@@ -15,22 +15,31 @@ from google.cloud import bigquery
 from prefect import flow
 
 from flows.connectors import postgres
-from flows.connectors.lake import Overtaken
 from flows.connectors.postgres import Postgres
-from flows.connectors.warehouse import Warehouse
 from flows.connectors.web import look_up, source_of
 from flows.etl_web_gcs import etl_web_gcs
 from flows.ingest_data import ingest_data
-from flows.tasks import survey, transform
-from flows.tasks.extract import copy_to_lake
-from flows.tasks.load import publish_in_bigquery, publish_in_lake
-from flows.tasks.stores import lake_of, postgres_of, warehouse_of
-from flows.tasks.transform import Via
-from flows.tlc.errors import MisconfiguredBlock
-from flows.tlc.manifest import Manifest, RawFile
-from flows.tlc.trips import Rows, TripMonth
+from flows.stores import Target, database
+from flows.stores.database import Database
+from flows.stores.warehouse import Warehouse
+from flows.tasks import survey
+from flows.tlc.catalog import Held
+from flows.tlc.errors import MisconfiguredBlock, Overtaken, Unreachable
+from flows.tlc.manifest import Present, RawFile
+from flows.tlc.trips import Rows, Terms, TripMonth, Via
 from local.stack import Stack
-from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs, Started, dying
+from tests.flows.conftest import (
+    CREDENTIALS,
+    LAKE,
+    POSTGRES,
+    Runs,
+    Started,
+    database_of,
+    dying,
+    lake_of,
+    no_progress,
+    warehouse_of,
+)
 from tests.stores import Stores, as_published, connected, same, with_passengers
 from tests.strict_lake import StrictLake
 
@@ -55,13 +64,9 @@ def told(ours: Stores, month: TripMonth) -> list[dict[str, object]]:
 
 def into_bigquery(ours: Stores, month: TripMonth, via: Via, run: str) -> None:
     """Lake → warehouse by the functions that its tasks call, as a run that finds no month there."""
-    lake, warehouse = lake_of(LAKE), warehouse_of(CREDENTIALS, ours.dataset)
-    manifest = lake.current(month)
-    assert manifest
-    warehouse.ensure_tables(month.color, lake.location)
-    trips = lake.trips(month.key, manifest.generation)
-    staging = warehouse.stage_frames(month, run, trips) if via == "dataframe" else None
-    publish_in_bigquery(warehouse, lake, manifest, None, staging, run)
+    warehouse = warehouse_of(CREDENTIALS, ours.dataset, via)
+    staged = warehouse.stage(warehouse.lake.required(month), Terms(), run, no_progress)
+    warehouse.publish(staged, Present(), run)
 
 
 def meet(month: TripMonth) -> Callable[[str, str], None]:
@@ -87,16 +92,16 @@ def test_of_two_runs_that_publish_a_month_at_once_one_steps_back_and_what_is_tol
     def extract(_: Rows) -> RawFile:
         for _ in range(3):  # as its task is tried again
             with suppress(Overtaken):
-                return copy_to_lake(lake, file)
-        return copy_to_lake(lake, file)
+                return lake.extract(file, no_progress)
+        return lake.extract(file, no_progress)
 
     with ThreadPoolExecutor() as threads:
         raw, *others = threads.map(extract, rules)
     assert others == [raw]
-    staged = [transform.canonical_in_lake(lake, raw, rule, f"run-{n}", lambda *_: None) for n, rule in enumerate(rules)]
+    staged = [lake.stage(raw, Terms(rule), f"run-{n}", no_progress) for n, rule in enumerate(rules)]
     strict_lake.meddle = meet(month)
     with ThreadPoolExecutor() as threads:
-        list(threads.map(lambda month: publish_in_lake(lake, month, 0, ""), staged))
+        list(threads.map(lambda month: lake.publish(month, Present(), ""), staged))
     assert f"data/{month.key}" in strict_lake.refused
     everybody = published(ours, month)
     expected = {"all": everybody, "with_passengers": with_passengers(everybody)}
@@ -117,7 +122,7 @@ def test_of_two_runs_that_load_a_month_into_postgres_at_once_one_waits_and_finds
     assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
 
 
-@pytest.mark.parametrize(("via", "publishes"), [("load_job", "load_from_lake"), ("dataframe", "replace_from_staging")])
+@pytest.mark.parametrize(("via", "publishes"), [("load_job", "_load_from_lake"), ("dataframe", "_replace_from")])
 def test_of_two_runs_that_load_a_month_into_bigquery_at_once_both_end_well_and_it_is_there_once(
     via: Via, publishes: str, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +149,7 @@ def test_a_transaction_that_bigquery_ends_for_anothers_sake_is_tried_again(
     month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.lake_by_hand(month)
-    replace, asked = Warehouse.replace_from_staging, []
+    replace, asked = Warehouse._replace_from, []
 
     def meddle(method: str, path: str) -> tuple[int, str] | None:
         if (method, path.rpartition("/")[2]) != ("POST", "jobs"):
@@ -159,7 +164,7 @@ def test_a_transaction_that_bigquery_ends_for_anothers_sake_is_tried_again(
 
     with StrictLake(os.environ["BIGQUERY_EMULATOR_HOST"]) as strict, monkeypatch.context() as patch:
         patch.setenv("BIGQUERY_EMULATOR_HOST", strict.url)
-        patch.setattr(Warehouse, "replace_from_staging", meddled)
+        patch.setattr(Warehouse, "_replace_from", meddled)
         into_bigquery(ours, month, "dataframe", "one")
     assert len(asked) > 3
     assert same(ours.in_warehouse(month), ours.in_lake(month))
@@ -203,7 +208,7 @@ def test_a_run_killed_between_the_months_object_and_its_manifest_is_made_good_by
     process.wait()
     killed.set()
     assert month.manifest_key not in ours.objects()
-    assert runs.lake(month).loaded == published(ours, month).num_rows
+    assert runs.lake(month).manifest.loaded == published(ours, month).num_rows
     assert same(ours.in_lake(month), published(ours, month))
     assert ours.manifest(month)["generation"] == ours.objects()[month.key]
 
@@ -226,7 +231,7 @@ def test_a_run_killed_while_postgres_publishes_leaves_the_old_month_and_the_next
     until(lambda: ours.query(waiting) == [(0,)])
     assert same(ours.in_postgres(month), old)
     outcome = runs.postgres(month)
-    assert (outcome.status, outcome.updated > 0) == ("replaced", True)
+    assert (outcome.status, outcome.manifest.updated > 0) == ("replaced", True)
     assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
 
 
@@ -234,7 +239,7 @@ def test_a_server_that_restarts_in_the_middle_of_copy_delays_a_run_and_no_more(
     month: TripMonth, ours: Stores, runs: Runs, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = stack.executors["postgres"]
-    encoded = transform.encode
+    encoded = database.encode
     restarts: list[str] = []
 
     def encode(trips: object) -> bytes:
@@ -244,7 +249,7 @@ def test_a_server_that_restarts_in_the_middle_of_copy_delays_a_run_and_no_more(
             server.start()
         return encoded(trips)
 
-    monkeypatch.setattr(transform, "encode", encode)
+    monkeypatch.setattr(database, "encode", encode)
     assert runs.postgres(month).status == "loaded"
     assert restarts
     assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
@@ -255,8 +260,6 @@ def test_a_server_that_is_starting_delays_a_task_and_no_more(
 ) -> None:
     runs.postgres_by_hand(month)
     server = stack.executors["postgres"]
-    monkeypatch.setattr(survey.list_postgres, "retry_delay_seconds", 0)
-    monkeypatch.setattr(survey.list_postgres, "retry_jitter_factor", None)
     monkeypatch.setattr(postgres, "_PATIENCE", 0)
     server.stop()
     check, refused = Postgres.check, []
@@ -264,7 +267,7 @@ def test_a_server_that_is_starting_delays_a_task_and_no_more(
     def starts_meanwhile(database: Postgres) -> None:
         try:
             check(database)
-        except postgres.Unreachable as error:
+        except Unreachable as error:
             refused.append(str(error))
             server.start()
             raise
@@ -272,8 +275,9 @@ def test_a_server_that_is_starting_delays_a_task_and_no_more(
     monkeypatch.setattr(Postgres, "check", starts_meanwhile)
 
     @flow(name="test-list-postgres")
-    def listing() -> dict[TripMonth, Manifest]:
-        held: dict[TripMonth, Manifest] = survey.list_postgres.submit(POSTGRES).result()
+    def listing() -> dict[TripMonth, Held]:
+        target = Target("database", database_block=POSTGRES)
+        held: dict[TripMonth, Held] = survey.list_months.submit(target, [month.color]).result()
         return held
 
     assert month in listing()
@@ -286,7 +290,7 @@ def test_a_server_that_is_back_in_seconds_is_waited_for(stack: Stack, ours: Stor
     server.stop()
     back = threading.Timer(1, server.start)
     back.start()
-    postgres_of(POSTGRES).check()
+    database_of(POSTGRES).check()
     back.join()
 
 
@@ -316,7 +320,7 @@ def test_what_could_not_be_uploaded_is_not_uploaded_later_by_the_garbage_collect
     strict_lake.meddle = lambda method, path: 403 if method == "POST" else None
 
     def write() -> None:
-        with lake.writer(month.raw_key(".csv")) as file:
+        with lake.bucket.writer(month.raw_key(".csv")) as file:
             file.write(b"all that came")
 
     with pytest.raises(MisconfiguredBlock):
@@ -329,12 +333,12 @@ def test_what_could_not_be_uploaded_is_not_uploaded_later_by_the_garbage_collect
 def test_a_success_that_the_run_did_not_hear_of_is_told_as_it_was(month: TripMonth, ours: Stores, runs: Runs) -> None:
     runs.postgres(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
-    with dying(Postgres, "publish", when="after", times=1) as died:
+    with dying(Database, "publish", when="after", times=1) as died:
         outcome = runs.postgres(month)
     assert died
     facts = ours.loads(month)
-    assert (outcome.status, outcome.updated > 0) == ("replaced", True)
-    assert [getattr(outcome, name) for name in ("inserted", "updated", "removed")] == [
+    assert (outcome.status, outcome.manifest.updated > 0) == ("replaced", True)
+    assert [getattr(outcome.manifest, name) for name in ("inserted", "updated", "removed")] == [
         facts[name] for name in ("inserted", "updated", "removed")
     ]
     assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
@@ -365,13 +369,13 @@ def test_readers_see_the_old_month_while_the_new_one_is_being_published(
     old = ours.in_postgres(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
     new = with_passengers(published(ours, month))
-    write, seen = Postgres._write_manifest, []
+    write, seen = Database._write_manifest, []
 
     def look_first(*arguments: object) -> None:
         seen.append(ours.in_postgres(month))  # by another connection, when all rows are written and none is committed
         write(*arguments)
 
-    monkeypatch.setattr(Postgres, "_write_manifest", look_first)
+    monkeypatch.setattr(Database, "_write_manifest", look_first)
     runs.postgres(month)
     assert [same(trips, old) for trips in seen] == [True]
     assert same(ours.in_postgres(month), new)

@@ -19,9 +19,9 @@ from prefect_gcp.cloud_storage import GcsBucket
 from blocks import GCP_CREDENTIALS, GCS_BUCKET
 from blocks import POSTGRES as PG_BLOCK
 from flows.connectors.ask import answer
-from flows.connectors.lake import Lake
 from flows.load_zones import load_zones
 from flows.query_lake import query_lake
+from flows.stores.lake import Lake
 from flows.tasks.command import run_as_program
 from flows.tlc.schema import KINDS, columns
 from flows.tlc.trips import TripMonth
@@ -161,7 +161,7 @@ class TestPublished:
         more.append("green/green_tripdata_2022-04.parquet")
         asked.stores.blob(more[0]).upload_from_string(asked.stores.blob(MONTHS[0].key).download_as_bytes())
         assert asked.rows("select count(distinct file_month) as n from green") == [{"n": 3}]
-        months = Lake(asked.block).published("green")
+        months = Lake(asked.block)._published("green")
         assert [manifest.trip_month for manifest, _ in months] == MONTHS
 
     def test_an_object_newer_than_its_manifest_is_no_month(self, asked: Asked, more: list[str]) -> None:

@@ -34,7 +34,7 @@ def test_every_parent_flow_takes_a_range_across_years_and_ends_with_the_sum_of_i
         assert [outcome.trip_month for outcome in done] == MONTHS
         via = " via load_job" if flow is etl_gcs_bq_parent_flow else ""
         assert runs.name(state) == f"yellow 2022-12, 2023-01{via}"
-        loaded = sum(outcome.loaded for outcome in done)
+        loaded = sum(outcome.manifest.loaded for outcome in done)
         store = done[0].store
         total = f"{rows:,} rows in 2 months"
         if store == "database":

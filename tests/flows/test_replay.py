@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from flows.connectors import scratch
-from flows.connectors.postgres import Postgres
 from flows.replay_quarantine import replay_quarantine
-from flows.tasks import transform
+from flows.stores import database
+from flows.stores.database import Database
 from flows.tlc import convert
 from flows.tlc.errors import TripDataError
 from flows.tlc.trips import TripMonth
@@ -90,10 +90,10 @@ def test_postgres_keeps_what_does_not_fit_and_a_replay_loads_what_a_changed_rule
 
     minutes_will_do(monkeypatch)
     [outcome] = replay(month, **IN_POSTGRES).result()
-    assert (outcome.status, outcome.loaded, outcome.inserted, outcome.updated, outcome.removed) == (
+    assert (outcome.status, outcome.manifest.loaded, *dict(outcome.changes).values()) == (
         "replaced", ROWS - 2, 1, 0, 0,
     )  # fmt: skip
-    assert f"{month}: 1 of 3 quarantined rows are loaded now, 2 still are not" in runs.logs()
+    assert f"{month}: quarantined rows loaded now: 1; still quarantined: 2" in runs.logs()
     assert ours.query(kept, month.file_month) == others
     assert str(ours.in_postgres(month)["lpep_pickup_datetime"][ROWS - 3].as_py()) == f"{BARE}:00"
 
@@ -102,7 +102,7 @@ def test_postgres_keeps_what_does_not_fit_and_a_replay_loads_what_a_changed_rule
         path.unlink()
     state = replay(month, **IN_POSTGRES)
     assert f"{month} was re-published at " in str(state.result(raise_on_failure=False))
-    assert runs.postgres(month, source=source).quarantined == {}
+    assert runs.postgres(month, source=source).manifest.quarantined == {}
     assert ours.query(kept, month.file_month) == []
     [outcome] = replay(month, **IN_POSTGRES).result()
     assert outcome.status == "unchanged"
@@ -124,11 +124,11 @@ def test_postgres_publishes_a_month_and_its_quarantine_together_or_not_at_all(
     before = there()
     assert before[1] == [(ROWS, line(passenger_count="many"))]
     put(ours, month, csv_month(month, line(passenger_count="few"), line(passenger_count="some")), ".csv")
-    with dying(Postgres, "_write_manifest", when="before"), pytest.raises(TripDataError):
+    with dying(Database, "_write_manifest", when="before"), pytest.raises(TripDataError):
         runs.postgres(month, source=source)
     assert there() == before
     with monkeypatch.context() as patch:
-        patch.setattr(transform, "write_rejects", lambda *_: None)
+        patch.setattr(database, "write_rejects", lambda *_: None)
         with pytest.raises(TripDataError, match=r"2 rows were quarantined, 0 would be kept. Nothing was published"):
             runs.postgres(month, source=source)
     assert there() == before
@@ -143,16 +143,16 @@ def test_a_replay_loads_what_a_changed_rule_lets_through_from_the_lakes_own_copy
 ) -> None:
     month = TripMonth("green", 2024, 3)
     odd = [line(lpep_pickup_datetime=BARE), line(lpep_dropoff_datetime=BARE), line(passenger_count="many")]
-    assert runs.lake(month, source=put(ours, month, csv_month(month, *odd), ".csv")).loaded == ROWS - 3
+    assert runs.lake(month, source=put(ours, month, csv_month(month, *odd), ".csv")).manifest.loaded == ROWS - 3
     before = ours.manifest(month)
     ours.site.forget_requests()
 
     minutes_will_do(monkeypatch)
     [outcome] = replay(month).result()
-    assert (outcome.status, outcome.loaded, outcome.inserted, outcome.updated, outcome.removed) == (
+    assert (outcome.status, outcome.manifest.loaded, *dict(outcome.changes).values()) == (
         "replaced", ROWS - 1, 2, 0, 0,
     )  # fmt: skip
-    assert f"{month}: 2 of 3 quarantined rows are loaded now, 1 still are not" in runs.logs()
+    assert f"{month}: quarantined rows loaded now: 2; still quarantined: 1" in runs.logs()
     assert [row["row_number"] for row in ours.quarantined(month)] == [ROWS]
     trips = ours.in_lake(month)
     assert str(trips["lpep_pickup_datetime"][ROWS - 3].as_py()) == f"{BARE}:00"
@@ -161,7 +161,7 @@ def test_a_replay_loads_what_a_changed_rule_lets_through_from_the_lakes_own_copy
     assert {key: after[key] for key in ("url", "etag", "sha256", "rule", "size")} == {
         key: before[key] for key in ("url", "etag", "sha256", "rule", "size")
     }
-    assert runs.warehouse(month).loaded == ROWS - 1
+    assert runs.warehouse(month).manifest.loaded == ROWS - 1
 
 
 def test_a_replay_keeps_the_terms_on_which_a_month_was_loaded(
@@ -175,8 +175,12 @@ def test_a_replay_keeps_the_terms_on_which_a_month_was_loaded(
     runs.lake(month, source=source, schema=ACCEPT, rows="with_passengers")
     minutes_will_do(monkeypatch)
     [outcome] = replay(month).result()
-    assert (outcome.loaded, outcome.filtered, outcome.quarantined) == (ROWS + 1, {"zero_passengers": 2}, {})
-    assert f"{month}: 1 of 2 quarantined rows are loaded now, 1 still are not" in runs.logs()
+    assert (outcome.manifest.loaded, outcome.manifest.filtered, outcome.manifest.quarantined) == (
+        ROWS + 1,
+        {"zero_passengers": 2},
+        {},
+    )
+    assert f"{month}: quarantined rows loaded now: 1; still quarantined: 0" in runs.logs()
     assert extra(ours, month)["Code"].to_pylist() == ["c"] * ROWS + ["d"]
     assert month.quarantine_key not in ours.objects()
     assert runs.lake(month, source=source, rows="with_passengers").status == "unchanged"

@@ -58,5 +58,5 @@ def test_the_profile_is_in_the_manifest_and_in_both_loads_tables(month: TripMont
     runs.warehouse(month)
     runs.postgres(month, rows="all")
     profile = ours.manifest(month)["profile"]
-    assert sum(profile["days"].values()) + sum(profile["elsewhere"].values()) == outcome.loaded
+    assert sum(profile["days"].values()) + sum(profile["elsewhere"].values()) == outcome.manifest.loaded
     assert ours.loads(month)["profile"] == json.dumps(profile)

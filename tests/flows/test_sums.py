@@ -16,15 +16,12 @@ from hypothesis import strategies as st
 from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
 
-from flows.connectors.lake import Lake
-from flows.connectors.web import look_up, source_of
-from flows.tasks.extract import copy_to_lake
-from flows.tasks.load import publish_in_lake
-from flows.tasks.transform import canonical_in_lake
+from flows.stores.lake import Lake
 from flows.tlc.schema import TRIP_COLUMNS
 from flows.tlc.sources import ENDINGS
 from flows.tlc.trips import TripMonth
 from local.tripfiles import Faults, write_month
+from tests.flows.conftest import by_hand
 from tests.real_files import DATA, needs_real_files
 from tests.stores import Stores
 from tests.tlc.test_every_era import PUBLISHED
@@ -88,10 +85,7 @@ def in_lake(path: Path, month: TripMonth, bucket: str) -> dict[str, int]:
     """The total of each money column of the month's object, after the file went the whole way into a lake."""
     lake = Lake(GcsBucket(bucket=bucket, bucket_folder="sums", gcp_credentials=GcpCredentials()))
     template = path.parent.as_uri() + "/{color}_tripdata_{year}-{month:02d}" + ending_of(path)
-    raw = copy_to_lake(lake, look_up(source_of(template), month))
-    staged = canonical_in_lake(lake, raw, "all", "sums", lambda *_: None)
-    present = lake.stat(month.key)
-    _, manifest = publish_in_lake(lake, staged, present.generation if present else 0, "sums")
+    manifest = by_hand(lake, month, template, run_id="sums").manifest
     with storage.Client().bucket(bucket).blob(f"sums/{manifest.key}").open("rb") as file:
         trips = pq.read_table(file)
     assert trips.num_rows == manifest.loaded

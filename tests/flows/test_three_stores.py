@@ -7,12 +7,11 @@ import pyarrow.compute as pc
 import pytest
 from google.cloud import bigquery
 
-from flows.connectors import warehouse
-from flows.tasks.stores import warehouse_of
+from flows.connectors import bigquery as connector
 from flows.tlc.schema import KINDS, columns
 from flows.tlc.trips import TripMonth
 from local.tripfiles import changes
-from tests.flows.conftest import CREDENTIALS, Runs
+from tests.flows.conftest import CREDENTIALS, Runs, warehouse_of
 from tests.stores import Stores, as_published, same, with_passengers
 
 
@@ -140,7 +139,11 @@ def test_a_republished_month_replaces_its_rows_and_the_outcome_says_how_many(
     for run in (runs.lake, runs.warehouse, lambda m: runs.postgres(m, rows="all")):
         outcome = run(month)
         assert outcome.status == "replaced"
-        assert (outcome.inserted, outcome.updated, outcome.removed) == (truth.inserted, truth.updated, truth.removed)
+        assert (outcome.manifest.inserted, outcome.manifest.updated, outcome.manifest.removed) == (
+            truth.inserted,
+            truth.updated,
+            truth.removed,
+        )
     edition = as_published(ours.site.file(f"{month.stem}.parquet"), month)
     assert same(ours.in_lake(month), edition)
     assert same(ours.in_warehouse(month), edition)
@@ -157,17 +160,17 @@ def test_row_groups_are_staged_in_bigquery_many_a_job(
     trips = ours.in_lake(month)
     groups = [trips.slice(start, 300) for start in range(0, trips.num_rows, 300)]
     sizes: list[int] = []
-    upload = warehouse.pandas_gbq.to_gbq
+    upload = connector.pandas_gbq.to_gbq
 
     def noting(frame: pd.DataFrame, *arguments: Any, **named: Any) -> None:
         sizes.append(len(frame))
         upload(frame, *arguments, **named)
 
-    monkeypatch.setattr(warehouse.pandas_gbq, "to_gbq", noting)
-    monkeypatch.setattr(warehouse, "_FRAME", 1000)
-    store = warehouse_of(CREDENTIALS, ours.dataset)
-    store.ensure_tables(month.color, "US")
-    staging = store.stage_frames(month, "many-a-job", groups)
+    monkeypatch.setattr(connector.pandas_gbq, "to_gbq", noting)
+    monkeypatch.setattr(connector, "_FRAME", 1000)
+    store = warehouse_of(CREDENTIALS, ours.dataset).bigquery
+    store.ensure_dataset("US")
+    store.write_frames(staging := "many_a_job", columns(month.color), groups)
     assert sizes == [1200, trips.num_rows - 1200]
     assert bigquery.Client().get_table(f"{ours.dataset}.{staging}").num_rows == trips.num_rows
-    store.discard(staging)
+    store.drop(staging)

@@ -1,19 +1,24 @@
-"""A column added to the canonical schema: older months stay readable everywhere, and it can be told which ones carry it."""
+"""Stores that an older version wrote, and a column added to the canonical schema: no month is loaded again without need."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 from google.cloud import bigquery
 from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
 
+from flows.stores import Target
+from flows.tasks.survey import list_months as list_months_task
 from flows.tlc.errors import SchemaMismatch
-from flows.tlc.schema import SCHEMA_VERSION, TRIP_COLUMNS, Column, arrow_schema
+from flows.tlc.manifest import LOADS_COLUMNS, Changes
+from flows.tlc.schema import KINDS, SCHEMA_VERSION, TRIP_COLUMNS, Column, arrow_schema
 from flows.tlc.trips import TripMonth
-from tests.flows.conftest import Runs, postgres_block
-from tests.stores import Stores, stores
+from tests.flows.conftest import CREDENTIALS, Runs, postgres_block, warehouse_of
+from tests.stores import Stores, same, stores
 from tests.tlc.published import parquet_file, table
 
 OLD, NEW, LATE = (TripMonth("green", 2023, month) for month in (1, 2, 3))
@@ -88,11 +93,60 @@ def test_a_new_column_is_null_in_the_months_of_before_and_versions_tell_them_apa
     made.site.forget_requests()
     for month in (OLD, LATE):
         outcome = into_the_lake(runs, month)
-        assert (outcome.status, outcome.inserted, outcome.updated, outcome.removed) == ("replaced", 0, 0, 0)
+        assert (outcome.status, outcome.changes) == ("replaced", Changes())
         assert [request.method for request in made.requests(month)] == ["HEAD"]
         into_the_warehouse(runs, month, via="load_job" if month is OLD else "dataframe")
     outcome = into_postgres(runs, OLD)
-    assert (outcome.inserted, outcome.updated, outcome.removed) == (0, 0, 0)
+    assert outcome.changes == Changes()
     assert made.query(question + " ORDER BY 1") == [(OLD.file_month,), (NEW.file_month,)]
     assert in_warehouse(made, question + " ORDER BY 1") == [(m.file_month,) for m in (OLD, NEW, LATE)]
     assert into_the_lake(runs, OLD).status == "unchanged"
+
+
+# The facts of a month that the version before these was the first to write.
+NEWER = {"verified", "repeated", "known_rows"}
+OLDER_COLUMNS = [column for column in LOADS_COLUMNS if column.name not in NEWER]
+
+
+def as_an_older_version_wrote_it(made: Stores, month: TripMonth) -> None:
+    """Take from every store what it could not yet say of a month."""
+    facts = made.manifest(month)
+    older = {name: fact for name, fact in facts.items() if name not in NEWER - {"known_rows"}}
+    made.blob(month.manifest_key).upload_from_string(json.dumps(older))
+    raw = made.blob(month.raw_key(".parquet"))
+    raw.reload()
+    raw.metadata = {name: text for name, text in raw.metadata.items() if name not in ("upload", "verified")}
+    raw.patch()
+    for name in NEWER:
+        made.query(f"ALTER TABLE loads DROP COLUMN {name}")
+    warehouse = warehouse_of(CREDENTIALS, made.dataset).bigquery
+    rows = warehouse.query(f"SELECT * FROM {made.dataset}.loads")
+    schema = pa.schema([(column.name, KINDS[column.kind].arrow) for column in OLDER_COLUMNS])
+    older_rows = [{name: row[name] for name in schema.names} for row in rows]
+    warehouse.drop("loads")
+    warehouse.replace_table("loads", OLDER_COLUMNS, pa.Table.from_pylist(older_rows, schema), "")
+
+
+def test_stores_that_an_older_version_wrote_are_read_and_updated_without_a_reload(made: Stores) -> None:
+    month, runs = TripMonth("yellow", 2023, 4), Runs(made)
+    name = f"{month.stem}.parquet"
+    into_the_lake(runs, month), into_the_warehouse(runs, month), into_postgres(runs, month)
+    as_an_older_version_wrote_it(made, month)
+    before, objects = made.in_postgres(month), made.objects_of(month)
+    made.site.forget_requests()
+    outcomes = [into(runs, month) for into in (into_the_lake, into_the_warehouse, into_postgres)]
+    assert [outcome.status for outcome in outcomes] == ["unchanged"] * 3
+    assert {request.method for request in made.requests(month)} == {"HEAD"}
+    assert made.objects_of(month) == objects
+    assert same(made.in_postgres(month), before)
+    catalogued = list_months_task.fn(Target("database", database_block="upgrade-postgres"), ["yellow"])
+    assert catalogued[month].manifest.loaded == before.num_rows
+
+    made.site.republish(name, 2)
+    outcomes = [into(runs, month) for into in (into_the_lake, into_the_warehouse, into_postgres)]
+    assert [outcome.status for outcome in outcomes] == ["replaced"] * 3
+    assert all(outcome.changes.updated for outcome in outcomes)
+    assert same(made.in_warehouse(month), made.in_lake(month))
+    question = "SELECT verified FROM loads WHERE color = 'yellow'"
+    assert in_warehouse(made, question) == made.query(question) == [(made.manifest(month)["verified"],)]
+    assert made.manifest(month)["verified"] == "md5"

@@ -51,8 +51,8 @@ def test_trips_that_a_rule_leaves_out_count_as_trips_of_the_month(ours: Stores, 
     month = TripMonth("green", 2024, 10)
     empty = [line(passenger_count="0", **times(month))] * ROWS
     source = put(ours, month, csv_file(*empty, *[line()] * 50), ".csv")
-    assert runs.postgres(month, source=source).loaded == 50
-    assert runs.lake(month, source=source, rows="with_passengers").loaded == 50
+    assert runs.postgres(month, source=source).manifest.loaded == 50
+    assert runs.lake(month, source=source, rows="with_passengers").manifest.loaded == 50
 
 
 def test_the_file_of_another_month_never_replaces_a_month_in_any_store(ours: Stores, runs: Runs) -> None:

@@ -70,7 +70,11 @@ class Read:
     """A file read to its end."""
 
     chunks: list[Chunk]
-    shapes: list[Shape]
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """How the columns were understood, once if every chunk says the same."""
+        return list(dict.fromkeys(chunk.shape for chunk in self.chunks if chunk.shape))
 
     @property
     def trips(self) -> pa.Table:
@@ -95,14 +99,12 @@ class Read:
 
 def read_csv(data: bytes | Iterable[bytes], month: TripMonth = GREEN, ending: Ending = ".csv") -> Read:
     """All of a CSV file."""
-    shapes: list[Shape] = []
-    return Read(list(csv_chunks(month, ending, [data] if isinstance(data, bytes) else data, shapes.append)), shapes)
+    return Read(list(csv_chunks(month, ending, [data] if isinstance(data, bytes) else data)))
 
 
 def read_parquet(data: bytes, month: TripMonth = GREEN) -> Read:
     """All of a Parquet file."""
-    shapes: list[Shape] = []
-    return Read(list(parquet_chunks(month, io.BytesIO(data), shapes.append)), shapes)
+    return Read(list(parquet_chunks(month, io.BytesIO(data))))
 
 
 _PARQUET_TYPES = {

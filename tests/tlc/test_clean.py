@@ -436,14 +436,14 @@ def test_rows_lost_or_invented_stop_the_month(source_rows: int) -> None:
     [("all", [1, 2, 3, 4, 5], {}), ("with_passengers", [2, 3, 4], {"zero_passengers": 2})],
 )
 def test_only_a_passenger_count_of_zero_is_dropped(rows: Rows, kept: list[int], dropped: dict[str, int]) -> None:
-    [chunk] = filtered([cleaned(passenger_count=pa.array([0.0, 1.0, None, 9.0, 0.0]))], rows)
+    chunk = filtered(cleaned(passenger_count=pa.array([0.0, 1.0, None, 9.0, 0.0])), rows)
     assert chunk.trips.column("row_number").to_pylist() == kept
     assert chunk.filtered == dropped
     assert chunk.source_rows == 5
 
 
 def test_rows_set_aside_are_not_counted_as_dropped_too() -> None:
-    [chunk] = filtered([cleaned(passenger_count=["0", "1"], VendorID=["x", "1"])], "with_passengers")
+    chunk = filtered(cleaned(passenger_count=["0", "1"], VendorID=["x", "1"]), "with_passengers")
     assert (chunk.trips.num_rows, chunk.rejects.num_rows, chunk.filtered.total()) == (1, 1, 0)
 
 
@@ -451,7 +451,7 @@ def test_trips_of_a_color_that_counts_no_passengers_are_all_kept() -> None:
     fields = FHV_HEADER.split(",")
     published = pa.table({name: pa.array(["1", "1"] if "ID" in name else [None, None], pa.string()) for name in fields})
     chunk = clean(FHV, match(FHV, ".csv", fields), published, pa.array([1, 2]))
-    [kept] = filtered([chunk], "with_passengers")
+    kept = filtered(chunk, "with_passengers")
     assert kept.trips.num_rows == 2
     assert kept.filtered == {"zero_passengers": 0}
 
@@ -477,7 +477,7 @@ def test_every_source_row_is_loaded_filtered_or_quarantined(batches: list[list[t
         )
         shape = match(month, ".parquet", published.column_names)
         numbers = pa.array(range(first, first + len(batch)), pa.int64())
-        [chunk] = filtered([clean(month, shape, published, numbers)], rows)
+        chunk = filtered(clean(month, shape, published, numbers), rows)
         tally.add(chunk)
         loaded += chunk.trips.column("row_number").to_pylist()
         quarantined += chunk.rejects.column("row_number").to_pylist()

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.tlc.compare import Changes, compare
+from flows.tlc.compare import compare
+from flows.tlc.manifest import Changes
 
 SCHEMA = pa.schema([("fare", pa.float64()), ("flag", pa.string()), ("row_number", pa.int64())])
 Edition = dict[int, tuple[float | None, str | None]]

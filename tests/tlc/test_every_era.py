@@ -48,18 +48,18 @@ PUBLISHED = [
 
 def read(trip_month: TripMonth, ending: Ending, content: bytes) -> tuple[pa.Table, Tally, Shape]:
     """The trips of a file's content, the counts, and how its columns were understood."""
-    shapes: list[Shape] = []
     chunks = (
-        parquet_chunks(trip_month, io.BytesIO(content), shapes.append)
+        parquet_chunks(trip_month, io.BytesIO(content))
         if ending == ".parquet"
-        else csv_chunks(trip_month, ending, iter([content]), shapes.append)
+        else csv_chunks(trip_month, ending, iter([content]))
     )
     tally = Tally()
     trips = []
     for chunk in chunks:
         tally.add(chunk)
         trips.append(chunk.trips)
-    return pa.concat_tables(trips), tally, shapes[0]
+    assert chunk.shape
+    return pa.concat_tables(trips), tally, chunk.shape
 
 
 @pytest.mark.parametrize(("color", "year", "month", "ending"), PUBLISHED)

@@ -167,7 +167,7 @@ def test_rejected_text_counts_by_what_it_could_have_held() -> None:
 
 def _tallied(data: bytes | list[bytes], ending: str = ".csv") -> int:
     tally, chunks = Tally(), 0
-    for chunk in csv_chunks(GREEN, ending, [data] if isinstance(data, bytes) else data, lambda shape: None):  # type: ignore[arg-type]
+    for chunk in csv_chunks(GREEN, ending, [data] if isinstance(data, bytes) else data):  # type: ignore[arg-type]
         tally.add(chunk)
         chunks += 1
     return chunks

@@ -9,11 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.tlc import manifest as manifests
-from flows.tlc.clean import Chunk, Tally, rejects_table
-from flows.tlc.errors import NotReconciled, TooManyRejects
 from flows.tlc.manifest import LOADS_COLUMNS, Manifest, Outcome, RawFile, StagedMonth, package_version, total
 from flows.tlc.quality import Profile
-from flows.tlc.schema import SCHEMA_VERSION, arrow_schema
+from flows.tlc.schema import SCHEMA_VERSION
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import Rows
 from tests.tlc.published import GREEN
@@ -180,35 +178,11 @@ def test_a_store_still_holds_the_lakes_rows_unless_the_lakes_object_was_changed_
     assert held().same_rows(held(**changes)) is same
 
 
-def _tally(loaded: int, dropped: int = 0, source_rows: int | None = None) -> Tally:
-    tally = Tally()
-    rows = loaded + dropped if source_rows is None else source_rows
-    trips = arrow_schema("green").empty_table()
-    tally.add(Chunk(trips, rejects_table([]), rows))
-    tally.loaded = loaded
-    tally.filtered.update({"zero_passengers": dropped, "never": 0})
-    return tally
-
-
-def test_a_staged_month_is_counted_and_leaves_out_rules_that_dropped_nothing() -> None:
-    month = StagedMonth.of(
-        RAW, "all", "era", ("a",), _tally(8, 2), Profile(), BEGUN, key="k", generation=5, quarantine_key="q"
-    )
-    assert (month.source_rows, month.loaded, month.filtered, month.quarantined) == (10, 8, {"zero_passengers": 2}, {})
-    assert (month.rule, month.key, month.generation, month.quarantine_key) == ("all", "k", 5, "q")
-
-
-@pytest.mark.parametrize(("tally", "error"), [(_tally(8, 2, 11), NotReconciled), (_tally(0), TooManyRejects)])
-def test_a_month_that_does_not_add_up_is_never_staged(tally: Tally, error: type[Exception]) -> None:
-    with pytest.raises(error, match="green 2021-01"):
-        StagedMonth.of(RAW, "all", "era", ("a",), tally, Profile(), BEGUN, key="k")
-
-
 def test_an_outcome_is_a_line_that_a_person_understands() -> None:
-    assert str(Outcome.of("lake", "loaded", held())) == (
+    assert str(Outcome(store="lake", status="loaded", manifest=held())) == (
         "green 2021-01: loaded; 500 rows published, 490 in the lake, 7 left out (zero_passengers), 3 quarantined (not CSV)"
     )
-    replaced = Outcome.of("database", "replaced", held(loaded=1_234_567), inserted=1, updated=2_000, removed=0)
+    replaced = Outcome(store="database", status="replaced", manifest=held(loaded=1_234_567, inserted=1, updated=2_000))
     assert str(replaced).startswith("green 2021-01: replaced; 500 rows published, 1,234,567 in the database")
     assert str(replaced).endswith("1 inserted, 2,000 updated, 0 removed")
 
@@ -229,9 +203,9 @@ def test_a_bare_checkout_has_no_version_and_says_so(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_rows_of_several_months_are_summed_in_words_store_by_store() -> None:
-    whole = Outcome.of("lake", "loaded", held(source_rows=7_019_375, loaded=7_019_375))
-    other = Outcome.of("lake", "unchanged", held(source_rows=7_832_545, loaded=7_832_545))
-    less = Outcome.of("database", "loaded", held(source_rows=1_500, loaded=1_490))
+    whole = Outcome(store="lake", status="loaded", manifest=held(source_rows=7_019_375, loaded=7_019_375))
+    other = Outcome(store="lake", status="unchanged", manifest=held(source_rows=7_832_545, loaded=7_832_545))
+    less = Outcome(store="database", status="loaded", manifest=held(source_rows=1_500, loaded=1_490))
     assert total([whole, other]) == "14,851,920 rows in 2 months"
     assert total([whole]) == "7,019,375 rows in 1 month"
     assert total([less, less]) == "3,000 rows published, 2,980 in the database, in 2 months"

@@ -256,7 +256,7 @@ def test_every_row_is_loaded_or_quarantined_once(rates: list[float | None], row_
 
 def test_a_reader_that_stops_early_leaves_no_thread() -> None:
     with patch.object(reading_parquet, "BATCH", 1):
-        chunks = parquet_chunks(GREEN, io.BytesIO(WHOLE), lambda _: None)
+        chunks = parquet_chunks(GREEN, io.BytesIO(WHOLE))
         next(chunks)
         chunks.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]

@@ -33,7 +33,7 @@ before, began = megabytes("VmRSS"), time.monotonic()
 said = "loaded"
 try:
     with open(sys.argv[1], "rb") as file:
-        for chunk in parquet_chunks(TripMonth("green", 2021, 1), file, lambda shape: None):
+        for chunk in parquet_chunks(TripMonth("green", 2021, 1), file):
             pass
 except TripDataError as error:
     said = str(error)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flows.connectors.web import source_of
 from flows.tlc.addresses import shown
-from flows.tlc.errors import UnknownMonth
+from flows.tlc.errors import BadSource
 from flows.tlc.sources import PublishedFile, Source
 from flows.tlc.trips import TripMonth
 
@@ -54,7 +54,7 @@ def test_the_environment_says_where_a_word_leads(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TLC_OFFICIAL_URL", "")
     assert source_of("official").url(MONTH).startswith("https://d37ci6vzurychx.cloudfront.net/")
     monkeypatch.setenv("TLC_MIRROR_URL", "nonsense")
-    with pytest.raises(UnknownMonth, match="'nonsense' is neither"):
+    with pytest.raises(BadSource, match="'nonsense' is neither"):
         source_of("mirror")
 
 
@@ -107,7 +107,7 @@ def test_the_environment_says_where_a_word_leads(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_a_bad_template_is_refused_with_what_to_write_instead(template: str, said: str) -> None:
-    with pytest.raises(UnknownMonth) as refused:
+    with pytest.raises(BadSource) as refused:
         source_of(template)
     assert said in str(refused.value)
     assert "<class" not in str(refused.value)
@@ -150,7 +150,7 @@ def test_a_password_in_a_template_is_refused_and_not_repeated_however_it_is_writ
     template: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TLC_OFFICIAL_URL", template)
-    with pytest.raises(UnknownMonth) as refused:
+    with pytest.raises(BadSource) as refused:
         source_of(template if where == "source" else "official")
     told = "".join(traceback.format_exception(refused.value))
     assert "user" not in str(refused.value).replace("user name", "")
@@ -207,7 +207,7 @@ def test_two_answers_are_of_one_edition_if_size_version_and_time_say_so(
 def test_a_template_is_refused_at_once_or_gives_every_month_an_address_of_its_own(middle: str) -> None:
     try:
         source = Source(f"http://h/{middle}.csv")
-    except UnknownMonth:
+    except BadSource:
         return
     one, other = source.url(MONTH), source.url(TripMonth("green", 2021, 3))
     assert one != other

@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from flows.tlc.compare import Changes
 from flows.tlc.errors import SchemaMismatch
+from flows.tlc.manifest import Changes
 from flows.tlc.zones import ZoneFile, changed, read_zones
 from tests.real_files import DATA, needs_real_files
 

@@ -1,0 +1,255 @@
+"""BigQuery: a dataset, its tables and its jobs. A table's rows are replaced atomically."""
+
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pandas_gbq
+import pyarrow as pa
+import pyarrow.parquet as pq
+from google.api_core.exceptions import BadRequest, Conflict, Forbidden, GoogleAPICallError, NotFound, Unauthorized
+from google.api_core.retry import Retry
+from google.auth.exceptions import GoogleAuthError, TransportError
+from google.cloud import bigquery
+
+from flows.tlc.errors import MisconfiguredBlock, SchemaMismatch
+from flows.tlc.schema import KINDS, Column
+
+if TYPE_CHECKING:
+    from prefect_gcp import GcpCredentials
+
+_FRAME = 500_000  # rows held as a data frame, and a load job: a table may have 1,500 of these a day
+# Of two transactions that write to the same table at once, be it other months of it, BigQuery ends one, as a whole.
+_UNTIL_ALONE = Retry(predicate=lambda error: "due to concurrent update" in str(error), initial=2, timeout=900)
+_PASSING = {"quotaExceeded", "rateLimitExceeded", "jobRateLimitExceeded", "backendError"}
+
+NO_SUCH = (NotFound, BadRequest)
+"""What a query raises for a table that is missing, or that an older version made and that lacks a column."""
+
+Values = dict[str, tuple[str, Any]]
+"""Parameters of a query: name to type and value."""
+
+
+def _fields(of: Iterable[Column]) -> list[bigquery.SchemaField]:
+    return [bigquery.SchemaField(c.name, KINDS[c.kind].bigquery, description=c.meaning) for c in of]
+
+
+class BigQuery:
+    """One dataset of a project."""
+
+    def __init__(self, block: "GcpCredentials", dataset: str) -> None:
+        self._block = block
+        self._client: bigquery.Client = block.get_bigquery_client()
+        self.dataset = bigquery.DatasetReference(self._client.project, dataset)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except TransportError:  # the way to the token's issuer is broken, the credentials need not be
+            raise
+        except (Forbidden, Unauthorized, GoogleAuthError) as error:
+            if isinstance(error, Forbidden) and any(r.get("reason") in _PASSING for r in error.errors):
+                raise
+            reason = error.message if isinstance(error, GoogleAPICallError) else type(error).__name__
+            raise MisconfiguredBlock(
+                f"BigQuery dataset {self.dataset} cannot be used with the block's credentials ({reason});"
+                " give the service account BigQuery Data Editor and Job User, or correct the credentials;"
+                " where BigQuery may not read the bucket, use via=dataframe."
+            ) from error
+
+    def sql_name(self, name: str) -> str:
+        """Return a table's name for a query."""
+        return f"`{self.dataset.project}.{self.dataset.dataset_id}.{name}`"
+
+    @property
+    def location(self) -> str:
+        """Where the dataset is. Jobs need it if their first statement names no table."""
+        return str(self._client.get_dataset(self.dataset).location)
+
+    def ensure_dataset(self, location: str | None) -> None:
+        """Create the dataset where it is missing; load jobs need it in the bucket's `location` (None: unknown)."""
+        with self._explained():
+            try:
+                self._client.get_dataset(self.dataset)
+            except NotFound:
+                if location is None:
+                    raise MisconfiguredBlock(
+                        f"BigQuery dataset {self.dataset} does not exist, and where the bucket is may not be asked: make the"
+                        " dataset in the bucket's location, or give the service account Storage Legacy Bucket Reader on it."
+                    ) from None
+                dataset = bigquery.Dataset(self.dataset)
+                dataset.location = location
+                self._client.create_dataset(dataset, exists_ok=True)
+
+    def ensure_table(self, name: str, wanted: Iterable[Column], partitioned_by: str = "") -> None:
+        """Create a table, partitioned by month, where it is missing; add the columns that it lacks.
+
+        Raises:
+            MisconfiguredBlock: The table is not partitioned so.
+            SchemaMismatch: A column of it has another type.
+        """
+        new = bigquery.Table(self.dataset.table(name), schema=_fields(wanted))
+        if partitioned_by:
+            new.time_partitioning = bigquery.TimePartitioning(type_="MONTH", field=partitioned_by)
+        with self._explained():
+            table = self._client.get_table(self._client.create_table(new, exists_ok=True).reference)
+            partitioning = table.time_partitioning
+            if partitioned_by and (partitioning is None or partitioning.field != partitioned_by):
+                raise MisconfiguredBlock(
+                    f"BigQuery has a table {table.full_table_id} that this project did not make (it is not partitioned by"
+                    f" {partitioned_by}); rename it, or choose another dataset."
+                )
+            present = {field.name.lower(): field for field in table.schema}
+            for field in new.schema:
+                old = present.get(field.name.lower())
+                if old is not None and _TYPE_NAMES.get(old.field_type, old.field_type) != field.field_type:
+                    raise SchemaMismatch(
+                        f"BigQuery column {table.full_table_id}.{old.name} is {old.field_type}, the canonical schema has"
+                        f" {field.field_type}; move the table away and load its months again."
+                    )
+            gained = [field for field in new.schema if field.name.lower() not in present]
+            if gained:
+                table.schema = [*table.schema, *gained]
+                self._client.update_table(table, ["schema"])
+
+    def query(self, query: str, values: Values | None = None, location: str | None = None) -> list[dict[str, Any]]:
+        """Run a query and return its rows. `values` are its parameters; those that it does not name are left out."""
+        parameters = [
+            bigquery.ScalarQueryParameter(name, kind, value)
+            for name, (kind, value) in (values or {}).items()
+            if f"@{name}" in query
+        ]
+        config = bigquery.QueryJobConfig(query_parameters=parameters)
+        with self._explained():
+            return [dict(row) for row in self._client.query(query, job_config=config, location=location).result()]
+
+    def transact(self, statements: Sequence[str], values: Values) -> None:
+        """Run statements in one transaction; again if another transaction writes to the same table at once."""
+        script = "; ".join(("BEGIN TRANSACTION", *statements, "COMMIT TRANSACTION"))
+        # BigQuery infers the location from the first statement, and BEGIN TRANSACTION names no table.
+        _UNTIL_ALONE(self.query)(script, values, self.location)
+
+    def load(self, uri: str, table: str, wanted: Iterable[Column], job_name: str, loaded: Any) -> None:
+        """Replace a table, or a partition `table$id`, by a load job that reads `uri` itself.
+
+        The job's id is made of `job_name`: a retry, or another run of the same load, finds the first one's job instead of
+        loading twice. A failed job's id cannot be used again, so a failed job, or one whose rows `loaded()` no longer
+        finds, gets a further id.
+        """
+        config = bigquery.LoadJobConfig(
+            source_format=bigquery.SourceFormat.PARQUET,
+            schema=_fields(wanted),
+            write_disposition=bigquery.WriteDisposition.WRITE_TRUNCATE,
+            create_disposition=bigquery.CreateDisposition.CREATE_NEVER,
+        )
+        location = self.location
+        for attempt in itertools.count():
+            job_id = f"load-{self.dataset.dataset_id}-{job_name}-{attempt}"
+            with self._explained():
+                try:
+                    job: Any = self._client.load_table_from_uri(
+                        uri, self.dataset.table(table), job_id=job_id, location=location, job_config=config
+                    )
+                except Conflict:
+                    job = self._client.get_job(job_id, location=location)
+                    if self._succeeded(job) and loaded():
+                        return
+                    continue
+                job.result()
+                return
+
+    def _succeeded(self, job: Any) -> bool:
+        """Wait for another run's job, and return whether it succeeded."""
+        try:
+            job.result()
+        except GoogleAPICallError:
+            if not job.error_result:  # the question failed, not the job
+                raise
+            return False
+        return True
+
+    def write_frames(self, table: str, wanted: Sequence[Column], tables: Iterable[pa.Table]) -> None:
+        """Write rows through pandas into a new table that expires after a day."""
+        reference = self.dataset.table(table)
+        with self._explained():
+            self._client.delete_table(reference, not_found_ok=True)
+            new = bigquery.Table(reference, schema=_fields(wanted))
+            new.expires = pd.Timestamp.now("UTC").to_pydatetime() + pd.Timedelta(days=1)
+            self._client.create_table(new)
+            location, credentials = self.location, self._block.get_credentials_from_service_account()
+            for rows in _together(tables):
+                frame = rows.to_pandas(types_mapper=_PANDAS.get, date_as_object=True)
+                # The successor of DataFrame.to_gbq, which only calls it and warns.
+                pandas_gbq.to_gbq(
+                    frame,
+                    f"{self.dataset.dataset_id}.{table}",
+                    project_id=self.dataset.project,
+                    if_exists="append",
+                    table_schema=[{"name": c.name, "type": KINDS[c.kind].bigquery} for c in wanted],
+                    location=location,
+                    credentials=credentials,
+                    progress_bar=False,
+                )
+
+    def drop(self, table: str) -> None:
+        """Drop a table that may or may not be there."""
+        with self._explained():
+            self._client.delete_table(self.dataset.table(table), not_found_ok=True)
+
+    def read_table(self, name: str, wanted: Sequence[Column]) -> pa.Table | None:
+        """Return a small table, whole; None if it is not there.
+
+        Raises:
+            MisconfiguredBlock: It has other columns.
+        """
+        names = [column.name for column in wanted]
+        with self._explained():
+            try:
+                found = self._client.get_table(self.dataset.table(name))
+            except NotFound:
+                return None
+            if [field.name for field in found.schema] != names:
+                raise MisconfiguredBlock(
+                    f"BigQuery has a table {found.full_table_id} that this project did not make (its columns are not"
+                    f" {', '.join(names)}); rename it, or choose another dataset."
+                )
+        listed = ", ".join(f"`{name}`" for name in names)
+        rows = self.query(f"SELECT {listed} FROM {self.sql_name(name)}")  # noqa: S608
+        return pa.Table.from_pylist(rows, schema=pa.schema([(c.name, KINDS[c.kind].arrow) for c in wanted]))
+
+    def replace_table(self, name: str, wanted: Sequence[Column], rows: pa.Table, description: str) -> None:
+        """Replace a small table atomically, and then its description; make it where it is missing."""
+        with self._explained(), io.BytesIO() as file:
+            pq.write_table(rows, file)
+            config = bigquery.LoadJobConfig(
+                source_format=bigquery.SourceFormat.PARQUET,
+                schema=_fields(wanted),
+                write_disposition=bigquery.WriteDisposition.WRITE_TRUNCATE,
+            )
+            self._client.load_table_from_file(
+                file, self.dataset.table(name), rewind=True, location=self.location, job_config=config
+            ).result()
+            table = self._client.get_table(self.dataset.table(name))
+            table.description = description
+            self._client.update_table(table, ["description"])
+
+
+def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the same rows in tables of about `_FRAME`."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(t.num_rows for t in held) >= _FRAME:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
+# The API answers with the older names of some types.
+_TYPE_NAMES = {"INTEGER": "INT64", "FLOAT": "FLOAT64"}
+_PANDAS = {pa.int64(): pd.Int64Dtype(), pa.string(): pd.StringDtype()}

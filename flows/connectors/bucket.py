@@ -1,0 +1,340 @@
+"""A bucket of Google Cloud Storage, reached through a `GcsBucket` block. Keys are inside the block's folder."""
+
+import datetime as dt
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from google.api_core.exceptions import (
+    Forbidden,
+    GoogleAPIError,
+    NotFound,
+    PreconditionFailed,
+    Unauthorized,
+    from_http_status,
+)
+from google.auth.exceptions import GoogleAuthError, TransportError
+from google.cloud.storage import Blob
+from google.cloud.storage.exceptions import InvalidResponse
+
+from flows.tlc.errors import Gone, MisconfiguredBlock, Overtaken
+
+if TYPE_CHECKING:
+    from google.cloud.storage import Bucket as StorageBucket
+    from prefect_gcp.cloud_storage import GcsBucket
+
+# A request carries one of these; the client's own 60 s for a whole upload would kill a slow line's big month.
+CHUNK = 8 << 20
+TIMEOUT = (15, 300)  # seconds to connect, to wait for an answer
+_FOOTER = 1 << 20  # bytes read at once where only a little of an object is needed
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object of the bucket, at one generation."""
+
+    key: str
+    generation: int
+    size: int
+    metadata: Mapping[str, str]
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Give an upload's errors the names that all other requests' errors have."""
+    try:
+        yield
+    except InvalidResponse as error:
+        status = error.response.status_code
+        raise from_http_status(status, str(error), response=error.response) from error  # type: ignore[no-untyped-call]
+
+
+class Bucket:
+    """Objects by key: streamed in, streamed out, replaced only if nobody else replaced them first."""
+
+    def __init__(self, block: "GcsBucket") -> None:
+        self._folder = block.bucket_folder
+        self.block = block
+        with self._explained("reached"):
+            client = block.gcp_credentials.get_cloud_storage_client()
+        self._bucket: StorageBucket = client.bucket(block.bucket)
+
+    @contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        """Turn the client's errors about the bucket itself into one a person can act on."""
+        name = self.block.bucket
+        try:
+            with _named():
+                yield
+        except TransportError:  # the way to the token's issuer is broken, the credentials need not be
+            raise
+        except (Forbidden, Unauthorized, GoogleAuthError) as error:
+            raise MisconfiguredBlock(
+                f"bucket {name!r} cannot be {doing} with the block's credentials ({type(error).__name__}: {error});"
+                " give the service account Storage Object Admin on it, or correct the credentials."
+            ) from error
+
+    def check(self) -> None:
+        """Raise `MisconfiguredBlock` unless the bucket exists and may be read."""
+        listed = self._bucket.client.list_blobs(self._bucket, prefix=self._folder, max_results=1, timeout=TIMEOUT)
+        with self._explained("read"):
+            try:
+                next(iter(listed), None)
+            except NotFound as error:
+                raise MisconfiguredBlock(
+                    f"bucket {self.block.bucket!r} does not exist; create it, or correct the GcsBucket block"
+                    " (python -m blocks.register takes LAKE_BUCKET)."
+                ) from error
+
+    def path(self, key: str) -> str:
+        """The object's whole name in the bucket."""
+        return f"{self._folder}{key}"
+
+    def uri(self, key: str) -> str:
+        """`gs://…`, as BigQuery wants it."""
+        return f"gs://{self.block.bucket}/{self.path(key)}"
+
+    def page(self, key: str) -> str:
+        """Where a person sees the object, in Google's console."""
+        name = quote(f"{self.block.bucket}/{self.path(key)}")
+        return f"https://console.cloud.google.com/storage/browser/_details/{name}"
+
+    @property
+    def location(self) -> str | None:
+        """Where the bucket is, or None if the credentials may not ask."""
+        try:
+            self._bucket.reload(timeout=TIMEOUT)
+        except GoogleAPIError:
+            return None
+        return str(self._bucket.location) if self._bucket.location else None
+
+    def stat(self, key: str) -> Object | None:
+        """The object now under `key`, or None."""
+        with self._explained("read"):
+            blob = self._bucket.get_blob(self.path(key), timeout=TIMEOUT)
+        return None if blob is None else self._object(key, blob)
+
+    def holds(self, key: str, generation: int) -> bool:
+        """Return whether the object under `key` has this generation."""
+        present = self.stat(key)
+        return present is not None and present.generation == generation
+
+    def require(self, key: str, generation: int) -> None:
+        """Raise `Gone` unless the object under `key` has this generation."""
+        if not self.holds(key, generation):
+            raise Gone(f"{self.uri(key)} was replaced while this run was at work. Run again.")
+
+    def listing(self, prefix: str) -> dict[str, Object]:
+        """Return the objects below a prefix by key, in order of their names."""
+        with self._explained("read"):
+            blobs = self._bucket.client.list_blobs(self._bucket, prefix=self.path(prefix), timeout=TIMEOUT)
+            keys = ((blob.name.removeprefix(self._folder), blob) for blob in blobs)
+            return {key: self._object(key, blob) for key, blob in keys}
+
+    def read(self, key: str, generation: int, position: int = 0) -> Iterator[bytes]:
+        """Yield the bytes of an object of this generation, from a position on.
+
+        Raises:
+            Gone: The object is not there at this generation.
+        """
+        blob = self._bucket.blob(self.path(key), generation=generation)
+        try:
+            with self._explained("read"), blob.open("rb", chunk_size=CHUNK, timeout=TIMEOUT) as file:
+                file.seek(position)
+                while piece := file.read(CHUNK):
+                    yield piece
+        except NotFound as error:
+            raise Gone(f"{self.uri(key)} was deleted or replaced while this run was at work. Run again.") from error
+
+    def read_text(self, key: str) -> str | None:
+        """Return a small text object, or None if there is none."""
+        with self._explained("read"), suppress(NotFound):
+            return bytes(self._bucket.blob(self.path(key)).download_as_bytes(timeout=TIMEOUT)).decode()
+        return None
+
+    def write_text(self, key: str, text: str, replaces: int) -> None:
+        """Write a small JSON object.
+
+        Raises:
+            Overtaken: The object is not at generation `replaces` (0: absent).
+        """
+        with self._explained("written"):
+            try:
+                self._bucket.blob(self.path(key)).upload_from_string(
+                    text, "application/json", timeout=TIMEOUT, if_generation_match=replaces
+                )
+            except PreconditionFailed as error:
+                raise self._overtaken(key) from error
+
+    def _object(self, key: str, blob: Blob) -> Object:
+        return Object(key, int(blob.generation), int(blob.size), dict(blob.metadata or {}))
+
+    def _overtaken(self, key: str) -> Overtaken:
+        return Overtaken(f"{self.uri(key)} was written by another run meanwhile")
+
+    @contextmanager
+    def writer(
+        self, key: str, metadata: Mapping[str, str] | None = None, replaces: int | None = None
+    ) -> Iterator[IO[bytes]]:
+        """A file to write a new object to; it appears whole when the block ends, and not at all on an error.
+
+        Raises `Overtaken` if `replaces` is given and `key` is no longer at that generation (0: absent).
+        """
+        blob = self._bucket.blob(self.path(key))
+        blob.metadata = dict(metadata or {})
+        with self._explained("written"):
+            file: Any = blob.open(
+                "wb", chunk_size=CHUNK, ignore_flush=True, timeout=TIMEOUT, if_generation_match=replaces
+            )
+            try:
+                with _named(), file:
+                    yield file
+            except PreconditionFailed as error:
+                raise self._overtaken(key) from error
+            finally:
+                # Where sending or giving up failed, the client leaves it open: the garbage collector would close it, that is,
+                # send what there is as if it were the whole, some time later.
+                file._buffer.close()
+
+    def add_metadata(self, key: str, metadata: Mapping[str, str], mark: Mapping[str, str]) -> Object:
+        """Add metadata to the object that carries `mark`, and return the object.
+
+        Metadata that the server or another tool added is ignored here, and stays.
+
+        Raises:
+            Overtaken: The object under `key` does not carry `mark`: another run replaced it.
+        """
+        with self._explained("written"):
+            blob = self._bucket.get_blob(self.path(key), timeout=TIMEOUT)
+            if blob is None:
+                raise self._vanished(key)
+            if not mark.items() <= (blob.metadata or {}).items():
+                raise self._overtaken(key)
+            blob.metadata = dict(metadata)  # a PATCH keeps the keys that it does not name
+            try:
+                blob.patch(timeout=TIMEOUT, if_generation_match=blob.generation)
+            except PreconditionFailed as error:
+                raise self._overtaken(key) from error
+        return self._object(key, blob)
+
+    def _vanished(self, key: str) -> Gone:
+        return Gone(f"{self.uri(key)} vanished right after it was written; is a lifecycle rule at work? Run again.")
+
+    def written(self, key: str) -> Object:
+        """Return an object that was just written; raise `Gone` if it is not there."""
+        present = self.stat(key)
+        if present is None:
+            raise self._vanished(key)
+        return present
+
+    def copy(
+        self,
+        staged: str,
+        generation: int,
+        key: str,
+        replaces: int,
+        metadata: Mapping[str, str] | None = None,
+        content_type: str = "application/octet-stream",
+    ) -> Object:
+        """Copy a staged object to `key`, inside the store; its metadata there is `metadata`.
+
+        Raises `Overtaken` unless `key` is still at generation `replaces` (0: absent).
+        """
+        source = self._bucket.blob(self.path(staged), generation=generation)
+        blob = self._bucket.blob(self.path(key))
+        blob.content_type = content_type  # a copy with its own metadata needs one
+        blob.metadata = dict(metadata or {})
+        token: str | None = None
+        with self._explained("written"):
+            try:
+                while True:  # once, or piece by piece where the store wants it so
+                    token, _, _ = blob.rewrite(source, token=token, if_generation_match=replaces, timeout=TIMEOUT)
+                    if token is None:
+                        return self._object(key, blob)
+            except PreconditionFailed as error:
+                raise self._overtaken(key) from error
+            except NotFound as error:
+                raise Gone(f"{self.uri(staged)} is not in the lake any more; run again.") from error
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects that may or may not be there."""
+        for key in keys:
+            with self._explained("written"):
+                try:
+                    self._bucket.blob(self.path(key)).delete(timeout=TIMEOUT)
+                except NotFound:
+                    continue
+
+    def delete_generation(self, key: str, generation: int) -> None:
+        """Delete an object that may be gone; `Overtaken` if there is another by now."""
+        with self._explained("written"), suppress(NotFound):
+            try:
+                blob = self._bucket.blob(self.path(key))
+                blob.delete(timeout=TIMEOUT, if_generation_match=generation)
+            except PreconditionFailed as error:
+                raise self._overtaken(key) from error
+
+    def delete_older(self, prefixes: Iterable[str], before: dt.datetime) -> None:
+        """Delete the objects below the prefixes that were written before a time."""
+        with self._explained("read"):
+            for below in map(self.path, prefixes):
+                for blob in self._bucket.client.list_blobs(self._bucket, prefix=below, timeout=TIMEOUT):
+                    if blob.updated and blob.updated < before:
+                        with suppress(NotFound):  # another run sweeps too
+                            blob.delete(timeout=TIMEOUT)
+
+    def download(self, key: str, file: IO[bytes]) -> None:
+        """Write the newest generation of an object to a file, in parallel requests."""
+        with self._explained("read"):
+            self.block.download_object_to_file_object(key, file)
+
+    @contextmanager
+    def opened(self, key: str, generation: int) -> Iterator[IO[bytes]]:
+        """Open an object of which only a little is read, such as a Parquet footer."""
+        blob = self._bucket.blob(self.path(key), generation=generation)
+        with self._explained("read"), blob.open("rb", chunk_size=_FOOTER, timeout=TIMEOUT) as file:
+            yield file
+
+    def ranges(self, present: Object, on_read: Callable[[int], None] = lambda size: None) -> io.RawIOBase:
+        """An object as a file, of this very generation, of which only what is read is fetched; `on_read` is told how much."""
+        blob = self._bucket.blob(self.path(present.key), generation=present.generation)
+
+        def fetch(start: int, stop: int) -> bytes:
+            with self._explained("read"):
+                try:
+                    data = bytes(blob.download_as_bytes(start=start, end=stop - 1, checksum=None, timeout=TIMEOUT))
+                except NotFound as error:
+                    raise Gone(f"{self.uri(present.key)} was replaced while it was being read. Run again.") from error
+            on_read(len(data))
+            return data
+
+        return _Ranges(present.size, fetch)
+
+
+class _Ranges(io.RawIOBase):
+    """A file of which every read is a request of its own: Parquet's reader asks for whole columns, and for nothing twice."""
+
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        self._size, self._fetch, self._at = size, fetch, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        stop = self._size if size < 0 else min(self._size, self._at + size)
+        data = self._fetch(self._at, stop) if stop > self._at else b""
+        self._at += len(data)
+        return data

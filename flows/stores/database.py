@@ -1,0 +1,381 @@
+"""The database: PostgreSQL tables, one per color, partitioned by `file_month`; a month is published in one transaction.
+
+A month is staged by COPY in a table of its own. A new month is attached as a partition; of one that is there, only rows that
+differ are written.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from tempfile import SpooledTemporaryFile
+from typing import IO, TYPE_CHECKING, BinaryIO
+
+import psycopg2
+import pyarrow as pa
+from psycopg2 import sql
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from flows.connectors import scratch
+from flows.connectors.copy_format import encode, write_rejects
+from flows.connectors.known import last_known_rows
+from flows.connectors.postgres import Postgres, listed, names_of, value
+from flows.connectors.web import Add, Download
+from flows.tlc.addresses import shown
+from flows.tlc.attention import warnings_of
+from flows.tlc.catalog import Held
+from flows.tlc.errors import MisconfiguredBlock, NotReconciled, UnreadableFile
+from flows.tlc.manifest import LOADS_COLUMNS, Changes, Manifest, Outcome, Present, RawFile, StagedMonth, Status
+from flows.tlc.pipeline import ahead
+from flows.tlc.schema import KEY, QUARANTINE_COLUMNS, columns
+from flows.tlc.sources import PublishedFile
+from flows.tlc.stream import MonthStream
+from flows.tlc.trips import Store, Terms, TripMonth
+
+if TYPE_CHECKING:
+    from prefect_sqlalchemy import SqlAlchemyConnector
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812 - a class in lower case
+
+_IN_MEMORY = 8 << 20  # bytes of rejects; more go by way of the disk
+# For one transaction: with the server's modest defaults a month's join and index would go by way of the disk.
+_ROOM = "SET LOCAL work_mem = '128MB'; SET LOCAL maintenance_work_mem = '256MB'"
+_NONE_YET = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)  # or a table of an older version
+
+# The number of a color among this project's advisory locks, for ever: versions side by side must exclude each other.
+_LOCKS = {"yellow": 0, "green": 1, "fhv": 2, "fhvhv": 3}
+_LOCKS_PER_MONTH = 4
+
+
+class Database:
+    """Months of trips in a database."""
+
+    name: Store = "database"
+    block = None
+
+    def __init__(self, engine: Engine) -> None:
+        self.postgres = Postgres(engine)
+
+    @classmethod
+    def of(cls, block: "SqlAlchemyConnector", block_name: str) -> "Database":
+        """Return the database that a block points to."""
+        try:
+            engine = block.get_engine()
+        except (ImportError, SQLAlchemyError):  # another driver, which is not installed
+            engine = None
+        if not isinstance(engine, Engine) or (engine.dialect.name, engine.driver) != ("postgresql", "psycopg2"):
+            raise MisconfiguredBlock(
+                f"block sqlalchemy-connector/{block_name} is not for PostgreSQL with the driver postgresql+psycopg2;"
+                " edit it in the UI, or make another with `python -m blocks.register`."
+            )
+        return cls(engine)
+
+    def check(self) -> None:
+        """Raise `MisconfiguredBlock` unless the block's user gets in and may make tables, `Unreachable` if nobody does now."""
+        self.postgres.check()
+
+    def claim(self, trip_month: TripMonth, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
+        """Hold a month for one run: another run of the same month waits here, after one call of `on_wait`."""
+        return self.postgres.locked(lock_number(trip_month), on_wait)
+
+    # What the database has.
+
+    def present(self, trip_month: TripMonth) -> Present:
+        """Return what the database has of a month; nothing if its partition is gone."""
+        return Present(manifest=self.remembered(trip_month))
+
+    def remembered(self, trip_month: TripMonth) -> Manifest | None:
+        """Return the month's row of `loads`; None if there is none or the month's partition is gone."""
+        with self.postgres.transaction() as cursor:
+            try:
+                rows = self.postgres.rows(
+                    cursor,
+                    "SELECT * FROM loads WHERE color = %s AND file_month = %s AND to_regclass(%s) IS NOT NULL",
+                    (trip_month.color, trip_month.file_month, trip_month.postgres_partition),
+                )
+            except _NONE_YET:
+                return None
+        return Manifest.from_row(rows[0]) if rows else None
+
+    def months(self, colors: Iterable[str]) -> dict[TripMonth, Held]:
+        """Return every month of the colors, by two queries that read no trips."""
+        with self.postgres.transaction() as cursor:
+            cursor.execute("SELECT inhrelid::regclass::text FROM pg_inherits")
+            partitions = {name for (name,) in cursor.fetchall()}
+            try:
+                rows = self.postgres.rows(cursor, "SELECT * FROM loads")
+            except _NONE_YET:
+                return {}
+        manifests = [Manifest.from_row(row) for row in rows]
+        there = [m for m in manifests if m.color in colors and m.trip_month.postgres_partition in partitions]
+        return {m.trip_month: Held(m, m.size, True) for m in there}
+
+    def page(self, manifest: Manifest) -> str:
+        """Return "": there is no page about a month of the database."""
+        return ""
+
+    # The published file, in this machine's scratch folder.
+
+    def extract(self, published: PublishedFile, add: Add) -> RawFile:
+        """Fetch the published file into this machine's scratch folder."""
+        download = Download(published, add)
+        raw = scratch.keep(published, lambda _: download)
+        return raw.model_copy(update={"verified": download.verified})
+
+    def has(self, raw: RawFile) -> bool:
+        """Return whether this machine's scratch folder still has the file."""
+        return scratch.has(raw)
+
+    def forget_result(self, key: str) -> None:
+        """Do nothing: this machine's results are Prefect's to keep."""
+
+    def raw_of(self, manifest: Manifest) -> RawFile | None:
+        """Return the published file that a month was made of; None if this machine does not have it."""
+        raw = scratch.raw_of(manifest)
+        return raw if scratch.has(raw) else None
+
+    # A month on its way.
+
+    def stage(self, raw: RawFile, terms: Terms, run: str, add: Add) -> StagedMonth:
+        """COPY a raw file's trips into the month's staging table; parsing and copying overlap."""
+        trip_month = raw.trip_month
+        self._ensure_tables(trip_month.color)
+        stream = MonthStream(raw, KeptFile(raw), terms.rows, terms.schema, add)
+        with (
+            scratch.disk_full_explained(str(trip_month)),
+            SpooledTemporaryFile(_IN_MEMORY, dir=str(scratch.folder())) as rejects,
+        ):
+
+            def tables() -> Iterator[pa.Table]:
+                for chunk in stream:
+                    if chunk.rejects.num_rows:
+                        write_rejects(chunk.rejects, rejects)
+                    yield chunk.trips.drop_columns([KEY[0].name])  # the staging table's default fills it in
+
+            with closing(ahead(encode(tables()))) as pieces:
+                staging = self._copy(trip_month, pieces, rejects)
+        return stream.staged(key=staging)
+
+    def _ensure_tables(self, color: str) -> None:
+        with self.postgres.transaction() as cursor:
+            self.postgres.lock_tables(cursor)
+            for table, wanted, key, partitioned in (
+                (color, columns(color), [column.name for column in KEY], " PARTITION BY LIST (file_month)"),
+                # Beside the tables of trips, one for all colors each: what was loaded, and what was not.
+                ("loads", LOADS_COLUMNS, ["color", "file_month"], ""),
+                ("quarantine", LOADS_COLUMNS[:2] + QUARANTINE_COLUMNS, ["color", "file_month", "row_number"], ""),
+            ):
+                self.postgres.ensure_table(cursor, table, wanted, key, partitioned)
+
+    def _copy(self, trip_month: TripMonth, pieces: Iterable[bytes], rejects: IO[bytes]) -> str:
+        """COPY encoded trips, all columns but `file_month`, into a new staging table, and return its name.
+
+        The table has no key yet: one index built at the end costs less than one grown row by row. `rejects` is CSV of
+        `QUARANTINE_SCHEMA`; it is read after the trips, and goes into a second staging table.
+        """
+        staging = f"{trip_month.postgres_partition}_staging"
+        fed = names_of(c for c in columns(trip_month.color) if c is not KEY[0])
+        with self.postgres.transaction() as cursor:
+            cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(staging)))
+            cursor.execute(
+                sql.SQL(
+                    "CREATE TABLE {staging} (LIKE {table}, CHECK (file_month IS NOT NULL AND file_month = {month}))"
+                ).format(
+                    staging=sql.Identifier(staging),
+                    table=sql.Identifier(trip_month.color),
+                    month=sql.Literal(trip_month.file_month),
+                )
+            )
+            cursor.execute(
+                sql.SQL("ALTER TABLE {} ALTER COLUMN file_month SET DEFAULT {}").format(
+                    sql.Identifier(staging), sql.Literal(trip_month.file_month)
+                )
+            )
+            # FREEZE: nobody sees the table before this transaction ends, so rows need no second visit by vacuum.
+            copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)").format(
+                sql.Identifier(staging), listed(fed)
+            )
+            self.postgres.copy(cursor, copy, pieces)
+            self._stage_rejects(cursor, trip_month, _aside(staging), rejects)
+        return staging
+
+    def _stage_rejects(self, cursor: "Cursor", trip_month: TripMonth, table: str, rejects: IO[bytes]) -> None:
+        names = {
+            "table": sql.Identifier(table),
+            "color": sql.Literal(trip_month.color),
+            "month": sql.Literal(trip_month.file_month),
+            "fed": listed(names_of(QUARANTINE_COLUMNS)),
+        }
+        for statement in (
+            "DROP TABLE IF EXISTS {table}",
+            "CREATE TABLE {table} (LIKE quarantine)",
+            "ALTER TABLE {table} ALTER color SET DEFAULT {color}, ALTER file_month SET DEFAULT {month}",
+        ):
+            cursor.execute(sql.SQL(statement).format(**names))
+        rejects.seek(0)
+        cursor.copy_expert(sql.SQL("COPY {table} ({fed}) FROM STDIN (FORMAT csv)").format(**names), rejects)
+
+    def publish(self, staged: StagedMonth, present: Present, run_id: str) -> Outcome:
+        """Publish a staged month, and its row in `loads`, in one transaction; readers see the old month or the new one.
+
+        `present` is what the database had of the month when this run began.
+        """
+        known = self.remembered(staged.trip_month)
+        before = known
+        if known and run_id and known.flow_run_id == run_id and known.holds(staged.raw, staged.rule):
+            # An attempt of this very run was cut off before it heard of its success.
+            manifest, before = known, present.manifest
+        else:
+            rows = last_known_rows(staged.raw.published.url, known)
+            manifest = staged.manifest(run_id, known_rows=rows)
+            manifest = manifest.model_copy(update=dict(self._publish(staged.key, manifest)))
+        status: Status = "replaced" if before else "loaded"
+        return Outcome(store="database", status=status, manifest=manifest, warnings=warnings_of(manifest, before))
+
+    def _publish(self, staging: str, manifest: Manifest) -> Changes:
+        trip_month = manifest.trip_month
+        partition = trip_month.postgres_partition
+        with self.postgres.transaction() as cursor:
+            cursor.execute(_ROOM)
+            cursor.execute(
+                "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s))",
+                (partition, trip_month.color),
+            )
+            if value(cursor):
+                published = self._merge(cursor, trip_month, staging)
+            else:
+                self._attach(cursor, trip_month, staging)
+                published = Changes(inserted=manifest.loaded)
+            cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(partition)))
+            if (count := value(cursor)) != manifest.loaded:
+                raise NotReconciled(
+                    f"{trip_month}: {manifest.loaded} rows were staged for Postgres, {count} would be published. Nothing was."
+                )
+            self._publish_rejects(cursor, manifest, _aside(staging))
+            self._write_manifest(cursor, manifest.model_copy(update=dict(published)))
+        return published
+
+    def _publish_rejects(self, cursor: "Cursor", manifest: Manifest, staging: str) -> None:
+        names = {"staging": sql.Identifier(staging)}
+        cursor.execute(
+            "DELETE FROM quarantine WHERE color = %s AND file_month = %s", (manifest.color, manifest.file_month)
+        )
+        cursor.execute(sql.SQL("INSERT INTO quarantine SELECT * FROM {staging}").format(**names))
+        if (count := cursor.rowcount) != sum(manifest.quarantined.values()):
+            raise NotReconciled(
+                f"{manifest.trip_month}: {sum(manifest.quarantined.values())} rows were quarantined, {count} would be kept."
+                " Nothing was published; please report this."
+            )
+        cursor.execute(sql.SQL("DROP TABLE {staging}").format(**names))
+
+    def _attach(self, cursor: "Cursor", trip_month: TripMonth, staging: str) -> None:
+        """A new month: the staged table becomes its partition; no row is written twice."""
+        names = {
+            "table": sql.Identifier(trip_month.color),
+            "staging": sql.Identifier(staging),
+            "partition": sql.Identifier(trip_month.postgres_partition),
+            "month": sql.Literal(trip_month.file_month),
+        }
+        for statement in (
+            "ALTER TABLE {staging} RENAME TO {partition}",
+            "ALTER TABLE {partition} ADD PRIMARY KEY (file_month, row_number)",
+            "ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES IN ({month})",
+        ):
+            try:
+                cursor.execute(sql.SQL(statement).format(**names))
+            except psycopg2.errors.DuplicateTable:
+                raise MisconfiguredBlock(
+                    f"the database has a table {trip_month.postgres_partition!r} that is no partition of"
+                    f" {trip_month.color!r}; rename it, or point the block at another database. Nothing was published."
+                ) from None
+
+    def _merge(self, cursor: "Cursor", trip_month: TripMonth, staging: str) -> Changes:
+        """A month already there: only rows that differ are written, rows that vanished are removed."""
+        fed = names_of(columns(trip_month.color))
+        values = names_of(c for c in columns(trip_month.color) if c not in KEY)
+        names = {
+            "partition": sql.Identifier(trip_month.postgres_partition),
+            "staging": sql.Identifier(staging),
+            "names": listed(fed),
+            "new_names": listed(fed, "new."),
+            "old_values": listed(values, "old."),
+            "new_values": listed(values, "new."),
+            "updates": sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(name) for name in values),
+        }
+        cursor.execute(sql.SQL("ANALYZE {staging}").format(**names))
+        cursor.execute(
+            sql.SQL(
+                "WITH written AS ("
+                " INSERT INTO {partition} ({names})"
+                " SELECT {new_names} FROM {staging} new LEFT JOIN {partition} old USING (row_number)"
+                # Without this test every row would be locked and rewritten; with it, only what changed.
+                " WHERE old.row_number IS NULL OR ({old_values}) IS DISTINCT FROM ({new_values})"
+                " ON CONFLICT (file_month, row_number) DO UPDATE SET {updates}"
+                " RETURNING (xmax = 0) AS is_new)"
+                " SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM written"
+            ).format(**names)
+        )
+        inserted, updated = cursor.fetchone() or (0, 0)
+        cursor.execute(
+            sql.SQL(
+                "DELETE FROM {partition} old WHERE NOT EXISTS"
+                " (SELECT FROM {staging} new WHERE new.row_number = old.row_number)"
+            ).format(**names)
+        )
+        removed = cursor.rowcount
+        cursor.execute(sql.SQL("DROP TABLE {staging}").format(**names))
+        return Changes(inserted=inserted, updated=updated, removed=removed)
+
+    def remember(self, manifest: Manifest) -> None:
+        """Write the month's row of `loads`; the rows of the month are as they were."""
+        with self.postgres.transaction() as cursor:
+            self._write_manifest(cursor, manifest)
+
+    def _write_manifest(self, cursor: "Cursor", manifest: Manifest) -> None:
+        row = manifest.row()
+        names = list(map(sql.Identifier, row))
+        cursor.execute(
+            sql.SQL("INSERT INTO loads ({}) VALUES ({}) ON CONFLICT (color, file_month) DO UPDATE SET {}").format(
+                listed(names),
+                sql.SQL(", ").join(sql.Placeholder() * len(row)),
+                sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(name) for name in names),
+            ),
+            list(row.values()),
+        )
+
+
+@dataclass(frozen=True)
+class KeptFile:
+    """The bytes of a raw file in the scratch folder, fetched again if the folder does not have exactly those bytes."""
+
+    raw: RawFile
+
+    @contextmanager
+    def file(self) -> Iterator[BinaryIO]:
+        """Open the file."""
+        raw = self.raw
+        file = scratch.opened(raw)
+        if file is None:
+            again = scratch.keep(raw.published, Download)
+            file = scratch.opened(raw)
+            if file is None:
+                raise UnreadableFile(
+                    f"{raw.trip_month}: {shown(raw.published.url)} changed while it was being loaded"
+                    f" (sha256 {again.sha256[:12]}…, was {raw.sha256[:12]}…). Nothing was loaded; run again."
+                )
+        with file:
+            yield file
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the bytes."""
+        with self.file() as file:
+            yield from scratch.pieces(file)
+
+
+def _aside(staging: str) -> str:
+    """Return the name of the staging table for the rows that did not fit."""
+    return f"{staging}_quarantine"
+
+
+def lock_number(trip_month: TripMonth) -> int:
+    """Return the month's number among this project's advisory locks; 0 is the lock on the tables themselves."""
+    return 1 + _LOCKS[trip_month.color] + _LOCKS_PER_MONTH * (12 * trip_month.year + trip_month.month)

@@ -1,0 +1,167 @@
+"""The lake's raw zone: every published file as it came, byte for byte, under `raw/`."""
+
+import datetime as dt
+import hashlib
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from typing import IO, get_args
+
+from flows.connectors import scratch
+from flows.connectors.bucket import Bucket, Object
+from flows.connectors.web import Add, Download
+from flows.tlc.errors import Gone, Overtaken
+from flows.tlc.manifest import Manifest, RawFile, Verified
+from flows.tlc.pipeline import ahead
+from flows.tlc.sources import PublishedFile
+from flows.tlc.trips import TripMonth, staged_key
+
+# Metadata of a raw file. Servers and other tools add keys of their own, which some of them refuse to take from a client.
+RAW_FACTS = ("url", "etag", "last_modified", "upload", "sha256", "fetched_at", "verified")
+
+
+class _SameBytes(Exception):
+    """The file in the lake is this one already."""
+
+
+class RawZone:
+    """Published files in a bucket."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    def extract(self, published: PublishedFile, add: Add = lambda size, share: None) -> RawFile:
+        """Stream a published file into the raw zone. The object appears whole or not at all.
+
+        Bytes that are there already stay as they are: the month was made of them. Others are staged until they are the
+        month's.
+        """
+        bucket, key = self._bucket, published.trip_month.raw_key(published.ending)
+        about = {
+            "url": published.url,
+            "etag": published.etag or "",
+            "last_modified": published.last_modified or "",
+        }
+        known = bucket.stat(key)
+        # Without its sha256 no month was made of it: its run died, or is about to be overtaken.
+        whole = known is not None and "sha256" in known.metadata
+        if known and whole and same_edition(published, known):
+            return _raw_file(published, known)
+        upload = uuid.uuid4().hex
+        mark = {"upload": upload}  # by which this run recognises its own upload
+        into = staged_key(key, upload) if whole else key
+        replaces = known.generation if known and not whole else 0
+        digest, download = hashlib.sha256(), Download(published, add)
+        try:
+            with bucket.writer(into, about | mark, replaces=replaces) as raw:
+                with closing(ahead(download)) as pieces:
+                    for piece in pieces:
+                        digest.update(piece)
+                        raw.write(piece)
+                if known and known.metadata.get("sha256") == digest.hexdigest():
+                    into, mark = key, {"sha256": digest.hexdigest()}
+                    raise _SameBytes
+        except _SameBytes:
+            pass
+        facts = {
+            "sha256": digest.hexdigest(),
+            "fetched_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            "verified": download.verified,
+        }
+        return _raw_file(published, bucket.add_metadata(into, about | facts, mark))
+
+    def raw_of(self, manifest: Manifest) -> RawFile:
+        """Return the published file that a month was made of.
+
+        Raises:
+            Gone: The raw zone has another file of the month, or none.
+        """
+        published = manifest.published
+        present = self._bucket.stat(manifest.trip_month.raw_key(published.ending))
+        if not present or present.metadata.get("sha256") != manifest.sha256:
+            raise Gone(
+                f"{manifest.trip_month}: the file it was made of (sha256 {manifest.sha256[:12]}…) is not in the lake any more;"
+                " run etl-web-gcs to fetch the month again."
+            )
+        return _raw_file(published, present).model_copy(update={"verified": manifest.verified})
+
+    def has(self, raw: RawFile) -> bool:
+        """Return whether a raw file is there as it was when it was extracted."""
+        return self._bucket.holds(raw.key, raw.generation)
+
+    def content(self, raw: RawFile) -> "RawContent":
+        """Return the bytes of a raw file."""
+        return RawContent(self._bucket, raw)
+
+    def forget(self, raw: RawFile, trip_month: TripMonth, run: str) -> None:
+        """Delete a refused file, and what run `run` noted of it for Prefect's cache."""
+        with suppress(Overtaken):
+            self._bucket.delete_generation(raw.key, raw.generation)
+        self._bucket.delete([trip_month.results_key.replace("{flow_run.id}", run)])
+
+
+@dataclass(frozen=True)
+class RawContent:
+    """The bytes of a raw file in a bucket."""
+
+    bucket: Bucket
+    raw: RawFile
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the bytes, also if another run fetched the same file again, or published it, in the meantime."""
+        raw, position = self.raw, 0
+        key, generation = raw.key, raw.generation
+        while True:
+            try:
+                for piece in self.bucket.read(key, generation, position):
+                    position += len(piece)
+                    yield piece
+                return
+            except Gone:
+                for key in (raw.key, raw.published.trip_month.raw_key(raw.published.ending)):
+                    present = self.bucket.stat(key)
+                    if present and _same_file(raw, present):
+                        generation = present.generation
+                        break
+                else:
+                    raise
+
+    @contextmanager
+    def file(self) -> Iterator[IO[bytes]]:
+        """Give the bytes as a temporary file of the scratch disk."""
+        with scratch.temporary_file(self.raw.size, str(self.raw.trip_month)) as file:
+            for piece in self.pieces():
+                file.write(piece)
+            file.seek(0)
+            yield file
+
+
+def _raw_file(published: PublishedFile, present: Object) -> RawFile:
+    verified = present.metadata.get("verified")  # objects of older versions do not say
+    return RawFile(
+        published=published,
+        key=present.key,
+        generation=present.generation,
+        size=present.size,
+        sha256=present.metadata["sha256"],
+        verified=next((word for word in get_args(Verified) if word == verified), ""),
+    )
+
+
+def same_edition(published: PublishedFile, present: Object) -> bool:
+    """Return whether a raw object is this edition of the file, by what its metadata says of where it came from."""
+    about: Mapping[str, str] = present.metadata
+    kept = published.model_copy(
+        update={
+            "etag": about.get("etag") or None,
+            "last_modified": about.get("last_modified") or None,
+            "size": present.size,
+        }
+    )
+    return about.get("url") == published.url and bool(published.same_edition(kept))
+
+
+def _same_file(raw: RawFile, present: Object) -> bool:
+    same = same_edition(raw.published, present) or present.metadata.get("sha256") == raw.sha256
+    return present.size == raw.size and same

@@ -1,0 +1,217 @@
+"""The warehouse: BigQuery tables, one per color, partitioned by `file_month`.
+
+A month is loaded from the lake, and replaced atomically.
+"""
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from flows.connectors.bigquery import NO_SUCH, BigQuery, Values
+from flows.connectors.web import Add
+from flows.stores.lake import Lake
+from flows.tlc.attention import warnings_of
+from flows.tlc.catalog import Held
+from flows.tlc.errors import NotReconciled, SchemaMismatch
+from flows.tlc.manifest import LOADS_COLUMNS, Changes, Manifest, Outcome, Present, StagedCopy
+from flows.tlc.schema import KEY, KINDS, arrow_schema, columns
+from flows.tlc.trips import Store, Terms, TripMonth, Via, dataset_named
+
+if TYPE_CHECKING:
+    from prefect_gcp import GcpCredentials
+
+_LOADS = "loads"
+
+
+def _of(trip_month: TripMonth) -> Values:
+    return {"color": ("STRING", trip_month.color), "file_month": ("DATE", trip_month.file_month)}
+
+
+class Warehouse:
+    """Months of trips in a dataset, loaded from a lake."""
+
+    name: Store = "warehouse"
+
+    def __init__(self, block: "GcpCredentials", dataset: str, lake: Lake, via: Via = "load_job") -> None:
+        self.bigquery = BigQuery(block, dataset_named(dataset))
+        self.lake, self._via = lake, via
+
+    def check(self) -> None:
+        """Raise `MisconfiguredBlock` unless the lake's bucket exists and may be read."""
+        self.lake.check()
+
+    def claim(self, trip_month: TripMonth, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
+        """Do nothing: BigQuery replaces a month as a whole, and two runs of one month load the same."""
+        return nullcontext()
+
+    # What the warehouse has.
+
+    def present(self, trip_month: TripMonth) -> Present:
+        """Return what the warehouse has of a month; nothing if it does not have as many rows as it should."""
+        query = f"SELECT * FROM {self._table(_LOADS)} WHERE color = @color AND file_month = @file_month"  # noqa: S608
+        try:
+            rows = self.bigquery.query(query, _of(trip_month))
+            manifest = Manifest.from_row(rows[0]) if rows else None
+            if manifest and self._count(trip_month) == manifest.loaded:
+                return Present(manifest=manifest)
+        except NO_SUCH:
+            pass
+        return Present()
+
+    def remembered(self, trip_month: TripMonth) -> Manifest | None:
+        """Return the lake's manifest of a month."""
+        return self.lake.remembered(trip_month)
+
+    def months(self, colors: Iterable[str]) -> dict[TripMonth, Held]:
+        """Return what `loads` says of every month, by one query that reads no trips."""
+        try:
+            rows = self.bigquery.query(f"SELECT * FROM {self._table(_LOADS)}")  # noqa: S608
+        except NO_SUCH:
+            return {}
+        manifests = [Manifest.from_row(row) for row in rows]
+        return {m.trip_month: Held(m, m.size, True) for m in manifests if m.color in colors}
+
+    def _table(self, name: str) -> str:
+        return self.bigquery.sql_name(name)
+
+    def _count(self, trip_month: TripMonth) -> int:
+        query = f"SELECT COUNT(*) AS n FROM {self._table(trip_month.color)} WHERE file_month = @file_month"  # noqa: S608
+        return int(self.bigquery.query(query, _of(trip_month))[0]["n"])
+
+    def page(self, manifest: Manifest) -> str:
+        """Return where a person sees the object that the month was loaded from."""
+        return self.lake.page(manifest)
+
+    # A month on its way.
+
+    def stage(self, manifest: Manifest, terms: Terms, run: str, add: Add) -> StagedCopy:
+        """Check the types of the lake's month and make the tables. Through a data frame, also stage the rows."""
+        trip_month = manifest.trip_month
+        _require_same_types(trip_month, self.lake.footer(manifest).schema.to_arrow_schema())
+        self.bigquery.ensure_dataset(self.lake.bucket.location)
+        self.bigquery.ensure_table(trip_month.color, columns(trip_month.color), KEY[0].name)
+        self.bigquery.ensure_table(_LOADS, LOADS_COLUMNS)
+        if self._via == "load_job":
+            return StagedCopy(manifest=manifest)
+        staged = 0
+
+        def tables() -> Iterator[pa.Table]:
+            nonlocal staged
+            for trips in self.lake.trips(trip_month.key, manifest.generation):
+                staged += trips.num_rows
+                add(trips.num_rows, staged / max(manifest.loaded, 1))
+                yield trips
+
+        table = f"{trip_month.stem.replace('-', '_')}_staging_{run.replace('-', '')[:12]}"
+        self.bigquery.write_frames(table, columns(trip_month.color), tables())
+        return StagedCopy(manifest=manifest, table=table)
+
+    def publish(self, staged: StagedCopy, present: Present, run_id: str) -> Outcome:
+        """Publish a month of the lake: from its staging table if there is one, else straight from the bucket.
+
+        `present` is what the warehouse had of the month when this run began.
+        """
+        started_at, lake_month, before = dt.datetime.now(dt.UTC), staged.manifest, present.manifest
+        if before is None:
+            changes = Changes(inserted=lake_month.loaded)
+        elif before.generation == lake_month.replaces:  # what was there is what the lake compared with
+            changes = lake_month.changes
+        else:
+            changes = Changes(inserted=lake_month.loaded, removed=before.loaded)
+
+        def published() -> Manifest:
+            now = {"started_at": started_at, "published_at": dt.datetime.now(dt.UTC)}
+            return lake_month.model_copy(update={**dict(changes), **now, "flow_run_id": run_id})
+
+        if staged.table:
+            manifest = published()
+            self._replace_from(staged.table, manifest)
+            self._require_reconciled(manifest)
+            self.bigquery.drop(staged.table)
+        else:
+            # BigQuery load jobs cannot join a transaction: what can be checked is checked before, and `loads` is written after.
+            self.lake.require_reconciled(lake_month)
+            self._load_from_lake(lake_month)
+            # BigQuery reads the key's newest object, and cannot be asked for a generation.
+            self.lake.bucket.require(lake_month.trip_month.key, lake_month.generation)
+            self._require_reconciled(lake_month)
+            manifest = published()
+            statement, values = self._remembering(manifest)
+            self.bigquery.query(statement, values)
+        return Outcome(
+            store="warehouse",
+            status="replaced" if before else "loaded",
+            manifest=manifest,
+            warnings=warnings_of(manifest, before),
+        )
+
+    def _load_from_lake(self, manifest: Manifest) -> None:
+        """Replace the month by a load job that reads the lake's object; no trip passes through this machine."""
+        trip_month = manifest.trip_month
+        self.bigquery.load(
+            self.lake.bucket.uri(manifest.key),
+            f"{trip_month.color}${trip_month.partition}",
+            columns(trip_month.color),
+            f"{trip_month.stem}-{manifest.generation}-{manifest.sha256[:12]}",
+            lambda: self._count(trip_month) == manifest.loaded,
+        )
+
+    def _replace_from(self, staging: str, manifest: Manifest) -> None:
+        """Replace the month by a staging table, and its row in `loads`, in one transaction."""
+        trip_month = manifest.trip_month
+        staged = int(self.bigquery.query(f"SELECT COUNT(*) AS n FROM {self._table(staging)}")[0]["n"])  # noqa: S608
+        if staged != manifest.loaded:
+            raise NotReconciled(
+                f"{trip_month}: the lake has {manifest.loaded} rows, {staged} were staged for BigQuery. Nothing was published."
+            )
+        names = ", ".join(f"`{column.name}`" for column in columns(trip_month.color))
+        replace = (
+            f"MERGE {self._table(trip_month.color)} t USING {self._table(staging)} s ON FALSE"  # noqa: S608
+            f" WHEN NOT MATCHED BY TARGET THEN INSERT ({names}) VALUES ({names})"
+            " WHEN NOT MATCHED BY SOURCE AND t.file_month = @file_month THEN DELETE"
+        )
+        remember, values = self._remembering(manifest)
+        self.bigquery.transact([replace, remember], values)
+
+    def _require_reconciled(self, manifest: Manifest) -> None:
+        """Raise unless the month has as many rows here as in the lake."""
+        if (count := self._count(manifest.trip_month)) != manifest.loaded:
+            raise NotReconciled(
+                f"{manifest.trip_month}: the lake has {manifest.loaded} rows, BigQuery {count}."
+                " The month does not count as loaded; run again. If the table or dataset has a partition expiration, as in"
+                " BigQuery's sandbox, old months vanish at once: remove it."
+            )
+
+    def _remembering(self, manifest: Manifest) -> tuple[str, Values]:
+        """Return the statement that writes the month's row in `loads`, and its parameters."""
+        row = manifest.row()
+        values = ", ".join(f"@{name} AS `{name}`" for name in row)
+        names = ", ".join(f"`{name}`" for name in row)
+        updates = ", ".join(f"`{name}` = s.`{name}`" for name in row)
+        statement = (
+            f"MERGE {self._table(_LOADS)} t USING (SELECT {values}) s"  # noqa: S608
+            " ON t.color = s.color AND t.file_month = s.file_month"
+            f" WHEN MATCHED THEN UPDATE SET {updates} WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({names})"
+        )
+        kinds = {column.name: KINDS[column.kind].bigquery for column in LOADS_COLUMNS}
+        return statement, {name: (kinds[name], value) for name, value in row.items()}
+
+
+def _require_same_types(trip_month: TripMonth, published: pa.Schema) -> None:
+    """Raise unless a Parquet file's columns are exactly the table's, by name and type; BigQuery itself guesses."""
+    wanted = arrow_schema(trip_month.color)
+    wrong = [
+        f"{field.name}: {published.field(field.name).type if field.name in published.names else 'absent'},"
+        f" canonical {field.type}"
+        for field in wanted
+        if field.name not in published.names or published.field(field.name).type != field.type
+    ]
+    wrong += [f"{name}: unknown to the canonical schema" for name in published.names if name not in wanted.names]
+    if wrong:
+        raise SchemaMismatch(
+            f"{trip_month}: the lake's file is not canonical ({'; '.join(wrong)})."
+            " Load the month into the lake again with this version."
+        )

@@ -1,0 +1,67 @@
+"""The zone look-up as a small table of each store."""
+
+import json
+from functools import singledispatch
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flows.stores.database import Database
+from flows.stores.lake import Lake
+from flows.stores.warehouse import Warehouse
+from flows.tlc.manifest import Changes
+from flows.tlc.zones import COLUMNS, KEY, RAW_KEY, TABLE, ZoneFile, ZonesOutcome, changed, read_zones
+
+
+@singledispatch
+def publish_zones(store: object, file: ZoneFile, run_id: str) -> ZonesOutcome:
+    """Make a store's table `zones` hold the zones of a file, with the facts of the file beside it.
+
+    Only what differs is written.
+    """
+    raise NotImplementedError(f"{type(store).__name__} has no zones yet: see flows/stores/zones.py")
+
+
+@publish_zones.register
+def _(store: Lake, file: ZoneFile, run_id: str) -> ZonesOutcome:
+    """Write the raw file where its bytes are new, then the table where its rows are.
+
+    Raises:
+        Overtaken: Another run writes at the same time. The next attempt finds the zones unchanged, or newer.
+    """
+    bucket, zones = store.bucket, read_zones(file)
+    raw, present = bucket.stat(RAW_KEY), bucket.stat(KEY)
+    did = changed(store.table(present) if present else None, zones)
+    facts = file.facts(run_id, did)
+    if raw is None or raw.metadata.get("sha256") != file.sha256:
+        with bucket.writer(RAW_KEY, facts, replaces=raw.generation if raw else 0) as out:
+            out.write(file.content)
+    outcome = ZonesOutcome.of("lake", zones.num_rows, did)
+    if outcome.status != "unchanged":
+        with bucket.writer(KEY, facts, replaces=present.generation if present else 0) as out:
+            pq.write_table(zones, pa.PythonFile(out, mode="w"))
+    return outcome
+
+
+@publish_zones.register
+def _(store: Warehouse, file: ZoneFile, run_id: str) -> ZonesOutcome:
+    """Replace the table where its rows are new; the lake's bucket tells where a new dataset has to be."""
+    bigquery, zones = store.bigquery, read_zones(file)
+    did = changed(bigquery.read_table(TABLE, COLUMNS), zones)
+    outcome = ZonesOutcome.of("warehouse", zones.num_rows, did)
+    if outcome.status != "unchanged":
+        bigquery.ensure_dataset(store.lake.bucket.location)
+        bigquery.replace_table(TABLE, COLUMNS, zones, json.dumps(file.facts(run_id, did)))
+    return outcome
+
+
+@publish_zones.register
+def _(store: Database, file: ZoneFile, run_id: str) -> ZonesOutcome:
+    """Write the rows that differ, in one transaction."""
+    rows = [tuple(zone.values()) for zone in read_zones(file).to_pylist()]
+
+    def comment(inserted: int, updated: int, removed: int) -> str:
+        return json.dumps(file.facts(run_id, Changes(inserted=inserted, updated=updated, removed=removed)))
+
+    inserted, updated, removed = store.postgres.replace_table(TABLE, COLUMNS, rows, comment)
+    return ZonesOutcome.of("database", len(rows), Changes(inserted=inserted, updated=updated, removed=removed))

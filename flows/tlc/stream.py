@@ -1,0 +1,102 @@
+"""A month's published file, read once from beginning to end as canonical trips."""
+
+import datetime as dt
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing
+from typing import IO, Any, Protocol
+
+from flows.tlc.clean import Chunk, Tally, filtered
+from flows.tlc.eras import Shape
+from flows.tlc.manifest import RawFile, StagedMonth
+from flows.tlc.pickups import Pickups
+from flows.tlc.pipeline import ahead
+from flows.tlc.quality import Profiler
+from flows.tlc.reading_csv import csv_chunks
+from flows.tlc.reading_parquet import parquet_chunks
+from flows.tlc.trips import Rows, SchemaRule
+
+OnRows = Callable[[int, float], None]
+"""Gets the source rows of each chunk, and the share of the file that has been read by its end."""
+
+
+class Content(Protocol):
+    """The bytes of a raw file, wherever they are kept."""
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the bytes from beginning to end."""
+
+    def file(self) -> AbstractContextManager[IO[bytes]]:
+        """Open the bytes as a seekable file."""
+
+
+class MonthStream:
+    """Read a raw file: iterate once, for chunks of canonical trips. Afterwards the shape, the tally and the profile are complete.
+
+    Iteration raises after the last chunk if the file is not a sound file of its month, so a consumer that publishes
+    only after the loop publishes nothing.
+
+    Raises:
+        UnreadableFile: The file is damaged.
+        SchemaMismatch: Its columns are not those of its era.
+        TooManyRejects: More rows do not fit than a sound file can have.
+        WrongMonth: Most of its trips are of other months.
+    """
+
+    shape: Shape
+
+    def __init__(
+        self,
+        raw: RawFile,
+        content: Content,
+        rows: Rows = "all",
+        schema: SchemaRule = "strict",
+        on_rows: OnRows = lambda rows, share: None,
+    ) -> None:
+        self.raw, self.rows = raw, rows
+        self.trip_month = raw.published.trip_month
+        self.tally = Tally(self.trip_month)
+        self._content, self._schema, self._on_rows = content, schema, on_rows
+        self._profiler = Profiler(self.trip_month)
+        self._started_at = dt.datetime.now(dt.UTC)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        pickups = Pickups(self.trip_month)  # of all trips, also of those that `rows` leaves out
+        with closing(self._chunks()) as chunks:
+            for chunk in chunks:
+                assert chunk.shape is not None  # noqa: S101 - every chunk of a reader has one
+                self.shape = chunk.shape
+                pickups.add(chunk.trips)
+                self._on_rows(chunk.source_rows, chunk.share)
+                wanted = filtered(chunk, self.rows)
+                self._profiler.add(wanted.trips)
+                self.tally.add(wanted)
+                yield wanted
+        self.tally.check(self.trip_month)
+        pickups.check()
+
+    def _chunks(self) -> Generator[Chunk, None, None]:
+        ending = self.raw.published.ending
+        if ending == ".parquet":  # has to be read out of order
+            with self._content.file() as file:
+                yield from parquet_chunks(self.trip_month, file, self._schema)
+        else:
+            yield from csv_chunks(self.trip_month, ending, ahead(self._content.pieces()), self._schema, self.raw.size)
+
+    def staged(self, **where: Any) -> StagedMonth:
+        """Return the facts of the month, which now is staged `where` a store says: its key, its generation and so on."""
+        tally = self.tally
+        return StagedMonth(
+            raw=self.raw,
+            rule=self.rows,
+            era=self.shape.era.name,
+            columns=self.shape.published,
+            source_rows=tally.source_rows,
+            loaded=tally.loaded,
+            filtered={name: count for name, count in tally.filtered.items() if count},
+            quarantined=dict(tally.quarantined),
+            profile=self._profiler.profile(),
+            new_columns=self.shape.new,
+            repeated=tally.repeated,
+            started_at=self._started_at,
+            **where,
+        )
