@@ -2,7 +2,7 @@
 
 | to change                                          | open                              |
 |----------------------------------------------------|-----------------------------------|
-| what a flow is asked for, and calls                | `{etl_web_gcs,etl_gcs_bq,ingest_data,load_zones,query_lake,replay_quarantine}.py` |
+| what a flow takes and calls | `{etl_web_gcs,etl_gcs_bq,ingest_data,load_zones,query_lake,replay_quarantine}.py` |
 | which months are brought up to date, what differs  | `bring_up_to_date.py`, `catalog.py`, `tlc/catalog.py` |
 | the way of one month into one store, step by step  | `tasks/bring.py`                  |
 | what a month is compared with before it is fetched | `stores/origins.py`               |
