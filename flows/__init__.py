@@ -23,6 +23,7 @@
 | a column of a trip, its type in every store        | `tlc/schema.py`                   |
 | a fact of a month: manifest and `loads` tables     | `tlc/manifest.py`                 |
 | what TLC's files of some month look like           | `tlc/eras.py`                     |
+| how a file's columns map to ours, or differ        | `tlc/matching.py`                 |
 | the page about columns and eras                    | `tlc/dictionary.py` → `docs/schema.md` |
 | which data-quality rules a month is counted by     | `tlc/quality.py`                  |
 | how many trips of a file must be of its month      | `tlc/pickups.py`                  |

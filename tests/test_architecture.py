@@ -42,7 +42,11 @@ def test_every_module_of_the_flows_is_on_their_map():
         before, words, after = re.fullmatch(r"(.*?)(?:\{(.*)\})?([^{}]*)", path).groups()
         named |= {f"{before}{word}{after}" for word in (words or "").split(",")}
     there = {str(path.relative_to(ROOT / "flows")) for path in (ROOT / "flows").rglob("*.py")}
-    empty = {path for path in there if path.endswith("__init__.py") and "class" not in (ROOT / "flows" / path).read_text("utf-8")}
+    empty = {
+        path
+        for path in there
+        if path.endswith("__init__.py") and "class" not in (ROOT / "flows" / path).read_text("utf-8")
+    }
     assert named == there - empty - {"__init__.py"}
 
 

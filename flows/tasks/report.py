@@ -7,8 +7,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.tasks.picture import trips_per_day
 from flows.tlc.addresses import shown
-from flows.tlc.eras import differences
 from flows.tlc.manifest import Manifest, Outcome, Verified, total
+from flows.tlc.matching import differences
 from flows.tlc.quality import RULES
 
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flows.tlc.convert import convert, is_text, without_nan
-from flows.tlc.eras import Shape
 from flows.tlc.errors import NotReconciled, SchemaMismatch, TooManyRejects
 from flows.tlc.foreign import Stretch
+from flows.tlc.matching import Shape
 from flows.tlc.schema import CODINGS, KEY, QUARANTINE_SCHEMA, Coding, Kind, arrow_schema
 from flows.tlc.trips import Rows, TripMonth
 

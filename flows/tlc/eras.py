@@ -4,18 +4,15 @@ TLC adds a column: add it to `schema.TRIP_COLUMNS`, and an era here that begins 
 Facts read off the published files themselves; names differ in case and blanks between eras, so case and blanks do not count.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import takewhile
 
-import pyarrow as pa
-
 from flows.tlc.errors import SchemaMismatch
-from flows.tlc.schema import KEY, TRIP_COLUMNS, Column, Kind
+from flows.tlc.schema import TRIP_COLUMNS, Column
 from flows.tlc.sources import Ending
-from flows.tlc.trips import SchemaRule, TripMonth
+from flows.tlc.trips import TripMonth
 
 
 @dataclass(frozen=True)
@@ -167,44 +164,6 @@ ALIASES: dict[str, dict[str, str]] = {
     "fhvhv": {},
 }
 
-# Which published Arrow types a kind can come from without a guess; a value that will not convert is quarantined.
-# Floats in a column of texts or times are pandas' way to have no value there: `clean` refuses one that has a number.
-_TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
-_FLOAT_TYPES = ("double", "float", "halffloat")
-_NUMBER_TYPES = ("int", "uint", "decimal", *_FLOAT_TYPES, "null", *_TEXT_TYPES)
-_CONVERTIBLE: dict[Kind, tuple[str, ...]] = {
-    "integer": _NUMBER_TYPES,
-    "number": _NUMBER_TYPES,
-    "datetime": ("timestamp", "null", *_FLOAT_TYPES, *_TEXT_TYPES),
-    "text": ("null", *_FLOAT_TYPES, *_TEXT_TYPES),
-}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How one file's columns map to the canonical ones: `published[i]` is read as `canonical[i]`.
-
-    `names` are all its columns in order; those in `empty` must hold nothing in any row, unnamed ones at the end among them;
-    those in `new` no schema knows, and they are kept as published; those in `counting` must count the rows, and are left out.
-    """
-
-    era: Era
-    names: tuple[str, ...]
-    published: tuple[str, ...]
-    canonical: tuple[Column, ...]
-    empty: tuple[str, ...] = ()
-    new: tuple[str, ...] = ()
-    counting: tuple[str, ...] = ()
-
-    def coded(self, column: Column) -> bool:
-        """Whether the file says in words what the column says in codes."""
-        return column.name in self.era.coded.split()
-
-    def padded(self, fields: int) -> "Shape":
-        """The same file with `fields` more at the end of each row, which the header has no names for."""
-        unnamed = tuple(f"(field {len(self.names) + i + 1}, which has no name)" for i in range(fields))
-        return replace(self, names=self.names + unnamed, empty=self.empty + unnamed)
-
 
 def era_of(trip_month: TripMonth, ending: Ending) -> Era:
     """The era a month's file belongs to; `SchemaMismatch` where the table has none."""
@@ -221,56 +180,54 @@ def era_of(trip_month: TripMonth, ending: Ending) -> Era:
     return max(begun, key=lambda e: e.first)
 
 
-_KEY_NAMES = {column.name for column in KEY}
-
-
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Return a column's name as it is compared: folded, without blanks around it."""
     return name.strip().casefold()
 
 
-def _meanings(color: str) -> dict[str, Column]:
+def meanings_of(color: str) -> dict[str, Column]:
     """Every name that any file of the color has used, and the canonical column it means."""
-    known = {_plain(column.name): column for column in TRIP_COLUMNS[color]}
-    return known | {_plain(old): known[_plain(now)] for old, now in ALIASES[color].items()}
+    known = {plain(column.name): column for column in TRIP_COLUMNS[color]}
+    return known | {plain(old): known[plain(now)] for old, now in ALIASES[color].items()}
 
 
 def names_of(color: str) -> frozenset[str]:
     """Return every name that a column of the color's files has had, folded and without blanks around it."""
-    return frozenset(_meanings(color))
+    return frozenset(meanings_of(color))
 
 
 def meant_by(color: str, name: str) -> Column | None:
     """The canonical column that files of the color mean by a name, if any."""
-    return _meanings(color).get(_plain(name))
+    return meanings_of(color).get(plain(name))
 
 
-def _indexes(names: Sequence[str]) -> dict[str, Index]:
+def indexes_of(names: Sequence[str]) -> dict[str, Index]:
     """The columns that a tool added to count the rows. One without a name is one as the first column only."""
     known = {index.name: index for index in INDEXES}
-    leading = list(takewhile(lambda name: _plain(name) in known, names))  # each time that a file is saved may add one
+    leading = list(takewhile(lambda name: plain(name) in known, names))  # each time that a file is saved may add one
     return {
         name: index
         for place, name in enumerate(names)
-        if (index := known.get(_plain(name)))
+        if (index := known.get(plain(name)))
         and (place < len(leading) or place == len(names) - 1 or not index.at_ends)
         and (name.strip() or place == 0)
     }
 
 
-def _meant(era: Era, names: Sequence[str]) -> dict[str, Column | None]:
+def meant_in(era: Era, names: Sequence[str]) -> dict[str, Column | None]:
     """What a file of an era means by the names of its columns, those beside trips left out; None where nobody knows."""
-    meanings = _meanings(era.color)
-    empty, indexes = {_plain(name) for name in era.empty.split()}, _indexes(names)
-    return {name: meanings.get(_plain(name)) for name in names if _plain(name) not in empty and name not in indexes}
+    meanings = meanings_of(era.color)
+    empty, indexes = {plain(name) for name in era.empty.split()}, indexes_of(names)
+    return {name: meanings.get(plain(name)) for name in names if plain(name) not in empty and name not in indexes}
 
 
-def _lacking(era: Era, names: Sequence[str]) -> list[Column]:
+def lacking_in(era: Era, names: Sequence[str]) -> list[Column]:
     """Columns that an era has and a file with columns `names` has not."""
-    meanings, found = _meanings(era.color), _meant(era, names).values()
-    return [column for column in map(meanings.get, map(_plain, era.columns.split())) if column and column not in found]
+    meanings, found = meanings_of(era.color), meant_in(era, names).values()
+    return [column for column in map(meanings.get, map(plain, era.columns.split())) if column and column not in found]
 
 
-def _era_like(trip_month: TripMonth, ending: Ending, names: Sequence[str]) -> Era:
+def era_like(trip_month: TripMonth, ending: Ending, names: Sequence[str]) -> Era:
     """The era of the file: its format's own, or, if that has other columns, the other format's.
 
     For a CSV may be TLC's Parquet saved as one, and a Parquet TLC's CSV, of the months that had one.
@@ -282,152 +239,17 @@ def _era_like(trip_month: TripMonth, ending: Ending, names: Sequence[str]) -> Er
         formats.append(".csv")
     for one in formats:
         with suppress(SchemaMismatch):  # of some months there is none
-            if not _lacking(era := era_of(trip_month, one), names):
+            if not lacking_in(era := era_of(trip_month, one), names):
                 return era
     return era_of(trip_month, ending)
 
 
 def since(era: Era, column: Column) -> str:
     """The month from which on files of this color and format have had `column`, without a gap up to `era`; "" if it has not."""
-    meanings = _meanings(era.color)
+    meanings = meanings_of(era.color)
     first = ""
     for one in ERAS:
         if (one.color, one.format) == (era.color, era.format) and one.first <= era.first:
-            has = column in (meanings[_plain(name)] for name in one.columns.split())
+            has = column in (meanings[plain(name)] for name in one.columns.split())
             first = (first or one.first) if has else ""
     return first
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One line of the table that says how a file's columns are not those of its era."""
-
-    column: str
-    published: str
-    expected: str
-    since_when: str
-    what_to_do: str
-
-
-_MOST_COLUMNS = 200  # of a file; TLC's have 25 at the most
-_MOST_TOLD = 20  # differences in a message
-_LONGEST_CELL = 60  # characters of a name or a type in it
-
-
-def _cell(text: str) -> str:
-    return text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}…"
-
-
-def _as_text(differences: Sequence[Difference]) -> str:
-    """The table, in columns of letters of one width, as logs and terminals show it."""
-    heads = tuple(field.name.replace("_", " ") for field in fields(Difference))
-    rows = [heads, *map(astuple, differences[:_MOST_TOLD])]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, tuple("-" * width for width in widths))
-    more = [f"and {len(differences) - _MOST_TOLD} more"] if len(differences) > _MOST_TOLD else []
-    return "\n".join([" | ".join(map(str.ljust, row, widths)).rstrip() for row in rows] + more)
-
-
-_FOR_GOOD = "if TLC changed it for good: docs/eras.md"
-_ABSENT = f"get TLC's own file; {_FOR_GOOD}"
-_TWICE = f"leave one of them out; {_FOR_GOOD}"
-_KEYS_NAME = f"give the column another name, or get TLC's own file; {_FOR_GOOD}"
-_TYPE = f"save the column as {{}}, or get TLC's own file; {_FOR_GOOD}"
-_NAMELESS = "get TLC's own file; one saved by pandas: save it with index=False"
-_ADD = {
-    "strict": "add it (docs/eras.md), or load the lake alone, with schema=accept_new_columns",
-    "accept_new_columns": "nothing: it would be kept as published",
-}
-_RENAMED = "\nIf an absent column is there by a new name: add that name to ALIASES in flows/tlc/eras.py."
-_TLC_TYPES: dict[Kind, str] = {
-    "integer": "int64",
-    "number": "double",
-    "datetime": "timestamp[us] without zone",
-    "text": "string",
-}
-_WALL_CLOCK = "New York wall-clock, without zone"
-
-
-def _unlike(era: Era, column: Column, published: pa.DataType) -> str:
-    """What a column would have to be to be converted without a guess; "" if it is that."""
-    if pa.types.is_dictionary(published):  # what pandas makes of a category
-        published = published.value_type
-    simple = str(published).split("[")[0].split("(")[0].rstrip("0123456789")
-    coded_number = column.name in era.coded.split() and simple in _CONVERTIBLE["number"]
-    if simple not in _CONVERTIBLE[column.kind] and not coded_number:
-        return column.kind
-    if pa.types.is_timestamp(published) and published.tz is not None:
-        return _WALL_CLOCK
-    return ""
-
-
-def _how_to_save(column: Column, expected: str) -> str:
-    if expected == _WALL_CLOCK:
-        return "save it so (pandas: dt.tz_convert('America/New_York').dt.tz_localize(None); Spark: TIMESTAMP_NTZ)"
-    return _TYPE.format(_TLC_TYPES[column.kind])
-
-
-def match(
-    trip_month: TripMonth,
-    ending: Ending,
-    names: Sequence[str],
-    types: Sequence[pa.DataType] | None = None,
-    rule: SchemaRule = "strict",
-) -> Shape:
-    """Map a file's column names (and Arrow types, where it has any) to the canonical columns of its color.
-
-    A column of today's schema is welcome in any month; one that no schema knows, one that the era has and the file lacks,
-    one given twice, or one of a kind that cannot be converted raises `SchemaMismatch` with a table of all of them.
-    By the rule accept_new_columns, those that no schema knows are the shape's `new` ones, if they have a name of their own.
-    """
-    if len(names) > _MOST_COLUMNS:
-        raise SchemaMismatch(
-            f"{trip_month}: the file has {len(names):,} columns, the first is {_cell(repr(names[0]))}; a file of trips has fewer"
-            f" than {_MOST_COLUMNS}. Nothing was loaded; get TLC's own file."
-        )
-    era = _era_like(trip_month, ending, names)
-    meant, lacking = _meant(era, names), _lacking(era, names)
-    known = {name: column for name, column in meant.items() if column}
-    given = Counter(meant.get(name) or _plain(name) for name in names)
-    wrong, new = [], []
-    for place, name in enumerate(names):
-        column = meant.get(name)
-        shown, published = _cell(repr(name)), _cell(str(types[place])) if types else f"field {place + 1}"
-        began = (column and since(era, column)) or "–"
-        if given[column or _plain(name)] > 1:
-            wrong.append(Difference(shown, f"{published}, not alone", "one column", began, _TWICE))
-        elif column:
-            if types and (expected := _unlike(era, column, types[place])):
-                wrong.append(Difference(shown, published, expected, began, _how_to_save(column, expected)))
-        elif name not in meant:
-            continue
-        elif not name.strip():
-            wrong.append(Difference(shown, published, "a name", "–", _NAMELESS))
-        elif _plain(name) in _KEY_NAMES:
-            wrong.append(Difference(shown, published, "another name: this is the key's", "–", _KEYS_NAME))
-        else:
-            new.append(Difference(shown, published, "no such column", "–", _ADD[rule]))
-    wrong += [Difference(repr(c.name), "absent", c.kind, since(era, c), _ABSENT) for c in lacking]
-    if wrong or (new and rule == "strict"):
-        raise SchemaMismatch(
-            f"{trip_month}: the columns are not those of {era.name}. Nothing was loaded.\n{_as_text(new + wrong)}"
-            + (_RENAMED if new and lacking else "")
-        )
-    empty = tuple(name for name in names if _plain(name) in {_plain(name) for name in era.empty.split()})
-    unknown = tuple(name for name in meant if name not in known)
-    counting = tuple(name for name, index in _indexes(names).items() if index.counts)
-    return Shape(era, tuple(names), tuple(known), tuple(known.values()), empty, unknown, counting)
-
-
-def differences(color: str, names: Sequence[str]) -> list[str]:
-    """In words, how a file with columns `names` differs from the canonical schema: renamed, absent, more."""
-    meanings = _meanings(color)
-    meant = {name: meanings.get(_plain(name)) for name in names}
-    renamed = [f"`{name}` → `{column.name}`" for name, column in meant.items() if column and column.name != name]
-    found = set(meant.values())
-    absent = [f"`{column.name}`" for column in TRIP_COLUMNS[color] if column not in found]
-    more = [f"`{name}`" for name, column in meant.items() if column is None]
-    told = {"renamed": renamed, "not in the file, so null": absent, "in the file, without trip data": more}
-    return [f"{what}: {', '.join(columns)}" for what, columns in told.items() if columns] or [
-        "columns: the canonical ones"
-    ]

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flows.tlc.convert import is_text
-from flows.tlc.eras import Shape
 from flows.tlc.errors import UnreadableFile
+from flows.tlc.matching import Shape
 from flows.tlc.schema import MISSING
 from flows.tlc.trips import TripMonth
 

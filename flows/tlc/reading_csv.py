@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from flows.tlc.clean import MAX_REJECTED, Chunk, clean, rejects_table
-from flows.tlc.eras import Shape, match, meant_by
+from flows.tlc.eras import meant_by
 from flows.tlc.errors import UnreadableFile
 from flows.tlc.foreign import LONGEST_LINE, Foreign, lines_of, refuse_joined, require_no_header
+from flows.tlc.matching import Shape, match
 from flows.tlc.missing import Missing
 from flows.tlc.pipeline import ahead, closing_if_open
 from flows.tlc.reading import recognise

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from flows.tlc.clean import MAX_REJECTED_SHARE, Chunk, clean
 from flows.tlc.convert import is_text
-from flows.tlc.eras import Shape, match
 from flows.tlc.errors import SchemaMismatch, TripDataError, UnreadableFile
+from flows.tlc.matching import Shape, match
 from flows.tlc.missing import Missing
 from flows.tlc.parquet_footer import (
     LONGEST_FOOTER,

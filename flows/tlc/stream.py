@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, closing
 from typing import IO, Any, Protocol
 
 from flows.tlc.clean import Chunk, Tally, filtered
-from flows.tlc.eras import Shape
 from flows.tlc.manifest import RawFile, StagedMonth
+from flows.tlc.matching import Shape
 from flows.tlc.pickups import Pickups
 from flows.tlc.pipeline import ahead
 from flows.tlc.quality import Profiler

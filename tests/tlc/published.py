@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.tlc.clean import Chunk, Tally
-from flows.tlc.eras import Shape
+from flows.tlc.matching import Shape
 from flows.tlc.reading_csv import csv_chunks
 from flows.tlc.reading_parquet import parquet_chunks
 from flows.tlc.sources import Ending

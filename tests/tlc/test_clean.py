@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from flows.tlc import convert
 from flows.tlc.clean import Chunk, Tally, clean, filtered, rejects_table
-from flows.tlc.eras import match
 from flows.tlc.errors import NotReconciled, SchemaMismatch, TooManyRejects
+from flows.tlc.matching import match
 from flows.tlc.schema import MISSING, QUARANTINE_SCHEMA, arrow_schema
 from flows.tlc.trips import Rows, TripMonth
 from tests.tlc.published import FHV, FHV_HEADER, GREEN, TRIP, table

@@ -6,8 +6,9 @@ from typing import get_args
 import pyarrow as pa
 import pytest
 
-from flows.tlc.eras import ALIASES, ERAS, Era, era_of, match
+from flows.tlc.eras import ALIASES, ERAS, Era, era_of
 from flows.tlc.errors import SchemaMismatch
+from flows.tlc.matching import match
 from flows.tlc.schema import TRIP_COLUMNS
 from flows.tlc.sources import Ending
 from flows.tlc.trips import SchemaRule, TripMonth

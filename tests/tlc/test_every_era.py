@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 
 from flows.tlc.clean import Tally
-from flows.tlc.eras import Shape
 from flows.tlc.errors import SchemaMismatch, TripDataError
+from flows.tlc.matching import Shape
 from flows.tlc.reading import recognise, recognise_end
 from flows.tlc.reading_csv import csv_chunks
 from flows.tlc.reading_parquet import parquet_chunks

@@ -1,0 +1,188 @@
+"""How the columns of one file map to the canonical ones, or in what they differ from those of their era."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields, replace
+
+import pyarrow as pa
+
+from flows.tlc.eras import Era, era_like, indexes_of, lacking_in, meanings_of, meant_in, plain, since
+from flows.tlc.errors import SchemaMismatch
+from flows.tlc.schema import KEY, TRIP_COLUMNS, Column, Kind
+from flows.tlc.sources import Ending
+from flows.tlc.trips import SchemaRule, TripMonth
+
+_KEY_NAMES = {column.name for column in KEY}
+
+# Which published Arrow types a kind can come from without a guess; a value that will not convert is quarantined.
+# Floats in a column of texts or times are pandas' way to have no value there: `clean` refuses one that has a number.
+_TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+_FLOAT_TYPES = ("double", "float", "halffloat")
+_NUMBER_TYPES = ("int", "uint", "decimal", *_FLOAT_TYPES, "null", *_TEXT_TYPES)
+_CONVERTIBLE: dict[Kind, tuple[str, ...]] = {
+    "integer": _NUMBER_TYPES,
+    "number": _NUMBER_TYPES,
+    "datetime": ("timestamp", "null", *_FLOAT_TYPES, *_TEXT_TYPES),
+    "text": ("null", *_FLOAT_TYPES, *_TEXT_TYPES),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How one file's columns map to the canonical ones: `published[i]` is read as `canonical[i]`.
+
+    `names` are all its columns in order; those in `empty` must hold nothing in any row, unnamed ones at the end among them;
+    those in `new` no schema knows, and they are kept as published; those in `counting` must count the rows, and are left out.
+    """
+
+    era: Era
+    names: tuple[str, ...]
+    published: tuple[str, ...]
+    canonical: tuple[Column, ...]
+    empty: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    counting: tuple[str, ...] = ()
+
+    def coded(self, column: Column) -> bool:
+        """Whether the file says in words what the column says in codes."""
+        return column.name in self.era.coded.split()
+
+    def padded(self, fields: int) -> "Shape":
+        """The same file with `fields` more at the end of each row, which the header has no names for."""
+        unnamed = tuple(f"(field {len(self.names) + i + 1}, which has no name)" for i in range(fields))
+        return replace(self, names=self.names + unnamed, empty=self.empty + unnamed)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One line of the table that says how a file's columns are not those of its era."""
+
+    column: str
+    published: str
+    expected: str
+    since_when: str
+    what_to_do: str
+
+
+_MOST_COLUMNS = 200  # of a file; TLC's have 25 at the most
+_MOST_TOLD = 20  # differences in a message
+_LONGEST_CELL = 60  # characters of a name or a type in it
+
+
+def _cell(text: str) -> str:
+    return text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}…"
+
+
+def _as_text(differences: Sequence[Difference]) -> str:
+    """The table, in columns of letters of one width, as logs and terminals show it."""
+    heads = tuple(field.name.replace("_", " ") for field in fields(Difference))
+    rows = [heads, *map(astuple, differences[:_MOST_TOLD])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple("-" * width for width in widths))
+    more = [f"and {len(differences) - _MOST_TOLD} more"] if len(differences) > _MOST_TOLD else []
+    return "\n".join([" | ".join(map(str.ljust, row, widths)).rstrip() for row in rows] + more)
+
+
+_FOR_GOOD = "if TLC changed it for good: docs/eras.md"
+_ABSENT = f"get TLC's own file; {_FOR_GOOD}"
+_TWICE = f"leave one of them out; {_FOR_GOOD}"
+_KEYS_NAME = f"give the column another name, or get TLC's own file; {_FOR_GOOD}"
+_TYPE = f"save the column as {{}}, or get TLC's own file; {_FOR_GOOD}"
+_NAMELESS = "get TLC's own file; one saved by pandas: save it with index=False"
+_ADD = {
+    "strict": "add it (docs/eras.md), or load the lake alone, with schema=accept_new_columns",
+    "accept_new_columns": "nothing: it would be kept as published",
+}
+_RENAMED = "\nIf an absent column is there by a new name: add that name to ALIASES in flows/tlc/eras.py."
+_TLC_TYPES: dict[Kind, str] = {
+    "integer": "int64",
+    "number": "double",
+    "datetime": "timestamp[us] without zone",
+    "text": "string",
+}
+_WALL_CLOCK = "New York wall-clock, without zone"
+
+
+def _unlike(era: Era, column: Column, published: pa.DataType) -> str:
+    """What a column would have to be to be converted without a guess; "" if it is that."""
+    if pa.types.is_dictionary(published):  # what pandas makes of a category
+        published = published.value_type
+    simple = str(published).split("[")[0].split("(")[0].rstrip("0123456789")
+    coded_number = column.name in era.coded.split() and simple in _CONVERTIBLE["number"]
+    if simple not in _CONVERTIBLE[column.kind] and not coded_number:
+        return column.kind
+    if pa.types.is_timestamp(published) and published.tz is not None:
+        return _WALL_CLOCK
+    return ""
+
+
+def _how_to_save(column: Column, expected: str) -> str:
+    if expected == _WALL_CLOCK:
+        return "save it so (pandas: dt.tz_convert('America/New_York').dt.tz_localize(None); Spark: TIMESTAMP_NTZ)"
+    return _TYPE.format(_TLC_TYPES[column.kind])
+
+
+def match(
+    trip_month: TripMonth,
+    ending: Ending,
+    names: Sequence[str],
+    types: Sequence[pa.DataType] | None = None,
+    rule: SchemaRule = "strict",
+) -> Shape:
+    """Map a file's column names (and Arrow types, where it has any) to the canonical columns of its color.
+
+    A column of today's schema is welcome in any month; one that no schema knows, one that the era has and the file lacks,
+    one given twice, or one of a kind that cannot be converted raises `SchemaMismatch` with a table of all of them.
+    By the rule accept_new_columns, those that no schema knows are the shape's `new` ones, if they have a name of their own.
+    """
+    if len(names) > _MOST_COLUMNS:
+        raise SchemaMismatch(
+            f"{trip_month}: the file has {len(names):,} columns, the first is {_cell(repr(names[0]))}; a file of trips has fewer"
+            f" than {_MOST_COLUMNS}. Nothing was loaded; get TLC's own file."
+        )
+    era = era_like(trip_month, ending, names)
+    meant, lacking = meant_in(era, names), lacking_in(era, names)
+    known = {name: column for name, column in meant.items() if column}
+    given = Counter(meant.get(name) or plain(name) for name in names)
+    wrong, new = [], []
+    for place, name in enumerate(names):
+        column = meant.get(name)
+        shown, published = _cell(repr(name)), _cell(str(types[place])) if types else f"field {place + 1}"
+        began = (column and since(era, column)) or "–"
+        if given[column or plain(name)] > 1:
+            wrong.append(Difference(shown, f"{published}, not alone", "one column", began, _TWICE))
+        elif column:
+            if types and (expected := _unlike(era, column, types[place])):
+                wrong.append(Difference(shown, published, expected, began, _how_to_save(column, expected)))
+        elif name not in meant:
+            continue
+        elif not name.strip():
+            wrong.append(Difference(shown, published, "a name", "–", _NAMELESS))
+        elif plain(name) in _KEY_NAMES:
+            wrong.append(Difference(shown, published, "another name: this is the key's", "–", _KEYS_NAME))
+        else:
+            new.append(Difference(shown, published, "no such column", "–", _ADD[rule]))
+    wrong += [Difference(repr(c.name), "absent", c.kind, since(era, c), _ABSENT) for c in lacking]
+    if wrong or (new and rule == "strict"):
+        raise SchemaMismatch(
+            f"{trip_month}: the columns are not those of {era.name}. Nothing was loaded.\n{_as_text(new + wrong)}"
+            + (_RENAMED if new and lacking else "")
+        )
+    empty = tuple(name for name in names if plain(name) in {plain(name) for name in era.empty.split()})
+    unknown = tuple(name for name in meant if name not in known)
+    counting = tuple(name for name, index in indexes_of(names).items() if index.counts)
+    return Shape(era, tuple(names), tuple(known), tuple(known.values()), empty, unknown, counting)
+
+
+def differences(color: str, names: Sequence[str]) -> list[str]:
+    """In words, how a file with columns `names` differs from the canonical schema: renamed, absent, more."""
+    meanings = meanings_of(color)
+    meant = {name: meanings.get(plain(name)) for name in names}
+    renamed = [f"`{name}` → `{column.name}`" for name, column in meant.items() if column and column.name != name]
+    found = set(meant.values())
+    absent = [f"`{column.name}`" for column in TRIP_COLUMNS[color] if column not in found]
+    more = [f"`{name}`" for name, column in meant.items() if column is None]
+    told = {"renamed": renamed, "not in the file, so null": absent, "in the file, without trip data": more}
+    return [f"{what}: {', '.join(columns)}" for what, columns in told.items() if columns] or [
+        "columns: the canonical ones"
+    ]
