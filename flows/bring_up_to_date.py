@@ -18,7 +18,7 @@ from flows.stores import STORES, Target
 from flows.stores.origins import FromLake, Origin, Web
 from flows.tasks.bring import bring
 from flows.tasks.command import run_as_program
-from flows.tasks.months import each_month
+from flows.tasks.months import each_month, named
 from flows.tasks.notify import notifications
 from flows.tasks.policy import task_runner
 from flows.tasks.survey import ask_source, list_months, report_stores
@@ -33,7 +33,9 @@ _INTO: list[Store] = ["lake", "warehouse"]
 _LOOK_BACK = 24  # months
 
 
-@flow(name="bring-up-to-date", flow_run_name="up to date {colors}", task_runner=task_runner(), **notifications())
+@flow(
+    name="bring-up-to-date", flow_run_name=named("up to date: {colors}"), task_runner=task_runner(), **notifications()
+)
 def bring_up_to_date(
     colors: list[Color] = _COLORS,
     since: Bound = "",

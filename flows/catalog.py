@@ -12,6 +12,7 @@ from blocks import GCS_BUCKET
 from flows.connectors.web import source_of
 from flows.stores import Target
 from flows.tasks.command import run_as_program
+from flows.tasks.months import named
 from flows.tasks.survey import ask_source, entries_of, list_months, print_catalog, report_catalog
 from flows.tlc.catalog import Entry, months_between
 from flows.tlc.trips import COLORS, Bound, Color
@@ -19,7 +20,7 @@ from flows.tlc.trips import COLORS, Bound, Color
 _COLORS: list[Color] = list(COLORS)
 
 
-@flow(name="catalog", flow_run_name="catalog {colors} {since}…{until}")
+@flow(name="catalog", flow_run_name=named("catalog: {colors}"))
 def catalog(
     colors: list[Color] = _COLORS,
     since: Bound = "",

@@ -11,6 +11,7 @@ from prefect import flow
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from flows.stores import Target
 from flows.tasks.command import run_as_program
+from flows.tasks.months import named
 from flows.tasks.notify import notifications
 from flows.tasks.policy import task_runner
 from flows.tasks.stores import check_store
@@ -20,7 +21,7 @@ from flows.tlc.trips import Dataset, Store
 from flows.tlc.zones import ZonesOutcome
 
 
-@flow(name="load-zones", flow_run_name="zones → {stores}", task_runner=task_runner(), **notifications())
+@flow(name="load-zones", flow_run_name=named("zones → {stores}"), task_runner=task_runner(), **notifications())
 def load_zones(
     stores: list[Store],
     source: str = "official",

@@ -34,7 +34,7 @@ Values = dict[str, tuple[str, Any]]
 
 
 def _fields(of: Iterable[Column]) -> list[bigquery.SchemaField]:
-    return [bigquery.SchemaField(c.name, KINDS[c.kind].bigquery, description=c.meaning) for c in of]
+    return [bigquery.SchemaField(c.name, KINDS[c.kind].bigquery, description=c.described) for c in of]
 
 
 class BigQuery:

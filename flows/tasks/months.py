@@ -14,6 +14,18 @@ from flows.tlc.manifest import Outcome, total
 from flows.tlc.trips import TripMonth, asked_for, in_words
 
 
+def named(template: str) -> Callable[[], str]:
+    """Return what names a run for its parameters, with lists as a person writes them."""
+
+    def name() -> str:
+        given = flow_run.parameters.items()
+        return template.format(
+            **{name: ", ".join(map(str, v)) if isinstance(v, list) else v for name, v in given}
+        ).strip()
+
+    return name
+
+
 def named_for_months(more: str = "") -> Callable[[], str]:
     """Return what names a parent run for its months, such as green 2021-01 to 2021-03, and for `more` of its parameters."""
 

@@ -107,7 +107,7 @@ def report_catalog(key: str, entries: Sequence[Entry]) -> None:
 
 # One character each, so that a year fits on a line.
 _MARKS = {
-    "new": "＋",
+    "new": "+",
     "re-published": "↻",
     "other source": "⇄",
     "gone": "†",

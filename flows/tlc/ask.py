@@ -33,7 +33,9 @@ def external_table(table: str, dataset: str, uri: str) -> str:
 
 
 def _statement(name: str, of: Sequence[Column], uri: str) -> str:
-    fields = ",\n".join(f"  `{c.name}` {KINDS[c.kind].bigquery} OPTIONS (description = {_text(c.meaning)})" for c in of)
+    fields = ",\n".join(
+        f"  `{c.name}` {KINDS[c.kind].bigquery} OPTIONS (description = {_text(c.described)})" for c in of
+    )
     options = f"  format = 'PARQUET',\n  uris = [{_text(uri)}]"
     return f"CREATE OR REPLACE EXTERNAL TABLE `{name}` (\n{fields}\n)\nOPTIONS (\n{options}\n);"
 

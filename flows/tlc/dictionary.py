@@ -6,7 +6,6 @@ from flows.tlc.eras import ALIASES, ERAS, Era, meant_by
 from flows.tlc.schema import CODINGS, KEY, KINDS, SCHEMA_VERSION, TRIP_COLUMNS, Column
 from flows.tlc.trips import COLORS, FIRST_MONTH
 
-_UNITS = ("US$", "miles", "seconds", "degrees")
 _WALL_CLOCK = "New York wall-clock"
 
 _INTRODUCTION = f"""\
@@ -40,18 +39,11 @@ def _color(color: str) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for column in (*TRIP_COLUMNS[color], *KEY):
         kind = KINDS[column.kind]
-        unit, meaning = _unit_and_meaning(column)
+        unit = column.unit or (_WALL_CLOCK if column.kind == "datetime" else "")
         files, names = ("made here", "") if column in KEY else (_in_files(color, column), _other_names(color, column))
-        cells = (f"`{column.name}`", str(kind.arrow), kind.bigquery, kind.postgres, unit, meaning, files, names)
+        cells = (f"`{column.name}`", str(kind.arrow), kind.bigquery, kind.postgres, unit, column.meaning, files, names)
         yield f"| {' | '.join(cells)} |"
     yield ""
-
-
-def _unit_and_meaning(column: Column) -> tuple[str, str]:
-    first, _, rest = column.meaning.partition(", ")
-    if first in _UNITS:
-        return first, rest or "–"
-    return (_WALL_CLOCK if column.kind == "datetime" else ""), column.meaning
 
 
 def _eras(color: str, file_format: str) -> list[Era]:

@@ -76,7 +76,7 @@ class Profile(BaseModel):
 
 def money(color: str) -> list[str]:
     """The columns that hold US$."""
-    return [column.name for column in TRIP_COLUMNS[color] if column.meaning.startswith("US$")]
+    return [column.name for column in TRIP_COLUMNS[color] if column.unit == "US$"]
 
 
 def dropoff(color: str) -> str:

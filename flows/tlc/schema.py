@@ -13,6 +13,8 @@ import pyarrow as pa
 SCHEMA_VERSION = 2
 
 Kind = Literal["integer", "number", "datetime", "text", "date", "instant"]
+# Every number has a unit. Of an integer, "" is a code, a count or a zone.
+Unit = Literal["", "US$", "miles", "seconds", "degrees"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,12 @@ class Column:
     name: str
     kind: Kind
     meaning: str
+    unit: Unit = ""
+
+    @property
+    def described(self) -> str:
+        """Return the unit and the meaning, as BigQuery shows them."""
+        return f"{self.unit}, {self.meaning}" if self.unit else self.meaning
 
     @property
     def postgres_name(self) -> str:
@@ -51,7 +59,10 @@ class Column:
         return self.name.lower()
 
 
-def _columns(*rows: tuple[str, Kind, str]) -> tuple[Column, ...]:
+Row = tuple[str, Kind, str] | tuple[str, Kind, str, Unit]
+
+
+def _columns(*rows: Row) -> tuple[Column, ...]:
     return tuple(Column(*row) for row in rows)
 
 
@@ -64,15 +75,15 @@ KEY = _columns(
 _VENDOR = "1 Creative Mobile Technologies, 2 Curb (VeriFone), 6 Myle, 7 Helix"
 _RATE = "1 standard, 2 JFK, 3 Newark, 4 Nassau or Westchester, 5 negotiated, 6 group, 99 unknown"
 _PAYMENT = "0 flex fare, 1 credit card, 2 cash, 3 no charge, 4 dispute, 5 unknown, 6 voided"
-_CBD = "US$, MTA congestion relief zone, since 2025-01"
+_CBD: Row = ("cbd_congestion_fee", "number", "MTA congestion relief zone, since 2025-01", "US$")
 _REQUEST = "how the trip was requested, since 2026-06"
 
 # Columns that only older files have; TLC replaced points by zones in July 2016.
-_POINTS: tuple[tuple[str, Kind, str], ...] = (
-    ("pickup_longitude", "number", "degrees, WGS 84, until 2016-06; 0 where unknown"),
-    ("pickup_latitude", "number", "degrees, WGS 84, until 2016-06; 0 where unknown"),
-    ("dropoff_longitude", "number", "degrees, WGS 84, until 2016-06; 0 where unknown"),
-    ("dropoff_latitude", "number", "degrees, WGS 84, until 2016-06; 0 where unknown"),
+_POINTS: tuple[Row, ...] = (
+    ("pickup_longitude", "number", "WGS 84, until 2016-06; 0 where unknown", "degrees"),
+    ("pickup_latitude", "number", "WGS 84, until 2016-06; 0 where unknown", "degrees"),
+    ("dropoff_longitude", "number", "WGS 84, until 2016-06; 0 where unknown", "degrees"),
+    ("dropoff_latitude", "number", "WGS 84, until 2016-06; 0 where unknown", "degrees"),
 )
 
 TRIP_COLUMNS: dict[str, tuple[Column, ...]] = {
@@ -81,22 +92,22 @@ TRIP_COLUMNS: dict[str, tuple[Column, ...]] = {
         ("tpep_pickup_datetime", "datetime", "meter engaged"),
         ("tpep_dropoff_datetime", "datetime", "meter disengaged"),
         ("passenger_count", "integer", "as entered by the driver"),
-        ("trip_distance", "number", "miles, by the meter"),
+        ("trip_distance", "number", "by the meter", "miles"),
         ("RatecodeID", "integer", _RATE),
         ("store_and_fwd_flag", "text", "Y: kept in the vehicle before it was sent"),
         ("PULocationID", "integer", "taxi zone of the pickup"),
         ("DOLocationID", "integer", "taxi zone of the dropoff"),
         ("payment_type", "integer", _PAYMENT),
-        ("fare_amount", "number", "US$, time and distance"),
-        ("extra", "number", "US$, rush hour and overnight"),
-        ("mta_tax", "number", "US$, tax by the metered rate in use"),
-        ("tip_amount", "number", "US$, credit card tips only"),
-        ("tolls_amount", "number", "US$, all tolls of the trip"),
-        ("improvement_surcharge", "number", "US$, at the flag drop, since 2015"),
-        ("total_amount", "number", "US$, without cash tips"),
-        ("congestion_surcharge", "number", "US$, New York State, since 2019"),
-        ("Airport_fee", "number", "US$, pickups at LaGuardia and JFK"),
-        ("cbd_congestion_fee", "number", _CBD),
+        ("fare_amount", "number", "time and distance", "US$"),
+        ("extra", "number", "rush hour and overnight", "US$"),
+        ("mta_tax", "number", "tax by the metered rate in use", "US$"),
+        ("tip_amount", "number", "credit card tips only", "US$"),
+        ("tolls_amount", "number", "all tolls of the trip", "US$"),
+        ("improvement_surcharge", "number", "at the flag drop, since 2015", "US$"),
+        ("total_amount", "number", "without cash tips", "US$"),
+        ("congestion_surcharge", "number", "New York State, since 2019", "US$"),
+        ("Airport_fee", "number", "pickups at LaGuardia and JFK", "US$"),
+        _CBD,
         ("request_source", "text", _REQUEST),
         *_POINTS,
         ("vendor_text", "text", "the vendor as published, where VendorID has no code for it, until 2014"),
@@ -111,19 +122,19 @@ TRIP_COLUMNS: dict[str, tuple[Column, ...]] = {
         ("PULocationID", "integer", "taxi zone of the pickup"),
         ("DOLocationID", "integer", "taxi zone of the dropoff"),
         ("passenger_count", "integer", "as entered by the driver"),
-        ("trip_distance", "number", "miles, by the meter"),
-        ("fare_amount", "number", "US$, time and distance"),
-        ("extra", "number", "US$, rush hour and overnight"),
-        ("mta_tax", "number", "US$, tax by the metered rate in use"),
-        ("tip_amount", "number", "US$, credit card tips only"),
-        ("tolls_amount", "number", "US$, all tolls of the trip"),
-        ("ehail_fee", "number", "US$, hailed by an app; hardly ever filled"),
-        ("improvement_surcharge", "number", "US$, at the flag drop, since 2015"),
-        ("total_amount", "number", "US$, without cash tips"),
+        ("trip_distance", "number", "by the meter", "miles"),
+        ("fare_amount", "number", "time and distance", "US$"),
+        ("extra", "number", "rush hour and overnight", "US$"),
+        ("mta_tax", "number", "tax by the metered rate in use", "US$"),
+        ("tip_amount", "number", "credit card tips only", "US$"),
+        ("tolls_amount", "number", "all tolls of the trip", "US$"),
+        ("ehail_fee", "number", "hailed by an app; hardly ever filled", "US$"),
+        ("improvement_surcharge", "number", "at the flag drop, since 2015", "US$"),
+        ("total_amount", "number", "without cash tips", "US$"),
         ("payment_type", "integer", _PAYMENT),
         ("trip_type", "integer", "1 street hail, 2 dispatch"),
-        ("congestion_surcharge", "number", "US$, New York State, since 2019"),
-        ("cbd_congestion_fee", "number", _CBD),
+        ("congestion_surcharge", "number", "New York State, since 2019", "US$"),
+        _CBD,
         ("request_source", "text", _REQUEST),
         *_POINTS,
     ),
@@ -146,22 +157,22 @@ TRIP_COLUMNS: dict[str, tuple[Column, ...]] = {
         ("dropoff_datetime", "datetime", "trip ended"),
         ("PULocationID", "integer", "taxi zone of the pickup"),
         ("DOLocationID", "integer", "taxi zone of the dropoff"),
-        ("trip_miles", "number", "miles, with the passenger"),
-        ("trip_time", "integer", "seconds, with the passenger"),
-        ("base_passenger_fare", "number", "US$, before tolls, tips, taxes and fees"),
-        ("tolls", "number", "US$, all tolls of the trip"),
-        ("bcf", "number", "US$, Black Car Fund"),
-        ("sales_tax", "number", "US$, New York State sales tax"),
-        ("congestion_surcharge", "number", "US$, New York State"),
-        ("airport_fee", "number", "US$, LaGuardia, JFK and Newark"),
-        ("tips", "number", "US$, from the passenger"),
-        ("driver_pay", "number", "US$, without tolls and tips"),
+        ("trip_miles", "number", "with the passenger", "miles"),
+        ("trip_time", "integer", "with the passenger", "seconds"),
+        ("base_passenger_fare", "number", "before tolls, tips, taxes and fees", "US$"),
+        ("tolls", "number", "all tolls of the trip", "US$"),
+        ("bcf", "number", "Black Car Fund", "US$"),
+        ("sales_tax", "number", "New York State sales tax", "US$"),
+        ("congestion_surcharge", "number", "New York State", "US$"),
+        ("airport_fee", "number", "LaGuardia, JFK and Newark", "US$"),
+        ("tips", "number", "from the passenger", "US$"),
+        ("driver_pay", "number", "without tolls and tips", "US$"),
         ("shared_request_flag", "text", "Y: passenger agreed to share"),
         ("shared_match_flag", "text", "Y: passenger did share"),
         ("access_a_ride_flag", "text", "Y: on behalf of the MTA; a blank for Uber"),
         ("wav_request_flag", "text", "Y: wheelchair-accessible vehicle asked for"),
         ("wav_match_flag", "text", "Y: wheelchair-accessible vehicle came"),
-        ("cbd_congestion_fee", "number", _CBD),
+        _CBD,
         ("SR_Flag", "integer", "1: part of a shared ride; the CSVs of 2019 to 2021 alone have it"),
     ),
 }

@@ -278,7 +278,7 @@ def test_the_catalog_tells_what_is_in_the_lake_what_the_source_has_and_what_diff
     sizes = [own.site.file(f"{month.stem}.parquet").stat().st_size for month in (held, TripMonth("fhvhv", 2023, 2))]
     assert [entry.published.size for entry in entries if entry.published] == sizes
     [page] = [page for page in runs.artifacts("catalog") if "What the source has" in page]
-    assert "| **2023** | 0 ↻ ≠ | ＋ | · |" in page
+    assert "| **2023** | 0 ↻ ≠ | + | · |" in page
     for entry, size in zip(entries, sizes, strict=True):
         assert entry.published.last_modified.endswith(" GMT")
         assert f"| {entry.trip_month} | {size:,} | {entry.published.last_modified} |" in page

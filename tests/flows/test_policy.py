@@ -3,6 +3,7 @@
 import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
+from flows.catalog import catalog
 from flows.connectors import scratch, transfer
 from flows.etl_gcs_bq import etl_gcs_bq, etl_gcs_bq_parent_flow
 from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
@@ -10,7 +11,7 @@ from flows.ingest_data import ingest_data
 from flows.stores.lake import Lake
 from flows.tlc.errors import MonthsFailed, UnreadableFile
 from flows.tlc.trips import TripMonth
-from tests.flows.conftest import Runs, dying, tasks_with_retries
+from tests.flows.conftest import LAKE, Runs, dying, tasks_with_retries
 from tests.stores import Stores, as_published, same, with_passengers
 
 
@@ -39,6 +40,11 @@ def test_runs_are_named_for_people(month: TripMonth, runs: Runs) -> None:
             *(f"{verb} {month} → Postgres" for verb in ("extract", "transform", "load")),
         ],
     ]
+
+
+def test_a_run_over_several_colors_or_stores_is_named_without_brackets(ours: Stores, runs: Runs) -> None:
+    state = catalog(["green", "fhv"], block_name=LAKE, return_state=True)
+    assert runs.name(state) == "catalog: green, fhv"
 
 
 def test_a_file_extracted_once_is_not_fetched_again_that_day(month: TripMonth, ours: Stores, runs: Runs) -> None:

@@ -34,7 +34,7 @@ WHOLE = [
     if path.name.endswith(ENDINGS)
 ]
 MONEY = {
-    color: {column.name.lower(): column.name for column in columns if column.meaning.startswith("US$")}
+    color: {column.name.lower(): column.name for column in columns if column.unit == "US$"}
     for color, columns in TRIP_COLUMNS.items()
 }
 # What yellow files of 2009 to 2014 call them.

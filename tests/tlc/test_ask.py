@@ -30,7 +30,7 @@ def described(statement: exp.Create) -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize("table", TABLES)
 def test_the_statement_has_every_canonical_column_with_its_type_and_meaning(table: str) -> None:
     wanted = zones.COLUMNS if table == zones.TABLE else columns(table)
-    assert described(parsed(table)) == [(c.name, KINDS[c.kind].bigquery, c.meaning) for c in wanted]
+    assert described(parsed(table)) == [(c.name, KINDS[c.kind].bigquery, c.described) for c in wanted]
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -25,3 +25,4 @@ def test_every_column_says_what_it_means_and_has_a_type_in_every_store(color: st
         assert column.meaning
         assert KINDS[column.kind].bigquery
         assert KINDS[column.kind].postgres
+        assert column.kind != "number" or column.unit, f"{column.name} has no unit: its sums and its page would lack it"
