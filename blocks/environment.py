@@ -1,5 +1,6 @@
 """What the environment says, and how to say that it is wrong: variables, files, and the Prefect server that two of them name."""
 
+import json
 import os
 import re
 from collections.abc import Mapping, MutableMapping
@@ -88,8 +89,8 @@ def expand_machine_key(environment: MutableMapping[str, str] = os.environ) -> No
             return
 
 
-def no_server(error: httpx.HTTPError | httpx.InvalidURL) -> str:
-    """What to do about a Prefect server that did not answer as it should; its address may hold a password and is not told."""
+def no_server(error: httpx.HTTPError | httpx.InvalidURL | json.JSONDecodeError) -> str:
+    """Return what to do about a Prefect server that did not answer as it should, without its address, which may be secret."""
     status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
     if status in (401, 403):
         return (
@@ -97,4 +98,9 @@ def no_server(error: httpx.HTTPError | httpx.InvalidURL) -> str:
             "set it to a key of that server's, see docs/prefect-cloud.md."
         )
     why = type(error).__name__ if status is None else str(status)
-    return f"the Prefect server of PREFECT_API_URL cannot be used ({why}): start it, or mend that setting."
+    if isinstance(error, json.JSONDecodeError):
+        why = "its answer is no JSON"
+    return (
+        f"the Prefect server of PREFECT_API_URL cannot be used ({why}): start it, or correct that setting; "
+        "it is an address such as http://127.0.0.1:4200/api."
+    )

@@ -5,6 +5,7 @@ Running it again replaces what it attached before; `python -m blocks.notify none
 
 import argparse
 import asyncio
+import json
 import sys
 from uuid import UUID
 
@@ -97,7 +98,7 @@ def main(arguments: list[str]) -> int:
     except NothingToAttach as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError) as error:
         gone = isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 404
         why = "this server has no notification policies; on Prefect Cloud make an automation in the UI instead."
         print(f"error: {why if gone else no_server(error)}", file=sys.stderr)

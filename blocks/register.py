@@ -249,7 +249,7 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError) as error:
         print(f"error: {no_server(error)}", file=sys.stderr)
         return 1
     return 0

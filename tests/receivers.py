@@ -106,6 +106,34 @@ def receiver() -> Iterator[Receiver]:
 
 
 @contextmanager
+def web_page() -> Iterator[str]:
+    """A web server that answers everything with a page, as Prefect's UI does; its host and port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
+            page = b"<!DOCTYPE html><title>Prefect</title>"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
 def mailbox() -> Iterator[Receiver]:
     """A mail server that takes any mail; a message's body is the mail as it was sent."""
 

@@ -2,10 +2,12 @@
 
 import inspect
 import itertools
+import json
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -20,6 +22,8 @@ from blocks.environment import no_server
 from flows.connectors.guard import allow_by_default
 from flows.tlc.errors import TripDataError
 
+# What an address of no Prefect server leads to.
+_NO_SERVER = httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL
 _MEANT_FOR_PEOPLE = (TripDataError, ParameterTypeError)
 
 
@@ -97,9 +101,18 @@ def _in_words(error: Exception) -> str:
         return str(error)
     # Prefect says that it cannot reach its API where the API said no.
     for answer in (error, error.__cause__):
-        if isinstance(answer, PrefectHTTPStatusError | httpx.ConnectError):
+        if isinstance(answer, PrefectHTTPStatusError | _NO_SERVER):
             return no_server(answer)
+    if isinstance(error, json.JSONDecodeError) and _is_the_api_clients(error):
+        return no_server(error)
     return f"{type(error).__name__}: {error}"
+
+
+def _is_the_api_clients(error: Exception) -> bool:
+    """Return whether Prefect's API client raised the error: the address answers, but not as Prefect's API does."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    raised_in = [name for name in modules if name.startswith(("prefect.", "flows.", "blocks."))]
+    return bool(raised_in) and raised_in[-1].startswith("prefect.client.")
 
 
 def _help_texts(docstring: str) -> dict[str, str]:

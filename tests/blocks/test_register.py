@@ -27,6 +27,7 @@ from sqlalchemy import make_url
 from blocks import GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from blocks.register import BLOCKS, BadValue, main, register, sqlalchemy_connector
 from local.stack import Stack
+from tests.receivers import web_page
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "canary7Qx"
@@ -407,12 +408,15 @@ def closed() -> Iterator[str]:
         ("http://user:{canary}@{refusing}/api", "401"),
         ("//user:{canary}@{closed}/api", "UnsupportedProtocol"),
         ("http://host:{canary}/api", "InvalidURL"),
+        ("http://user:{canary}@{page}", "its answer is no JSON"),
     ],
 )
 def test_a_prefect_server_that_cannot_be_used_is_one_line(url, why, closed, refusing, well_formed, monkeypatch, capfd):
     set_environment(monkeypatch, {"POSTGRES_URL": well_formed["POSTGRES_URL"]})
-    with temporary_settings({PREFECT_API_URL: url.format(canary=CANARY, closed=closed, refusing=refusing)}):
-        assert main(["sqlalchemy-connector"]) == 1
+    with web_page() as page:
+        address = url.format(canary=CANARY, closed=closed, refusing=refusing, page=page)
+        with temporary_settings({PREFECT_API_URL: address}):
+            assert main(["sqlalchemy-connector"]) == 1
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert "PREFECT_API_URL" in err

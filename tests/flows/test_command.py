@@ -1,6 +1,7 @@
 """A flow is a program: its parameters are the command line, its success the exit status; long work shows how far it is."""
 
 import io
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -8,12 +9,14 @@ from typing import Any
 
 import pytest
 from prefect import flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
 from flows.tasks import progress
 from flows.tasks.command import run_as_program
 from flows.tlc.errors import UnknownMonth
 from flows.tlc.trips import Bound, Color, Month, OptionalMonths
+from tests.receivers import web_page
 from tests.stores import Stores
 
 
@@ -35,6 +38,12 @@ def counting(color: Color, months: list[Month], rows: int = 3) -> int:
 def naming(year: int | None = None, months: OptionalMonths = None, since: Bound = "", until: Bound = "") -> None:
     """Name months."""
     print(f"<{year} {months} {since} {until}>")
+
+
+@flow(name="test-json")
+def reading() -> None:
+    """Read what is no JSON."""
+    json.loads("<html>")
 
 
 def exit_status(monkeypatch: pytest.MonkeyPatch, *arguments: str, program: Callable[..., Any] = counting) -> int:
@@ -66,6 +75,31 @@ def test_what_is_wrong_is_told_in_a_line_and_the_status_is_1(
 ) -> None:
     assert exit_status(monkeypatch, *arguments) == 1
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("http://{page}", "its answer is no JSON"),
+        ("//{page}/api", "UnsupportedProtocol"),
+        ("http://{page}:0/api", "InvalidURL"),
+    ],
+)
+def test_an_address_of_no_prefect_server_is_told_with_an_address_of_one(
+    address: str, why: str, ours: Stores, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with web_page() as page, temporary_settings({PREFECT_API_URL: address.format(page=page)}):
+        assert exit_status(monkeypatch, "green", "1") == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert f"({why})" in line
+    assert "http://127.0.0.1:4200/api" in line
+
+
+def test_json_that_a_flow_cannot_read_is_no_fault_of_the_server(
+    ours: Stores, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(monkeypatch, program=reading) == 1
+    assert "error: JSONDecodeError: Expecting value" in capsys.readouterr().err
 
 
 def test_months_are_named_in_order_or_as_a_range_by_options(
