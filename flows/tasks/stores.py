@@ -13,11 +13,18 @@ from prefect_gcp.cloud_storage import GcsBucket
 from prefect_sqlalchemy import SqlAlchemyConnector
 from pydantic.v1 import ValidationError
 
+from blocks import GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from blocks.environment import MACHINE_KEY, BadValue, expand_machine_key, file_at, key_file
 from flows.stores import STORES, Target
 from flows.tasks.policy import RETRIES
 from flows.tlc.errors import MisconfiguredBlock
 
+# The blocks that `python -m blocks.register` makes.
+_REGISTERED = {
+    ("gcs-bucket", GCS_BUCKET),
+    ("gcp-credentials", GCP_CREDENTIALS),
+    ("sqlalchemy-connector", POSTGRES),
+}
 # What Google's library lets through where a path leads to no file that it can open.
 _UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -35,9 +42,9 @@ def _load(kind: type[Block], name: str) -> Any:
         if isinstance(error, RuntimeError) and not isinstance(error.__cause__, ValidationError):
             raise
         if "Unable to find block document" in str(error):
+            make = "with `python -m blocks.register`" if (slug, name) in _REGISTERED else "in the UI"
             raise MisconfiguredBlock(
-                f"block {slug}/{name} does not exist; make it with `python -m blocks.register` or in the UI,"
-                " or name another block."
+                f"block {slug}/{name} does not exist; make it {make}, or name another block: `prefect block ls` lists them."
             ) from None
         if isinstance(error, RuntimeError) and (wrong := _key_file_of(kind, name)):
             raise MisconfiguredBlock(f"block {slug}/{name}: {wrong}") from None

@@ -13,13 +13,15 @@ from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
 from sqlalchemy import make_url
 
+from blocks.register import BLOCKS
 from flows.bring_up_to_date import bring_up_to_date
 from flows.etl_gcs_bq import etl_gcs_bq, etl_gcs_bq_parent_flow
 from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.load_zones import load_zones
 from flows.query_lake import query_lake
-from flows.tlc.errors import ImpossibleDataset, UnknownMonth
+from flows.tasks import stores
+from flows.tlc.errors import ImpossibleDataset, MisconfiguredBlock, UnknownMonth
 from flows.tlc.trips import TripMonth
 from local.tripfiles import write_month
 from tests.flows.conftest import LAKE, POSTGRES, Program, Runs, lake_of, postgres_block
@@ -92,8 +94,18 @@ def test_an_unknown_color_is_told_with_the_known_ones(runs: Runs) -> None:
 def test_a_block_that_does_not_exist_is_named_with_how_to_make_it(month: TripMonth, runs: Runs) -> None:
     for flow, slug in ((etl_web_gcs, "gcs-bucket"), (ingest_data, "sqlalchemy-connector")):
         text = said(runs.of(flow, month, block_name="no-such-block"))
-        assert f"{slug}/no-such-block does not exist" in text
-        assert "blocks.register" in text
+        assert f"{slug}/no-such-block does not exist; make it in the UI, or name another block" in text
+
+
+def test_a_missing_block_that_the_program_makes_is_named_with_the_program(
+    ours: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {(kind, name) for kind, (name, *_) in BLOCKS.items()} == stores._REGISTERED
+    monkeypatch.setattr(stores, "_REGISTERED", {("gcs-bucket", "not-made-yet")})
+    with pytest.raises(
+        MisconfiguredBlock, match=r"not-made-yet does not exist; make it with `python -m blocks\.register`"
+    ):
+        stores.load_block("gcs-bucket", "not-made-yet")
 
 
 def test_a_bucket_that_does_not_exist_is_named(month: TripMonth, runs: Runs, ours: Stores) -> None:
