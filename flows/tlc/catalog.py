@@ -40,11 +40,12 @@ def months_between(colors: Iterable[str], since: str, until: str, today: dt.date
     """
     now = today or dt.datetime.now(dt.UTC).date()
     first = bound_of("since", since, 1) if since else min(FIRST_MONTH.values())
-    last = min(bound_of("until", until, 12), (now.year, now.month)) if until else (now.year, now.month)
+    named = bound_of("until", until, 12) if until else (now.year, now.month)
+    if first > named and until:
+        raise UnknownMonth(f"until ({until}) is before since ({since or '{}-{:02d}'.format(*first)}).")
+    last = min(named, (now.year, now.month))
     if first > last:
-        raise UnknownMonth(
-            "from {}-{:02d} to {}-{:02d} there is no month that could be published.".format(*first, *last)
-        )
+        raise UnknownMonth(f"since ({since}) is in the future.")
     asked = list(dict.fromkeys(colors))
     found = [
         TripMonth(color, year, month)

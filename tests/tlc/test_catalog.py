@@ -58,8 +58,13 @@ def test_a_bound_that_is_no_month_is_refused_with_an_example(bound: str):
 
 
 def test_a_range_without_a_month_is_refused():
-    with pytest.raises(UnknownMonth, match="2030-01 to 2024-03"):
-        months_between(["yellow"], "2030", "", TODAY)
+    for until in ("", "2031"):
+        with pytest.raises(UnknownMonth, match=r"^since \(2030\) is in the future\.$"):
+            months_between(["yellow"], "2030", until, TODAY)
+    with pytest.raises(UnknownMonth, match=r"^until \(2021\) is before since \(2022\)\.$"):
+        months_between(["yellow"], "2022", "2021", TODAY)
+    with pytest.raises(UnknownMonth, match=r"^until \(2008\) is before since \(2009-01\)\.$"):
+        months_between(["yellow"], "", "2008", TODAY)
     with pytest.raises(UnknownMonth, match=r"until 2009-02 .* begin with green 2013-08, fhvhv 2019-02"):
         months_between(["green", "fhvhv"], "2008-01", "2009-02", TODAY)
 
