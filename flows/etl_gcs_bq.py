@@ -92,7 +92,7 @@ def etl_gcs_bq_parent_flow(
         via: load_job (BigQuery reads the bucket itself) or dataframe (through this machine, where it may not).
         dataset: BigQuery dataset; made in the bucket's location if it is not there.
         at_once: How many months are worked on at the same time.
-        since: First month of a range, such as 2019-02 or 2019, with until; wins over year and months.
+        since: First month of a range, such as 2019-02 or 2019, with until. Wins over the stored year and months of a deployment.
         until: Last month of the range, such as 2019-03 or 2019.
     """
     chosen = chosen_months(color, year, months, since, until)

@@ -89,7 +89,7 @@ def etl_parent_flow(
         rows: all, or with_passengers to leave out trips with a passenger_count of zero.
         schema: strict (a column that the schema does not know stops the month), or accept_new_columns to keep it as published.
         at_once: How many months are worked on at the same time.
-        since: First month of a range, such as 2019-02 or 2019, with until; wins over year and months.
+        since: First month of a range, such as 2019-02 or 2019, with until. Wins over the stored year and months of a deployment.
         until: Last month of the range, such as 2019-03 or 2019.
     """
     chosen = chosen_months(color, year, months, since, until)

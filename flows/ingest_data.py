@@ -45,7 +45,7 @@ def ingest_data(
         source: official (TLC's Parquet), mirror (DataTalksClub's CSV), or a URL template with {color}, {year}, {month:02d}.
         rows: with_passengers to leave out trips with a passenger_count of zero, or all.
         at_once: How many months are worked on at the same time.
-        since: First month of a range, such as 2019-02 or 2019, with until; wins over year and months.
+        since: First month of a range, such as 2019-02 or 2019, with until. Wins over the stored year and months of a deployment.
         until: Last month of the range, such as 2019-03 or 2019.
     """
     chosen = chosen_months(color, year, months, since, until)

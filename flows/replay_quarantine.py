@@ -44,7 +44,7 @@ def replay_quarantine(
         block_name: Name of the GcsBucket block that is the lake.
         postgres_block: Name of the SqlAlchemyConnector block that is the database.
         at_once: How many months are worked on at the same time.
-        since: First month of a range, such as 2019-02 or 2019, with until; wins over year and months.
+        since: First month of a range, such as 2019-02 or 2019, with until. Wins over the stored year and months of a deployment.
         until: Last month of the range, such as 2019-03 or 2019.
     """
     chosen = chosen_months(color, year, months, since, until)
