@@ -1,4 +1,4 @@
-"""What a person should look at after a month was published: rows that are missing, or more changes than a correction makes."""
+"""Return warnings about a published month that a person should check: rows are missing, or unusually many changed."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from flows.tlc.manifest import Manifest
 
 @dataclass(frozen=True)
 class Limit:
-    """A share of rows above which a person should look at a month, and why."""
+    """A share of rows above which a person should check a month, and why."""
 
     share: float
     why: str
@@ -16,25 +16,33 @@ class Limit:
 
 LIMITS = {
     "quarantined": Limit(0.0, "of the file's rows: each is a trip that the store lacks"),
-    "fewer": Limit(0.0, "of the edition before: TLC adds late trips to a month, and seldom takes any away"),
-    "changed": Limit(0.1, "of the month that was replaced: more is another file, or another rule, than a correction"),
+    "fewer": Limit(0.0, "of the previous edition: TLC adds late trips to a month, and seldom removes any"),
+    "changed": Limit(
+        0.1, "of the month that was replaced: more changes mean another file or another rule, not a correction"
+    ),
 }
 
 
 def warnings_of(manifest: Manifest, before: Manifest | None) -> tuple[str, ...]:
-    """Return what exceeds `LIMITS` in a month, in sentences; none if all is well.
+    """Return one sentence for each of `LIMITS` that a month exceeds, and for a repeated part of its file.
 
-    `before` is the manifest of the month that this one replaced in its store, if it replaced one.
+    Args:
+        manifest: The manifest of the published month.
+        before: The manifest of the month that it replaced in its store, or None if it replaced none.
     """
     found = []
-    aside, known, changed = sum(manifest.quarantined.values()), manifest.known_rows or 0, _changed(manifest, before)
-    if aside > LIMITS["quarantined"].share * manifest.source_rows:
+    quarantined, expected, changed = (
+        sum(manifest.quarantined.values()),
+        manifest.known_rows or 0,
+        _changed(manifest, before),
+    )
+    if quarantined > LIMITS["quarantined"].share * manifest.source_rows:
         reasons = ", ".join(f"{count:,} × {reason}" for reason, count in manifest.quarantined.items())
         found.append(
-            f"{aside:,} of {manifest.source_rows:,} rows are quarantined ({reasons});"
+            f"{quarantined:,} of {manifest.source_rows:,} rows are quarantined ({reasons});"
             f" read them in {manifest.quarantine_key or 'the table quarantine'}."
         )
-    if known - manifest.source_rows > LIMITS["fewer"].share * known:
+    if expected - manifest.source_rows > LIMITS["fewer"].share * expected:
         found.append(f"{manifest.recount}; check with the publisher that the file at {shown(manifest.url)} is whole.")
     if before and changed > LIMITS["changed"].share * before.loaded:
         found.append(
@@ -44,14 +52,14 @@ def warnings_of(manifest: Manifest, before: Manifest | None) -> tuple[str, ...]:
     if manifest.repeated:
         row, earlier = manifest.repeated
         found.append(
-            f"the rows before row {row:,} are those before row {earlier:,}, byte for byte: a part of the file may be there twice;"
+            f"the rows before row {row:,} are those before row {earlier:,}, byte for byte: the file may have a part twice;"
             " compare it with its source."
         )
     return tuple(found)
 
 
 def _changed(manifest: Manifest, before: Manifest | None) -> int:
-    """Return how many rows differ from the month before; at least, where it was replaced as a whole without comparing."""
+    """Return how many rows differ from the replaced month. If the two were not compared, return the least that must differ."""
     whole = before and (manifest.inserted, manifest.updated, manifest.removed) == (manifest.loaded, 0, before.loaded)
     if before and whole:
         return abs(manifest.loaded - before.loaded)
@@ -59,7 +67,7 @@ def _changed(manifest: Manifest, before: Manifest | None) -> int:
 
 
 def _explained(manifest: Manifest, before: Manifest) -> str:
-    """Return the rule or the source that the month before had, if it had another."""
+    """Return, for a message, the rule or the source of the replaced month if it was another one."""
     terms = (("rows", manifest.rule, before.rule), ("source", shown(manifest.url), shown(before.url)))
     other = [f"{name} was {then}, and is {now}" for name, now, then in terms if now != then]
     return f" ({'; '.join(other)})" if other else ""

@@ -1,4 +1,4 @@
-"""From rows as published to canonical trips: convert losslessly or set aside with the reason, count everything once."""
+"""Turn published rows into canonical trips: convert each row without loss or reject it with a reason, and count it once."""
 
 import json
 import math
@@ -19,13 +19,13 @@ from flows.tlc.matching import Shape
 from flows.tlc.schema import CODINGS, KEY, QUARANTINE_SCHEMA, Coding, Kind, arrow_schema
 from flows.tlc.trips import Rows, TripMonth
 
-# A sound file has next to none; above this share the file is damaged or its era is wrong.
+# A sound file has next to no rejected rows. Above this share the file is damaged or its era is wrong.
 MAX_REJECTED_SHARE = 0.01
-# No month may have more, whatever its size: the largest known has 23.9 million rows (known_months.csv).
+# No month may have more, whatever its size. The largest known month has 23.9 million rows (known_months.csv).
 MAX_REJECTED = 300_000
 MAX_ROWS = 100_000_000
-_TOLD = 300  # characters of a row in a message
-_MOSTLY = 0.9  # of the rejected rows
+_LONGEST_QUOTE = 300  # characters of a row in a message
+_MOSTLY = 0.9  # share of the rejected rows that one word explains
 _LONGEST_WORD = 20  # characters
 _LONGEST_ORIGINAL = 4_000  # characters of a row in quarantine; a sound one has about 200 in a CSV, 600 as JSON
 _WITHOUT_SECONDS = r"\d[-/.]\d{1,2}[-/.]\d{1,4} \d{1,2}:\d\d(?![:\d])"
@@ -40,13 +40,20 @@ REASONS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some consecutive rows of a file: canonical trips, what was set aside (`QUARANTINE_SCHEMA`), and the counts.
+    """Consecutive rows of a file: canonical trips, rejected rows and counts.
 
-    `shape` says how the file's columns were understood.
-    `extra` has the columns that the schema does not know, of the same trips, if the file has any and they are wanted.
-    `misfits` counts the texts that no other text in their column was rejected with: words for a missing value, most likely.
-    Of a CSV, `size` is the chunk's bytes, `reject_sizes` those of each rejected line, `stretch` the largest part of the file
-    so far that is no rows, and `repeated` the rows where a repeated part and its first copy end.
+    `trips`: canonical trips, in `arrow_schema` of their color.
+    `rejects`: rejected rows, in `QUARANTINE_SCHEMA`.
+    `shape`: how the file's columns map to the schema.
+    `extra`: the columns that the schema does not know, for the same trips; None if there are none or they are not wanted.
+    `misfits`: if all rejected values of a column are the same word, that word and how often it occurs. Most likely it
+    stands for a missing value.
+
+    These are set only for a CSV:
+    `size`: the bytes of the chunk.
+    `reject_sizes`: the bytes of each rejected line.
+    `stretch`: the longest part of the file so far that has no rows.
+    `repeated`: a row inside a repeated part, and the same row in the first copy of that part.
     """
 
     trips: pa.Table
@@ -54,7 +61,7 @@ class Chunk:
     source_rows: int
     filtered: Counter[str] = field(default_factory=Counter)
     shape: Shape | None = None
-    share: float = 0.0  # of the file that has been read by the end of this chunk, as far as it is known
+    share: float = 0.0  # of the file, read by the end of this chunk; 0 if unknown
     extra: pa.Table | None = None
     misfits: Counter[str] = field(default_factory=Counter)
     size: int = 0
@@ -65,22 +72,22 @@ class Chunk:
 
 @dataclass
 class Tally:
-    """Running counts of a month; every source row is in exactly one of loaded, filtered, quarantined."""
+    """Running counts of a month. Each source row is counted in exactly one of loaded, filtered and quarantined."""
 
     trip_month: TripMonth | None = None
     source_rows: int = 0
     loaded: int = 0
     filtered: Counter[str] = field(default_factory=Counter)
     quarantined: Counter[str] = field(default_factory=Counter)
-    first: str = ""  # of the quarantined rows
+    first: str = ""  # the first quarantined row, for messages
     misfits: Counter[str] = field(default_factory=Counter)
-    size: int = 0  # bytes of all rows, if they are text
-    reject_sizes: Counter[int] = field(default_factory=Counter)  # bytes of a rejected line to how many there are
+    size: int = 0  # bytes of all rows of a CSV
+    reject_sizes: Counter[int] = field(default_factory=Counter)  # number of rejected lines, by their size in bytes
     stretch: Stretch | None = None
     repeated: tuple[int, int] | None = None
 
     def add(self, chunk: Chunk) -> None:
-        """Count one chunk; raise `TooManyRejects` as soon as no month could be forgiven so many."""
+        """Count one chunk. Raise `TooManyRejects` as soon as there are more rejected rows, or rows, than any month may have."""
         self.source_rows += chunk.source_rows
         self.loaded += chunk.trips.num_rows
         self.filtered.update(chunk.filtered)
@@ -92,7 +99,7 @@ class Tally:
         self.repeated = chunk.repeated or self.repeated
         if chunk.rejects.num_rows and not self.first:
             [reject] = chunk.rejects.slice(0, 1).to_pylist()
-            self.first = f"row {reject['row_number']}: {_printable(reject['original'][:_TOLD])}"
+            self.first = f"row {reject['row_number']}: {_printable(reject['original'][:_LONGEST_QUOTE])}"
         if self.quarantined.total() > MAX_REJECTED:
             raise TooManyRejects(
                 self._named + self._too_many(f"more than {MAX_REJECTED:,} stop any month, and reading")
@@ -108,7 +115,7 @@ class Tally:
 
     @property
     def lost(self) -> float:
-        """Rows that the rejected ones could have been: text as long as five rows counts as five."""
+        """Number of rows that the rejected text may have been: a text as long as five mean rows counts as five."""
         count, size = self.reject_sizes.total(), sum(n * size for size, n in self.reject_sizes.items())
         sound = self.source_rows - count
         mean = (self.size - size) / sound if sound else 0.0
@@ -117,12 +124,18 @@ class Tally:
         )
 
     def check(self, trip_month: TripMonth) -> None:
-        """Raise unless every row is accounted for and the file is sound."""
-        set_aside = self.quarantined.total()
-        if self.source_rows != self.loaded + self.filtered.total() + set_aside:
+        """Raise unless each row is counted once and the file is sound.
+
+        Raises:
+            NotReconciled: The counts do not add up to the source rows.
+            TooManyRejects: The file has no trips, or too many rejected rows.
+            UnreadableFile: A CSV has a long stretch of text that is not rows.
+        """
+        rejected = self.quarantined.total()
+        if self.source_rows != self.loaded + self.filtered.total() + rejected:
             raise NotReconciled(
                 f"{trip_month}: {self.source_rows} rows read, but {self.loaded} loaded + {self.filtered.total()} filtered"
-                f" + {set_aside} quarantined. Nothing was published; please report this."
+                f" + {rejected} quarantined. Nothing was published; please report this."
             )
         if self.source_rows == 0:
             raise TooManyRejects(f"{trip_month}: the file has a header and no trips. Nothing was published.")
@@ -130,8 +143,8 @@ class Tally:
             sizes = sum(n * size for size, n in self.reject_sizes.items())
             self.stretch.require_short(trip_month, max(0, self.size - sizes - self.stretch.size) / self.source_rows)
         lost = self.lost
-        if lost > MAX_REJECTED_SHARE * (self.source_rows + lost - set_aside):
-            also = f" (their text is as long as {lost:,.0f} rows)" if round(lost) > set_aside else ""
+        if lost > MAX_REJECTED_SHARE * (self.source_rows + lost - rejected):
+            also = f" (their text is as long as {lost:,.0f} rows)" if round(lost) > rejected else ""
             raise TooManyRejects(
                 f"{trip_month}: " + self._too_many(f"more than {MAX_REJECTED_SHARE:.0%} stops the month", also)
             )
@@ -142,8 +155,8 @@ class Tally:
         [(word, times)] = self.misfits.most_common(1) or [("", 0)]
         if times >= _MOSTLY * self.quarantined.total():
             hint = (
-                f"If {word!r} stands for a missing value, save the file with nothing in its place;"
-                " else compare the file with its source."
+                f"If {word!r} stands for a missing value, save the file with empty fields in its place;"
+                " otherwise compare the file with its source."
             )
         return (
             f"{self.quarantined.total()} of {self.source_rows} rows do not fit{also} ({worst}); {limit}. Nothing was"
@@ -151,7 +164,7 @@ class Tally:
         )
 
 
-# What to do about rejected rows, by the first pattern that their reasons and the first of them match.
+# Advice about rejected rows. The first pattern that matches the reasons and the first rejected row gives the advice.
 _HINTS = (
     (
         rf"{REASONS['datetime']}.*\n.*{_WITHOUT_SECONDS}",
@@ -160,17 +173,17 @@ _HINTS = (
     (REASONS["datetime"], "Datetimes are not as TLC writes them, 2021-01-31 23:59:59; get the original file."),
     (
         "wrong number of fields|not CSV|not UTF-8",
-        "The rows are not as their header says; compare the file with its source.",
+        "The rows do not fit their header; compare the file with its source.",
     ),
     (
         "",
-        "Compare the first row with docs/schema.md: the file was changed on its way, or TLC means another thing by the column.",
+        "Compare the first row with docs/schema.md: the file was changed, or TLC has given the column another meaning.",
     ),
 )
 
 
 def _printable(text: str) -> str:
-    """The text with its control characters escaped."""
+    """Return the text with its control characters escaped."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
@@ -179,7 +192,7 @@ def _as_array(column: pa.ChunkedArray) -> pa.Array:
 
 
 def rejects_table(rejects: Iterable[tuple[int, str, str]]) -> pa.Table:
-    """Quarantine rows: row number, reason, the row as published."""
+    """Return a table for quarantine, by row number, from tuples of row number, reason and the row as published."""
     rows = sorted(rejects)
     return pa.table(
         [pa.array([row[i] for row in rows], kind.type) for i, kind in enumerate(QUARANTINE_SCHEMA)],
@@ -191,7 +204,7 @@ NO_REJECTS = rejects_table([])
 
 
 def _as_json(rows: pa.Table) -> list[str]:
-    """Each row as JSON, also with values that Python or UTF-8 cannot hold: year 10000, NaN, stray bytes."""
+    """Return each row as JSON. Values that Python, JSON or UTF-8 cannot represent become text: year 10000, NaN, stray bytes."""
     names = rows.column_names
     columns = [_readable(_as_array(column)) for column in rows.columns]
     return [
@@ -212,13 +225,17 @@ def _readable(values: pa.Array) -> list[str | float | None]:
 
 
 def _decode(values: pa.Array, coding: Coding) -> tuple[pa.Array, dict[str, pa.Array]]:
-    """Texts as TLC's codes, still as text; those that have none, and are no code themselves, go to a column of their own."""
+    """Return texts as TLC's codes, still as text, and the texts that have no code.
+
+    A text that is neither a word with a code nor a number goes to the column that `coding.original` names. If it names
+    none, the text stays where it is.
+    """
     texts = values.cast(pa.string())
     plain = pc.utf8_lower(pc.utf8_trim_whitespace(texts))
     codes = pa.array([str(code) for code in coding.codes.values()], pa.string())
     code = codes.take(pc.index_in(plain, value_set=pa.array(list(coding.codes), pa.string())))
     number = pc.match_substring_regex(plain, r"^-?[0-9]+(\.0*)?$")
-    if not coding.original:  # the column itself is text, and can keep what has no code
+    if not coding.original:  # the column itself is text, and keeps words that have no code
         return pc.coalesce(code, texts), {}
     decoded = pc.coalesce(code, pc.if_else(number, plain, pa.scalar(None, pa.string())))
     return decoded, {coding.original: pc.if_else(pc.is_valid(decoded), pa.scalar(None, pa.string()), texts)}
@@ -229,14 +246,14 @@ def _require_empty(trip_month: TripMonth, name: str, values: pa.ChunkedArray, ro
     if len(filled):
         first = filled[0].as_py()
         raise SchemaMismatch(
-            f"{trip_month}: {name} has never held anything, but holds {values[first].as_py()!r} in row"
-            f" {row_numbers[first]}: header and data do not agree, and columns may have shifted. Nothing was loaded."
-            " Compare the row with the header, and add an era to flows/tlc/eras.py."
+            f"{trip_month}: {name} is empty in all files known so far, but has {values[first].as_py()!r} in row"
+            f" {row_numbers[first]}: the columns may have shifted. Nothing was loaded. Compare the row with the header; if they"
+            " agree, add an era to flows/tlc/eras.py."
         )
 
 
 def _require_nothing(trip_month: TripMonth, name: str, kind: Kind, values: pa.Array, row_numbers: pa.Array) -> None:
-    """Raise `SchemaMismatch` if a column of floats, which pandas makes of a column without a value, has one after all."""
+    """Raise `SchemaMismatch` if a float column that should be `kind` has a value. pandas makes an empty column float."""
     filled = pc.indices_nonzero(pc.is_valid(values))
     if len(filled):
         first = filled[0].as_py()
@@ -248,19 +265,19 @@ def _require_nothing(trip_month: TripMonth, name: str, kind: Kind, values: pa.Ar
 
 
 def _require_count(trip_month: TripMonth, name: str, values: pa.Array, row_numbers: pa.Array) -> None:
-    """Raise `SchemaMismatch` unless a column without a name counts upwards; pandas leaves gaps where it filtered rows."""
+    """Raise `SchemaMismatch` unless a column without a name counts upwards. Allow gaps: pandas leaves them if it filters."""
     counted, bad = convert(values, "integer")
     upwards = pc.all(pc.greater(counted[1:], counted[:-1]), min_count=0).as_py()
     if bad or counted.null_count or not upwards:
         raise SchemaMismatch(
             f"{trip_month}: the first column has no name, and does not count upwards from row {row_numbers[0]} on: it may be"
-            " the index that pandas and R write, of rows in another order, or something else. Nothing was loaded; save the"
+            " the index that pandas and R write, with the rows in another order, or something else. Nothing was loaded; save the"
             " file without it (pandas: index=False; R: row.names=FALSE)."
         )
 
 
 def _empty_rows(columns: Sequence[pa.Array | pa.ChunkedArray]) -> list[int]:
-    """Positions of rows without any value, such as the lines of commas that a spreadsheet leaves at the end."""
+    """Return the positions of rows without any value, such as the lines of commas that a spreadsheet leaves at the end."""
     if not all(column.null_count for column in columns):
         return []
     empty = reduce(pc.and_, (column.is_null() for column in columns))
@@ -268,7 +285,7 @@ def _empty_rows(columns: Sequence[pa.Array | pa.ChunkedArray]) -> list[int]:
 
 
 def _only_text(values: pa.Array, positions: Sequence[int]) -> str:
-    """Return the word that is at all of these positions, without blanks around it; "" if there is none."""
+    """Return the word that is the value at all of these positions, without blanks around it, or ""."""
     if not positions or not is_text(values.type):
         return ""
     texts = pc.unique(values.take(pa.array(positions, pa.int64())).cast(pa.large_binary()))
@@ -285,10 +302,18 @@ def clean(
     original: Callable[[int], str] | None = None,
     originals: int | None = None,
 ) -> Chunk:
-    """Canonical trips of `published` (columns as in `shape`), with the rows that will not convert set aside.
+    """Return published rows as canonical trips. Reject rows that do not convert.
 
-    `original(i)` gives row i as it was published; by default its values as JSON. Only the first `originals` rows set aside
-    keep it, if that is given; every one of them is counted.
+    Args:
+        trip_month: The month of the file.
+        shape: How the columns map to the schema.
+        published: The rows, with the columns in `shape`.
+        row_numbers: The row number of each row in the file.
+        original: Returns the row at a position as it was published. By default this is JSON of its values.
+        originals: How many rejected rows keep their original. By default all do; each is counted in any case.
+
+    Raises:
+        SchemaMismatch: A column has values that it must not have.
     """
     by_name: dict[str, pa.Array] = {}
     bad: dict[int, str] = {}
@@ -305,7 +330,7 @@ def clean(
             values = pa.nulls(len(values))
         if shape.coded(column):
             if is_text(values.type):
-                values, positions = convert(values, "text")  # what is no UTF-8 cannot be looked up
+                values, positions = convert(values, "text")  # texts that are not UTF-8 cannot be looked up
             values, words = _decode(values, CODINGS[column.name])
             by_name |= words
         by_name[column.name], more = convert(values, column.kind)
@@ -349,13 +374,13 @@ def clean(
 
 
 def passengers_only(trips: pa.Table) -> pa.Table:
-    """Trips that carried somebody, or of which nobody knows: only a passenger_count of 0 is dropped."""
+    """Return the trips without those whose passenger_count is 0. Keep trips whose passenger_count is missing."""
     if "passenger_count" not in trips.column_names:
         return trips
     return trips.filter(pc.fill_null(pc.not_equal(trips.column("passenger_count"), 0), True))
 
 
-# A rule a name: what a run may leave out on request.
+# The filters that each choice of `rows` applies: the name to count dropped trips under, and the trips to keep.
 FILTERS: dict[Rows, Sequence[tuple[str, Callable[[pa.Table], pa.Table]]]] = {
     "all": (),
     "with_passengers": (("zero_passengers", passengers_only),),
@@ -363,7 +388,7 @@ FILTERS: dict[Rows, Sequence[tuple[str, Callable[[pa.Table], pa.Table]]]] = {
 
 
 def filtered(chunk: Chunk, rows: Rows) -> Chunk:
-    """Apply the rule that `rows` names, and count the rows that it drops."""
+    """Return the chunk without the rows that the rule `rows` drops, and with their count."""
     trips = chunk.trips
     dropped: Counter[str] = Counter()
     for name, keep in FILTERS[rows]:

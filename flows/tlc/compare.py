@@ -1,4 +1,4 @@
-"""What a re-published month changed, by key: both editions are read once, side by side, in order of `row_number`."""
+"""Count what a re-published month changed. Read both editions once, in parallel, in the order of their key `row_number`."""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,11 +11,11 @@ from flows.tlc.manifest import Changes
 def _column(trips: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
     if name in trips.column_names:
         return trips.column(name)
-    return pa.chunked_array([pa.nulls(trips.num_rows, kind)])  # an older schema had no such column
+    return pa.chunked_array([pa.nulls(trips.num_rows, kind)])  # an older schema did not have this column
 
 
 def _differ(old: pa.Table, new: pa.Table) -> int:
-    """How many of these aligned rows differ; null equals null."""
+    """Return how many of these aligned rows differ. Null equals null."""
     changed = pa.chunked_array([pa.repeat(pa.scalar(False), new.num_rows)])
     for field in new.schema:
         was, now = _column(old, field.name, field.type), new.column(field.name)
@@ -39,18 +39,18 @@ def compare(old: Iterable[pa.Table], new: Iterable[pa.Table]) -> Changes:
     """Count the changes from `old` to `new`, two streams of trips, each ordered by `row_number`."""
     changes = Changes()
     streams: list[Iterator[pa.Table]] = [(table for table in tables if table.num_rows) for tables in (old, new)]
-    held: list[pa.Table | None] = [next(stream, None) for stream in streams]
-    while held[0] is not None and held[1] is not None:
-        limit = min(table.column("row_number")[-1].as_py() for table in held if table is not None)
+    current: list[pa.Table | None] = [next(stream, None) for stream in streams]
+    while current[0] is not None and current[1] is not None:
+        limit = min(table.column("row_number")[-1].as_py() for table in current if table is not None)
         parts = []
-        for side, table in enumerate(held):
-            assert table is not None  # noqa: S101 - the loop's condition, for the type checker
+        for side, table in enumerate(current):
+            assert table is not None  # noqa: S101 - the loop's condition; the type checker needs it here
             cut = pc.sum(pc.less_equal(table.column("row_number"), limit)).as_py()
             parts.append(table.slice(0, cut))
-            held[side] = table.slice(cut) if cut < table.num_rows else next(streams[side], None)
+            current[side] = table.slice(cut) if cut < table.num_rows else next(streams[side], None)
         changes += _window(parts[0], parts[1])
     removed, inserted = (
         (table.num_rows if table is not None else 0) + sum(more.num_rows for more in stream)
-        for table, stream in zip(held, streams, strict=True)
+        for table, stream in zip(current, streams, strict=True)
     )
     return changes + Changes(inserted=inserted, removed=removed)

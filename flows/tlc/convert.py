@@ -1,4 +1,4 @@
-"""One column's values as the canonical type: each is converted without loss, or named as one that will not convert."""
+"""Convert a column's values to the canonical type. Each value converts without loss, or its position is reported."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,23 +9,23 @@ import pyarrow.compute as pc
 
 from flows.tlc.schema import KINDS, MISSING, Kind
 
-_EARLIEST = pa.scalar(-62_135_596_800_000_000, pa.timestamp("us"))  # 0001-01-01, the first day every store can hold
+_EARLIEST = pa.scalar(-62_135_596_800_000_000, pa.timestamp("us"))  # 0001-01-01, the first day that every store accepts
 _LATEST = pa.scalar(253_402_300_799_999_999, pa.timestamp("us"))  # 9999-12-31
 
 _WORDS = pa.array([word for word in MISSING if word])
 _PER_MICROSECOND = {"s": 1_000_000, "ms": 1_000, "us": 1}
-_EXACT_DIGITS = 15  # a double gives back every decimal of so many digits
+_EXACT_DIGITS = 15  # a double represents every decimal of so many digits
 _EXACT_INTEGER = 2**53
 _LARGEST = str(2**63 - 1)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds texts, of either Arrow type that the readers make."""
+    """Return whether a column has one of the two Arrow types that the readers use for text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-# How a value may be spelled where it was published as text. Arrow alone is more generous: it takes 0x10 for 16,
-# NaN for a number, and a bare date or a time without seconds for midnight or :00, which would be invented data.
+# How a value may be spelled if it was published as text. Arrow accepts more: it reads 0x10 as 16, NaN as a number,
+# a bare date as midnight, and a time without seconds as :00. That would invent data.
 _SPELLED: dict[Kind, str] = {
     "integer": r"^[+-]?[0-9]+(\.0*)?$",
     "number": r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$",
@@ -35,12 +35,15 @@ _SPELLED: dict[Kind, str] = {
 
 
 def _only(values: pa.Array, fits: pa.Array) -> pa.Array:
-    """The values, with null in place of those that do not fit."""
+    """Return the values, with null in place of those that do not fit."""
     return pc.if_else(fits, values, pa.scalar(None, values.type))
 
 
 def _well_spelled(values: pa.Array, kind: Kind) -> tuple[pa.Array, pa.Array]:
-    """The texts without blanks around them, words for a missing value as null; and which of them are spelled as `kind` may be."""
+    """Return the texts, and which of them have a spelling that `kind` allows.
+
+    The texts have no blanks around them, and null in place of words for a missing value.
+    """
     trimmed = pc.ascii_trim_whitespace(values)
     missing = pc.or_(pc.is_in(trimmed, _WORDS.cast(trimmed.type)), pc.fill_null(pc.equal(values, ""), False))
     trimmed = _only(trimmed, pc.invert(missing))
@@ -48,7 +51,7 @@ def _well_spelled(values: pa.Array, kind: Kind) -> tuple[pa.Array, pa.Array]:
 
 
 def _to_integer(values: pa.Array) -> pa.Array:
-    if is_text(values.type):  # never by way of a float, which rounds beyond 2^53
+    if is_text(values.type):  # not through a float, which rounds above 2^53
         values = pc.replace_substring_regex(values, r"^\+|\.0*$", "")
     return values.cast(pa.int64())
 
@@ -70,9 +73,9 @@ def _to_datetime(values: pa.Array) -> pa.Array:
 
 def _to_text(values: pa.Array) -> pa.Array:
     texts = values.cast(pa.string())
-    texts.validate(full=True)  # Parquet's reader does not look whether a text is UTF-8
+    texts.validate(full=True)  # Parquet's reader does not check that a text is UTF-8
     if pc.any(pc.match_substring(texts, "\x00"), min_count=0).as_py():
-        raise pa.ArrowInvalid("NUL, which Postgres cannot hold")
+        raise pa.ArrowInvalid("NUL, which Postgres cannot store")
     return texts
 
 
@@ -85,7 +88,7 @@ _CONVERT: dict[Kind, Callable[[pa.Array], pa.Array]] = {
 
 
 def _fits_integer(values: pa.Array) -> pa.Array:
-    """Which values are whole numbers of 64 bits."""
+    """Return which values are whole numbers that fit into 64 bits."""
     if is_text(values.type):
         digits = pc.replace_substring_regex(values, r"^[+-]?0*|\.0*$", "")
         length = pc.binary_length(digits)
@@ -99,7 +102,7 @@ def _fits_integer(values: pa.Array) -> pa.Array:
 
 
 def _fits_number(values: pa.Array) -> pa.Array:
-    """Which values a double holds."""
+    """Return which values a double can represent."""
     if pa.types.is_integer(values.type):
         wide = pa.uint64() if pa.types.is_uint64(values.type) else pa.int64()
         inside = pc.less_equal(values.cast(wide), pa.scalar(_EXACT_INTEGER, wide))
@@ -108,19 +111,19 @@ def _fits_number(values: pa.Array) -> pa.Array:
 
 
 def _fits_datetime(values: pa.Array) -> pa.Array:
-    """Which values are microseconds of the years 1 to 9999, on days that there were."""
+    """Return which values are whole microseconds in the years 1 to 9999, on days that exist in the calendar."""
     if is_text(values.type):
         year = pc.utf8_slice_codeunits(values, 0, 4)
-        twice = pc.utf8_slice_codeunits(year, 2, 4)
-        century = pc.equal(twice, "00")
-        fours = pc.if_else(century, pc.utf8_slice_codeunits(year, 0, 2), twice)
-        leap = pc.match_substring_regex(fours, r"^([02468][048]|[13579][26])$")
+        last_two = pc.utf8_slice_codeunits(year, 2, 4)
+        century = pc.equal(last_two, "00")
+        divisible = pc.if_else(century, pc.utf8_slice_codeunits(year, 0, 2), last_two)
+        leap = pc.match_substring_regex(divisible, r"^([02468][048]|[13579][26])$")
         never = pc.match_substring_regex(values, r"^(0000|.{5}(02-3|(04|06|09|11)-31))")
         return pc.and_not(pc.or_(leap, pc.invert(pc.match_substring_regex(values, r"^.{5}02-29"))), never)
     if not pa.types.is_timestamp(values.type):
         return _any(values)
     count = values.view(pa.int64())
-    if values.type.unit == "ns":  # its years are 1677 to 2262
+    if values.type.unit == "ns":  # its range is the years 1677 to 2262
         return pc.equal(pc.multiply(pc.divide(count, 1000), 1000), count)
     unit = _PER_MICROSECOND[values.type.unit]
     earliest, latest = -(-_EARLIEST.value // unit), _LATEST.value // unit
@@ -128,7 +131,7 @@ def _fits_datetime(values: pa.Array) -> pa.Array:
 
 
 def _fits_text(values: pa.Array) -> pa.Array:
-    """Which values are UTF-8 without NUL."""
+    """Return which values are UTF-8 without NUL."""
     fits = [_is_utf_8(value) for value in values.cast(pa.large_binary()).to_pylist()]
     return pa.array(fits, pa.bool_())
 
@@ -153,7 +156,7 @@ _FITS: dict[Kind, Callable[[pa.Array], pa.Array]] = {
 
 
 def _exact(numbers: pa.Array, decimals: pa.Array) -> pa.Array:
-    """Which doubles are spelled as the decimals that they were made of."""
+    """Return which doubles have the same shortest spelling as the decimals that they were converted from."""
     if decimals.type.precision <= _EXACT_DIGITS:
         return _any(numbers)
     digits = pc.replace_substring_regex(decimals.cast(pa.string()), r"^-?0*\.?0*|\.?0*(E.*)?$|\.", "")
@@ -165,7 +168,7 @@ def _exact(numbers: pa.Array, decimals: pa.Array) -> pa.Array:
 
 
 def without_nan(values: pa.Array) -> pa.Array:
-    """The values, with null in place of NaN: pandas has no other way to say that a number is missing."""
+    """Return the values, with null in place of NaN: pandas has no other way to mark a missing number."""
     if not pa.types.is_floating(values.type):
         return values
     if pa.types.is_float16(values.type):
@@ -175,8 +178,8 @@ def without_nan(values: pa.Array) -> pa.Array:
 
 
 def convert(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:
-    """Return the values as the Arrow type of `kind`, null where they will not convert, and the positions of those."""
-    # Of texts as long as "2021-01-31 23:59:59", Arrow takes nothing else; asking the pattern costs more than the cast.
+    """Return the values as the Arrow type of `kind`, with null where they do not convert, and the positions of those."""
+    # Arrow accepts no other spelling of the same length as "2021-01-31 23:59:59". The cast is faster than the pattern.
     if (
         kind == "datetime"
         and is_text(values.type)
@@ -185,17 +188,16 @@ def convert(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:
         with suppress(pa.ArrowInvalid):
             return _to_datetime(values), []
     decimals = values if pa.types.is_decimal(values.type) else None
-    if decimals is not None:  # Arrow's own way from a decimal to a double may be off by a bit
+    if decimals is not None:  # Arrow's cast from a decimal to a double can be off by one bit
         values = pc.replace_substring_regex(decimals.cast(pa.string()), r"^-?0E[+-]?[0-9]+$", "0")
     if kind == "number" and pa.types.is_float32(values.type):
-        values = values.cast(
-            pa.string()
-        )  # its shortest decimal is what was meant: 13.35, where widening makes 13.35000038
+        # The shortest decimal is the value that was meant: 13.35, where widening gives 13.35000038.
+        values = values.cast(pa.string())
     if kind not in _SPELLED or not is_text(values.type):
         return _masked(values, kind, None)
     values, fits = _well_spelled(values, kind)
     values = _only(values, fits)
-    if kind == "datetime":  # Arrow takes six digits of a second, and of more all are zeros
+    if kind == "datetime":  # Arrow accepts six digits; the pattern allows only zeros after them
         values = pc.replace_substring_regex(values, r"(\.[0-9]{6})0+$", r"\1")
     converted, bad = _masked(values, kind, fits)
     if decimals is not None and kind == "number" and not pc.all(exact := _exact(converted, decimals)).as_py():
@@ -209,7 +211,7 @@ def _positions(flags: pa.Array) -> list[int]:
 
 
 def _masked(values: pa.Array, kind: Kind, spelled: pa.Array | None) -> tuple[pa.Array, list[int]]:
-    """Convert; where Arrow refuses the column, leave out in one step whatever cannot convert."""
+    """Convert the values as `convert` does. If Arrow refuses the column, first replace all values that do not fit with null."""
     misspelled = [] if spelled is None else _positions(pc.invert(spelled))
     with suppress(pa.ArrowInvalid):
         return _CONVERT[kind](values), misspelled
@@ -219,7 +221,7 @@ def _masked(values: pa.Array, kind: Kind, spelled: pa.Array | None) -> tuple[pa.
 
 
 def _halve(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:
-    """Convert; halving finds a few bad values among many in few steps."""
+    """Convert the values as `convert` does. Halving finds a few bad values among many in few steps."""
     try:
         return _CONVERT[kind](values), []
     except pa.ArrowInvalid:

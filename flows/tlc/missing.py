@@ -1,4 +1,4 @@
-"""How a file of texts spells a missing value: TLC leaves it empty, R writes NA, databases NULL or \\N, pandas nan."""
+"""Find out how a file spells a missing value: TLC leaves it empty, R writes NA, databases NULL or \\N, pandas nan."""
 
 import csv
 from collections.abc import Iterable
@@ -17,22 +17,22 @@ _WORDS = frozenset(MISSING) - {""}
 
 
 class Missing:
-    """The words that one file has for a missing value.
+    """The words that one file uses for a missing value.
 
     In columns of numbers and datetimes these words are missing values. In columns of text they are missing values only if
-    the first rows of the file use them so for numbers: otherwise they may be texts.
+    the first rows of the file use them for missing numbers. Otherwise they may be texts.
     """
 
     def __init__(self, trip_month: TripMonth, shape: Shape) -> None:
         self._trip_month, self._shape = trip_month, shape
-        self._kept = {
+        self._is_text = {  # by column; coded columns count as text
             name: column.kind == "text" or shape.coded(column)
             for name, column in zip(shape.published, shape.canonical, strict=True)
         }
         self._numbers = {
             n for n, c in zip(shape.published, shape.canonical, strict=True) if c.kind in ("integer", "number")
         }
-        self._seen: dict[bool, set[str]] = {False: set(), True: set()}  # in columns that convert, in columns of text
+        self._seen: dict[bool, set[str]] = {False: set(), True: set()}  # by whether the column is text
         self.words: tuple[str, ...] = ()
 
     def learn_from_lines(self, first: Iterable[bytes]) -> None:
@@ -43,8 +43,8 @@ class Missing:
                 fields = next(csv.reader([line.decode(errors="replace")]), [])
             if len(fields) == len(self._shape.names):
                 for name, field in zip(self._shape.names, fields, strict=True):
-                    if name in self._kept and field.strip() in _WORDS:
-                        self._seen[self._kept[name]].add(field.strip())
+                    if name in self._is_text and field.strip() in _WORDS:
+                        self._seen[self._is_text[name]].add(field.strip())
         self.words = tuple(sorted(self._seen[False]))
 
     def learn_from_rows(self, first: pa.Table) -> None:
@@ -53,20 +53,20 @@ class Missing:
         self.words = tuple(sorted(self._seen[False]))
 
     def look_at(self, rows: pa.Table) -> None:
-        """Note the words in further rows, given as texts, or as numbers where all of a column's are."""
-        for name, kept in self._kept.items():
+        """Note the words in further rows. A column has no such word if its values are numbers already."""
+        for name, as_text in self._is_text.items():
             column = rows.column(name)
-            if is_text(column.type) and (kept or name in self._numbers):
+            if is_text(column.type) and (as_text or name in self._numbers):
                 texts = pc.utf8_trim_whitespace(pc.unique(column)).to_pylist()
-                self._seen[kept].update(set(texts).intersection(_WORDS))
+                self._seen[as_text].update(set(texts).intersection(_WORDS))
 
     def numbers_are_texts(self, rows: pa.Table) -> bool:
-        """Return whether a column of numbers holds texts, which may be words for a missing value."""
+        """Return whether the values of a column of numbers are texts, and may be words for a missing value."""
         return any(is_text(rows.column(name).type) for name in self._numbers)
 
     def without_words(self, rows: pa.Table) -> pa.Table:
         """Return the rows with null in place of the words in their columns of text."""
-        for name in [name for name, kept in self._kept.items() if kept and self.words]:
+        for name in [name for name, as_text in self._is_text.items() if as_text and self.words]:
             column = rows.column(name)
             if is_text(column.type):
                 is_word = pc.is_in(column, value_set=pa.array(self.words, column.type))
@@ -75,11 +75,11 @@ class Missing:
         return rows
 
     def require_one_meaning(self) -> None:
-        """Raise if a word that first appears later is a missing number and also occurs in a text column."""
+        """Raise `UnreadableFile` if a word is a missing number, also occurs in a text column, and is not in the first rows."""
         both = self._seen[False] & self._seen[True] - set(self.words)
         if both:
             raise UnreadableFile(
                 f"{self._trip_month}: {', '.join(sorted(both))} stands for missing numbers in this file, but not in its first"
-                " rows, and also in columns of text, where it may be a text. Nothing was loaded; save the file with empty fields"
-                " for missing values."
+                " rows. It also occurs in columns of text, where it may be a text. Nothing was loaded; save the file"
+                " with empty fields for missing values."
             )

@@ -1,6 +1,6 @@
-"""What a Parquet file says about itself, checked before a page is decoded: counts that agree, and sizes that are credible.
+"""Check a Parquet file's footer and page headers before a page is decoded: its counts must agree, its sizes be credible.
 
-Arrow's reader believes a footer. It joins columns that have different numbers of values, and reserves what a page asks for.
+Arrow's reader trusts a footer. It joins columns with different numbers of values, and reserves any size that a page states.
 Fields are numbered as in https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
 """
 
@@ -23,32 +23,34 @@ from flows.tlc.parquet_pages import (
 )
 from flows.tlc.thrift import BadThrift, Compact, TooManyValues, number
 
-LONGEST_TEXT = 64 << 10  # bytes; TLC's longest text, a base's licence, has 6
-# The largest month published has 23.9 million (fhv 2018-12, flows/tlc/known_months.csv).
+LONGEST_TEXT = 64 << 10  # bytes; TLC's longest text, a base's license number, has 6
+# The largest published month has 23.9 million rows (fhv 2018-12, flows/tlc/known_months.csv).
 MOST_ROWS = 100_000_000
-LONGEST_FOOTER = 16 << 20  # bytes; a month of 1,000 row groups has one of 4 MiB
-MOST_VALUES = 2_000_000  # in a footer; a month of 1,000 row groups has half of it
-_MOST_PAGES = 1_000_000  # in a file; writers make one per 20,000 rows or per MiB of a column
-_PER_VALUE = 16  # bytes of a number in a page, with its level
-_MOST_AT_ONCE = 256 << 20  # bytes of the pages and dictionaries that a reader of one row group holds at the same time
-_ROOM = 64 << 20  # bytes of rows decoded at once
-_WIDEST_NUMBER = 16  # bytes of a value that is no text, as Arrow holds it
+LONGEST_FOOTER = 16 << 20  # bytes; the footer of a month with 1,000 row groups has 4 MiB
+MOST_VALUES = 2_000_000  # in a footer; the footer of a month with 1,000 row groups has half as many
+_MOST_PAGES = 1_000_000  # in a file; writers make one page per 20,000 rows or per MiB of a column
+_PER_VALUE = 16  # bytes of a number in a page, with its definition level
+_MOST_AT_ONCE = (
+    256 << 20
+)  # bytes of the pages and dictionaries that a reader of one row group has in memory at the same time
+_MOST_DECODED = 64 << 20  # bytes of rows decoded at once
+_WIDEST_NUMBER = 16  # bytes in Arrow's memory of a value that is not a text
 _MAGIC, _LENGTH = b"PAR1", 4
 _INT32, _INT64, _INT96, _DOUBLE, _BYTE_ARRAY = 1, 2, 3, 5, 6  # Type
 _REPEATED = 2  # FieldRepetitionType
 
 
 class Contradiction(Exception):
-    """The file disagrees with itself: bytes are lost, foreign or in another place."""
+    """The file contradicts itself: bytes are lost, foreign or in the wrong place."""
 
 
 class TooMuch(Exception):
-    """The file agrees with itself, and asks for more than trips can need."""
+    """The file is consistent, but needs more memory or has more rows than a month of trips can."""
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A column of the schema that holds values; `flat` if it has one per row."""
+    """A column of the schema that has values, not children. It is `flat` if it has one value per row."""
 
     path: tuple[str, ...]
     type: int
@@ -57,13 +59,13 @@ class Leaf:
 
     @property
     def is_int96(self) -> bool:
-        """Whether it holds the oldest kind of time."""
+        """Whether its values are times of the deprecated type INT96."""
         return self.type == _INT96
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The smallest and the largest value of a column chunk, by the footer."""
+    """The smallest and the largest value of a column chunk, according to the footer."""
 
     low: float
     high: float
@@ -71,7 +73,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class ColumnChunk:
-    """One column of one row group. `nulls` and `bounds` are None where the footer does not say."""
+    """One column of one row group. `nulls` and `bounds` are None if the footer does not state them."""
 
     leaf: Leaf
     values: int
@@ -84,7 +86,7 @@ class ColumnChunk:
 
 @dataclass(frozen=True)
 class Group:
-    """A row group; `place` names it for a message."""
+    """A row group: its position `number`, counted from 0, in a file with `of` row groups."""
 
     number: int
     of: int
@@ -92,14 +94,14 @@ class Group:
     columns: tuple[ColumnChunk, ...]
 
     def place(self, column: int | None = None) -> str:
-        """Name the row group, or a column of it, in words."""
+        """Return the name of the row group, or of one of its columns, for a message."""
         where = f"row group {self.number + 1} of {self.of}"
         return where if column is None else f"{where}, column {'.'.join(self.columns[column].leaf.path)[:60]!r}"
 
 
 @dataclass(frozen=True)
 class Footer:
-    """A footer whose counts and names agree with one another."""
+    """A footer whose counts and names agree."""
 
     rows: int
     leaves: tuple[Leaf, ...]
@@ -110,8 +112,8 @@ def read_footer(file: BinaryIO | pa.NativeFile) -> Footer:
     """Return the footer of an open Parquet file.
 
     Raises:
-        Contradiction: there is none, or its counts and names do not agree.
-        TooMuch: it is larger, or promises more rows, than a month of trips can need.
+        Contradiction: The file has no readable footer, or the footer's counts and names do not agree.
+        TooMuch: The footer is larger, or states more rows, than a month of trips can need.
     """
     size = file.seek(0, 2)
     end = size - _LENGTH - len(_MAGIC)
@@ -143,7 +145,7 @@ def _structs(fields: dict[int, Any], field: int, what: str) -> list[dict[int, An
 
 
 def _footer(fields: dict[int, Any], stop: int) -> Footer:
-    """The footer of these fields, of a file whose data ends at `stop`."""
+    """Return the footer with these fields. The data of the file ends at `stop`."""
     rows = number(fields, 3, "number of rows")
     leaves = tuple(_leaves(_structs(fields, 2, "schema")))
     written = _structs(fields, 4, "row groups")
@@ -158,7 +160,7 @@ def _footer(fields: dict[int, Any], stop: int) -> Footer:
         groups.append(Group(place, len(written), number(group, 3, "number of rows"), columns))
         _require_counts(groups[-1], stop)
     if (counted := sum(group.rows for group in groups)) != rows:
-        raise Contradiction(f"its footer promises {rows:,} rows, its row groups {counted:,}")
+        raise Contradiction(f"its footer states {rows:,} rows, its row groups have {counted:,}")
     if rows > MOST_ROWS:
         raise TooMuch(f"it says that it has {rows:,} rows, the limit is {MOST_ROWS:,}")
     return Footer(rows, leaves, tuple(groups))
@@ -170,8 +172,8 @@ def _name(element: dict[int, Any]) -> str:
 
 
 def _leaves(elements: list[dict[int, Any]]) -> Iterator[Leaf]:
-    """The columns of a schema, which is a tree written with every parent before its children."""
-    open_parents: list[tuple[int, tuple[str, ...], bool]] = []  # children to come, path, flat
+    """Yield the leaf columns of a schema. A schema is a tree, written with each parent before its children."""
+    open_parents: list[tuple[int, tuple[str, ...], bool]] = []  # children not yet read, path, flat
     for place, element in enumerate(elements):
         children = number(element, 5, "number of children") if 5 in element else 0
         path: tuple[str, ...] = ()
@@ -199,12 +201,12 @@ def _chunk(fields: dict[int, Any], leaf: Leaf) -> ColumnChunk:
     if path != leaf.path or about.get(1) != leaf.type:
         raise Contradiction(f"where column {'.'.join(leaf.path)[:60]!r} belongs, it names {'.'.join(path)[:60]!r}")
     if fields.get(1):
-        raise Contradiction(f"column {'.'.join(leaf.path)[:60]!r} is said to be in another file")
+        raise Contradiction(f"its footer places column {'.'.join(leaf.path)[:60]!r} in another file")
     start, dictionary = number(about, 9, "place of its data"), about.get(11)
     if isinstance(dictionary, int) and 0 < dictionary < start:
         start = dictionary
-    statistics = about.get(12)
-    said = statistics if isinstance(statistics, dict) else {}
+    raw = about.get(12)
+    statistics = raw if isinstance(raw, dict) else {}
     number(about, 6, "size")
     return ColumnChunk(
         leaf,
@@ -212,18 +214,18 @@ def _chunk(fields: dict[int, Any], leaf: Leaf) -> ColumnChunk:
         codec=number(about, 4, "codec"),
         start=start,
         size=number(about, 7, "size"),
-        nulls=number(said, 3, "number of missing values") if 3 in said else None,
-        bounds=_bounds(said, leaf),
+        nulls=number(statistics, 3, "number of missing values") if 3 in statistics else None,
+        bounds=_bounds(statistics, leaf),
     )
 
 
 _FORMATS = {_INT32: "<i", _INT64: "<q", _DOUBLE: "<d"}
 
 
-def _bounds(said: dict[int, Any], leaf: Leaf) -> Bounds | None:
-    """The bounds among a chunk's statistics, the newer fields first; None if they are not numbers in order, as with NaN."""
+def _bounds(statistics: dict[int, Any], leaf: Leaf) -> Bounds | None:
+    """Return the bounds in a chunk's statistics, or None if they are not numbers in order. Prefer the newer fields."""
     for low, high in ((6, 5), (2, 1)):
-        raw = said.get(low), said.get(high)
+        raw = statistics.get(low), statistics.get(high)
         try:
             bounds = Bounds(*(struct.unpack(_FORMATS[leaf.type], value or b"")[0] for value in raw))
         except (KeyError, struct.error, TypeError):
@@ -233,44 +235,44 @@ def _bounds(said: dict[int, Any], leaf: Leaf) -> Bounds | None:
 
 
 def _require_counts(group: Group, stop: int) -> None:
-    """Raise `Contradiction` unless each column chunk has as many values as the group has rows, and ends before `stop`."""
+    """Raise `Contradiction` unless each column chunk has one value per row of the group, and ends before `stop`."""
     for column, chunk in enumerate(group.columns):
         if chunk.leaf.flat and chunk.values != group.rows:
             raise Contradiction(
                 f"{group.place(column)}: it has {chunk.values:,} values, its row group {group.rows:,} rows"
             )
         if group.rows and chunk.start + chunk.size > stop:
-            raise Contradiction(f"{group.place(column)}: it goes on beyond the end of the data")
+            raise Contradiction(f"{group.place(column)}: it extends beyond the end of the data")
 
 
 def _require_order(groups: tuple[Group, ...]) -> None:
-    """Raise `Contradiction` unless each column chunk lies behind the one before it, in the order of groups and columns.
+    """Raise `Contradiction` unless each column chunk begins after the end of the one before, by group and column.
 
-    Every writer stores them so. In another order, a chunk is in the place of another one.
+    Every writer stores chunks in this order. In another order, the footer gives one chunk the position of another.
     """
     after, before = len(_MAGIC), "the beginning"
     for group in groups:
         for column, chunk in enumerate(group.columns if group.rows else ()):
             if chunk.start < after:
-                raise Contradiction(f"{group.place(column)}: it does not lie behind {before}")
+                raise Contradiction(f"{group.place(column)}: it does not come after {before}")
             after, before = chunk.start + chunk.size, group.place(column)
 
 
 def batches_of(footer: Footer, file: BinaryIO | pa.NativeFile, most: int) -> list[int]:
-    """Return for each row group how many rows, `most` at the most, may be decoded at once.
+    """Return for each row group how many rows may be decoded at once: `most` or fewer.
 
     Raises:
-        Contradiction: a column chunk is not in its place, or its pages do not have the values that the footer counts.
-        TooMuch: a text, a page or the number of pages is beyond what trips can need.
+        Contradiction: A column chunk is in the wrong place, or its pages have more or fewer values than the footer states.
+        TooMuch: A text, a page or the number of pages is larger than trips can need.
     """
     reader = _Reader(footer, file)
     widths = [reader.width(group) for group in footer.groups]
     _require_order(footer.groups)
-    return [max(1, min(most, _ROOM // max(width, 1))) for width in widths]
+    return [max(1, min(most, _MOST_DECODED // max(width, 1))) for width in widths]
 
 
 class _Reader:
-    """A reader of page headers; it counts over the whole file what has a limit there."""
+    """Reads page headers. Counts pages and dictionary texts against the limits for the whole file."""
 
     def __init__(self, footer: Footer, file: BinaryIO | pa.NativeFile) -> None:
         self._file = file
@@ -282,7 +284,7 @@ class _Reader:
         return bytes(self._file.read(size))
 
     def width(self, group: Group) -> int:
-        """The most bytes that a row of the group takes, as far as its pages tell."""
+        """Return the most bytes that a row of the group takes, according to its pages."""
         width = at_once = 0
         for column, chunk in enumerate(group.columns if group.rows else ()):
             try:
@@ -292,17 +294,20 @@ class _Reader:
             except TooMuch as much:
                 raise TooMuch(f"{group.place(column)}: {much}") from much
             width, at_once = width + wide, at_once + large
-            # Some writers make one page of a whole column: as many bytes as the values can need are allowed.
+            # Some writers put a whole column into one page, so allow the bytes that all its values can need.
             most = max(_MOST_AT_ONCE, min(_PER_VALUE * group.rows * len(group.columns), 4 * _MOST_AT_ONCE))
             if at_once > most:
                 raise TooMuch(
-                    f"{group.place()}: its pages ask for more than {most >> 20} MB at the same time; row groups of 100,000 rows"
-                    " take less"
+                    f"{group.place()}: its pages need more than {most >> 20} MB at the same time; row groups of 100,000 rows need"
+                    " less"
                 )
         return width
 
     def _chunk(self, chunk: ColumnChunk) -> tuple[int, int]:
-        """The most bytes that a value of a column chunk takes, on average over a page, and those of its largest pages."""
+        """Return two sizes in bytes of a column chunk, according to its pages.
+
+        The first is the largest mean size of a value in a page. The second is that of its largest page and its dictionary.
+        """
         textual = chunk.leaf.type == _BYTE_ARRAY
         width = max(_WIDEST_NUMBER, chunk.leaf.width)
         dictionary: Page | None = None
@@ -312,7 +317,7 @@ class _Reader:
             if self._pages_left < 0:
                 raise TooMuch(f"the file has more than {_MOST_PAGES:,} pages up to here")
             if chunk.codec == UNCOMPRESSED and page.compressed != page.uncompressed:
-                raise BadPage("a page has two sizes, and is not compressed")
+                raise BadPage("a page that is not compressed has different sizes with and without compression")
             if page.is_dictionary:
                 dictionary = page
                 continue
@@ -341,7 +346,10 @@ class _Reader:
 
 
 def _width(page: Page) -> int:
-    """The bytes of a text in a data page: on average, or at most where one may repeat the one before it in a few bits."""
+    """Return the mean bytes of a text in a data page.
+
+    In a page of DELTA_BYTE_ARRAY, a few bits can repeat the text before. There return the most bytes that a text can have.
+    """
     if page.encoding in (PLAIN_DICTIONARY, RLE_DICTIONARY):
         return 0
     return page.uncompressed if page.encoding == DELTA_BYTE_ARRAY else -(-page.uncompressed // page.values)

@@ -1,6 +1,6 @@
-"""The page headers of a Parquet column chunk, read without decoding a page: counts and sizes, and the dictionary's texts.
+"""Read the page headers of a Parquet column chunk, and the length of its longest dictionary text, without decoding a page.
 
-Arrow's reader shows none of these. The fields are those of PageHeader in
+Arrow's reader does not expose them. Fields are numbered as those of PageHeader in
 https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
 """
 
@@ -12,18 +12,18 @@ import pyarrow as pa
 
 from flows.tlc.thrift import BadThrift, Compact, CutOff, number
 
-_HEADER = 4 << 10  # bytes read for a page header at first; one with long statistics takes more
+_HEADER = 4 << 10  # bytes first read for a page header; a header with long statistics is longer
 _LONGEST_HEADER = 1 << 20
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3  # PageType
 _PARTS = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}  # the field of a page header that describes a page of this type
 PLAIN_DICTIONARY, DELTA_BYTE_ARRAY, RLE_DICTIONARY = 2, 7, 8  # Encoding
-_MOST_VALUES = 1_000  # in a page header; the largest have about 20
+_MOST_VALUES = 1_000  # in a page header; real ones have about 20 at most
 
 ReadAt = Callable[[int, int], bytes]
 
 
 class BadPage(Exception):
-    """A page header cannot be what a writer wrote."""
+    """A page header or a dictionary page is not what a Parquet writer writes."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Page:
     is_dictionary: bool
     values: int
     encoding: int
-    start: int  # of its bytes in the file, after the header
+    start: int  # position of its bytes in the file, after the header
     compressed: int
     uncompressed: int
 
 
 def _header(read_at: ReadAt, start: int, stop: int) -> tuple[dict[int, Any], int]:
-    """The page header at `start`, and its length."""
+    """Return the page header at `start`, and its length."""
     size = _HEADER
     while True:
         compact = Compact(read_at(start, min(size, stop - start)), _MOST_VALUES)
@@ -52,7 +52,7 @@ def _header(read_at: ReadAt, start: int, stop: int) -> tuple[dict[int, Any], int
 
 
 def pages(read_at: ReadAt, start: int, size: int) -> Iterator[Page]:
-    """Yield the pages in the `size` bytes from `start`, without index pages; `BadPage` if they are not a row of whole pages."""
+    """Yield the pages in the `size` bytes from `start`, without index pages. Raise `BadPage` unless these are whole pages."""
     stop = start + size
     while start < stop:
         try:
@@ -60,7 +60,7 @@ def pages(read_at: ReadAt, start: int, size: int) -> Iterator[Page]:
             kind, compressed = number(fields, 1, "type"), number(fields, 3, "size")
             start += length
             if start + compressed > stop:
-                raise BadPage("a page goes on beyond the end of its column chunk")
+                raise BadPage("a page extends beyond the end of its column chunk")
             if kind in _PARTS:
                 yield _page(fields, kind, start)
         except BadThrift as bad:
@@ -71,7 +71,7 @@ def pages(read_at: ReadAt, start: int, size: int) -> Iterator[Page]:
 def _page(fields: dict[int, Any], kind: int, start: int) -> Page:
     part = fields.get(_PARTS[kind])
     if not isinstance(part, dict):
-        raise BadPage("a page header lacks the part that its type must have")
+        raise BadPage("a page header lacks the part that its type requires")
     values = number(part, 1, "number of values")
     if kind == _DATA_V2 and number(part, 3, "number of rows") != values:
         raise BadPage("a page has more or fewer rows than values")
@@ -80,7 +80,7 @@ def _page(fields: dict[int, Any], kind: int, start: int) -> Page:
     return Page(kind == _DICTIONARY, values, encoding, start, *sizes)
 
 
-# CompressionCodec: Arrow's names. LZ4 (5) has Hadoop's frames, which Parquet's own reader alone knows.
+# Arrow's names by CompressionCodec. LZ4 (5) is missing: only Parquet's own reader can inflate its Hadoop frames.
 UNCOMPRESSED = 0
 _CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 
@@ -89,7 +89,7 @@ def longest_text(page: Page, read_at: ReadAt, codec: int) -> int | None:
     """Return the length of the longest text in a dictionary page, or None if only Parquet's own reader can inflate it.
 
     Raises:
-        BadPage: its bytes are not as many texts as its header says.
+        BadPage: The page has fewer texts than its header says, or cannot be inflated.
     """
     data = read_at(page.start, page.compressed)
     if codec != UNCOMPRESSED:

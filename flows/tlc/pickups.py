@@ -1,4 +1,4 @@
-"""Whether a file's trips are of its month: count its pickups by day, refuse the file of another month, and say what it is."""
+"""Count a file's pickups by day. Refuse the file if too few are in its month, and name the likely cause."""
 
 import datetime as dt
 from collections import Counter
@@ -14,9 +14,9 @@ from flows.tlc.trips import TripMonth
 
 @dataclass(frozen=True)
 class OwnMonth:
-    """The part of a file's known pickups that must lie in the file's month.
+    """The part of a file's pickups that must be in the file's month, not counting trips without a pickup time.
 
-    At least `share` of them; of `few` pickups or fewer, one is enough.
+    This is at least `share` of them. If the file has `few` pickups or fewer, one is enough.
     """
 
     color: str
@@ -25,7 +25,8 @@ class OwnMonth:
     source: str
 
 
-# Real files of every color are far above one half. The first rows of a file are its oddest, so a cut file proves little.
+# Real files of every color are far above one half. The first rows of a file are its oddest, so the first rows alone show
+# little.
 OWN_MONTH = {
     row.color: row
     for row in (
@@ -44,7 +45,7 @@ _NEARLY_ALL = 0.9
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a file's pickups may lie outside its month. `applies` gets the first day of the month and the pickups by day."""
+    """A reason why a file's pickups are outside its month. `applies` gets the first day of the month and the pickups by day."""
 
     applies: Callable[[dt.date, Days], bool]
     words: str
@@ -59,7 +60,7 @@ def _in_1970(month: dt.date, days: Days) -> bool:
 
 
 def _swapped(month: dt.date, days: Days) -> bool:
-    """In a file of May, 2022-05-01 to 2022-05-12 become 2022-01-05 to 2022-12-05."""
+    """Return whether day and month are swapped: in a file of May, 2022-05-01 to 2022-05-12 become 2022-01-05 to 2022-12-05."""
     as_swapped = _share(days, lambda day: (day.year, day.day) == (month.year, month.month))
     return as_swapped >= _NEARLY_ALL and len({day.month for day in days}) > 2
 
@@ -73,7 +74,7 @@ def _of_one_year_before_or_after(month: dt.date, days: Days) -> bool:
     return _of_one_month(month, days) and _share(days, lambda day: day.month == month.month) >= _NEARLY_ALL
 
 
-# The first that applies is reported; {months} are the months that the pickups are of.
+# The first cause that applies is reported. {months} are the other months with pickups.
 CAUSES = (
     Cause(
         _in_1970,
@@ -89,7 +90,7 @@ _MOST_MONTHS = 12  # in a message
 
 
 def pickup(color: str) -> str:
-    """The column that says when a trip began."""
+    """Return the name of the column with the time when a trip began."""
     return next(c.name for c in TRIP_COLUMNS[color] if c.name.lower().endswith("pickup_datetime"))
 
 
@@ -103,7 +104,7 @@ class Pickups:
         self._unknown = 0
 
     def add(self, trips: pa.Table) -> None:
-        """Count the pickups of these trips too."""
+        """Count the pickups of these trips."""
         times = trips.column(self._column)
         self._unknown += times.null_count
         days = times.drop_null().cast(pa.date32(), safe=False).value_counts()
@@ -111,12 +112,12 @@ class Pickups:
 
     @property
     def within(self) -> dict[dt.date, int]:
-        """Pickups by day of the file's month."""
+        """Number of pickups on each day of the file's month."""
         return {day: count for day, count in sorted(self._days.items()) if self._is_own(day)}
 
     @property
     def elsewhere(self) -> dict[str, int]:
-        """Pickups by other month, such as 2008-12."""
+        """Number of pickups in each other month, such as 2008-12."""
         months: Counter[str] = Counter()
         for day, count in sorted(self._days.items()):
             if not self._is_own(day):
@@ -127,19 +128,19 @@ class Pickups:
         return (day.year, day.month) == (self._trip_month.year, self._trip_month.month)
 
     def check(self) -> None:
-        """Raise `WrongMonth` if too few of the known pickups lie in the file's month, or none is known."""
+        """Raise `WrongMonth` if too few of the pickups are in the file's month, or no trip has a pickup time."""
         month, rule = self._trip_month, OWN_MONTH[self._trip_month.color]
-        known, own = self._days.total(), sum(self.within.values())
-        if not known and self._unknown:
+        total, own = self._days.total(), sum(self.within.values())
+        if not total and self._unknown:
             raise WrongMonth(
                 f"{month}: none of its {self._unknown:,} trips has a {self._column}, so their month is unknown."
                 " Nothing was published. Compare that column with the source's file."
             )
-        if own >= (min(known, 1) if known <= rule.few else rule.share * known):
+        if own >= (min(total, 1) if total <= rule.few else rule.share * total):
             return
         cause = next(cause for cause in CAUSES if cause.applies(month.file_month, self._days))
         raise WrongMonth(
-            f"{month}: {known - own:,} of {known:,} trips are of {_listed(self.elsewhere)}:"
+            f"{month}: {total - own:,} of {total:,} trips are of {_listed(self.elsewhere)}:"
             f" {cause.words.format(months=', '.join(self.elsewhere))} the file of {_name(month.file_month)}."
             " Nothing was published."
         )
@@ -150,7 +151,7 @@ def _name(day: dt.date) -> str:
 
 
 def _listed(months: Mapping[str, int]) -> str:
-    """Months with their trips; of many, those with the most trips."""
+    """Return the months with their trips, in words. If there are many, name those with the most trips."""
     if len(months) == 1:
         return next(iter(months))
     most = sorted(sorted(months, key=lambda name: -months[name])[:_MOST_MONTHS])

@@ -1,4 +1,4 @@
-"""Overlap the stages of a stream: each runs in a thread of its own, a few items ahead of the next."""
+"""Overlap the stages of a stream: each stage runs in its own thread, a few items ahead of the next."""
 
 import queue
 import threading
@@ -13,7 +13,7 @@ _END = object()
 
 @contextmanager
 def closing_if_open(items: Iterable[object]) -> Iterator[None]:
-    """Close `items` afterwards, as generators and files can be, and lists cannot."""
+    """Close `items` afterwards if they can be closed: generators and files can, lists cannot."""
     try:
         yield
     finally:
@@ -23,9 +23,9 @@ def closing_if_open(items: Iterable[object]) -> Iterator[None]:
 
 
 def ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
-    """Yield `items` in order, made in a background thread at most `depth` ahead; memory stays bounded.
+    """Yield `items` in order, while a background thread produces at most `depth` items ahead.
 
-    An error of the maker is raised here; a consumer that stops early stops the maker too, and closes its iterator.
+    An error in the thread is raised here. If the consumer stops early, the thread stops too, and `items` are closed.
     """
     ready: queue.Queue[object] = queue.Queue(depth)
     stopped = threading.Event()
@@ -40,7 +40,7 @@ def ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
                 continue
         return False
 
-    def make() -> None:
+    def produce() -> None:
         try:
             with closing_if_open(items):
                 for item in items:
@@ -50,8 +50,8 @@ def ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
             error.append(caught)
         put(_END)
 
-    maker = threading.Thread(target=make, name="ahead", daemon=True)
-    maker.start()
+    producer = threading.Thread(target=produce, name="ahead", daemon=True)
+    producer.start()
     try:
         while (item := ready.get()) is not _END:
             yield item  # type: ignore[misc]
@@ -59,4 +59,4 @@ def ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
             raise error[0]
     finally:
         stopped.set()
-        maker.join()
+        producer.join()

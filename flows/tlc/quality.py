@@ -1,7 +1,6 @@
-"""What a month's trips look like: sums, days, and how many meet each data-quality rule. Counted and told, never "fixed".
+"""Profile a month's trips: sums of money, trips by day, and trips that meet each data-quality rule. Change no value.
 
-A rule is a row of `RULES`; to have one of your own, add a row. Whether a file's trips are of its month at all is decided
-in `pickups.py`.
+A rule is a row of `RULES`; add a row to add a rule. `pickups.py` decides whether a file's trips are of its month at all.
 """
 
 import datetime as dt
@@ -22,9 +21,9 @@ from flows.tlc.trips import TripMonth
 
 @dataclass(frozen=True)
 class Rule:
-    """Trips that meet `condition` are counted under `name`.
+    """A rule: count the trips that meet `condition` under `name`.
 
-    The condition names canonical columns; `pickup` and `dropoff` are the two datetimes of whatever color.
+    The condition names canonical columns. `pickup` and `dropoff` are the two datetimes of every color.
     """
 
     name: str
@@ -39,12 +38,12 @@ _month = pc.year(_field("pickup")) * 12 + pc.month(_field("pickup"))
 _file_month = pc.year(_field("file_month")) * 12 + pc.month(_field("file_month"))
 _DAY = pa.scalar(dt.timedelta(days=1), pa.duration("us"))
 
-# Each was met in TLC's own files.
+# TLC's own files have trips that meet each of these rules.
 RULES = (
     Rule("picked up in another month", "note", _month != _file_month, _ALL),
     Rule("dropped off before the pickup", "warning", _field("dropoff") < _field("pickup"), _ALL),
     Rule("longer than a day", "warning", (_field("dropoff") - _field("pickup")) > _DAY, _ALL),
-    Rule(  # times of this vendor have been damaged on the way: the month's number stands where the minute was
+    Rule(  # some times of this vendor are damaged: they have the number of the month in place of the minute
         "VendorID 6 with the month for a minute",
         "warning",
         (_field("VendorID") == 6) & (pc.minute(_field("pickup")) == pc.month(_field("file_month"))),
@@ -63,8 +62,13 @@ RULES = (
 
 
 class Profile(BaseModel):
-    """Of the trips loaded: sums of money by column (US$, whole cents; none where it is beyond any number), trips by day of the
-    file's month, trips by other month, and how many meet each rule of that day's `RULES`."""
+    """What the loaded trips of a month look like.
+
+    `sums`: the sum of each column of money, in US$, rounded to cents. A sum that is not finite is absent.
+    `days`: the number of trips on each day of the file's month.
+    `elsewhere`: the number of trips in each other month.
+    `quality`: how many trips meet each rule; the rules are the `RULES` of the day when the month was loaded.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -75,17 +79,17 @@ class Profile(BaseModel):
 
 
 def money(color: str) -> list[str]:
-    """The columns that hold US$."""
+    """Return the columns in US$."""
     return [column.name for column in TRIP_COLUMNS[color] if column.unit == "US$"]
 
 
 def dropoff(color: str) -> str:
-    """The column that says when a trip ended."""
+    """Return the name of the column with the time when a trip ended."""
     return next(c.name for c in TRIP_COLUMNS[color] if c.name.lower().endswith("dropoff_datetime"))
 
 
 class Profiler:
-    """Makes the profile of a month from its trips, chunk by chunk."""
+    """Computes the profile of a month from its trips, chunk by chunk."""
 
     def __init__(self, trip_month: TripMonth) -> None:
         color = trip_month.color
@@ -108,14 +112,14 @@ class Profiler:
         self._pickups = Pickups(trip_month)
 
     def add(self, trips: pa.Table) -> None:
-        """Count these trips too."""
+        """Count these trips."""
         source = acero.Declaration("table_source", acero.TableSourceNodeOptions(trips))
         [totals] = acero.Declaration.from_sequence([source, *self._steps]).to_table(use_threads=False).to_pylist()
         self._totals.update({name: total for name, total in totals.items() if total is not None})
         self._pickups.add(trips)
 
     def profile(self) -> Profile:
-        """The profile of all trips so far."""
+        """Return the profile of all trips so far."""
         return Profile(
             sums={
                 name: round(total, 2) for name in money(self._trip_month.color) if isfinite(total := self._totals[name])

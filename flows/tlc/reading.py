@@ -1,4 +1,4 @@
-"""What kind of file some bytes are: the first and last of them show what is not a published file at all."""
+"""Check that the first and last bytes of a file fit its ending: most files that are not trip files fail here."""
 
 from flows.tlc.errors import UnreadableFile
 from flows.tlc.sources import Ending
@@ -6,11 +6,18 @@ from flows.tlc.trips import TripMonth
 
 _PARQUET_MAGIC = b"PAR1"
 _GZIP_MAGIC = b"\x1f\x8b"
-_BEGINNING = 512  # bytes: the header; a NUL among the rows is for the reader, which names the row
+_BEGINNING = 512  # bytes, about the header; the reader reports a NUL among the rows, because it can name the row
 
 
 def recognise(about: TripMonth | str, ending: Ending, head: bytes, url: str) -> None:
-    """Raise `UnreadableFile` if a file that begins with `head` is not what its ending says (≥ 64 bytes tell most)."""
+    """Raise `UnreadableFile` if the first bytes of a file do not fit its ending.
+
+    Args:
+        about: What the message begins with, such as the month.
+        ending: The format that the file must have.
+        head: The first bytes of the file; 64 are enough to recognise most formats.
+        url: The name of the file in the message.
+    """
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     what = ""
     if not head:
@@ -30,15 +37,23 @@ def recognise(about: TripMonth | str, ending: Ending, head: bytes, url: str) -> 
     elif ending == ".csv.gz" and not head.startswith(_GZIP_MAGIC):
         what = "it is not gzip"
     elif ending == ".csv" and (head.startswith((_GZIP_MAGIC, _PARQUET_MAGIC)) or b"\x00" in head[:_BEGINNING]):
-        what = "it is binary, not CSV text; the source's ending must tell the format, once"
+        what = "it is binary, not CSV text: check that the source's ending is right, and that the file was compressed only once"
     if what:
         raise UnreadableFile(f"{about}: {url} cannot be read: {what}. Nothing was loaded.")
 
 
 def recognise_end(trip_month: TripMonth, ending: Ending, tail: bytes, url: str) -> None:
-    """Raise `UnreadableFile` if a Parquet file that ends with `tail` lacks its footer."""
+    """Raise `UnreadableFile` if a Parquet file does not end with its footer.
+
+    Args:
+        trip_month: The month, for the message.
+        ending: The format of the file; only Parquet is checked.
+        tail: The last bytes of the file, at least four.
+        url: The name of the file in the message.
+    """
     if ending == ".parquet" and not tail.endswith(_PARQUET_MAGIC):
         raise UnreadableFile(
             f"{trip_month}: {url} is truncated, or something was appended to it: it does not end with a Parquet footer."
-            " Nothing was loaded; fetch the file again. If the new copy has the same error, its publisher has it damaged."
+            " Nothing was loaded; fetch the file again. If the new copy has the same error, the publisher's own file is damaged:"
+            " take the month from another source."
         )

@@ -1,6 +1,7 @@
-"""CSV as published, plain or gzip, read as a stream of chunks: blocks cut at line ends. Memory is bounded by their size.
+"""Read a CSV file, plain or gzip, as a stream of chunks.
 
-The functions take bytes and never open a file.
+Each chunk is a block of the file that ends at a line end. The size of a block bounds the memory. The functions take bytes
+and never open a file.
 """
 
 import csv
@@ -27,16 +28,17 @@ from flows.tlc.sources import Ending
 from flows.tlc.trips import SchemaRule, TripMonth
 
 BLOCK = 3 << 20  # bytes of CSV parsed at once
-_INFLATED = 1 << 20  # bytes of text made at once: a well compressed piece would make many times its size
-_SNIFFED = 64 << 10  # bytes of CSV that tell how many fields a row has
-_DISK_BLOCK = 512  # bytes, or a multiple of it
-_LONGEST_HEADER = 16 << 10  # bytes; the longest of TLC's has about 400
-_GUNZIPPED = 100, 1 << 30  # times the compressed bytes, once it is so many; TLC's CSVs shrink to an eighth
-_HEAD = 512  # bytes that show what gzip holds
+_INFLATED = 1 << 20  # bytes of text inflated at once: a well compressed piece can inflate to many times its size
+_SNIFFED = 64 << 10  # bytes of CSV that show how many fields a row has
+_DISK_BLOCK = 512  # bytes; the block size of a disk is this or a multiple of it
+_LONGEST_HEADER = 16 << 10  # bytes; TLC's longest header has about 400
+# The text may be 100 times as large as the compressed bytes; 1 GiB is always allowed. TLC's CSVs shrink to an eighth.
+_GUNZIPPED = 100, 1 << 30
+_HEAD = 512  # bytes of inflated text that show what it is
 
 
 def _gunzip(trip_month: TripMonth, compressed: Iterable[bytes]) -> Iterator[bytes]:
-    """The text of a gzip file, of one member or many."""
+    """Yield the text of a gzip file, which may have several members."""
     inflate = zlib.decompressobj(wbits=31)
     read = made = 0
     times, least = _GUNZIPPED
@@ -53,25 +55,27 @@ def _gunzip(trip_month: TripMonth, compressed: Iterable[bytes]) -> Iterator[byte
                 made += len(text)
                 if made > max(least, times * read):
                     raise UnreadableFile(
-                        f"{trip_month}: {read:,} bytes of gzip hold more than {made:,} bytes of text, which no trip file does."
-                        " Nothing was loaded; check the source."
+                        f"{trip_month}: {read:,} bytes of gzip hold more than {made:,} bytes of text; no trip file"
+                        " shrinks so much. Nothing was loaded; check the source."
                     )
                 yield text
                 data = inflate.unconsumed_tail or inflate.unused_data  # noqa: PLW2901
     except zlib.error as error:
         raise UnreadableFile(
             f"{trip_month}: the gzip data is damaged ({error})."
-            " Nothing was loaded; fetch it again. If the new copy has the same error, its publisher has it damaged."
+            " Nothing was loaded; fetch it again. If the new copy has the same error, the publisher's own file is damaged:"
+            " take the month from another source."
         ) from error
     if not inflate.eof:
         raise UnreadableFile(
             f"{trip_month}: the gzip file is truncated, or something was appended to it."
-            " Nothing was loaded; fetch it again. If the new copy has the same error, its publisher has it damaged."
+            " Nothing was loaded; fetch it again. If the new copy has the same error, the publisher's own file is damaged:"
+            " take the month from another source."
         )
 
 
 def _text(trip_month: TripMonth, ending: Ending, data: Iterable[bytes]) -> Iterator[bytes]:
-    """The text of a CSV file; the first bytes of unpacked text are checked like those of a plain file."""
+    """Yield the text of a CSV file. Check the first bytes of inflated text like those of a plain file."""
     if ending != ".csv.gz":
         yield from data
         return
@@ -88,25 +92,25 @@ def _text(trip_month: TripMonth, ending: Ending, data: Iterable[bytes]) -> Itera
 
 
 def _blocks(data: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """The same bytes, cut at line ends into blocks of about `size`; a line that is longer than any row ends a block too."""
+    """Yield the bytes in blocks of about `size`, cut at line ends. Cut within a line if it is longer than any row."""
     parts: list[bytes] = []
-    held, unbroken = 0, 0
+    length, unbroken = 0, 0  # bytes in `parts`, and after their last line end
     for part in data:
         parts.append(part)
-        held += len(part)
+        length += len(part)
         unbroken = len(part) - part.rindex(b"\n") - 1 if b"\n" in part else unbroken + len(part)
-        if held >= size and (unbroken < held or unbroken > LONGEST_LINE):
+        if length >= size and (unbroken < length or unbroken > LONGEST_LINE):
             block = b"".join(parts)
-            cut = block.rindex(b"\n") + 1 if unbroken < held else held
+            cut = block.rindex(b"\n") + 1 if unbroken < length else length
             yield block[:cut]
             parts = [block[cut:]]
-            held = len(parts[0])
+            length = len(parts[0])
     if rest := b"".join(parts):
         yield rest
 
 
 _BOM = b"\xef\xbb\xbf"
-_LONE_RETURN = re.compile(rb"\r(?!\n)")  # a line end to Arrow
+_LONE_RETURN = re.compile(rb"\r(?!\n)")  # Arrow takes it for a line end
 
 
 def _split_header(trip_month: TripMonth, block: bytes) -> tuple[list[str], bytes]:
@@ -117,8 +121,8 @@ def _split_header(trip_month: TripMonth, block: bytes) -> tuple[list[str], bytes
         )
     if len(header) > _LONGEST_HEADER:
         raise UnreadableFile(
-            f"{trip_month}: the first line has {len(header):,} bytes or more; a header of trips has a few hundred. Nothing was"
-            " loaded; check the source."
+            f"{trip_month}: the first line has {len(header):,} bytes or more; the header of a trip file has a few hundred."
+            " Nothing was loaded; check the source."
         )
     try:
         if not (names := next(csv.reader([header.decode().rstrip("\r")]), [])):
@@ -134,20 +138,20 @@ def _split_header(trip_month: TripMonth, block: bytes) -> tuple[list[str], bytes
     return names, rest
 
 
-# What Arrow reads as RFC 4180 has it, field by field: a quote is at both ends of a field and nowhere in it.
+# Arrow reads a block as RFC 4180 says if each quote begins or ends a field. This pattern matches such a block.
 _PLAINLY_QUOTED = re.compile(rb'(?:(?:"[^"\r\n]*+"|[^",\r\n]*+)(?:,|\r?\n|\Z))*+')
 _SHAPELESS = _OTHER_FIELDS, _NO_TEXT, _NO_CSV = "wrong number of fields", "not UTF-8", "not CSV"
 
 
 class _Rows:
-    """The rows of one file, block by block: trips, and lines set aside as they stand."""
+    """Turns the blocks of one file into chunks: trips, and rejected lines exactly as published."""
 
     def __init__(self, trip_month: TripMonth, shape: Shape, missing: Missing) -> None:
         self._trip_month, self._shape, self._missing = trip_month, shape, missing
         self._foreign = Foreign(trip_month)
 
     def chunk(self, block: bytes, first_row: int) -> Chunk:
-        """Return a block's rows: by Arrow where it reads what any CSV reader would, otherwise line by line."""
+        """Return a block's rows. Arrow reads the block if it reads it as any CSV reader would; otherwise read it line by line."""
         self._foreign.look_at(block, first_row)
         lines = cache(lambda: lines_of(block))
         chunk = self._by_arrow(block, first_row, lines) or self._line_by_line(lines(), first_row)
@@ -163,7 +167,7 @@ class _Rows:
     def _by_arrow(self, block: bytes, first_row: int, lines: Callable[[], list[bytes]]) -> Chunk | None:
         if _LONE_RETURN.search(block) or (b'"' in block and not _PLAINLY_QUOTED.fullmatch(block)):
             return None
-        # Arrow takes 0x10 for 16: where there is an x, and where a number is spelled oddly, `clean` looks at the texts.
+        # Arrow reads 0x10 as 16. If the block has an x, or a number in an odd spelling, read all as text: `clean` checks it.
         for typed in (False,) if b"x" in block or b"X" in block else (True, False):
             try:
                 table = self._parse(block, typed=typed) if block.strip(b"\r\n") else _table(self._shape, [], ())
@@ -176,9 +180,9 @@ class _Rows:
         return None
 
     def _parse(self, block: bytes, *, typed: bool) -> pa.Table:
-        """Arrow's reading of the block: numbers as such if `typed`, the rest as text.
+        """Return the block as Arrow reads it. Numbers have numeric types if `typed`; everything else is text.
 
-        Datetimes are always text here: Arrow's CSV parsers take February 30 for March 2, or a bare date for midnight.
+        Datetimes are always text here: Arrow's CSV parsers read February 30 as March 2, and a bare date as midnight.
         """
         shape, numbers = self._shape, ("integer", "number") if typed else ()
         types = {
@@ -197,7 +201,7 @@ class _Rows:
         )
 
     def _line_by_line(self, lines: list[bytes], first_row: int) -> Chunk:
-        """The careful way, for a block that holds something odd: every line is either a trip or set aside as it stands."""
+        """Return the rows of a block that Arrow cannot read: each line is either a trip or rejected exactly as published."""
         whole: list[int] = []
         rows = []
         rejects = []
@@ -213,7 +217,7 @@ class _Rows:
                 self._foreign.no_row(first_row + position, line)
                 rejects.append((first_row + position, reason, line.decode(errors="backslashreplace")))
                 if len(rejects) > MAX_REJECTED:
-                    break  # more than any month is forgiven
+                    break  # `Tally` refuses any month with so many
             else:
                 self._foreign.row()
                 whole.append(position)
@@ -244,7 +248,7 @@ def _table(shape: Shape, rows: list[list[str]], missing: Collection[str]) -> pa.
 
 
 def _unnamed_fields(shape: Shape, block: bytes) -> int:
-    """How many empty fields the file's first rows have beyond the header's: none, or as many as its era may have."""
+    """Return how many empty fields the first rows have beyond the header's: none, or the number that the era allows."""
     if not shape.era.unnamed:
         return 0
     lines = lines_of(_sniffed(block))
@@ -257,7 +261,7 @@ def _unnamed_fields(shape: Shape, block: bytes) -> int:
 
 
 def _sniffed(block: bytes) -> bytes:
-    """The first whole lines of a block."""
+    """Return the first whole lines of a block."""
     return block if len(block) <= _SNIFFED else block[: block.rfind(b"\n", 0, _SNIFFED) + 1]
 
 
@@ -268,7 +272,15 @@ def csv_chunks(
     rule: SchemaRule = "strict",
     size: int = 0,
 ) -> Generator[Chunk, None, None]:
-    """Chunks of a CSV file given as pieces of `size` bytes in all; inflating, parsing and the caller overlap. Closes `data`."""
+    """Yield the chunks of a CSV file, and close `data` at the end. Inflating, parsing and the caller's work overlap.
+
+    Args:
+        trip_month: The month that the file is for.
+        ending: `.csv` or `.csv.gz`.
+        data: The bytes of the file, in pieces.
+        rule: What to do about columns that the schema does not know.
+        size: The number of bytes in `data`, to compute the share that has been read; 0 if unknown.
+    """
     read = 0
 
     def measured() -> Iterator[bytes]:
@@ -278,7 +290,7 @@ def csv_chunks(
             yield piece
 
     text = _text(trip_month, ending, measured())
-    # An error's traceback keeps this frame: without `closing`, threads and the source would live as long as it.
+    # The traceback of an error keeps this frame alive. Without `closing`, the threads and the source would stay open as long.
     with closing_if_open(data), closing(ahead(_blocks(text, BLOCK))) as blocks:
         whole = next(blocks, b"")
         names, first = _split_header(trip_month, whole)
@@ -309,16 +321,22 @@ def csv_chunks(
 
 
 def _require_whole_row(trip_month: TripMonth, chunk: Chunk, row_number: int, size: int) -> None:
-    """Raise if the file's last row, which has no line end, is cut off.
+    """Raise `UnreadableFile` if the file's last row, which has no line end, is cut off or may be.
 
-    It may look whole and be cut off inside its last value, 3 for 32.37: where files get cut, at the end of a disk's block,
-    that is not believed.
+    A row can look whole and be cut off inside its last value: 3 in place of 32.37. Files are often cut at the end of a disk
+    block, so such a row is refused if the file ends there.
+
+    Args:
+        trip_month: The month, for the message.
+        chunk: The last chunk of the file.
+        row_number: The number of the last row.
+        size: The bytes of text in the whole file.
     """
     reasons = {reject["row_number"]: reject["reason"] for reject in chunk.rejects.to_pylist()}
     if size % _DISK_BLOCK == 0 or reasons.get(row_number) in _SHAPELESS:
         raise UnreadableFile(
-            f"{trip_month}: the file is truncated: its last row, {row_number}, has no line end and is cut off, or may be. Nothing"
-            " was loaded; fetch the file again. If it ends so at its publisher and is whole, add a line end."
+            f"{trip_month}: the file is truncated: its last row, {row_number}, has no line end and may be cut off. Nothing was"
+            " loaded; fetch the file again. If the publisher's own file ends like this and is whole, add a line end."
         )
 
 
@@ -328,15 +346,21 @@ def _with(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def require_header(trip_month: TripMonth, ending: Ending, head: bytes, url: str) -> None:
-    """Raise if a CSV file that begins with `head` does not begin with the header of a file of trips.
+    """Raise `UnreadableFile` or `SchemaMismatch` if a CSV file does not begin with the header of a trip file.
 
-    Columns that no schema knows pass: what becomes of them is for the rule by which the file is read.
+    Accept columns that the schema does not know: the caller that reads the file chooses the rule for them.
+
+    Args:
+        trip_month: The month that the file is for.
+        ending: The format of the file; a Parquet file is not checked.
+        head: The first bytes of the file.
+        url: The name of the file in the message.
     """
     if ending == ".parquet":
         return
     text = head
     if ending == ".csv.gz":
-        with suppress(zlib.error):  # what is damaged is for the reader to tell
+        with suppress(zlib.error):  # the reader reports damaged gzip data
             text = zlib.decompressobj(wbits=31).decompress(head, _INFLATED)
         if not text or text is head:
             return
@@ -344,7 +368,7 @@ def require_header(trip_month: TripMonth, ending: Ending, head: bytes, url: str)
     names, _ = _split_header(trip_month, text)
     if not any(meant_by(trip_month.color, name) for name in names[:200]):
         raise UnreadableFile(
-            f"{trip_month}: {url} does not begin with the header of a file of trips: none of its {len(names)} column names is"
-            f" one of {trip_month.color}. Nothing was loaded; check the source."
+            f"{trip_month}: {url} does not begin with the header of a trip file: none of its {len(names)} column names is a"
+            f" column of {trip_month.color}. Nothing was loaded; check the source."
         )
     match(trip_month, ending, names, rule="accept_new_columns")

@@ -1,6 +1,6 @@
-"""Parquet as published, read as a stream of chunks: batches of rows. Memory is bounded by their size.
+"""Read a Parquet file as a stream of chunks.
 
-The functions take an open file and never open one.
+Each chunk is a batch of rows. The size of a batch bounds the memory. The functions take an open file and never open one.
 """
 
 from collections.abc import Generator, Iterator
@@ -33,10 +33,11 @@ from flows.tlc.pipeline import ahead
 from flows.tlc.trips import SchemaRule, TripMonth
 
 BATCH = 64 << 10  # rows of Parquet converted at once
-_TEXT_PER_ROW = 4 << 10  # bytes; of a batch on average, beyond the first `_FREE_TEXT`. TLC's rows have fewer than 100
+# A batch may have `_FREE_TEXT` bytes of text, and `_TEXT_PER_ROW` more for each row. TLC's rows have fewer than 100 bytes.
+_TEXT_PER_ROW = 4 << 10
 _FREE_TEXT = 16 << 20
-_ORIGINALS = 100  # rows set aside that keep their original, however small the file is
-_TOLD = 300  # characters of the reader's own words in a message
+_ORIGINALS = 100  # rejected rows that keep their original, at least
+_LONGEST_QUOTE = 300  # characters of the reader's own message, quoted in ours
 
 
 def _damaged(trip_month: TripMonth, what: object) -> UnreadableFile:
@@ -48,7 +49,7 @@ def _damaged(trip_month: TripMonth, what: object) -> UnreadableFile:
 
 def _excessive(trip_month: TripMonth, what: object) -> UnreadableFile:
     return UnreadableFile(
-        f"{trip_month}: the Parquet file asks for more than a month of trips needs: {_short(what)}. Nothing was loaded;"
+        f"{trip_month}: the Parquet file needs more than a month of trips can: {_short(what)}. Nothing was loaded;"
         " get TLC's own file."
     )
 
@@ -61,13 +62,13 @@ def _unsupported(trip_month: TripMonth, what: object) -> UnreadableFile:
 
 
 def _short(what: object) -> str:
-    """An error's own words on one line, cut where they go on too long."""
+    """Return an error's message on one line, cut to `_LONGEST_QUOTE`."""
     text = " ".join(str(what).split()) or type(what).__name__
-    return text if len(text) <= _TOLD else f"{text[:_TOLD]}…"
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
 
 
 def _explained(trip_month: TripMonth, error: Exception) -> UnreadableFile:
-    """Return what a person can do about an error of the reader."""
+    """Return the error to raise for an error of the reader; its message says what to do."""
     if isinstance(error, TooMuch):
         return _excessive(trip_month, error)
     if isinstance(error, MemoryError):
@@ -78,7 +79,7 @@ def _explained(trip_month: TripMonth, error: Exception) -> UnreadableFile:
 
 
 def _text(values: pa.Array) -> pa.Array:
-    """Texts of whatever Arrow type as `string`, their bytes as they are: whether they are UTF-8, `clean` looks."""
+    """Return texts as `string` or `large_string`, without checking that they are UTF-8: `clean` does. Return others as given."""
     if pa.types.is_binary_view(values.type) or pa.types.is_string_view(values.type):
         values = values.cast(pa.binary())
     if pa.types.is_large_binary(values.type):
@@ -87,7 +88,7 @@ def _text(values: pa.Array) -> pa.Array:
 
 
 def _plain(values: pa.Array) -> pa.Array:
-    """The values in place of numbers into a dictionary, and texts as `string` or `large_string`; `TooMuch` if one is too long."""
+    """Return a column without dictionary encoding, texts as `string` or `large_string`; raise `TooMuch` if a text is too long."""
     if pa.types.is_dictionary(values.type):
         values = pa.DictionaryArray.from_arrays(values.indices, _text(values.dictionary)).dictionary_decode()
     values = _text(values)
@@ -99,7 +100,7 @@ def _plain(values: pa.Array) -> pa.Array:
 
 
 def _without_empty_texts(values: pa.Array) -> pa.Array:
-    """The same, null in place of empty texts: as in a CSV, where there is no difference."""
+    """Return the texts with null in place of empty ones. A CSV cannot distinguish the two."""
     lengths = pc.binary_length(values)
     if pc.min(lengths).as_py() != 0:
         return values
@@ -107,7 +108,7 @@ def _without_empty_texts(values: pa.Array) -> pa.Array:
 
 
 def _values(batch: pa.RecordBatch, group: Group, new: tuple[str, ...]) -> pa.Table:
-    """The batch as `clean` takes it: of few types. Columns in `new` are kept as published, so they keep empty texts."""
+    """Return the batch in the few types that `clean` takes. Keep empty texts in `new` columns: they are stored as published."""
     columns = []
     size = 0
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -128,14 +129,14 @@ _COMPARABLE = (pa.int64(), pa.int32(), pa.int16(), pa.int8(), pa.float64())
 
 
 def _comparable(kind: pa.DataType) -> bool:
-    """Whether the footer's bounds are numbers in the same unit as the values."""
+    """Return whether the footer's bounds are numbers in the same unit as the values."""
     if pa.types.is_timestamp(kind):
         return bool(kind.unit != "s")  # seconds are stored as milliseconds
     return kind in _COMPARABLE
 
 
 def _plain_columns(group: Group) -> dict[int, ColumnChunk]:
-    """Return the chunks that are columns of the file by themselves, by place; a nested column has others, or several."""
+    """Return the column chunks that are not part of a nested or repeated column, by position in the row group."""
     return {place: chunk for place, chunk in enumerate(group.columns) if chunk.leaf.flat and len(chunk.leaf.path) == 1}
 
 
@@ -148,13 +149,16 @@ def _require_bounds(group: Group, batch: pa.RecordBatch) -> None:
         if pa.types.is_timestamp(values.type):
             values = values.view(pa.int64())
         span = pc.min_max(values)
-        low, high = span["min"].as_py(), span["max"].as_py()  # NaN if there is nothing else, which no bounds count
+        low, high = (
+            span["min"].as_py(),
+            span["max"].as_py(),
+        )  # both NaN if all values are; then neither comparison is true
         if low is not None and (low < chunk.bounds.low or high > chunk.bounds.high):
             raise Contradiction(f"{group.place(place)}: it has values outside the bounds that the footer gives")
 
 
 def _batches(parquet: pq.ParquetFile, group: Group, size: int) -> Iterator[pa.RecordBatch]:
-    """The batches of one row group, read apart from the others; `Contradiction` unless they are what the footer says."""
+    """Yield the batches of one row group. Raise `Contradiction` if its rows, nulls or values disagree with the footer."""
     rows = 0
     plain = _plain_columns(group)
     nulls = dict.fromkeys(plain, 0)
@@ -165,7 +169,7 @@ def _batches(parquet: pq.ParquetFile, group: Group, size: int) -> Iterator[pa.Re
         _require_bounds(group, batch)
         yield batch
     if rows != group.rows:
-        raise Contradiction(f"{group.place()} has {rows:,} rows, its footer promises {group.rows:,}")
+        raise Contradiction(f"{group.place()} has {rows:,} rows, its footer states {group.rows:,}")
     for place, chunk in plain.items():
         if chunk.nulls not in (None, nulls[place]):
             raise Contradiction(
@@ -181,12 +185,12 @@ _SPARK = (
 
 
 def _require_wall_clock(trip_month: TripMonth, footer: Footer, shape: Shape) -> None:
-    """Raise `SchemaMismatch` if times are INT96: Spark, Hive and Impala store instants so, and no type says of which zone."""
+    """Raise `SchemaMismatch` if times are INT96: Spark, Hive and Impala store instants so, and the type names no time zone."""
     instants = [leaf.path[0] for leaf in footer.leaves if leaf.is_int96 and leaf.path[0] in shape.published]
     if instants:
         raise SchemaMismatch(
-            f"{trip_month}: {', '.join(map(repr, instants))} have the type INT96, as Spark writes it: instants, hours away"
-            f" from New York's clock. Nothing was loaded; {_SPARK}"
+            f"{trip_month}: {', '.join(map(repr, instants))} have the type INT96, as Spark writes it: these are instants,"
+            f" hours away from New York's clock. Nothing was loaded; {_SPARK}"
         )
 
 
@@ -195,19 +199,19 @@ def parquet_chunks(
     file: IO[bytes] | pa.NativeFile,
     rule: SchemaRule = "strict",
 ) -> Generator[Chunk, None, None]:
-    """Yield the chunks of an open, seekable Parquet file; the file is judged by its footer and page headers first.
+    """Yield the chunks of an open, seekable Parquet file. Check its footer and page headers first.
 
     Raises:
-        UnreadableFile: the file is damaged, disagrees with itself, or asks for more memory than trips need.
-        SchemaMismatch: its columns are not those of its era.
+        UnreadableFile: The file is damaged, disagrees with itself, or asks for more memory than trips need.
+        SchemaMismatch: The columns are not those of the month's era.
     """
     try:
         footer = read_footer(file)
         parquet = pq.ParquetFile(
             file,
             buffer_size=1 << 20,
-            pre_buffer=False,  # or the reader would keep every byte that it has read
-            coerce_int96_timestamp_unit="us",  # as nanoseconds, years outside 1677 to 2262 would wrap around
+            pre_buffer=False,  # a reader that buffers ahead keeps every byte that it has read
+            coerce_int96_timestamp_unit="us",  # in nanoseconds, years outside 1677 to 2262 would wrap around
             page_checksum_verification=True,
             thrift_string_size_limit=LONGEST_FOOTER,
             thrift_container_size_limit=MOST_VALUES,
@@ -218,13 +222,14 @@ def parquet_chunks(
         sizes = batches_of(footer, file, BATCH)
     except TripDataError:
         raise
-    except Exception as error:  # a hostile footer makes the reader raise nearly anything
+    except Exception as error:  # a malicious footer can make the reader raise nearly anything
         raise _explained(trip_month, error) from error
 
     def chunks() -> Iterator[Chunk]:
         row = 1
         missing = Missing(trip_month, shape)
-        borne = max(_ORIGINALS, int(MAX_REJECTED_SHARE * footer.rows))  # with more, the month stops and keeps none
+        # A month with more rejected rows is refused, so the originals of the others are not needed.
+        originals = max(_ORIGINALS, int(MAX_REJECTED_SHARE * footer.rows))
         for group, size in zip(footer.groups, sizes, strict=True):
             for batch in _batches(parquet, group, size):
                 numbers = pa.arange(row, row + batch.num_rows)
@@ -233,8 +238,8 @@ def parquet_chunks(
                     (missing.learn_from_rows if row == 1 else missing.look_at)(values)
                     values = missing.without_words(values)
                 row += batch.num_rows
-                chunk = clean(trip_month, shape, values, numbers, originals=borne)
-                borne = max(borne - chunk.rejects.num_rows, 0)
+                chunk = clean(trip_month, shape, values, numbers, originals=originals)
+                originals = max(originals - chunk.rejects.num_rows, 0)
                 yield replace(chunk, shape=shape, share=(row - 1) / max(footer.rows, 1))
         missing.require_one_meaning()
 

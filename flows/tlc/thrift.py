@@ -1,17 +1,18 @@
-"""Thrift's compact protocol, as Parquet's footers and page headers are written: structs as dicts by field number.
+"""Read Thrift's compact protocol, in which Parquet's footers and page headers are written: structs as dicts by field number.
 
-https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md. Arrow's reader shows no page header. Of some
-footers with one wrong byte it ends the whole process, when a column's codec or statistics are asked for.
+The protocol: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md. Arrow's reader cannot replace
+this: it does not expose page headers. For some footers with one wrong byte, it ends the whole process when a program reads a
+column's codec or statistics.
 """
 
 from typing import Any
 
-_DEEPEST = 16  # structs and lists inside one another
-_SIZES = {3: 1, 7: 8}  # bytes of a byte, of a double
+_DEEPEST = 16  # nested structs and lists
+_SIZES = {3: 1, 7: 8}  # bytes by type: a byte, a double
 
 
 class BadThrift(Exception):
-    """The bytes are not what a writer of Thrift wrote."""
+    """The bytes are not valid Thrift, or lack a required field."""
 
 
 class CutOff(BadThrift):
@@ -19,19 +20,19 @@ class CutOff(BadThrift):
 
 
 class TooManyValues(BadThrift):
-    """There are more values than the reader may make."""
+    """The struct has more values than the limit."""
 
 
 class Compact:
-    """A reader of one struct; `at` is the position after what has been read."""
+    """Reads one struct. `at` is the position after the bytes read so far."""
 
     def __init__(self, data: bytes, most: int) -> None:
-        """Read from `data`; `most` is the number of values that it may have, those in lists among them."""
+        """Read from `data`, which may have `most` values. Values in lists count too."""
         self._data, self._left = data, most
         self.at = 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """The fields of a struct by number: integers, booleans, bytes, lists and dicts; other types as None."""
+        """Return the fields of a struct by number: integers, booleans, bytes, lists and dicts. Other types are None."""
         fields: dict[int, Any] = {}
         field = 0
         while head := self._byte():
@@ -45,7 +46,7 @@ class Compact:
         if self._left < 0:
             raise TooManyValues("it has too many values")
         if depth > _DEEPEST:
-            raise BadThrift("its structs go too deep")
+            raise BadThrift("its structs are nested too deeply")
         if kind in (4, 5, 6):
             return self._integer()
         if kind == 8:
@@ -92,7 +93,7 @@ class Compact:
 
 
 def number(fields: dict[int, Any], field: int, what: str) -> int:
-    """Return a count, a size or a place; `BadThrift` if the struct lacks it or it is negative."""
+    """Return a count, a size or a position. Raise `BadThrift` if the struct lacks it or it is negative."""
     value = fields.get(field)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise BadThrift(f"it has no {what}, or a negative one")

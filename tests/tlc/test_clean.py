@@ -401,7 +401,7 @@ def test_one_percent_quarantined_is_borne(rows: int, quarantined: int) -> None:
     ("rows", "quarantined", "reason", "said"),
     [
         (98, 1, "not CSV", "1 of 99 rows do not fit (1 × not CSV); more than 1% stops the month"),
-        (0, 3, "wrong number of fields", "The rows are not as their header says; compare the file with its source."),
+        (0, 3, "wrong number of fields", "The rows do not fit their header; compare the file with its source."),
         (
             9_899,
             101,

@@ -120,7 +120,7 @@ def test_chunks_that_changed_places_in_the_footer_are_refused_where_their_counts
         if field in one:
             one[field], other[field] = other[field], one[field]
     with pytest.raises(
-        UnreadableFile, match="row group 1 of 3, column 'extra': it does not lie behind row group 1 of 3"
+        UnreadableFile, match="row group 1 of 3, column 'extra': it does not come after row group 1 of 3"
     ):
         read_parquet(file.with_footer(body))
 
@@ -174,9 +174,9 @@ def test_a_new_column_that_is_nested_is_no_lie_and_hides_none(nested: pa.Array, 
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (ROWS + 1, "its footer promises 301 rows, its row groups 300"),
+        (ROWS + 1, "its footer states 301 rows, its row groups have 300"),
         (-1, "it has no number of rows, or a negative one"),
-        (2**40, "its footer promises 1,099,511,627,776 rows, its row groups 300"),
+        (2**40, "its footer states 1,099,511,627,776 rows, its row groups have 300"),
     ],
 )
 def test_a_footer_that_promises_other_rows_than_its_groups_is_refused(rows: int, said: str) -> None:
@@ -199,10 +199,10 @@ def test_a_file_with_more_rows_than_any_month_is_refused() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        (9, 10**9, "row group 2 of 3, column 'fare_amount': it goes on beyond the end of the data"),
-        (7, 10**9, "row group 2 of 3, column 'fare_amount': it goes on beyond the end of the data"),
+        (9, 10**9, "row group 2 of 3, column 'fare_amount': it extends beyond the end of the data"),
+        (7, 10**9, "row group 2 of 3, column 'fare_amount': it extends beyond the end of the data"),
         (7, -1, "it has no size, or a negative one"),
-        (9, 4, "row group 2 of 3, column 'fare_amount': it does not lie behind"),
+        (9, 4, "row group 2 of 3, column 'fare_amount': it does not come after"),
     ],
 )
 def test_a_chunk_that_is_not_where_it_can_be_is_refused(field: int, value: int, said: str) -> None:
@@ -216,7 +216,7 @@ def test_a_chunk_that_is_not_where_it_can_be_is_refused(field: int, value: int, 
 def test_a_column_in_another_file_is_refused() -> None:
     file = edited()
     file.group(0)[1][1][FARE][1][1] = BINARY, b"/etc/passwd"
-    with pytest.raises(UnreadableFile, match="column 'fare_amount' is said to be in another file"):
+    with pytest.raises(UnreadableFile, match="its footer places column 'fare_amount' in another file"):
         read_parquet(file.data)
 
 
