@@ -42,18 +42,20 @@ REASONS: dict[Kind, str] = {
 class Chunk:
     """Consecutive rows of a file: canonical trips, rejected rows and counts.
 
-    `trips`: canonical trips, in `arrow_schema` of their color.
-    `rejects`: rejected rows, in `QUARANTINE_SCHEMA`.
-    `shape`: how the file's columns map to the schema.
-    `extra`: the columns that the schema does not know, for the same trips; None if there are none or they are not wanted.
-    `misfits`: if all rejected values of a column are the same word, that word and how often it occurs. Most likely it
-    stands for a missing value.
-
-    These are set only for a CSV:
-    `size`: the bytes of the chunk.
-    `reject_sizes`: the bytes of each rejected line.
-    `stretch`: the longest part of the file so far that has no rows.
-    `repeated`: a row inside a repeated part, and the same row in the first copy of that part.
+    Attributes:
+        trips: Canonical trips, in `arrow_schema` of their color.
+        rejects: Rejected rows, in `QUARANTINE_SCHEMA`.
+        source_rows: The number of rows read for this chunk.
+        filtered: The number of trips that each filter dropped.
+        shape: How the file's columns map to the schema.
+        share: The share of the file read by the end of this chunk, from 0 to 1; 0 if unknown.
+        extra: The columns that the schema does not know, for the same trips; None if there are none or they are not wanted.
+        misfits: If all rejected values of a column are the same word, that word and its count. It is most likely a word for
+            a missing value.
+        size: The bytes of the chunk. This and the next attributes are set only for a CSV.
+        reject_sizes: The bytes of each rejected line.
+        stretch: The longest part of the file so far that has no rows.
+        repeated: A row in a repeated part, and the same row in the first copy of that part.
     """
 
     trips: pa.Table
@@ -61,7 +63,7 @@ class Chunk:
     source_rows: int
     filtered: Counter[str] = field(default_factory=Counter)
     shape: Shape | None = None
-    share: float = 0.0  # of the file, read by the end of this chunk; 0 if unknown
+    share: float = 0.0
     extra: pa.Table | None = None
     misfits: Counter[str] = field(default_factory=Counter)
     size: int = 0
@@ -115,7 +117,7 @@ class Tally:
 
     @property
     def lost(self) -> float:
-        """Number of rows that the rejected text may have been: a text as long as five mean rows counts as five."""
+        """The number of rows that the rejected text may have been: a text as long as five mean rows counts as five."""
         count, size = self.reject_sizes.total(), sum(n * size for size, n in self.reject_sizes.items())
         sound = self.source_rows - count
         mean = (self.size - size) / sound if sound else 0.0

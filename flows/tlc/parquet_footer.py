@@ -1,4 +1,4 @@
-"""Check a Parquet file's footer and page headers before a page is decoded: its counts must agree, its sizes be credible.
+"""Check a Parquet file's footer and page headers before a page is decoded: counts must agree, sizes must be credible.
 
 Arrow's reader trusts a footer. It joins columns with different numbers of values, and reserves any size that a page states.
 Fields are numbered as in https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
@@ -30,9 +30,7 @@ LONGEST_FOOTER = 16 << 20  # bytes; the footer of a month with 1,000 row groups 
 MOST_VALUES = 2_000_000  # in a footer; the footer of a month with 1,000 row groups has half as many
 _MOST_PAGES = 1_000_000  # in a file; writers make one page per 20,000 rows or per MiB of a column
 _PER_VALUE = 16  # bytes of a number in a page, with its definition level
-_MOST_AT_ONCE = (
-    256 << 20
-)  # bytes of the pages and dictionaries that a reader of one row group has in memory at the same time
+_MOST_AT_ONCE = 256 << 20  # bytes of pages and dictionaries in memory while one row group is read
 _MOST_DECODED = 64 << 20  # bytes of rows decoded at once
 _WIDEST_NUMBER = 16  # bytes in Arrow's memory of a value that is not a text
 _MAGIC, _LENGTH = b"PAR1", 4
@@ -199,7 +197,9 @@ def _chunk(fields: dict[int, Any], leaf: Leaf) -> ColumnChunk:
         raise BadThrift("a column is encrypted, or has no description")
     path = tuple(part.decode(errors="backslashreplace") for part in about.get(3) or [] if isinstance(part, bytes))
     if path != leaf.path or about.get(1) != leaf.type:
-        raise Contradiction(f"where column {'.'.join(leaf.path)[:60]!r} belongs, it names {'.'.join(path)[:60]!r}")
+        raise Contradiction(
+            f"its footer names {'.'.join(path)[:60]!r} where column {'.'.join(leaf.path)[:60]!r} belongs"
+        )
     if fields.get(1):
         raise Contradiction(f"its footer places column {'.'.join(leaf.path)[:60]!r} in another file")
     start, dictionary = number(about, 9, "place of its data"), about.get(11)
@@ -306,7 +306,8 @@ class _Reader:
     def _chunk(self, chunk: ColumnChunk) -> tuple[int, int]:
         """Return two sizes in bytes of a column chunk, according to its pages.
 
-        The first is the largest mean size of a value in a page. The second is that of its largest page and its dictionary.
+        The first is the most that a value takes: the largest mean over a page, or the longest dictionary text. The second is the
+        size of the largest page and the dictionary together.
         """
         textual = chunk.leaf.type == _BYTE_ARRAY
         width = max(_WIDEST_NUMBER, chunk.leaf.width)
@@ -346,9 +347,9 @@ class _Reader:
 
 
 def _width(page: Page) -> int:
-    """Return the mean bytes of a text in a data page.
+    """Return the mean bytes of a text in a data page; 0 if the texts are in the dictionary.
 
-    In a page of DELTA_BYTE_ARRAY, a few bits can repeat the text before. There return the most bytes that a text can have.
+    With DELTA_BYTE_ARRAY a few bits can repeat the previous text, so return the most bytes that one text can have.
     """
     if page.encoding in (PLAIN_DICTIONARY, RLE_DICTIONARY):
         return 0

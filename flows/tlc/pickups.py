@@ -25,7 +25,7 @@ class OwnMonth:
     source: str
 
 
-# Real files of every color are far above one half. The first rows of a file are its oddest, so the first rows alone show
+# Real files of every color are far above one half. The first rows of a file are its oddest, so a file of `few` rows proves
 # little.
 OWN_MONTH = {
     row.color: row
@@ -112,12 +112,12 @@ class Pickups:
 
     @property
     def within(self) -> dict[dt.date, int]:
-        """Number of pickups on each day of the file's month."""
+        """The number of pickups on each day of the file's month."""
         return {day: count for day, count in sorted(self._days.items()) if self._is_own(day)}
 
     @property
     def elsewhere(self) -> dict[str, int]:
-        """Number of pickups in each other month, such as 2008-12."""
+        """The number of pickups in each other month, such as 2008-12."""
         months: Counter[str] = Counter()
         for day, count in sorted(self._days.items()):
             if not self._is_own(day):

@@ -64,10 +64,11 @@ RULES = (
 class Profile(BaseModel):
     """What the loaded trips of a month look like.
 
-    `sums`: the sum of each column of money, in US$, rounded to cents. A sum that is not finite is absent.
-    `days`: the number of trips on each day of the file's month.
-    `elsewhere`: the number of trips in each other month.
-    `quality`: how many trips meet each rule; the rules are the `RULES` of the day when the month was loaded.
+    Attributes:
+        sums: The sum of each column of money, in US$, rounded to cents. A sum that is not finite is absent.
+        days: The number of trips on each day of the file's month.
+        elsewhere: The number of trips in each other month.
+        quality: How many trips meet each rule. The rules are the `RULES` of the day when the month was loaded.
     """
 
     model_config = ConfigDict(frozen=True)

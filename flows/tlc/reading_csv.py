@@ -129,7 +129,7 @@ def _split_header(trip_month: TripMonth, block: bytes) -> tuple[list[str], bytes
             raise csv.Error("it is empty")
     except (UnicodeDecodeError, csv.Error) as error:
         raise UnreadableFile(
-            f"{trip_month}: the file has no readable CSV header ({error}). Nothing was loaded."
+            f"{trip_month}: the file has no readable CSV header ({error}). Nothing was loaded; check the source."
         ) from error
     if len(names) == 1 and (separator := next((one for one in ";\t|" if one in names[0]), "")):
         raise UnreadableFile(
@@ -151,7 +151,7 @@ class _Rows:
         self._foreign = Foreign(trip_month)
 
     def chunk(self, block: bytes, first_row: int) -> Chunk:
-        """Return a block's rows. Arrow reads the block if it reads it as any CSV reader would; otherwise read it line by line."""
+        """Return a block's rows. Use Arrow if it reads the block as any CSV reader would; otherwise read line by line."""
         self._foreign.look_at(block, first_row)
         lines = cache(lambda: lines_of(block))
         chunk = self._by_arrow(block, first_row, lines) or self._line_by_line(lines(), first_row)
@@ -201,7 +201,7 @@ class _Rows:
         )
 
     def _line_by_line(self, lines: list[bytes], first_row: int) -> Chunk:
-        """Return the rows of a block that Arrow cannot read: each line is either a trip or rejected exactly as published."""
+        """Return the rows of a block that Arrow would misread. Each line is a trip, or rejected exactly as published."""
         whole: list[int] = []
         rows = []
         rejects = []

@@ -149,10 +149,8 @@ def _require_bounds(group: Group, batch: pa.RecordBatch) -> None:
         if pa.types.is_timestamp(values.type):
             values = values.view(pa.int64())
         span = pc.min_max(values)
-        low, high = (
-            span["min"].as_py(),
-            span["max"].as_py(),
-        )  # both NaN if all values are; then neither comparison is true
+        # Both are NaN if all values are; then neither comparison is true.
+        low, high = span["min"].as_py(), span["max"].as_py()
         if low is not None and (low < chunk.bounds.low or high > chunk.bounds.high):
             raise Contradiction(f"{group.place(place)}: it has values outside the bounds that the footer gives")
 
@@ -202,7 +200,7 @@ def parquet_chunks(
     """Yield the chunks of an open, seekable Parquet file. Check its footer and page headers first.
 
     Raises:
-        UnreadableFile: The file is damaged, disagrees with itself, or asks for more memory than trips need.
+        UnreadableFile: The file is damaged, contradicts itself, or needs more memory than trips can.
         SchemaMismatch: The columns are not those of the month's era.
     """
     try:

@@ -94,7 +94,7 @@ def name_another_column(file: Edited) -> None:
         (count_fewer_rows_everywhere, "row group 2 of 3, column 'VendorID': its pages have 100 values"),
         (count_fewer_values, "row group 2 of 3, column 'fare_amount': it has 99 values, its row group 100 rows"),
         (count_fewer_rows_in_a_group, "row group 2 of 3, column 'VendorID': it has 100 values, its row group 99 rows"),
-        (name_another_column, "where column 'fare_amount' belongs, it names 'total_amount'"),
+        (name_another_column, "its footer names 'total_amount' where column 'fare_amount' belongs"),
     ],
     ids=lambda case: getattr(case, "__name__", ""),
 )
