@@ -1,4 +1,4 @@
-"""All that is new or re-published, web → lake → BigQuery, and Postgres if wanted: `python flows/bring_up_to_date.py`."""
+"""Everything new or re-published: web → lake → BigQuery, and Postgres on request: `python flows/bring_up_to_date.py`."""
 
 import sys
 from collections import defaultdict
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+if not __package__:  # run as a file: Python looks for modules in the file's folder, not in the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow, get_run_logger
@@ -50,21 +50,21 @@ def bring_up_to_date(
     until: Bound = "",
     expect_within: AtLeastZero = 4,
 ) -> list[Outcome]:
-    """Bring every month that is new or re-published at its source into the stores, oldest first; leave all others alone.
+    """Bring every month that is new or re-published at its source into the stores, oldest first. Do not touch other months.
 
     Args:
         colors: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
-        since: First month to have, such as 2019-01 or 2019; empty for the last 24 months. Older ones already held stay watched.
+        since: First month to load, such as 2019-01 or 2019; empty for the last 24 months. Older loaded months are checked too.
         at_most: How many months one run takes, oldest first; the others wait for the next run.
-        into: Which stores to bring up to date; the warehouse is loaded from the lake, and brings it along.
+        into: Which stores to bring up to date. The warehouse is loaded from the lake, so the lake is then updated too.
         source: official (TLC's Parquet), mirror (DataTalksClub's CSV), or a URL template with {color}, {year}, {month:02d}.
         block_name: Name of the GcsBucket block that is the lake.
         credentials_block: Name of the GcpCredentials block to use BigQuery with.
-        dataset: BigQuery dataset; made in the bucket's location if it is not there.
+        dataset: BigQuery dataset; created in the bucket's location if it does not exist.
         postgres_block: Name of the SqlAlchemyConnector block that is the database.
-        at_once: How many months are worked on at the same time.
-        until: Last month to have, such as 2021-12 or 2021; empty for today's.
-        expect_within: Fail in the end if a color's newest published month is more than so many months ago; 0 to expect nothing.
+        at_once: How many months are processed at the same time.
+        until: Last month to load, such as 2021-12 or 2021; empty for the current month.
+        expect_within: Fail at the end if a color's newest published month is more than this many months ago; 0 for no check.
     """
     if at_most < 1 or not into:
         raise TripDataError(
@@ -76,7 +76,7 @@ def bring_up_to_date(
     window = months_between(colors, since or months_ago(_LOOK_BACK), until)
 
     target = Target("lake", block_name, credentials_block, dataset, postgres_block)
-    # A store that is loaded from the lake brings it along.
+    # A store that is loaded from the lake needs the lake up to date, too.
     wanted = {*into, *(["lake"] if any(STORES[store].files == "lake" for store in into) else [])}
     listed = {store: list_months.submit(target.of(store), colors).result() for store in STORES if store in wanted}
     held = {store: {m: month.manifest for m, month in months.items()} for store, months in listed.items()}
@@ -89,7 +89,7 @@ def bring_up_to_date(
 
     def update(store: Store, trip_month: TripMonth) -> Outcome:
         known, kind = held[store].get(trip_month), STORES[store]
-        # A month stays under the rules that somebody loaded it by.
+        # Keep the rules that the month was loaded with.
         terms = Terms(known.rule, known.schema_rule) if known else Terms(kind.rows)
         origin: Origin = FromLake() if kind.files == "lake" else Web(publisher, terms)
         return bring(trip_month, origin, target.of(store))
@@ -117,7 +117,7 @@ def bring_up_to_date(
 
 @contextmanager
 def _failing_in_the_end(reasons: Sequence[str]) -> Iterator[None]:
-    """Let the work of the block be done, then raise `Overdue` if there are reasons; months that failed are named before them."""
+    """Run the block, then raise `Overdue` if there are reasons. If months failed, add the reasons to `MonthsFailed` instead."""
     try:
         yield
     except MonthsFailed as failure:
@@ -134,9 +134,9 @@ def _found(
     held: Mapping[Store, Mapping[TripMonth, Manifest]],
     unfinished: Sequence[TripMonth],
 ) -> list[Found]:
-    """Ask the publisher for the months of the window and for older ones that a store has from it; return them, oldest first.
+    """Ask the publisher about the months of the window, and about every month that a store loaded from it. Oldest first.
 
-    A month that somebody took from another source before the window stays what it is.
+    A month outside the window that was loaded from another source is not checked.
     """
     of_source = (
         m for got in held.values() for m, known in got.items() if m.color in colors and known.url == publisher.url(m)
@@ -152,7 +152,7 @@ def _found(
 
 
 def _overdue(found: Sequence[Found], colors: Sequence[Color], within: int, source: str, publisher: Source) -> list[str]:
-    """Return and log which colors have no new month; none of a source that ended."""
+    """Return and log which colors are overdue. Return nothing for a source that no longer publishes."""
     if any(publisher.template == TEMPLATES[known.source] or source == known.source for known in KNOWN_RANGES):
         return []
     late = [text for color in dict.fromkeys(colors) if (text := overdue(color, found, within, publisher.template))]

@@ -1,9 +1,9 @@
-"""What the lake holds, and how a source differs from it: `python flows/catalog.py --against official --since 2019`."""
+"""The months in the lake, and how a source differs from them: `python flows/catalog.py --against official --since 2019`."""
 
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+if not __package__:  # run as a file: Python looks for modules in the file's folder, not in the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow, get_run_logger
@@ -28,13 +28,13 @@ def catalog(
     against: str = "",
     block_name: str = GCS_BUCKET,
 ) -> list[Entry]:
-    """Tell what the lake holds, by color and month, and what differs from its source; nothing is loaded.
+    """List the months in the lake, and how they differ from a source. Nothing is loaded.
 
     Args:
         colors: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
-        since: First month to tell of, such as 2019-01 or 2019; empty for TLC's first.
-        until: Last month to tell of, such as 2021-12 or 2021; empty for today's.
-        against: Source to compare with: official, mirror, or a URL template as etl-web-gcs takes it; empty asks none.
+        since: First month to list, such as 2019-01 or 2019; empty for TLC's first.
+        until: Last month to list, such as 2021-12 or 2021; empty for the current month.
+        against: Source to compare with: official, mirror, or a URL template as in etl-web-gcs; empty for no comparison.
         block_name: Name of the GcsBucket block that is the lake.
     """
     months = months_between(colors, since, until)

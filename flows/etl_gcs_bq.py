@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+if not __package__:  # run as a file: Python looks for modules in the file's folder, not in the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow
@@ -56,8 +56,8 @@ def etl_gcs_bq(
         month: Month of the file's name, 1 to 12.
         block_name: Name of the GcsBucket block that is the lake.
         credentials_block: Name of the GcpCredentials block to use BigQuery with.
-        via: load_job (BigQuery reads the bucket itself) or dataframe (through this machine, where it may not).
-        dataset: BigQuery dataset; made in the bucket's location if it is not there.
+        via: load_job (BigQuery reads the bucket itself) or dataframe (through this machine, if BigQuery cannot read the bucket).
+        dataset: BigQuery dataset; created in the bucket's location if it does not exist.
     """
     [trip_month] = trip_months(color, year, [month])
     return bring(trip_month, FromLake(), Target("warehouse", block_name, credentials_block, dataset, via=via))
@@ -81,7 +81,7 @@ def etl_gcs_bq_parent_flow(
     since: Bound = "",
     until: Bound = "",
 ) -> list[Outcome]:
-    """Bring months of trips from the lake into BigQuery, exactly once; a month that fails stops no other.
+    """Bring months of trips from the lake into BigQuery, exactly once. A month that fails does not stop the others.
 
     Args:
         color: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
@@ -89,9 +89,9 @@ def etl_gcs_bq_parent_flow(
         months: Months of the files' names, each 1 to 12.
         block_name: Name of the GcsBucket block that is the lake.
         credentials_block: Name of the GcpCredentials block to use BigQuery with.
-        via: load_job (BigQuery reads the bucket itself) or dataframe (through this machine, where it may not).
-        dataset: BigQuery dataset; made in the bucket's location if it is not there.
-        at_once: How many months are worked on at the same time.
+        via: load_job (BigQuery reads the bucket itself) or dataframe (through this machine, if BigQuery cannot read the bucket).
+        dataset: BigQuery dataset; created in the bucket's location if it does not exist.
+        at_once: How many months are processed at the same time.
         since: First month of a range, such as 2019-02 or 2019, with until. Wins over the stored year and months of a deployment.
         until: Last month of the range, such as 2019-03 or 2019.
     """

@@ -4,7 +4,7 @@ import sys
 import warnings
 from pathlib import Path
 
-if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+if not __package__:  # run as a file: Python looks for modules in the file's folder, not in the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow
@@ -36,7 +36,7 @@ from flows.tlc.trips import (
     trip_months,
 )
 
-# Prefect makes a model of a flow's parameters, and pydantic minds that one is called `schema`; both do what they should.
+# Prefect makes a pydantic model of a flow's parameters. pydantic warns about a field named `schema`; the flow works all the same.
 warnings.filterwarnings("ignore", 'Field name "schema" in', UserWarning)
 
 
@@ -59,7 +59,7 @@ def etl_web_gcs(
         block_name: Name of the GcsBucket block that is the lake.
         source: official (TLC's Parquet), mirror (DataTalksClub's CSV), or a URL template with {color}, {year}, {month:02d}.
         rows: all, or with_passengers to leave out trips with a passenger_count of zero.
-        schema: strict (a column that the schema does not know stops the month), or accept_new_columns to keep it as published.
+        schema: strict (an unknown column stops the month), or accept_new_columns (unknown columns are kept as published).
     """
     [trip_month] = trip_months(color, year, [month])
     return bring(trip_month, Web(source_of(source), Terms(rows, schema)), Target("lake", block_name))
@@ -78,7 +78,7 @@ def etl_parent_flow(
     since: Bound = "",
     until: Bound = "",
 ) -> list[Outcome]:
-    """Bring months of trips into the lake, exactly once; a month that fails stops no other.
+    """Bring months of trips into the lake, exactly once. A month that fails does not stop the others.
 
     Args:
         color: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
@@ -87,8 +87,8 @@ def etl_parent_flow(
         block_name: Name of the GcsBucket block that is the lake.
         source: official (TLC's Parquet), mirror (DataTalksClub's CSV), or a URL template with {color}, {year}, {month:02d}.
         rows: all, or with_passengers to leave out trips with a passenger_count of zero.
-        schema: strict (a column that the schema does not know stops the month), or accept_new_columns to keep it as published.
-        at_once: How many months are worked on at the same time.
+        schema: strict (an unknown column stops the month), or accept_new_columns (unknown columns are kept as published).
+        at_once: How many months are processed at the same time.
         since: First month of a range, such as 2019-02 or 2019, with until. Wins over the stored year and months of a deployment.
         until: Last month of the range, such as 2019-03 or 2019.
     """

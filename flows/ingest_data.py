@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+if not __package__:  # run as a file: Python looks for modules in the file's folder, not in the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow
@@ -35,7 +35,7 @@ def ingest_data(
     since: Bound = "",
     until: Bound = "",
 ) -> list[Outcome]:
-    """Bring months of trips into Postgres, exactly once; a month that fails stops no other.
+    """Bring months of trips into Postgres, exactly once. A month that fails does not stop the others.
 
     Args:
         color: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
@@ -44,7 +44,7 @@ def ingest_data(
         block_name: Name of the SqlAlchemyConnector block that is the database.
         source: official (TLC's Parquet), mirror (DataTalksClub's CSV), or a URL template with {color}, {year}, {month:02d}.
         rows: with_passengers to leave out trips with a passenger_count of zero, or all.
-        at_once: How many months are worked on at the same time.
+        at_once: How many months are processed at the same time.
         since: First month of a range, such as 2019-02 or 2019, with until. Wins over the stored year and months of a deployment.
         until: Last month of the range, such as 2019-03 or 2019.
     """

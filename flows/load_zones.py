@@ -1,9 +1,9 @@
-"""Taxi zones → any store: `python flows/load_zones.py lake warehouse database`."""
+"""Taxi zones → one or more stores: `python flows/load_zones.py lake warehouse database`."""
 
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+if not __package__:  # run as a file: Python looks for modules in the file's folder, not in the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow
@@ -30,14 +30,14 @@ def load_zones(
     dataset: Dataset = DATASET,
     postgres_block: str = POSTGRES,
 ) -> list[ZonesOutcome]:
-    """Bring TLC's taxi zone look-up into stores as the table `zones`, exactly once, to join trips with.
+    """Load TLC's taxi zone lookup into the stores as the table `zones`, exactly once, to join trips with.
 
     Args:
-        stores: Where to: lake (zones/zones.parquet), warehouse (BigQuery), database (Postgres, no Google anything).
-        source: official (TLC's file), or the http(s):// or file:// URL of another.
+        stores: Stores to load: lake (zones/zones.parquet), warehouse (BigQuery), database (Postgres; needs no Google account).
+        source: official (TLC's file), or the http(s):// or file:// URL of another file.
         block_name: Name of the GcsBucket block that is the lake.
         credentials_block: Name of the GcpCredentials block to use BigQuery with.
-        dataset: BigQuery dataset; made in the bucket's location if it is not there.
+        dataset: BigQuery dataset; created in the bucket's location if it does not exist.
         postgres_block: Name of the SqlAlchemyConnector block that is the database.
     """
     if not stores:
@@ -53,7 +53,7 @@ def load_zones(
     if outcomes:
         report_zones(outcomes)
     for state in states:
-        state.result()  # raises what went wrong, after all that could be done
+        state.result()  # raises a store's error, after all other stores were loaded
     return outcomes
 
 

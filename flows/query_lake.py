@@ -1,10 +1,10 @@
-"""Ask the lake: `python flows/query_lake.py "select count(*) from green where file_month = '2021-01-01'"`."""
+"""Query the lake: `python flows/query_lake.py "select count(*) from green where file_month = '2021-01-01'"`."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+if not __package__:  # run as a file: Python looks for modules in the file's folder, not in the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow
@@ -21,13 +21,13 @@ from flows.tlc.trips import Dataset
 def query_lake(
     sql: str, block_name: str = GCS_BUCKET, engine: Engine = "duckdb", dataset: Dataset = DATASET
 ) -> list[dict[str, Any]]:
-    """Answer a query from the lake itself, of which only the months and columns that it needs are read.
+    """Answer a query from the lake itself. Only the months and columns that the query needs are read.
 
     Args:
-        sql: A query; its tables are yellow, green, fhv, fhvhv (published months, canonical columns) and zones.
+        sql: A query over the tables yellow, green, fhv, fhvhv (published months, canonical columns) and zones.
         block_name: Name of the GcsBucket block that is the lake.
-        engine: duckdb (answers, on this machine) or bigquery (prints what makes external tables of the query's tables there).
-        dataset: BigQuery dataset that the external tables are to be in.
+        engine: duckdb (answers on this machine) or bigquery (prints the SQL that creates external tables for the query).
+        dataset: BigQuery dataset for the external tables.
     """
     if engine == "bigquery":
         show_statements(statements(sql, block_name, dataset))

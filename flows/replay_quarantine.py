@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-if not __package__:  # run as a file: Python searches its folder for modules, and not the project's
+if not __package__:  # run as a file: Python looks for modules in the file's folder, not in the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow, get_run_logger
@@ -34,16 +34,16 @@ def replay_quarantine(
     since: Bound = "",
     until: Bound = "",
 ) -> list[Outcome]:
-    """Load months that have quarantined rows again, from the very files they were made of, by the rules of today.
+    """Load months that have quarantined rows again, from the same published files, with today's rules.
 
     Args:
         color: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
         year: Year of the files' names, with months; or give since and until.
-        months: Months of the files' names, each 1 to 12; those without quarantined rows are left alone.
-        store: lake, which keeps its files, or database, for which they are fetched again where this machine has them no more.
+        months: Months of the files' names, each 1 to 12; months without quarantined rows are skipped.
+        store: lake (uses the files kept there) or database (uses this machine's files, or fetches them again).
         block_name: Name of the GcsBucket block that is the lake.
         postgres_block: Name of the SqlAlchemyConnector block that is the database.
-        at_once: How many months are worked on at the same time.
+        at_once: How many months are processed at the same time.
         since: First month of a range, such as 2019-02 or 2019, with until. Wins over the stored year and months of a deployment.
         until: Last month of the range, such as 2019-03 or 2019.
     """

@@ -1,6 +1,6 @@
-"""The stores of months: what a store must do, which stores there are, and how each is opened.
+"""The stores of months: the interface of a store, the list of stores, and how each is opened.
 
-To add a store, write a module here and a row of `STORES`: see docs/extending.md.
+To add a store, write a module here and add a row to `STORES`: see docs/extending.md.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,13 +15,13 @@ from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import Rows, Store, Terms, TripMonth, Via
 
 Add = Callable[[int, float], None]
-"""Gets how many rows or bytes more are done, and the share of the month that is done by now."""
+"""Receives how many more rows or bytes are done, and which share of the month is done so far (0 to 1)."""
 
 
 class MonthStore(Protocol):
-    """A store of months. Each month is in it whole, or not at all.
+    """A store of months. It has each month whole, or not at all.
 
-    `stage` and `publish` are two steps, so that each can be retried alone: what is staged, no reader sees.
+    `stage` and `publish` are two steps, so that each can be retried alone. No reader sees a staged month.
     """
 
     name: Store
@@ -30,52 +30,52 @@ class MonthStore(Protocol):
         """Raise `MisconfiguredBlock` unless the store can be used."""
 
     def claim(self, trip_month: TripMonth, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
-        """Hold a month for one run where the store needs that; call `on_wait` once if another run holds it."""
+        """Lock a month for one run if the store needs that. Call `on_wait` once if another run has the lock."""
 
     def present(self, trip_month: TripMonth) -> Present:
-        """Return what the store has of a month."""
+        """Return the state of a month in the store."""
 
     def remembered(self, trip_month: TripMonth) -> Manifest | None:
-        """Return the manifest of a month, to compare another one with; None if there is none."""
+        """Return the manifest of a month, to compare another month with, or None."""
 
     def months(self, colors: Iterable[str]) -> dict[TripMonth, Held]:
-        """Return every month that the store has of the colors."""
+        """Return every month of the colors that the store has."""
 
     def stage(self, raw: Any, terms: Terms, run: str, add: Add) -> Any:
-        """Write a month where nobody reads it yet, count it and check it."""
+        """Write a month where no reader sees it yet, count its rows and check it."""
 
     def publish(self, staged: Any, present: Present, run_id: str) -> Outcome:
-        """Make a staged month the month, atomically, and write its manifest. `present` is what the run found at its start."""
+        """Publish a staged month atomically, and write its manifest. `present` is the state that the run found at its start."""
 
     def page(self, manifest: Manifest) -> str:
-        """Return the URL where a person sees the month; "" if there is none."""
+        """Return the URL of a web page about the month; "" if there is none."""
 
 
 class FileStore(MonthStore, Protocol):
     """A store that is loaded from published files."""
 
     block: Any
-    """The Prefect block that keeps task results where every machine finds them; None: they stay on this machine."""
+    """The Prefect block that stores task results for every machine. None: they stay on this machine."""
 
     def forget_result(self, key: str) -> None:
-        """Delete a task's result that `block` keeps, if there is one."""
+        """Delete a task's result from `block`, if there is one."""
 
     def extract(self, published: PublishedFile, add: Add) -> RawFile:
-        """Bring a published file, byte for byte, to where `stage` reads it."""
+        """Copy a published file, byte for byte, to where `stage` reads it."""
 
     def has(self, raw: RawFile) -> bool:
         """Return whether an extracted file is still there."""
 
     def raw_of(self, manifest: Manifest) -> RawFile | None:
-        """Return the file that a month was made of; None if it has to be fetched again."""
+        """Return the published file that a month was made from; None if it has to be fetched again."""
 
     def remember(self, manifest: Manifest) -> None:
-        """Write the manifest of a month whose rows are as they were."""
+        """Write the manifest of a month without changing its rows."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A store, by the names of the blocks that lead to it."""
+    """A store, and the names of the blocks that open it."""
 
     store: Store
     lake_block: str = GCS_BUCKET
@@ -86,21 +86,21 @@ class Target:
 
     @property
     def title(self) -> str:
-        """The store's name in sentences."""
+        """Return the store's name as it is used in sentences."""
         return STORES[self.store].title
 
     @property
     def file_key(self) -> str:
-        """What tells where this store's published files are kept from where another's are; "" for this machine."""
+        """Return the part of a cache key that says where this store's published files are kept; "" for this machine."""
         return self.lake_block if STORES[self.store].files == "bucket" else ""
 
     def of(self, store: Store) -> "Target":
-        """Return another store by the same blocks."""
+        """Return another store, opened with the same blocks."""
         return replace(self, store=store)
 
 
 LoadBlock = Callable[[str, str], Any]
-"""Loads a Prefect block by its type's slug and its name."""
+"""Loads a Prefect block, given its type's slug and its name."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ class Kind:
     title: str
     open: Callable[[Target, LoadBlock], Any]
     rows: Rows = "all"
-    """Which rows it is loaded with by default."""
+    """Which rows are loaded by default."""
     files: Literal["bucket", "machine", "lake"] = "machine"
     """Where its published files are kept: in its bucket, in this machine's scratch folder, or in the lake it is loaded from."""
 
 
-# A store's module is imported when the store is opened: each brings a client that takes a while to load.
+# A store's module is imported when the store is opened, because its client library is slow to import.
 
 
 def _lake(target: Target, load_block: LoadBlock) -> Any:

@@ -19,7 +19,7 @@ from flows.tlc.trips import Terms, TripMonth
 
 
 def bring(trip_month: TripMonth, origin: Origin, into: Target) -> Outcome:
-    """Bring one month from its origin into a store, exactly once, and return what became of it."""
+    """Bring one month from its origin into a store, exactly once, and return the outcome."""
     log, store = get_run_logger(), open_store(into)
     with store.claim(trip_month, lambda: log.info("another run is loading %s; waiting for it", trip_month)):
         looked = look_up.submit(trip_month, origin, into).result()
@@ -27,8 +27,8 @@ def bring(trip_month: TripMonth, origin: Origin, into: Target) -> Outcome:
             return _unchanged(into, looked.unchanged, looked.why)
         raw = extract(looked.found, store, into) if isinstance(looked.found, PublishedFile) else looked.found
         _require_edition(looked, raw)
-        if held := looked.held(raw):
-            seen = remember.submit(held, raw, into).result()
+        if same := looked.held(raw):
+            seen = remember.submit(same, raw, into).result()
             return _unchanged(into, seen, "was published again with the same bytes; nothing to do")
         staged = transform.submit(raw, looked.terms, into).result()
         return load.submit(staged, looked.present, into).result()
@@ -49,28 +49,28 @@ def _require_edition(looked: LookedUp, raw: RawFile | Manifest) -> None:
 
 @task(name="look up", task_run_name="look up {trip_month}", **RETRIES)
 def look_up(trip_month: TripMonth, origin: Origin, into: Target) -> LookedUp:
-    """Compare what the origin has of a month with what the store has."""
+    """Compare the month at its origin with the month in the store."""
     store = open_store(into)
     store.check()
     return origin.look_up(trip_month, store)
 
 
 def extract(published: PublishedFile, store: FileStore, into: Target) -> RawFile:
-    """Extract a published file, or believe the cache that it was extracted within the last day and is still there.
+    """Extract a published file. Reuse a cached result if it is less than a day old and the file is still there.
 
-    The cache of a store that every machine reaches lives in that store.
+    If every machine can reach the store, its cached results are kept in the store itself.
     """
     extraction, results = extract_file, published.trip_month.results_key
     if store.block:
         extraction = extraction.with_options(
             result_storage=store.block,
             result_storage_key=results,
-            task_run_name=extraction.task_run_name,  # Prefect would forget it
+            task_run_name=extraction.task_run_name,  # with_options() drops it
         )
     try:
         return believed(extraction, store.has, published, into)
     except TripDataError:
-        store.forget_result(results.replace("{flow_run.id}", this_run()))  # Prefect keeps a failed task's error, too
+        store.forget_result(results.replace("{flow_run.id}", this_run()))  # Prefect persists a failed task's error, too
         raise
 
 
@@ -84,7 +84,7 @@ def extract(published: PublishedFile, store: FileStore, into: Target) -> RawFile
     **RETRIES,
 )
 def extract_file(published: PublishedFile, into: Target) -> dict[str, Any]:
-    """Bring the published file, byte for byte, to where the store reads it; return a `RawFile` as JSON, for the cache."""
+    """Copy the published file, byte for byte, to where the store reads it. Return a `RawFile` as JSON, for the cache."""
     with meter(f"extract {published.trip_month}", "bytes") as progress:
         raw: RawFile = open_store(into).extract(published, progress.add)
     get_run_logger().info("%s: %s bytes as published are in %s", published.trip_month, f"{raw.size:,}", raw.key)
@@ -93,7 +93,7 @@ def extract_file(published: PublishedFile, into: Target) -> dict[str, Any]:
 
 @task(name="transform", task_run_name="transform {raw.trip_month} → {into.title}", **RETRIES)
 def transform(raw: RawFile | Manifest, terms: Terms, into: Target) -> StagedMonth | StagedCopy:
-    """Write canonical trips where nobody reads them yet, and set aside the rows that do not fit."""
+    """Stage canonical trips where no reader sees them yet, and quarantine the rows that do not fit."""
     with meter(f"transform {raw.trip_month}") as progress:
         staged: StagedMonth | StagedCopy = open_store(into).stage(
             raw, terms, str(flow_run.get_id() or "local"), progress.add
@@ -103,7 +103,7 @@ def transform(raw: RawFile | Manifest, terms: Terms, into: Target) -> StagedMont
 
 @task(name="load", task_run_name="load {staged.trip_month} → {into.title}", **RETRIES)
 def load(staged: StagedMonth | StagedCopy, present: Present, into: Target) -> Outcome:
-    """Publish a staged month atomically, and report what was published."""
+    """Publish a staged month atomically, and report it."""
     store = open_store(into)
     outcome: Outcome = store.publish(staged, present, this_run())
     _report(outcome, store)
@@ -112,21 +112,21 @@ def load(staged: StagedMonth | StagedCopy, present: Present, into: Target) -> Ou
 
 @task(name="remember", task_run_name="remember {raw.trip_month} in {into.title}", **RETRIES)
 def remember(manifest: Manifest, raw: RawFile | Manifest, into: Target) -> Manifest:
-    """Write in the manifest that a month's bytes were published again."""
+    """Record in the manifest that the same bytes were published again."""
     seen = manifest.seen_at(raw)
     open_store(into).remember(seen)
     return seen
 
 
 def _report(outcome: Outcome, store: MonthStore) -> None:
-    """Log and report what became of a month, with the month before to compare with."""
+    """Log and report a month's outcome, next to the previous month for comparison."""
     log, manifest, previous = get_run_logger(), outcome.manifest, outcome.trip_month.previous
     log.info("%s", outcome)
     if manifest.recount and manifest.recount not in " ".join(outcome.warnings):
         log.info("%s: %s", manifest.trip_month, manifest.recount)
     try:
         report(outcome, store.remembered(previous) if previous else None, store.page(manifest))
-    except Exception as error:  # the month is published, and that is what this run is for
+    except Exception as error:  # the month is published; a missing report must not fail the run
         log.warning("%s: no report could be left (%s)", manifest.trip_month, type(error).__name__)
     for warning in outcome.warnings:
         log.warning("%s: %s", outcome.trip_month, warning)

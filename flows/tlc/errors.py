@@ -1,30 +1,30 @@
 """Every error that this project raises on purpose, as one tree.
 
-TripDataError            a person has to act; the same input gives the same answer, so no task is retried
-├── UnknownMonth         the color, year, month or range asked for does not exist
-├── BadSource            the source is no URL template that this project can read
-├── SourceNotAllowed     the source is a local file or a private address, which the operator does not allow
-├── ImpossibleDataset    BigQuery cannot have a dataset of that name
-├── Unanswerable         the question about the lake is no query that can be answered
+TripDataError            a person has to act; a retry would fail in the same way, so no task is retried
+├── UnknownMonth         the requested color, year, month or range does not exist
+├── BadSource            the source is not a URL template that this project can read
+├── SourceNotAllowed     the source is a local file or a private address, and the operator does not allow it
+├── ImpossibleDataset    BigQuery does not accept the dataset's name
+├── Unanswerable         the query cannot be answered from the lake
 ├── MisconfiguredBlock   a block is missing, or what it points to cannot be used
-├── UnsafeScratch        the scratch folder cannot be used, or other users could change what is in it
+├── UnsafeScratch        the scratch folder cannot be used, or other users could change its files
 ├── DiskFull             the scratch disk has no room for the file
 ├── NotPublished         the source has no file for the month
-│   └── RefusedMonth     the source refuses a month that it is known to have published
-├── AskAgainLater        the source asks to be left alone for longer than a run waits, or the file changed meanwhile
+│   └── RefusedMonth     the source refuses a month that is known to be published
+├── AskAgainLater        the source asks for a longer pause than a run waits, or the file changed while it was read
 ├── Overdue              a color's newest published month is older than the run expects
 ├── UnreadableFile       the file is not what its name says
 ├── SchemaMismatch       the file's columns are not those of its era
-├── TooManyRejects       more rows do not fit than a sound file can have
-├── WrongMonth           most trips of the file are of other months
+├── TooManyRejects       more rows would be quarantined than a sound file can have
+├── WrongMonth           most trips of the file belong to other months
 ├── NotReconciled        two counts of the same rows differ; nothing was published
-├── Gone                 an object that should be in the lake is not there
+├── Gone                 an object that should be in the lake is missing
 └── MonthsFailed         some months of a run could not be loaded; all others were
-PassingError             it may pass by itself; tasks are retried
-├── Unreachable          a server gives no answer now
+PassingError             the cause may go away by itself; tasks are retried
+├── Unreachable          a server does not answer now
 └── Overtaken            another run changed an object or a month first
 
-An error's text names the month, says what is wrong and where, and what to do next.
+An error's text names the month. It says what is wrong, where it is wrong, and what to do next.
 """
 
 from collections.abc import Sequence
@@ -35,23 +35,23 @@ class TripDataError(Exception):
 
 
 class UnknownMonth(TripDataError):
-    """The color, year, month or range asked for does not exist."""
+    """The requested color, year, month or range does not exist."""
 
 
 class BadSource(TripDataError):
-    """The source is no URL template that this project can read."""
+    """The source is not a URL template that this project can read."""
 
 
 class SourceNotAllowed(TripDataError):
-    """The source is a local file or a private address, and the operator of this machine does not allow those."""
+    """The source is a local file or a private address, and the operator of this machine does not allow it."""
 
 
 class ImpossibleDataset(TripDataError):
-    """BigQuery cannot have a dataset of the name asked for."""
+    """BigQuery does not accept the dataset's name."""
 
 
 class Unanswerable(TripDataError):
-    """The question about the lake is no query that can be answered."""
+    """The query cannot be answered from the lake."""
 
 
 class MisconfiguredBlock(TripDataError):
@@ -59,15 +59,15 @@ class MisconfiguredBlock(TripDataError):
 
 
 class UnsafeScratch(TripDataError):
-    """The scratch folder cannot be used, or other users could change what is in it."""
+    """The scratch folder cannot be used, or other users could change its files."""
 
 
 class DiskFull(TripDataError):
-    """The scratch disk has no room for the file; what was written of it is deleted."""
+    """The scratch disk has no room for the file. The part already written is deleted."""
 
 
 class NotPublished(TripDataError):
-    """The source has no file for this month (yet). `status` is the HTTP status that it answered with, if any."""
+    """The source has no file for this month (yet). `status` is the HTTP status of its answer, if any."""
 
     def __init__(self, text: str, status: int | None = None) -> None:
         super().__init__(text)
@@ -75,19 +75,19 @@ class NotPublished(TripDataError):
 
 
 class RefusedMonth(NotPublished):
-    """The source refuses a month that it is known to have published."""
+    """The source refuses a month that is known to be published."""
 
 
 class AskAgainLater(TripDataError):
-    """The source asks to be left alone for longer than a run waits, or the file changed while it was read."""
+    """The source asks for a longer pause than a run waits, or the file changed while it was read."""
 
 
 class Overdue(TripDataError):
-    """The newest month published is older than the run expects. All other work of the run is done, or named here."""
+    """A color's newest published month is older than the run expects. Raised after all other work of the run."""
 
 
 class UnreadableFile(TripDataError):
-    """The file is not what its name says: an HTML page, a Git LFS pointer, a truncated download, rubbish."""
+    """The file is not what its name says: an HTML page, a Git LFS pointer, a truncated download, or damaged bytes."""
 
 
 class SchemaMismatch(TripDataError):
@@ -99,29 +99,29 @@ class TooManyRejects(TripDataError):
 
 
 class WrongMonth(TripDataError):
-    """Most trips of the file are not of the file's month."""
+    """Most trips of the file belong to other months."""
 
 
 class NotReconciled(TripDataError):
-    """Rows were lost or invented between two stores; nothing was published."""
+    """Two counts of the same rows differ; nothing was published."""
 
 
 class Gone(TripDataError):
-    """An object that should be in the lake is not there."""
+    """An object that should be in the lake is missing."""
 
 
 class MonthsFailed(TripDataError):
-    """Some months of a run could not be loaded. `done` has the outcomes of all others."""
+    """Some months of a run could not be loaded. `done` lists the outcomes of all others."""
 
     done: Sequence[object] = ()
 
 
 class PassingError(Exception):
-    """The cause may pass by itself."""
+    """The cause may go away by itself."""
 
 
 class Unreachable(PassingError):
-    """A server gives no answer now."""
+    """A server does not answer now."""
 
 
 class Overtaken(PassingError):
