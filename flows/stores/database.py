@@ -1,7 +1,7 @@
 """The database: PostgreSQL tables, one per color, partitioned by `file_month`; a month is published in one transaction.
 
-A month is staged by COPY in a table of its own. A new month is attached as a partition; of one that is there, only rows that
-differ are written.
+A month is staged by COPY into its own staging table. If the month is new, that table is attached as a partition. If the
+partition exists already, only rows that differ are written to it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from prefect_sqlalchemy import SqlAlchemyConnector
     from psycopg2.extensions import cursor as Cursor  # noqa: N812 - a class in lower case
 
-_IN_MEMORY = 8 << 20  # bytes of rejects; more go by way of the disk
-# For one transaction: with the server's modest defaults a month's join and index would go by way of the disk.
+_IN_MEMORY = 8 << 20  # bytes of rejects; more are spooled to disk
+# For one transaction: with the server's small defaults, a month's join and index would spill to disk.
 _ROOM = "SET LOCAL work_mem = '128MB'; SET LOCAL maintenance_work_mem = '256MB'"
 _NONE_YET = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)  # or a table of an older version
 
-# The number of a color among this project's advisory locks, for ever: versions side by side must exclude each other.
+# Each color's number in this project's advisory locks. Never change one: different versions must exclude each other.
 _LOCKS = {"yellow": 0, "green": 1, "fhv": 2, "fhvhv": 3}
 _LOCKS_PER_MONTH = 4
 
 
 class Database:
-    """Months of trips in a database."""
+    """Store of months in a PostgreSQL database."""
 
     name: Store = "database"
     block = None
@@ -70,17 +70,22 @@ class Database:
         return cls(engine)
 
     def check(self) -> None:
-        """Raise `MisconfiguredBlock` unless the block's user gets in and may make tables, `Unreachable` if nobody does now."""
+        """Check that the block's user can log in and create tables.
+
+        Raises:
+            MisconfiguredBlock: The user cannot log in or cannot create tables.
+            Unreachable: The server does not answer now.
+        """
         self.postgres.check()
 
     def claim(self, trip_month: TripMonth, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
-        """Hold a month for one run: another run of the same month waits here, after one call of `on_wait`."""
+        """Lock a month for one run. Another run of the same month calls `on_wait` once and waits here."""
         return self.postgres.locked(lock_number(trip_month), on_wait)
 
     # What the database has.
 
     def present(self, trip_month: TripMonth) -> Present:
-        """Return what the database has of a month; nothing if its partition is gone."""
+        """Return the state of a month in the database: empty if its partition is gone."""
         return Present(manifest=self.remembered(trip_month))
 
     def remembered(self, trip_month: TripMonth) -> Manifest | None:
@@ -97,7 +102,7 @@ class Database:
         return Manifest.from_row(rows[0]) if rows else None
 
     def months(self, colors: Iterable[str]) -> dict[TripMonth, Held]:
-        """Return every month of the colors, by two queries that read no trips."""
+        """Return every month of the colors. Two queries; no trips are read."""
         with self.postgres.transaction() as cursor:
             cursor.execute("SELECT inhrelid::regclass::text FROM pg_inherits")
             partitions = {name for (name,) in cursor.fetchall()}
@@ -110,7 +115,7 @@ class Database:
         return {m.trip_month: Held(m, m.size, True) for m in there}
 
     def page(self, manifest: Manifest) -> str:
-        """Return "": there is no page about a month of the database."""
+        """Return "": the database has no web page about a month."""
         return ""
 
     # The published file, in this machine's scratch folder.
@@ -126,17 +131,17 @@ class Database:
         return scratch.has(raw)
 
     def forget_result(self, key: str) -> None:
-        """Do nothing: this machine's results are Prefect's to keep."""
+        """Do nothing: Prefect manages the results on this machine."""
 
     def raw_of(self, manifest: Manifest) -> RawFile | None:
-        """Return the published file that a month was made of; None if this machine does not have it."""
+        """Return the published file that a month was made from; None if this machine does not have it."""
         raw = scratch.raw_of(manifest)
         return raw if scratch.has(raw) else None
 
-    # A month on its way.
+    # Stage and publish a month.
 
     def stage(self, raw: RawFile, terms: Terms, run: str, add: Add) -> StagedMonth:
-        """COPY a raw file's trips into the month's staging table; parsing and copying overlap."""
+        """COPY a raw file's trips into the month's staging table. Parsing and copying overlap."""
         trip_month = raw.trip_month
         self._ensure_tables(trip_month.color)
         stream = MonthStream(raw, KeptFile(raw), terms.rows, terms.schema, add)
@@ -160,17 +165,21 @@ class Database:
             self.postgres.lock_tables(cursor)
             for table, wanted, key, partitioned in (
                 (color, columns(color), [column.name for column in KEY], " PARTITION BY LIST (file_month)"),
-                # Beside the tables of trips, one for all colors each: what was loaded, and what was not.
+                # Shared by all colors: the manifests of loaded months, and the rows that did not fit.
                 ("loads", LOADS_COLUMNS, ["color", "file_month"], ""),
                 ("quarantine", LOADS_COLUMNS[:2] + QUARANTINE_COLUMNS, ["color", "file_month", "row_number"], ""),
             ):
                 self.postgres.ensure_table(cursor, table, wanted, key, partitioned)
 
     def _copy(self, trip_month: TripMonth, pieces: Iterable[bytes], rejects: IO[bytes]) -> str:
-        """COPY encoded trips, all columns but `file_month`, into a new staging table, and return its name.
+        """COPY encoded trips into a new staging table, and return its name.
 
-        The table has no key yet: one index built at the end costs less than one grown row by row. `rejects` is CSV of
-        `QUARANTINE_SCHEMA`; it is read after the trips, and goes into a second staging table.
+        The table has no key yet: building the index at the end is cheaper than growing it row by row.
+
+        Args:
+            trip_month: The month.
+            pieces: Trips in COPY's binary format, all columns except `file_month`.
+            rejects: CSV with the columns of `QUARANTINE_SCHEMA`. It is read after the trips, into a second staging table.
         """
         staging = f"{trip_month.postgres_partition}_staging"
         fed = names_of(c for c in columns(trip_month.color) if c is not KEY[0])
@@ -190,12 +199,12 @@ class Database:
                     sql.Identifier(staging), sql.Literal(trip_month.file_month)
                 )
             )
-            # FREEZE: nobody sees the table before this transaction ends, so rows need no second visit by vacuum.
+            # FREEZE is safe: the table is invisible until this transaction ends. It spares vacuum a second pass over the rows.
             copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)").format(
                 sql.Identifier(staging), listed(fed)
             )
             self.postgres.copy(cursor, copy, pieces)
-            self._stage_rejects(cursor, trip_month, _aside(staging), rejects)
+            self._stage_rejects(cursor, trip_month, _rejects_table(staging), rejects)
         return staging
 
     def _stage_rejects(self, cursor: "Cursor", trip_month: TripMonth, table: str, rejects: IO[bytes]) -> None:
@@ -215,17 +224,17 @@ class Database:
         cursor.copy_expert(sql.SQL("COPY {table} ({fed}) FROM STDIN (FORMAT csv)").format(**names), rejects)
 
     def publish(self, staged: StagedMonth, present: Present, run_id: str) -> Outcome:
-        """Publish a staged month, and its row in `loads`, in one transaction; readers see the old month or the new one.
+        """Publish a staged month and its row in `loads` in one transaction. Readers see the old month or the new one.
 
-        `present` is what the database had of the month when this run began.
+        `present` is the state of the month when this run began.
         """
-        known = self.remembered(staged.trip_month)
-        before = known
-        if known and run_id and known.flow_run_id == run_id and known.holds(staged.raw, staged.rule):
-            # An attempt of this very run was cut off before it heard of its success.
-            manifest, before = known, present.manifest
+        current = self.remembered(staged.trip_month)
+        before = current
+        if current and run_id and current.flow_run_id == run_id and current.holds(staged.raw, staged.rule):
+            # An earlier attempt of this run committed, but was cut off before it learned of its success.
+            manifest, before = current, present.manifest
         else:
-            rows = last_known_rows(staged.raw.published.url, known)
+            rows = last_known_rows(staged.raw.published.url, current)
             manifest = staged.manifest(run_id, known_rows=rows)
             manifest = manifest.model_copy(update=dict(self._publish(staged.key, manifest)))
         status: Status = "replaced" if before else "loaded"
@@ -250,7 +259,7 @@ class Database:
                 raise NotReconciled(
                     f"{trip_month}: {manifest.loaded} rows were staged for Postgres, {count} would be published. Nothing was."
                 )
-            self._publish_rejects(cursor, manifest, _aside(staging))
+            self._publish_rejects(cursor, manifest, _rejects_table(staging))
             self._write_manifest(cursor, manifest.model_copy(update=dict(published)))
         return published
 
@@ -268,7 +277,7 @@ class Database:
         cursor.execute(sql.SQL("DROP TABLE {staging}").format(**names))
 
     def _attach(self, cursor: "Cursor", trip_month: TripMonth, staging: str) -> None:
-        """A new month: the staged table becomes its partition; no row is written twice."""
+        """Attach the staging table of a new month as its partition. No row is written twice."""
         names = {
             "table": sql.Identifier(trip_month.color),
             "staging": sql.Identifier(staging),
@@ -289,7 +298,7 @@ class Database:
                 ) from None
 
     def _merge(self, cursor: "Cursor", trip_month: TripMonth, staging: str) -> Changes:
-        """A month already there: only rows that differ are written, rows that vanished are removed."""
+        """Update an existing partition: write only rows that differ, and delete rows that are no longer published."""
         fed = names_of(columns(trip_month.color))
         values = names_of(c for c in columns(trip_month.color) if c not in KEY)
         names = {
@@ -307,7 +316,7 @@ class Database:
                 "WITH written AS ("
                 " INSERT INTO {partition} ({names})"
                 " SELECT {new_names} FROM {staging} new LEFT JOIN {partition} old USING (row_number)"
-                # Without this test every row would be locked and rewritten; with it, only what changed.
+                # Without this condition, every row would be locked and rewritten.
                 " WHERE old.row_number IS NULL OR ({old_values}) IS DISTINCT FROM ({new_values})"
                 " ON CONFLICT (file_month, row_number) DO UPDATE SET {updates}"
                 " RETURNING (xmax = 0) AS is_new)"
@@ -326,7 +335,7 @@ class Database:
         return Changes(inserted=inserted, updated=updated, removed=removed)
 
     def remember(self, manifest: Manifest) -> None:
-        """Write the month's row of `loads`; the rows of the month are as they were."""
+        """Write the month's row of `loads` without changing its trips."""
         with self.postgres.transaction() as cursor:
             self._write_manifest(cursor, manifest)
 
@@ -345,7 +354,7 @@ class Database:
 
 @dataclass(frozen=True)
 class KeptFile:
-    """The bytes of a raw file in the scratch folder, fetched again if the folder does not have exactly those bytes."""
+    """The bytes of a raw file in the scratch folder. They are fetched again if the folder does not have exactly those bytes."""
 
     raw: RawFile
 
@@ -371,11 +380,11 @@ class KeptFile:
             yield from scratch.pieces(file)
 
 
-def _aside(staging: str) -> str:
+def _rejects_table(staging: str) -> str:
     """Return the name of the staging table for the rows that did not fit."""
     return f"{staging}_quarantine"
 
 
 def lock_number(trip_month: TripMonth) -> int:
-    """Return the month's number among this project's advisory locks; 0 is the lock on the tables themselves."""
+    """Return the month's number in this project's advisory locks. Number 0 is the lock on the tables themselves."""
     return 1 + _LOCKS[trip_month.color] + _LOCKS_PER_MONTH * (12 * trip_month.year + trip_month.month)

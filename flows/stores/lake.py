@@ -1,4 +1,4 @@
-"""The lake: one canonical Parquet object per month, and its manifest, which is written last."""
+"""The lake: one canonical Parquet object per month, and one manifest per month, which is written last."""
 
 import datetime as dt
 import time
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 _ROW_GROUP = 128 << 10  # rows
 _AT_ONCE = 8  # manifests read at the same time; the client keeps ten connections
 _MANIFEST = "manifest"
-_ROOM = 3 << 10  # letters of it; Google gives an object's metadata 8 KiB, others of its kind less
+_ROOM = 3 << 10  # characters of a manifest; Google allows 8 KiB of metadata per object, compatible servers allow less
 _PARQUET = "application/vnd.apache.parquet"
-_OTHERS_TIME = 30.0  # seconds that another run gets between its object and its manifest
+_OTHERS_TIME = 30.0  # seconds to wait for the manifest of another run that has published its object
 
 
 class Lake:
-    """Months of trips in a bucket."""
+    """Store of months in a bucket."""
 
     name: Store = "lake"
 
@@ -59,21 +59,23 @@ class Lake:
         self.raw_zone = RawZone(self.bucket)
 
     def check(self) -> None:
-        """Raise `MisconfiguredBlock` unless the bucket exists and may be read."""
+        """Raise `MisconfiguredBlock` unless the bucket exists and can be read."""
         self.bucket.check()
 
     def claim(self, trip_month: TripMonth, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
-        """Do nothing: of two runs at once the later one finds the earlier one's generation."""
+        """Do nothing: if two runs publish at once, the later one fails on the earlier one's generation and handles it."""
         return nullcontext()
 
     # What the lake has.
 
     def present(self, trip_month: TripMonth) -> Present:
-        """Return what the lake has of a month.
+        """Return the state of a month in the lake.
+
+        An object counts as written by this project if it has the metadata `staged`. If another tool replaced the metadata,
+        it counts if a manifest names its generation.
 
         Raises:
-            MisconfiguredBlock: There is an object of the month's name that this project did not write. This project's mark
-                is the metadata `staged`, or, where another tool replaced the metadata, a manifest of that generation.
+            MisconfiguredBlock: The month's key has an object that this project did not write.
         """
         found = self.bucket.stat(trip_month.key)
         written = self.remembered(trip_month)
@@ -88,7 +90,7 @@ class Lake:
         return Present(manifest=_manifest_of(found, written), generation=found.generation, finished=finished)
 
     def remembered(self, trip_month: TripMonth) -> Manifest | None:
-        """Return the month's written manifest; None if there is none or it cannot be understood."""
+        """Return the month's written manifest; None if there is none or it is not valid."""
         return self._read_manifest(trip_month.manifest_key)
 
     def _read_manifest(self, key: str) -> Manifest | None:
@@ -98,7 +100,10 @@ class Lake:
         return None
 
     def current(self, trip_month: TripMonth) -> Manifest | None:
-        """Return the manifest of the month's object, also while, or because, its run has not written it; None if unknown."""
+        """Return the manifest of the month's object, or None.
+
+        It is found even if the run that published the object has not written the manifest: the object's metadata has a copy.
+        """
         present = self.bucket.stat(trip_month.key)
         return _manifest_of(present, self.remembered(trip_month)) if present else None
 
@@ -106,7 +111,7 @@ class Lake:
         """Return the manifest of the month's object.
 
         Raises:
-            Gone: The lake does not have the month, or does not know what it has.
+            Gone: The lake does not have the month, or has no readable manifest of it.
         """
         manifest = self.current(trip_month)
         if manifest is not None:
@@ -117,7 +122,7 @@ class Lake:
         raise Gone(f"{uri} has no readable manifest; run etl-web-gcs for {trip_month} again.")
 
     def months(self, colors: Iterable[str]) -> dict[TripMonth, Held]:
-        """Return every month of the colors: by two listings per color, and the manifests, some at once."""
+        """Return every month of the colors. Two listings per color, and the manifests, several at a time."""
         return {
             manifest.trip_month: Held(manifest, present.size, finished)
             for color in dict.fromkeys(colors)
@@ -125,7 +130,7 @@ class Lake:
         }
 
     def _published(self, color: str) -> list[tuple[Manifest, Object, bool]]:
-        """Return a color's months, oldest first: manifest, object, and whether its run wrote the manifest."""
+        """Return a color's months, oldest first: the manifest, the object, and whether its run wrote the manifest."""
         objects = self.bucket.listing(f"{color}/")
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             manifests = pool.map(self._read_manifest, self.bucket.listing(f"manifests/{color}/"))
@@ -134,7 +139,7 @@ class Lake:
         return [(manifest, present, manifest == written.get(present.key)) for manifest, present in found if manifest]
 
     def page(self, manifest: Manifest) -> str:
-        """Return where a person sees the month's object, in Google's console."""
+        """Return the URL of the month's object in Google's console."""
         return self.bucket.page(manifest.key)
 
     # The published file.
@@ -148,19 +153,19 @@ class Lake:
         return self.raw_zone.has(raw)
 
     def forget_result(self, key: str) -> None:
-        """Delete a task's result that the lake keeps for Prefect's cache."""
+        """Delete a task's result that Prefect's cache keeps in the lake."""
         self.bucket.delete([key])
 
     def raw_of(self, manifest: Manifest) -> RawFile:
-        """Return the published file that a month was made of; raise `Gone` if the raw zone has it no more."""
+        """Return the published file that a month was made from; raise `Gone` if the raw zone no longer has it."""
         return self.raw_zone.raw_of(manifest)
 
-    # A month on its way.
+    # Stage and publish a month.
 
     def stage(self, raw: RawFile, terms: Terms, run: str, add: Add) -> StagedMonth:
-        """Write a raw file's trips to a staged object, the rows that do not fit to another, new columns to a third.
+        """Write a raw file's trips to a staged object, quarantined rows to a second one, and new columns to a third.
 
-        One row group is in memory at a time, whatever the month's size. Nothing is staged of a file that is refused.
+        Only one row group is in memory at a time, whatever the month's size. Nothing is staged from a refused file.
         """
         self._sweep()
         stream = MonthStream(raw, self.raw_zone.content(raw), terms.rows, terms.schema, add)
@@ -175,7 +180,7 @@ class Lake:
     def _write(self, stream: MonthStream, run: str) -> StagedMonth:
         trip_month, schema = stream.trip_month, arrow_schema(stream.trip_month.color)
         key = staged_key(trip_month.key, run)
-        beside = {"quarantine_key": "", "extra_key": ""}
+        side_keys = {"quarantine_key": "", "extra_key": ""}
         with ExitStack() as files:
 
             def file(key: str) -> pa.PythonFile:
@@ -183,34 +188,34 @@ class Lake:
 
             writers: dict[str, pq.ParquetWriter] = {}
 
-            def write_beside(what: str, key: str, table: pa.Table) -> None:
+            def write_side_object(what: str, key: str, table: pa.Table) -> None:
                 if what not in writers:
-                    beside[what] = staged_key(key, run)
-                    writers[what] = files.enter_context(pq.ParquetWriter(file(beside[what]), table.schema))
+                    side_keys[what] = staged_key(key, run)
+                    writers[what] = files.enter_context(pq.ParquetWriter(file(side_keys[what]), table.schema))
                 writers[what].write_table(table)
 
             parquet = files.enter_context(parquet_writer(file(key), schema))
-            held: list[pa.Table] = []
+            buffered: list[pa.Table] = []
             for chunk in stream:
                 if chunk.rejects.num_rows:
-                    write_beside("quarantine_key", trip_month.quarantine_key, chunk.rejects)
+                    write_side_object("quarantine_key", trip_month.quarantine_key, chunk.rejects)
                 if chunk.extra is not None:
-                    write_beside("extra_key", trip_month.extra_key, chunk.extra)
-                held.append(chunk.trips)
-                if sum(table.num_rows for table in held) >= _ROW_GROUP:
-                    parquet.write_table(pa.concat_tables(held), _ROW_GROUP)
-                    held = []
-            parquet.write_table(pa.concat_tables([schema.empty_table(), *held]), _ROW_GROUP)
-        return stream.staged(key=key, generation=self.bucket.written(key).generation, **beside)
+                    write_side_object("extra_key", trip_month.extra_key, chunk.extra)
+                buffered.append(chunk.trips)
+                if sum(table.num_rows for table in buffered) >= _ROW_GROUP:
+                    parquet.write_table(pa.concat_tables(buffered), _ROW_GROUP)
+                    buffered = []
+            parquet.write_table(pa.concat_tables([schema.empty_table(), *buffered]), _ROW_GROUP)
+        return stream.staged(key=key, generation=self.bucket.written(key).generation, **side_keys)
 
     def _sweep(self) -> None:
-        """Delete what runs of any month left more than a day ago: staged objects of dead ones, and cached results."""
+        """Delete what runs of any month left behind more than a day ago: staged objects and cached results."""
         self.bucket.delete_older(PASSING_KEYS, dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
 
     def publish(self, staged: StagedMonth, present: Present, run_id: str) -> Outcome:
-        """Publish a staged month, unless another run published it first: then that run's month stands.
+        """Publish a staged month. Keep another run's month if that run published the same bytes by the same rule first.
 
-        `present` is what the lake had of the month when this run began.
+        `present` is the state of the month when this run began.
         """
         trip_month, replaces = staged.trip_month, present.generation
         raw_key = trip_month.raw_key(staged.raw.published.ending)
@@ -227,7 +232,7 @@ class Lake:
             changes = self._changes(staged, replaces)
             rows = last_known_rows(staged.raw.published.url, before)
             manifest = manifest.model_copy(update={**dict(changes), "replaces": replaces, "known_rows": rows})
-            # The manifest is on the object itself as well: whoever reads finds both, or neither, whenever this run may die.
+            # The object's metadata carries the manifest, too: if this run dies, a reader finds both or neither.
             noted = {"staged": staged.key, "replaces": replaces, **dict(changes)}
             packed = manifest.packed()
             carried = {_MANIFEST: packed} if len(packed) <= _ROOM else {}
@@ -243,11 +248,11 @@ class Lake:
                 break
             except Overtaken:
                 there = self.bucket.stat(trip_month.key)
-                if there and there.metadata.get("staged") == staged.key:  # by an attempt before this one
+                if there and there.metadata.get("staged") == staged.key:  # published by an earlier attempt of this run
                     published, replaces = there, int(there.metadata["replaces"])
-                    did = {name: int(there.metadata[name]) for name in Changes.model_fields}
-                    manifest = manifest.model_copy(update={**did, "replaces": replaces})
-                    if before and before.generation == there.generation:  # that attempt wrote its manifest, too
+                    counts = {name: int(there.metadata[name]) for name in Changes.model_fields}
+                    manifest = manifest.model_copy(update={**counts, "replaces": replaces})
+                    if before and before.generation == there.generation:  # that attempt also wrote its manifest
                         manifest = manifest.model_copy(update={"known_rows": before.known_rows})
                         rows_before = before.loaded - before.inserted + before.removed
                         before = before.model_copy(update={"loaded": rows_before})
@@ -256,27 +261,29 @@ class Lake:
                 if other and other.holds(staged.raw, staged.rule):
                     self.bucket.delete(staged_keys)
                     return Outcome(store="lake", status="unchanged", manifest=other)
-                replaces = there.generation if there else 0  # its run died there, or loaded something else
+                replaces = (
+                    there.generation if there else 0
+                )  # the other run died before its manifest, or loaded another file
         manifest = manifest.model_copy(update={"generation": published.generation})
-        self._publish_beside(staged.quarantine_key, trip_month.quarantine_key, published)
-        self._publish_beside(staged.extra_key, trip_month.extra_key, published)
+        self._publish_side_object(staged.quarantine_key, trip_month.quarantine_key, published)
+        self._publish_side_object(staged.extra_key, trip_month.extra_key, published)
         if staged_raw:
-            self._publish_beside(staged_raw, raw_key, published)
+            self._publish_side_object(staged_raw, raw_key, published)
         self.remember(manifest)
         self.bucket.delete(staged_keys)
         warnings = warnings_of(manifest, before if replaces else None)
         return Outcome(store="lake", status="replaced" if replaces else "loaded", manifest=manifest, warnings=warnings)
 
     def _changes(self, staged: StagedMonth, replaces: int) -> Changes:
-        """Return what publishing will change for a reader of generation `replaces`."""
+        """Return the rows that publishing will insert, update and remove, compared with generation `replaces`."""
         key = staged.trip_month.key
         if replaces and self.bucket.holds(key, replaces):
-            with suppress(Gone):  # another run was first, as publishing will find
+            with suppress(Gone):  # another run published first; `publish` will detect it
                 return compare(self.trips(key, replaces), self.trips(staged.key, staged.generation))
         return Changes(inserted=staged.loaded)
 
     def _manifest_of_the_other(self, trip_month: TripMonth, there: Object | None) -> Manifest | None:
-        """Wait for the manifest of the run that overtook this one; None if that run died before it wrote one."""
+        """Wait for the manifest of the run that overtook this one. Return None if it does not appear in time."""
         until = time.monotonic() + _OTHERS_TIME
         while there is not None and time.monotonic() < until:
             manifest = self.remembered(trip_month)
@@ -289,45 +296,46 @@ class Lake:
             time.sleep(1)
         return None
 
-    def _publish_beside(self, staged: str, key: str, of: Object) -> None:
-        """Publish what is staged under `key`, beside the month's object `of`; delete what `key` has if `staged` is "".
+    def _publish_side_object(self, staged: str, key: str, month: Object) -> None:
+        """Publish the object `staged` under `key`, to go with the month's object. If `staged` is "", delete `key`.
 
-        Leave `key` alone if another run published its month over `of`: then `key` is that run's.
+        Do nothing if another run has replaced the month's object: then `key` belongs to that run.
         """
         bucket = self.bucket
         while True:
             source = bucket.stat(staged) if staged else None
             kept = bucket.stat(key)
-            # In this order: a run that publishes its month after this look comes to `key` after it too, and fails us there.
-            if not bucket.holds(of.key, of.generation):
+            # The order matters: stat `key` first, then check the month. If another run publishes its month after this check,
+            # it writes `key` after our stat. If it does so before us, our precondition fails, and we check again.
+            if not bucket.holds(month.key, month.generation):
                 return
             with suppress(Overtaken):
                 if source:
                     ours = {name: text for name, text in source.metadata.items() if name in RAW_FACTS}
                     kind = _PARQUET if key.endswith(".parquet") else "application/octet-stream"
                     bucket.copy(staged, source.generation, key, kept.generation if kept else 0, ours, kind)
-                elif kept and not staged:  # with something to be staged, an attempt before this one has published it
+                elif kept and not staged:  # if `staged` is named but gone, an earlier attempt has published it
                     bucket.delete_generation(key, kept.generation)
                 return
 
     def remember(self, manifest: Manifest) -> None:
-        """Write the month's manifest: the last act of publishing it.
+        """Write the month's manifest: the last step of publishing.
 
-        Write nothing if the lake has another generation of the month by now: its run writes its own.
+        Write nothing if the lake has another generation of the month now: the run that published it writes its manifest.
         """
         key = manifest.trip_month.manifest_key
         while True:
-            known = self.bucket.stat(key)
+            current = self.bucket.stat(key)
             if not self.bucket.holds(manifest.trip_month.key, manifest.generation):
                 return
-            with suppress(Overtaken):  # another run wrote first: look again
-                self.bucket.write_text(key, manifest.model_dump_json(indent=1), known.generation if known else 0)
+            with suppress(Overtaken):  # another run wrote first: check again
+                self.bucket.write_text(key, manifest.model_dump_json(indent=1), current.generation if current else 0)
                 return
 
-    # The trips, for other stores and for questions.
+    # Read trips, for other stores and for queries.
 
     def trips(self, key: str, generation: int) -> Iterator[pa.Table]:
-        """Yield the trips of a canonical object, a row group at a time, by way of a temporary file."""
+        """Yield the trips of a canonical object, one row group at a time, from a temporary copy on disk."""
         present = self.bucket.stat(key)
         with scratch.temporary_file(present.size if present else 0, self.bucket.uri(key)) as file:
             self.bucket.download(key, file)
@@ -343,7 +351,7 @@ class Lake:
             return pq.read_metadata(file)
 
     def require_reconciled(self, manifest: Manifest) -> None:
-        """Raise unless a published month has as many rows, by its Parquet footer, as its manifest says."""
+        """Raise `NotReconciled` unless a published month's Parquet footer has as many rows as its manifest."""
         if (rows := self.footer(manifest).num_rows) != manifest.loaded:
             uri = self.bucket.uri(manifest.key)
             raise NotReconciled(
@@ -352,11 +360,11 @@ class Lake:
             )
 
     def dataset(self, color: str, on_read: Callable[[int], None]) -> ds.Dataset:
-        """Return a color's published trips as an Arrow dataset; `on_read` gets the number of bytes of each read.
+        """Return a color's published trips as an Arrow dataset. `on_read` receives the number of bytes of each read.
 
-        Months and row groups that a filter rules out, and columns that nobody names, are not fetched. A column of a row
-        group is one request. Arrow's `pre_buffer` would join neighbouring columns into fewer requests, and keep all bytes of
-        a month until it has been read.
+        Months and row groups that a filter excludes, and columns that the query does not name, are not fetched. Each column
+        of a row group takes one request. Arrow's `pre_buffer` is off: it would merge adjacent columns into fewer requests,
+        but keep all bytes of a month in memory until the month has been read.
         """
         parquet = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=False))
         months = [
@@ -371,13 +379,13 @@ class Lake:
         return ds.FileSystemDataset(months, arrow_schema(color), parquet)
 
     def table(self, present: Object) -> pa.Table:
-        """Return a small Parquet object, whole."""
+        """Return the whole table of a small Parquet object."""
         with self.bucket.ranges(present) as file:
             return pq.read_table(file, pre_buffer=False)
 
 
 def _manifest_of(present: Object, written: Manifest | None) -> Manifest | None:
-    """Return the written manifest if it is of this generation, or else the one in the object's metadata."""
+    """Return the written manifest if it names this generation, else the copy in the object's metadata."""
     if written and written.generation == present.generation:
         return written
     carried = Manifest.unpacked(present.metadata.get(_MANIFEST, ""))
@@ -386,7 +394,7 @@ def _manifest_of(present: Object, written: Manifest | None) -> Manifest | None:
 
 def parquet_writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
     """Return a writer of canonical Parquet that BigQuery, DuckDB and pandas all read correctly."""
-    # The key is a run of numbers: deltas store it in a few bytes where a dictionary would need all eight for each row.
+    # Row numbers are consecutive: delta encoding stores them in a few bytes. A dictionary would need eight bytes per row.
     dictionary = [name for name in schema.names if name != "row_number"]
     return pq.ParquetWriter(
         sink,

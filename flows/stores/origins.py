@@ -1,4 +1,4 @@
-"""Where a store's months come from: a source on the web, the lake, or the very files that its months were made of."""
+"""Where a store's months come from: a source on the web, the lake, or the same files that its months were made from."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,23 +16,23 @@ from flows.tlc.trips import Terms, TripMonth
 
 
 class LookedUp(BaseModel):
-    """What a run has to do about a month."""
+    """The result of looking up a month: what a run has to load, if anything."""
 
     model_config = ConfigDict(frozen=True)
 
     present: Present
     found: PublishedFile | RawFile | Manifest
-    """A file to fetch, a file that is there, or a month of the lake."""
+    """A file to fetch, a file already fetched, or the manifest of a month in the lake."""
     unchanged: Manifest | None = None
-    """What the store has of the month, if there is nothing to do."""
+    """The store's manifest of the month, if there is nothing to do."""
     why: str = ""
     """Why there is nothing to do, as the rest of a sentence about the month."""
     terms: Terms = Terms()
     sha256: str = ""
-    """The digest that the file must have; "" if any edition will do."""
+    """The SHA-256 that the file must have; "" if any edition is accepted."""
 
     def held(self, raw: RawFile | Manifest) -> Manifest | None:
-        """Return what the store has of the month if it was made of the very bytes of `raw`."""
+        """Return the store's manifest of the month if the month was made from exactly the bytes of `raw`, else None."""
         again = isinstance(raw, RawFile) and not self.sha256 and self.present.holds(raw, self.terms.rows)
         return self.present.manifest if again else None
 
@@ -41,7 +41,7 @@ class Origin(Protocol):
     """Where a store's months come from."""
 
     def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
-        """Compare what there is of a month with what the store has."""
+        """Compare the month at its origin with the month in the store."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,11 @@ class Web:
     terms: Terms
 
     def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
-        """Ask the source.
+        """Ask the source for the month.
 
         Raises:
-            RefusedMonth: It refuses a month that is known to be published.
+            NotPublished: The source has no file for the month.
+            RefusedMonth: The source refuses a month that is known to be published.
         """
         present = store.present(trip_month)
         published = _published(trip_month, self.source.url(trip_month), self.source.ending, store, present.manifest)
@@ -84,10 +85,10 @@ class FromLake:
 
 @dataclass(frozen=True)
 class Again:
-    """The very files that a store's months were made of, for months that have quarantined rows."""
+    """The same files that a store's months were made from, for months that have quarantined rows."""
 
     def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
-        """Find the file, or where it has to be fetched again.
+        """Find the kept file, or the address to fetch it from again.
 
         Raises:
             TripDataError: The store does not have the month.
@@ -107,10 +108,10 @@ class Again:
 
 
 def _published(
-    trip_month: TripMonth, url: str, ending: Ending, store: MonthStore, held: Manifest | None
+    trip_month: TripMonth, url: str, ending: Ending, store: MonthStore, manifest: Manifest | None
 ) -> PublishedFile:
     try:
         return published_at(trip_month, url, ending)
     except NotPublished as error:
-        refused = refusal(trip_month, url, error, known_publication(trip_month, url), {store.name: held})
+        refused = refusal(trip_month, url, error, known_publication(trip_month, url), {store.name: manifest})
         raise refused or error from error.__cause__

@@ -1,4 +1,4 @@
-"""The lake's raw zone: every published file as it came, byte for byte, under `raw/`."""
+"""The lake's raw zone: every published file, byte for byte, under `raw/`."""
 
 import datetime as dt
 import hashlib
@@ -17,12 +17,12 @@ from flows.tlc.pipeline import ahead
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import TripMonth, staged_key
 
-# Metadata of a raw file. Servers and other tools add keys of their own, which some of them refuse to take from a client.
+# Metadata keys of a raw file. Servers and other tools add their own keys, and some servers refuse those keys from a client.
 RAW_FACTS = ("url", "etag", "last_modified", "upload", "sha256", "fetched_at", "verified")
 
 
 class _SameBytes(Exception):
-    """The file in the lake is this one already."""
+    """The lake already has exactly these bytes."""
 
 
 class RawZone:
@@ -34,8 +34,8 @@ class RawZone:
     def extract(self, published: PublishedFile, add: Add = lambda size, share: None) -> RawFile:
         """Stream a published file into the raw zone. The object appears whole or not at all.
 
-        Bytes that are there already stay as they are: the month was made of them. Others are staged until they are the
-        month's.
+        A complete raw file is not overwritten, because the month was made from it. A new edition is staged until its month
+        is published.
         """
         bucket, key = self._bucket, published.trip_month.raw_key(published.ending)
         about = {
@@ -44,12 +44,12 @@ class RawZone:
             "last_modified": published.last_modified or "",
         }
         known = bucket.stat(key)
-        # Without its sha256 no month was made of it: its run died, or is about to be overtaken.
+        # No month was made from an object without sha256: its run died, or still runs and is about to be overtaken.
         whole = known is not None and "sha256" in known.metadata
         if known and whole and same_edition(published, known):
             return _raw_file(published, known)
         upload = uuid.uuid4().hex
-        mark = {"upload": upload}  # by which this run recognises its own upload
+        mark = {"upload": upload}  # lets this run recognise its own upload
         into = staged_key(key, upload) if whole else key
         replaces = known.generation if known and not whole else 0
         digest, download = hashlib.sha256(), Download(published, add)
@@ -72,10 +72,10 @@ class RawZone:
         return _raw_file(published, bucket.add_metadata(into, about | facts, mark))
 
     def raw_of(self, manifest: Manifest) -> RawFile:
-        """Return the published file that a month was made of.
+        """Return the published file that a month was made from.
 
         Raises:
-            Gone: The raw zone has another file of the month, or none.
+            Gone: The raw zone has another edition of the file, or none.
         """
         published = manifest.published
         present = self._bucket.stat(manifest.trip_month.raw_key(published.ending))
@@ -87,7 +87,7 @@ class RawZone:
         return _raw_file(published, present).model_copy(update={"verified": manifest.verified})
 
     def has(self, raw: RawFile) -> bool:
-        """Return whether a raw file is there as it was when it was extracted."""
+        """Return whether a raw file is unchanged since it was extracted."""
         return self._bucket.holds(raw.key, raw.generation)
 
     def content(self, raw: RawFile) -> "RawContent":
@@ -95,7 +95,7 @@ class RawZone:
         return RawContent(self._bucket, raw)
 
     def forget(self, raw: RawFile, trip_month: TripMonth, run: str) -> None:
-        """Delete a refused file, and what run `run` noted of it for Prefect's cache."""
+        """Delete a refused file, and the result that run `run` stored about it for Prefect's cache."""
         with suppress(Overtaken):
             self._bucket.delete_generation(raw.key, raw.generation)
         self._bucket.delete([trip_month.results_key.replace("{flow_run.id}", run)])
@@ -109,7 +109,7 @@ class RawContent:
     raw: RawFile
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the bytes, also if another run fetched the same file again, or published it, in the meantime."""
+        """Yield the bytes, even if another run fetches the same file again or publishes it in the meantime."""
         raw, position = self.raw, 0
         key, generation = raw.key, raw.generation
         while True:
@@ -129,7 +129,7 @@ class RawContent:
 
     @contextmanager
     def file(self) -> Iterator[IO[bytes]]:
-        """Give the bytes as a temporary file of the scratch disk."""
+        """Copy the bytes to a temporary file on the scratch disk, and yield it."""
         with scratch.temporary_file(self.raw.size, str(self.raw.trip_month)) as file:
             for piece in self.pieces():
                 file.write(piece)
@@ -138,7 +138,7 @@ class RawContent:
 
 
 def _raw_file(published: PublishedFile, present: Object) -> RawFile:
-    verified = present.metadata.get("verified")  # objects of older versions do not say
+    verified = present.metadata.get("verified")  # absent from objects written by older versions
     return RawFile(
         published=published,
         key=present.key,
@@ -150,7 +150,7 @@ def _raw_file(published: PublishedFile, present: Object) -> RawFile:
 
 
 def same_edition(published: PublishedFile, present: Object) -> bool:
-    """Return whether a raw object is this edition of the file, by what its metadata says of where it came from."""
+    """Return whether a raw object is this edition of the file: by the URL, ETag and time in its metadata, and by its size."""
     about: Mapping[str, str] = present.metadata
     kept = published.model_copy(
         update={

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 _LOADS = "loads"
 
 
-def _of(trip_month: TripMonth) -> Values:
+def _month_values(trip_month: TripMonth) -> Values:
     return {"color": ("STRING", trip_month.color), "file_month": ("DATE", trip_month.file_month)}
 
 
 class Warehouse:
-    """Months of trips in a dataset, loaded from a lake."""
+    """Store of months in a BigQuery dataset, loaded from the lake."""
 
     name: Store = "warehouse"
 
@@ -40,20 +40,20 @@ class Warehouse:
         self.lake, self._via = lake, via
 
     def check(self) -> None:
-        """Raise `MisconfiguredBlock` unless the lake's bucket exists and may be read."""
+        """Raise `MisconfiguredBlock` unless the lake's bucket exists and can be read."""
         self.lake.check()
 
     def claim(self, trip_month: TripMonth, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
-        """Do nothing: BigQuery replaces a month as a whole, and two runs of one month load the same."""
+        """Do nothing: BigQuery replaces a month as a whole, and two runs of one month load the same rows."""
         return nullcontext()
 
     # What the warehouse has.
 
     def present(self, trip_month: TripMonth) -> Present:
-        """Return what the warehouse has of a month; nothing if it does not have as many rows as it should."""
+        """Return the state of a month in the warehouse: empty if its row count differs from the one in `loads`."""
         query = f"SELECT * FROM {self._table(_LOADS)} WHERE color = @color AND file_month = @file_month"  # noqa: S608
         try:
-            rows = self.bigquery.query(query, _of(trip_month))
+            rows = self.bigquery.query(query, _month_values(trip_month))
             manifest = Manifest.from_row(rows[0]) if rows else None
             if manifest and self._count(trip_month) == manifest.loaded:
                 return Present(manifest=manifest)
@@ -66,7 +66,7 @@ class Warehouse:
         return self.lake.remembered(trip_month)
 
     def months(self, colors: Iterable[str]) -> dict[TripMonth, Held]:
-        """Return what `loads` says of every month, by one query that reads no trips."""
+        """Return every month of the colors, from `loads`. One query; no trips are read."""
         try:
             rows = self.bigquery.query(f"SELECT * FROM {self._table(_LOADS)}")  # noqa: S608
         except NO_SUCH:
@@ -79,16 +79,16 @@ class Warehouse:
 
     def _count(self, trip_month: TripMonth) -> int:
         query = f"SELECT COUNT(*) AS n FROM {self._table(trip_month.color)} WHERE file_month = @file_month"  # noqa: S608
-        return int(self.bigquery.query(query, _of(trip_month))[0]["n"])
+        return int(self.bigquery.query(query, _month_values(trip_month))[0]["n"])
 
     def page(self, manifest: Manifest) -> str:
-        """Return where a person sees the object that the month was loaded from."""
+        """Return the URL of the object that the month was loaded from, in Google's console."""
         return self.lake.page(manifest)
 
-    # A month on its way.
+    # Stage and publish a month.
 
     def stage(self, manifest: Manifest, terms: Terms, run: str, add: Add) -> StagedCopy:
-        """Check the types of the lake's month and make the tables. Through a data frame, also stage the rows."""
+        """Check the column types of the lake's month, and create the tables. With `via` dataframe, also stage the rows."""
         trip_month = manifest.trip_month
         _require_same_types(trip_month, self.lake.footer(manifest).schema.to_arrow_schema())
         self.bigquery.ensure_dataset(self.lake.bucket.location)
@@ -110,14 +110,14 @@ class Warehouse:
         return StagedCopy(manifest=manifest, table=table)
 
     def publish(self, staged: StagedCopy, present: Present, run_id: str) -> Outcome:
-        """Publish a month of the lake: from its staging table if there is one, else straight from the bucket.
+        """Publish a month of the lake: from its staging table if there is one, else directly from the bucket.
 
-        `present` is what the warehouse had of the month when this run began.
+        `present` is the state of the month when this run began.
         """
         started_at, lake_month, before = dt.datetime.now(dt.UTC), staged.manifest, present.manifest
         if before is None:
             changes = Changes(inserted=lake_month.loaded)
-        elif before.generation == lake_month.replaces:  # what was there is what the lake compared with
+        elif before.generation == lake_month.replaces:  # the lake compared its rows with the same previous edition
             changes = lake_month.changes
         else:
             changes = Changes(inserted=lake_month.loaded, removed=before.loaded)
@@ -132,10 +132,10 @@ class Warehouse:
             self._require_reconciled(manifest)
             self.bigquery.drop(staged.table)
         else:
-            # BigQuery load jobs cannot join a transaction: what can be checked is checked before, and `loads` is written after.
+            # BigQuery load jobs cannot join a transaction. So check all that can be checked before, and write `loads` after.
             self.lake.require_reconciled(lake_month)
             self._load_from_lake(lake_month)
-            # BigQuery reads the key's newest object, and cannot be asked for a generation.
+            # A load job cannot name a generation: it reads the newest object. Check that it was still the expected one.
             self.lake.bucket.require(lake_month.trip_month.key, lake_month.generation)
             self._require_reconciled(lake_month)
             manifest = published()
@@ -149,7 +149,7 @@ class Warehouse:
         )
 
     def _load_from_lake(self, manifest: Manifest) -> None:
-        """Replace the month by a load job that reads the lake's object; no trip passes through this machine."""
+        """Replace the month with a load job that reads the lake's object. No trip passes through this machine."""
         trip_month = manifest.trip_month
         self.bigquery.load(
             self.lake.bucket.uri(manifest.key),
@@ -160,7 +160,7 @@ class Warehouse:
         )
 
     def _replace_from(self, staging: str, manifest: Manifest) -> None:
-        """Replace the month by a staging table, and its row in `loads`, in one transaction."""
+        """Replace the month's rows with those of a staging table, and its row in `loads`, in one transaction."""
         trip_month = manifest.trip_month
         staged = int(self.bigquery.query(f"SELECT COUNT(*) AS n FROM {self._table(staging)}")[0]["n"])  # noqa: S608
         if staged != manifest.loaded:
@@ -177,7 +177,7 @@ class Warehouse:
         self.bigquery.transact([replace, remember], values)
 
     def _require_reconciled(self, manifest: Manifest) -> None:
-        """Raise unless the month has as many rows here as in the lake."""
+        """Raise `NotReconciled` unless the month has as many rows here as in the lake."""
         if (count := self._count(manifest.trip_month)) != manifest.loaded:
             raise NotReconciled(
                 f"{manifest.trip_month}: the lake has {manifest.loaded} rows, BigQuery {count}."
@@ -201,7 +201,10 @@ class Warehouse:
 
 
 def _require_same_types(trip_month: TripMonth, published: pa.Schema) -> None:
-    """Raise unless a Parquet file's columns are exactly the table's, by name and type; BigQuery itself guesses."""
+    """Raise `SchemaMismatch` unless a Parquet file's columns are exactly the table's, by name and type.
+
+    BigQuery itself would convert types by its own guess.
+    """
     wanted = arrow_schema(trip_month.color)
     wrong = [
         f"{field.name}: {published.field(field.name).type if field.name in published.names else 'absent'},"

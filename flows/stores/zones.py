@@ -1,4 +1,4 @@
-"""The zone look-up as a small table of each store."""
+"""The zone lookup as a small table in each store."""
 
 import json
 from functools import singledispatch
@@ -15,28 +15,28 @@ from flows.tlc.zones import COLUMNS, KEY, RAW_KEY, TABLE, ZoneFile, ZonesOutcome
 
 @singledispatch
 def publish_zones(store: object, file: ZoneFile, run_id: str) -> ZonesOutcome:
-    """Make a store's table `zones` hold the zones of a file, with the facts of the file beside it.
+    """Update a store's table `zones` to the zones of a file, and store the facts about the file with it.
 
-    Only what differs is written.
+    Nothing is written if nothing has changed.
     """
     raise NotImplementedError(f"{type(store).__name__} has no zones yet: see flows/stores/zones.py")
 
 
 @publish_zones.register
 def _(store: Lake, file: ZoneFile, run_id: str) -> ZonesOutcome:
-    """Write the raw file where its bytes are new, then the table where its rows are.
+    """Write the raw file if its bytes are new, then the table if its rows are new.
 
     Raises:
-        Overtaken: Another run writes at the same time. The next attempt finds the zones unchanged, or newer.
+        Overtaken: Another run wrote at the same time. The next attempt finds the zones unchanged, or newer.
     """
     bucket, zones = store.bucket, read_zones(file)
     raw, present = bucket.stat(RAW_KEY), bucket.stat(KEY)
-    did = changed(store.table(present) if present else None, zones)
-    facts = file.facts(run_id, did)
+    changes = changed(store.table(present) if present else None, zones)
+    facts = file.facts(run_id, changes)
     if raw is None or raw.metadata.get("sha256") != file.sha256:
         with bucket.writer(RAW_KEY, facts, replaces=raw.generation if raw else 0) as out:
             out.write(file.content)
-    outcome = ZonesOutcome.of("lake", zones.num_rows, did)
+    outcome = ZonesOutcome.of("lake", zones.num_rows, changes)
     if outcome.status != "unchanged":
         with bucket.writer(KEY, facts, replaces=present.generation if present else 0) as out:
             pq.write_table(zones, pa.PythonFile(out, mode="w"))
@@ -45,19 +45,19 @@ def _(store: Lake, file: ZoneFile, run_id: str) -> ZonesOutcome:
 
 @publish_zones.register
 def _(store: Warehouse, file: ZoneFile, run_id: str) -> ZonesOutcome:
-    """Replace the table where its rows are new; the lake's bucket tells where a new dataset has to be."""
+    """Replace the table if its rows are new. A new dataset is created in the location of the lake's bucket."""
     bigquery, zones = store.bigquery, read_zones(file)
-    did = changed(bigquery.read_table(TABLE, COLUMNS), zones)
-    outcome = ZonesOutcome.of("warehouse", zones.num_rows, did)
+    changes = changed(bigquery.read_table(TABLE, COLUMNS), zones)
+    outcome = ZonesOutcome.of("warehouse", zones.num_rows, changes)
     if outcome.status != "unchanged":
         bigquery.ensure_dataset(store.lake.bucket.location)
-        bigquery.replace_table(TABLE, COLUMNS, zones, json.dumps(file.facts(run_id, did)))
+        bigquery.replace_table(TABLE, COLUMNS, zones, json.dumps(file.facts(run_id, changes)))
     return outcome
 
 
 @publish_zones.register
 def _(store: Database, file: ZoneFile, run_id: str) -> ZonesOutcome:
-    """Write the rows that differ, in one transaction."""
+    """Write only the rows that differ, in one transaction."""
     rows = [tuple(zone.values()) for zone in read_zones(file).to_pylist()]
 
     def comment(inserted: int, updated: int, removed: int) -> str:
