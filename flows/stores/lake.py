@@ -265,10 +265,10 @@ class Lake:
                     there.generation if there else 0
                 )  # the other run died before its manifest, or loaded another file
         manifest = manifest.model_copy(update={"generation": published.generation})
-        self._publish_side_object(staged.quarantine_key, trip_month.quarantine_key, published)
-        self._publish_side_object(staged.extra_key, trip_month.extra_key, published)
+        self._publish_beside(staged.quarantine_key, trip_month.quarantine_key, published)
+        self._publish_beside(staged.extra_key, trip_month.extra_key, published)
         if staged_raw:
-            self._publish_side_object(staged_raw, raw_key, published)
+            self._publish_beside(staged_raw, raw_key, published)
         self.remember(manifest)
         self.bucket.delete(staged_keys)
         warnings = warnings_of(manifest, before if replaces else None)
@@ -296,7 +296,7 @@ class Lake:
             time.sleep(1)
         return None
 
-    def _publish_side_object(self, staged: str, key: str, month: Object) -> None:
+    def _publish_beside(self, staged: str, key: str, month: Object) -> None:
         """Publish the object `staged` under `key`, to go with the month's object. If `staged` is "", delete `key`.
 
         Do nothing if another run has replaced the month's object: then `key` belongs to that run.
