@@ -96,7 +96,7 @@ def said(environment: dict[str, str], here: Receiver) -> str:
     badly, ends = ended(start_programs(environment, *commands))
     assert ends == [1, 1], badly
     assert len(here.messages) == 4
-    assert badly.count("could not be told of this run, which goes on: HTTPStatusError 500") == 2
+    assert badly.count("could not be notified; the run itself is not affected: HTTPStatusError 500") == 2
     return well + badly
 
 

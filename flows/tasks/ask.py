@@ -1,4 +1,4 @@
-"""Ask the lake: which tables a query needs, what it read, and how people get to see the answer."""
+"""Query the lake: find the tables that a query needs, log how much was read, and show the answer."""
 
 import csv
 import sys
@@ -20,7 +20,7 @@ from flows.tlc import zones
 from flows.tlc.ask import TABLES, external_table, tables_of
 from flows.tlc.errors import Gone, Unanswerable
 
-MOST = 1000  # rows of an answer shown
+MOST = 1000  # rows of an answer that are shown
 
 
 @task(name="ask lake", task_run_name="ask lake", **RETRIES)
@@ -56,19 +56,19 @@ def _table(lake: Lake, name: str, on_read: Any) -> ds.Dataset | pa.Table:
 
 
 def statements(sql: str, block_name: str, dataset: str) -> str:
-    """What BigQuery has to be told so that the tables a query names can be asked there, as `{dataset}.{table}_in_lake`."""
+    """Return the SQL that creates BigQuery external tables for a query's tables, as `{dataset}.{table}_in_lake`."""
     lake: Lake = open_store(Target("lake", block_name))
     return "\n\n".join(external_table(name, dataset, lake.bucket.uri("")) for name in _some(tables_of(sql)))
 
 
 def show_statements(text: str) -> None:
-    """On the standard output, and in the UI."""
+    """Print the statements, and show them in the UI."""
     print(text)
     create_markdown_artifact(f"```sql\n{text}\n```", key="query-lake-bigquery", description="External tables")
 
 
 def show(found: Answer, sql: str) -> None:
-    """On the standard output, a table for people or CSV for programs, and in the UI."""
+    """Print the answer, as a table on a terminal and as CSV elsewhere, and show it in the UI."""
     if sys.stdout.isatty():
         table = Table(*found.names)
         for row in found.rows:

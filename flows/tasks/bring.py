@@ -132,6 +132,6 @@ def _report(outcome: Outcome, store: MonthStore) -> None:
         log.warning("%s: %s", outcome.trip_month, warning)
     if manifest.new_columns and outcome.store == "lake":
         log.warning(
-            "%s: TLC has NEW COLUMNS: %s. They are in %s as published, and nowhere else; docs/eras.md tells how to add them",
+            "%s: TLC has NEW COLUMNS: %s. They are in %s as published, and nowhere else; docs/eras.md explains how to add them",
             outcome.trip_month, ", ".join(manifest.new_columns), manifest.extra_key,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A flow as a program: its parameters are the command line, its success the exit status."""
+"""Run a flow as a program: the command line gives its parameters, the exit status tells whether it succeeded."""
 
 import inspect
 import itertools
@@ -22,15 +22,19 @@ from blocks.environment import no_server
 from flows.connectors.guard import allow_by_default
 from flows.tlc.errors import TripDataError
 
-# What an address of no Prefect server leads to.
+# The errors that follow from a PREFECT_API_URL that is not a Prefect server.
 _NO_SERVER = httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL
 _MEANT_FOR_PEOPLE = (TripDataError, ParameterTypeError)
 
 
 def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda result: None) -> None:
-    """Run `flow` with parameters from the command line: those without a default, or whose default is None, in order.
+    """Run `flow` with parameters from the command line.
 
-    All others are `--options`. `show` prints what the flow returns, where that is more than the run's log tells.
+    Parameters without a default, or with the default None, are positional arguments. All others are `--options`.
+
+    Args:
+        flow: The flow.
+        show: Prints the flow's result, if the result has more than the run's log.
     """
     described = flow.fn.__doc__ or ""
     help_texts = _help_texts(described)
@@ -43,13 +47,15 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
             raise typer.Exit(2)
         try:
             show(flow(**parameters))
-        except Exception as error:  # what else there is to say of it is in the run's log
+        except Exception as error:  # the run's log has the traceback
             print(f"error: {_in_words(error)}", file=sys.stderr)
             raise typer.Exit(1) from None
 
     signature = inspect.signature(flow.fn)
-    hints = get_type_hints(flow.fn)  # without the extras that are for the UI's form
-    types = {name: str if str in get_args(hint) else hint for name, hint in hints.items()}  # some words, or any text
+    hints = get_type_hints(flow.fn)  # drops the Annotated metadata, which is for the UI's form
+    types = {
+        name: str if str in get_args(hint) else hint for name, hint in hints.items()
+    }  # "these words or any text" becomes any text
     command.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[
             p.replace(annotation=_option(types[name], p, help_texts.get(name)), kind=inspect.Parameter.KEYWORD_ONLY)
@@ -61,23 +67,26 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
     typer.run(command)
 
 
-# Two ways to name months. A deployment may have stored the first, so a flow takes both; on a command line both is a mistake.
+# Two ways to name months. A deployment may have stored the first, so a flow accepts both. On a command line, both are a mistake.
 _EITHER, _OR = ("year", "months"), ("since", "until")
 
 
 def _named_twice(parameters: dict[str, Any]) -> str:
-    """Return what is wrong if months are named in both ways, else ""."""
+    """Return an error text if months are named in both ways, else ""."""
     if any(parameters.get(name) for name in _EITHER) and any(parameters.get(name) for name in _OR):
         return "give a year and months, or --since and --until, not both. Nothing was started."
     return ""
 
 
-_PATIENCE = 10.0  # seconds that Prefect gets, after a second Ctrl-C, to say that the run crashed
+_PATIENCE = 10.0  # seconds that Prefect gets, after a second Ctrl-C, to report the run as crashed
 _interrupts = itertools.count(1)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C lets the flow end by itself; a second one ends the process, which may die anywhere and leave no half month."""
+    """Handle Ctrl-C: the first lets the flow end by itself, the second ends the process.
+
+    The process may die at any point: no month is ever published in part.
+    """
     if next(_interrupts) > 1:
         ending = threading.Timer(_PATIENCE, os._exit, [128 + number])
         ending.daemon = True
@@ -86,20 +95,20 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 
 
 def _option(kind: Any, parameter: inspect.Parameter, help_text: str | None) -> Any:
-    """A parameter's type as typer wants it."""
+    """Return a parameter's type, annotated for typer."""
     about: dict[str, Any] = {"help": help_text}
-    of = next(iter(get_args(kind)), None)
-    if get_origin(kind) is list and get_origin(of) is Literal:  # which typer knows only one by one
-        kind, about["click_type"] = list[str], click.Choice(get_args(of))
+    item = next(iter(get_args(kind)), None)
+    if get_origin(kind) is list and get_origin(item) is Literal:  # typer supports a Literal, but not a list of them
+        kind, about["click_type"] = list[str], click.Choice(get_args(item))
     in_order = parameter.default in (inspect.Parameter.empty, None)
     return Annotated[kind, typer.Argument(**about) if in_order else typer.Option(**about)]
 
 
 def _in_words(error: Exception) -> str:
-    """An error for the person who typed the command."""
+    """Return an error as text for the person who typed the command."""
     if isinstance(error, _MEANT_FOR_PEOPLE):
         return str(error)
-    # Prefect says that it cannot reach its API where the API said no.
+    # Prefect raises "cannot reach the API" even if the API answered with an error; the cause has the answer.
     for answer in (error, error.__cause__):
         if isinstance(answer, PrefectHTTPStatusError | _NO_SERVER):
             return no_server(answer)
@@ -109,14 +118,14 @@ def _in_words(error: Exception) -> str:
 
 
 def _is_the_api_clients(error: Exception) -> bool:
-    """Return whether Prefect's API client raised the error: the address answers, but not as Prefect's API does."""
+    """Return whether Prefect's API client raised the error: the address answers, but it is not Prefect's API."""
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     raised_in = [name for name in modules if name.startswith(("prefect.", "flows.", "blocks."))]
     return bool(raised_in) and raised_in[-1].startswith("prefect.client.")
 
 
 def _help_texts(docstring: str) -> dict[str, str]:
-    """The lines of a docstring's `Args:`; the UI's form shows the same."""
+    """Return the texts of a docstring's `Args:`, by parameter. The UI's form shows the same texts."""
     _, _, args = docstring.partition("Args:")
     lines = [line.strip() for line in args.split("Returns:")[0].splitlines() if line.strip()]
     return dict(line.split(": ", 1) for line in lines if ": " in line)

@@ -1,4 +1,4 @@
-"""Many months in one run: some at once, each on its own; one that fails stops no other."""
+"""Load many months in one run, several at once. A month that fails does not stop the others."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from flows.tlc.trips import TripMonth, asked_for, in_words
 
 
 def named(template: str) -> Callable[[], str]:
-    """Return what names a run for its parameters, with lists as a person writes them."""
+    """Return a function that names a run after its parameters. Lists are joined with commas."""
 
     def name() -> str:
         given = flow_run.parameters.items()
@@ -27,14 +27,17 @@ def named(template: str) -> Callable[[], str]:
 
 
 def named_for_months(more: str = "") -> Callable[[], str]:
-    """Return what names a parent run for its months, such as green 2021-01 to 2021-03, and for `more` of its parameters."""
+    """Return a function that names a parent run after its months, such as green 2021-01 to 2021-03.
+
+    `more` is a template that adds other parameters.
+    """
 
     def name() -> str:
         given = flow_run.parameters
         since, until = given.get("since") or "", given.get("until") or ""
         try:
             months = in_words(asked_for(given["color"], given.get("year"), given.get("months"), since, until))
-        except UnknownMonth:  # the flow itself says so
+        except UnknownMonth:  # the flow itself raises it with the reason
             months = f"{given['color']}, no month"
         return months + more.format(**given)
 
@@ -44,7 +47,7 @@ def named_for_months(more: str = "") -> Callable[[], str]:
 def chosen_months(
     color: str, year: int | None, months: Sequence[int] | None, since: str, until: str
 ) -> list[TripMonth]:
-    """Return the months that a parent run was asked for, and log which parameters count."""
+    """Return the months that a parent run has to load. Log them, and log which parameters are not used."""
     chosen = asked_for(color, year, months, since, until)
     log = get_run_logger()
     if (since or until) and (year is not None or months):
@@ -63,11 +66,19 @@ def each_month(
     load: Callable[[TripMonth], Outcome],
     tell: Tell = report_months,
 ) -> list[Outcome]:
-    """Do every month that can be done, `at_once` at a time, then raise `MonthsFailed` naming the rest.
+    """Load every month, `at_once` at a time.
 
-    A run that is interrupted or cancelled finishes the months it is at, and begins no further one.
+    A run that is interrupted or cancelled finishes the months in progress, and starts no other.
 
-    `tell` gets the name of the run's artifact, what was done, and what failed why.
+    Args:
+        name: Prefix of the name of the run's artifact.
+        trip_months: The months.
+        at_once: How many months are processed at the same time.
+        load: Loads one month.
+        tell: Reports the run. It receives the artifact's name, the outcomes, and the failed months with their reasons.
+
+    Raises:
+        MonthsFailed: Some months failed. It is raised after all other months are loaded.
     """
     if at_once < 1:
         raise TripDataError(f"at_once is {at_once}; it must be at least 1.")
@@ -76,7 +87,7 @@ def each_month(
     failed: list[tuple[str, str]] = []
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="month")
     try:
-        # Each month carries a copy of the context, so that Prefect knows whose child its runs are.
+        # Each month runs in a copy of the context, so that Prefect knows the parent of its runs.
         running = [(m, pool.submit(copy_context().run, load, m)) for m in trip_months]
         for trip_month, future in running:
             try:
@@ -86,8 +97,8 @@ def each_month(
                 failed.append((str(trip_month), reason))
                 log.error("%s could not be loaded: %s", trip_month, reason)
     except BaseException:  # Ctrl-C, or somebody cancelled the run
-        log.warning("interrupted: the months at work are finished, no other is begun")
-        pool.shutdown(cancel_futures=True)  # under months still at work Prefect's engine would wait for ever
+        log.warning("interrupted: the months in progress are finished, no other is started")
+        pool.shutdown(cancel_futures=True)  # if months were still running, Prefect's engine would wait for ever
         raise
     pool.shutdown()
     ends = Counter([outcome.status for outcome in done] + ["failed"] * len(failed))

@@ -1,7 +1,7 @@
-"""Tell people of a run that ended, from its own process: in words, with its rows, and never in its way.
+"""Notify people that a run ended, from the run's own process, with its row counts. A failed notification does not fail the run.
 
-Prefect's server can tell too (`python -m blocks.notify`), of a run whose process was killed as well, but not of rows or
-duration. Where it already tells a block of a run's end, this does not tell the same block again.
+Prefect's server can notify, too (`python -m blocks.notify`). It also covers a run whose process was killed, but it does not
+know row counts or the duration. If the server already notifies a block of a run's end, this module skips that block.
 """
 
 import asyncio
@@ -25,22 +25,25 @@ from prefect.settings import PREFECT_UI_URL
 
 from flows.tlc.manifest import Outcome
 
-_PATIENCE = 10.0  # seconds that a run waits for a receiver; the message may still get there later
-_LONGEST = 1500  # characters of an error's text; the run's page has it all
+_PATIENCE = 10.0  # seconds that a run waits for a receiver; the message may still arrive later
+_LONGEST = 1500  # characters of an error's text; the run's page has the whole text
 
 
 def notifications() -> dict[str, Any]:
-    """What `@flow` is given so that its runs are told of: nothing unless `TRIPS_NOTIFY` names blocks."""
+    """Return the arguments of `@flow` that turn notifications on: none unless `TRIPS_NOTIFY` names blocks."""
     if not os.environ.get("TRIPS_NOTIFY"):
         return {}
     return {event: [tell_of_run] for event in ("on_completion", "on_failure", "on_crashed")}
 
 
 def tell_of_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Tell the blocks of `TRIPS_NOTIFY`, such as `slack-webhook/ny-taxi-notifications`; a run's months are told of by it."""
+    """Notify the blocks of `TRIPS_NOTIFY`, such as `slack-webhook/ny-taxi-notifications`, that a run ended.
+
+    Do nothing for a subflow run: its parent's message covers it.
+    """
     if flow_run.parent_task_run_id is not None:
         return
-    # Prefect turns Apprise's own logging up, as far as the URLs that are secret.
+    # Prefect turns up Apprise's own logging, which would log secret URLs.
     logging.getLogger("apprise").propagate = False
     log = flow_run_logger(flow_run, flow)
     names = re.split(r"[,\s]+", os.environ.get("TRIPS_NOTIFY", "").strip())
@@ -50,11 +53,11 @@ def tell_of_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     def tell() -> None:
         try:
             with settings.copy():  # type: ignore[no-untyped-call]
-                asyncio.run(_tell_all(names, flow_run, state, log))
+                asyncio.run(_notify_all(names, flow_run, state, log))
         except Exception as error:
-            log.warning("nobody could be told of this run: %s", _in_words(error))
+            log.warning("no notification of this run could be sent: %s", _in_words(error))
 
-    # A thread that the end of the process does not wait for.
+    # A daemon thread: the process does not wait for it to end.
     telling = threading.Thread(target=tell, name="notify", daemon=True)
     telling.start()
     telling.join(_PATIENCE)
@@ -62,7 +65,7 @@ def tell_of_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
         log.warning("%s did not answer in %.0f s; not waiting any longer", ", ".join(names), _PATIENCE)
 
 
-async def _tell_all(
+async def _notify_all(
     names: Iterable[str], flow_run: FlowRun, state: State[Any], log: "logging.LoggerAdapter[Any]"
 ) -> None:
     async with get_client() as client:
@@ -71,10 +74,10 @@ async def _tell_all(
         result = await cast(Any, state).result(raise_on_failure=False, fetch=True)
         subject = f"{flow.name} / {run.name}: {state.name}"
         body = message(flow.name, run, state, result)
-        await asyncio.gather(*(_tell(name, client, run, state, subject, body, log) for name in names))
+        await asyncio.gather(*(_notify(name, client, run, state, subject, body, log) for name in names))
 
 
-async def _tell(
+async def _notify(
     name: str,
     client: PrefectClient,
     run: FlowRun,
@@ -87,23 +90,23 @@ async def _tell(
         block = await cast(Any, Block.load(name))
         if not isinstance(block, NotificationBlock):
             log.warning("%s of TRIPS_NOTIFY is not a notification block", name)
-        elif not await _told_by_server(client, block, run, state):
+        elif not await _notified_by_server(client, block, run, state):
             with block.raise_on_failure():
                 await cast(Any, block.notify(body, subject=subject))
     except Exception as error:
-        log.warning("%s could not be told of this run, which goes on: %s", name, _in_words(error))
+        log.warning("%s could not be notified; the run itself is not affected: %s", name, _in_words(error))
 
 
 def _in_words(error: Exception) -> str:
-    """An error without its text, which may quote a secret URL."""
+    """Describe an error without its text, which may quote a secret URL."""
     if isinstance(error, ValueError) and "Unable to find block document" in str(error):
         return "there is no such block; `python -m blocks.register` makes those of .env"
     status = f" {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else ""
     return type(error).__name__ + status
 
 
-async def _told_by_server(client: PrefectClient, block: Block, run: FlowRun, state: State[Any]) -> bool:
-    """Whether a notification policy of the server's tells the same block of the same thing."""
+async def _notified_by_server(client: PrefectClient, block: Block, run: FlowRun, state: State[Any]) -> bool:
+    """Return whether a notification policy of the server notifies the same block of the same state."""
     try:
         policies = await client.read_flow_run_notification_policies(FlowRunNotificationPolicyFilter(is_active=None))
     except httpx.HTTPStatusError:  # Prefect Cloud has none
@@ -118,12 +121,12 @@ async def _told_by_server(client: PrefectClient, block: Block, run: FlowRun, sta
 
 
 def message(flow_name: str, run: FlowRun, state: State[Any], result: object) -> str:
-    """What is told of a run: flow, parameters, rows, duration, error and link, a line each."""
+    """Return the message about a run: flow, state, duration, parameters, rows, outcomes, error and link, one line each."""
     seconds = (state.timestamp - run.start_time).total_seconds() if run.start_time else 0.0
     parameters = ", ".join(f"{name}={value}" for name, value in run.parameters.items())
     lines = [
         f"{flow_name} / {run.name}: {state.name} after {seconds:,.1f} s",
-        # A source with a password is refused, but is a parameter all the same.
+        # A source with a password is refused, but it is still among the parameters.
         f"parameters: {re.sub(r'//[^/@]*@', '//***@', parameters)}",
     ]
     outcomes = _outcomes(result)
@@ -144,6 +147,6 @@ def message(flow_name: str, run: FlowRun, state: State[Any], result: object) -> 
 
 
 def _outcomes(result: object) -> list[Outcome]:
-    """The months of a run's result; of a failed one, those it could load."""
+    """Return the outcomes in a run's result. If the run failed, return those of the months that were loaded."""
     months = getattr(result, "done", result)
     return [m for m in (months if isinstance(months, list | tuple) else [months]) if isinstance(m, Outcome)]

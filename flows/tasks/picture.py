@@ -1,4 +1,4 @@
-"""Trips per day as a picture that the UI shows inside a markdown artifact: SVG in a data URI; it renders no other drawing."""
+"""Draw trips per day for a markdown artifact: SVG in a data URI, the only kind of drawing that Prefect's UI renders."""
 
 import base64
 import datetime as dt
@@ -9,7 +9,7 @@ _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 720, 220, 56, 34, 22
 
 
 def trips_per_day(title: str, days: Mapping[dt.date, int], before: Mapping[dt.date, int]) -> str:
-    """Markdown of an image: a bar for each day of a month, and a line for the same days of the month before, if known."""
+    """Return an image as Markdown: one bar per day of a month, and a line for the days of the month before, if known."""
     svg = base64.b64encode(_svg(title, days, before).encode()).decode()
     return f"![{title}](data:image/svg+xml;base64,{svg})"
 

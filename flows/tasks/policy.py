@@ -1,4 +1,4 @@
-"""What every task here has in common: whose it is, when it is tried again, how long it may take, what its cache depends on."""
+"""The policy of every task: its run's id, its task runner, retries, timeout and cache key."""
 
 import datetime as dt
 import logging
@@ -19,11 +19,11 @@ from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import RawFile
 
 CACHE_FOR = dt.timedelta(days=1)
-TIMEOUT = 6 * 60 * 60  # seconds; the largest month on a slow line
+TIMEOUT = 6 * 60 * 60  # seconds; enough for the largest month over a slow connection
 
 
 class _InWords(logging.Filter):
-    """An error that is meant for people is logged as its text, without the way it came."""
+    """Log an error that is meant for people as its text, without the traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -38,22 +38,25 @@ for _logger in ("prefect.flow_runs", "prefect.task_runs"):  # of Prefect's engin
 
 
 def this_run() -> str:
-    """The flow run that a task belongs to, for what the stores say of it; "" outside of any."""
+    """Return the id of the current flow run, for manifests and staging names; "" outside of a run."""
     return str(flow_run.get_id() or "")
 
 
 def task_runner() -> BaseTaskRunner:
-    """Threads of this machine; or the Dask cluster whose scheduler `TRIPS_DASK_SCHEDULER` names, for a back-fill by many."""
+    """Return a runner that uses threads on this machine, or a Dask cluster for a large backfill.
+
+    `TRIPS_DASK_SCHEDULER` has the address of the cluster's scheduler.
+    """
     scheduler = os.environ.get("TRIPS_DASK_SCHEDULER")
     if not scheduler:
         return ConcurrentTaskRunner()  # type: ignore[no-untyped-call]
-    from prefect_dask.task_runners import DaskTaskRunner  # a second of start-up, only where it is wanted
+    from prefect_dask.task_runners import DaskTaskRunner  # takes a second to import, so only on request
 
     return DaskTaskRunner(address=scheduler)
 
 
 def worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """A wrong file, month or block stays wrong; anything else may pass."""
+    """Return whether a retry can help. A `TripDataError` stays: a wrong file, month or block. Any other error may go away."""
     return not isinstance(state.result(raise_on_failure=False), TripDataError)
 
 
@@ -67,10 +70,10 @@ RETRIES: Mapping[str, Any] = {
 
 
 def believed(task: Task[..., Any], still_true: Callable[[RawFile], bool], *arguments: Any) -> RawFile:
-    """The file that `task` tells of; from its cache only what can be read and is `still_true`, else the task runs again."""
+    """Run `task` and return its file. Use a cached result only if it can be read and is `still_true`; else run the task again."""
     state: Any = task.submit(*arguments).wait()
     if state.name == "Cached":
-        with suppress(Exception):  # results live in files, and files vanish
+        with suppress(Exception):  # the file of a cached result may be gone
             raw = RawFile.model_validate(state.result())
             if still_true(raw):
                 return raw
@@ -80,7 +83,7 @@ def believed(task: Task[..., Any], still_true: Callable[[RawFile], bool], *argum
 
 
 def cached_by(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
-    """Return a cache key made of what the published file is, and of where it is put; never of its data."""
+    """Return a cache key made of the published file's identity and of the place it is copied to, or None for no caching."""
     published, into = parameters["published"], parameters["into"]
     if published.identity is None:
         return None

@@ -1,4 +1,4 @@
-"""How far a month has come, in rows or bytes: a bar on a terminal, a log line every few seconds elsewhere."""
+"""Show the progress of a month, in rows or bytes: a bar on a terminal, a log line every few seconds elsewhere."""
 
 import sys
 import threading
@@ -15,41 +15,41 @@ _EVERY = 10.0  # seconds between two log lines
 
 
 Unit = Literal["rows", "bytes"]
-Add = Callable[[int, float], None]  # how many more, and the share of the month that is done by now
+Add = Callable[[int, float], None]  # how many more are done, and which share of the month is done so far (0 to 1)
 
 
 class Meter:
-    """Counts rows or bytes of one month and tells, now and then."""
+    """Counts rows or bytes of one month, and shows the count at intervals."""
 
     def __init__(self, what: str, unit: Unit) -> None:
         self._what, self._unit = what, unit
         self._done = 0
-        self._begun = self._told = time.monotonic()
+        self._begun = self._last_line = time.monotonic()
         self._log = get_run_logger()
         self._bar, self._id = _join(what)
 
     def add(self, count: int, share: float) -> None:
-        """Count so many more, after which `share` of the month is done (0: nobody knows)."""
+        """Count more rows or bytes. `share` is the share of the month done so far (0: unknown)."""
         self._done += count
         now = time.monotonic()
         seconds = max(now - self._begun, 1e-9)
         so_far = f"{self._amount(self._done)}, {self._amount(self._done / seconds)}/s"
         if self._bar:
             self._bar.update(self._id, completed=share, detail=so_far)
-        elif now - self._told >= _EVERY:
-            self._told = now
+        elif now - self._last_line >= _EVERY:
+            self._last_line = now
             left = f", about {seconds * (1 - share) / share:,.0f} s to go" if 0 < share < 1 else ""
             self._log.info("%s: %s%s", self._what, so_far, left)
 
     def tell(self) -> None:
-        """Say the whole, at the end."""
+        """Log the total, at the end."""
         self._log.info("%s: %s in %.1f s", self._what, self._amount(self._done), time.monotonic() - self._begun)
 
     def _amount(self, count: float) -> str:
         return f"{count:,.0f} rows" if self._unit == "rows" else f"{count / 1e6:,.1f} MB"
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar:
             _leave(self._id)
 
@@ -60,11 +60,13 @@ _open: set[TaskID] = set()
 
 
 def _join(what: str) -> tuple[Progress | None, TaskID]:
-    """One live display for all months of a process: two would overwrite each other."""
+    """Add a bar to the one live display of the process. Two displays would overwrite each other."""
     global _shared  # noqa: PLW0603
     with _lock:
         if _shared is None:
-            if not sys.stderr.isatty():  # asked only once: a display hides the terminal from whoever asks later
+            if (
+                not sys.stderr.isatty()
+            ):  # check before the display starts: a running display makes isatty() return False
                 return None, TaskID(0)
             _shared = Progress(
                 TextColumn("{task.description}"),
@@ -95,7 +97,7 @@ def _leave(task_id: TaskID) -> None:
 
 @contextmanager
 def meter(what: str, unit: Unit = "rows") -> Iterator[Meter]:
-    """A meter for the time of a block."""
+    """Yield a meter. At the end of the block, log its total and remove its bar."""
     counting = Meter(what, unit)
     try:
         yield counting

@@ -1,4 +1,4 @@
-"""What a run leaves for people in the UI: a markdown artifact a month, a table a parent run."""
+"""Report runs in the UI: one markdown artifact per month, one table per parent run."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -13,9 +13,12 @@ from flows.tlc.quality import RULES
 
 
 def report(outcome: Outcome, before: Manifest | None, page: str) -> None:
-    """Tell of one month: what was loaded, from where, what was set aside and why.
+    """Report one month: what was loaded, from where, and what was quarantined and why.
 
-    `before` is the calendar month before it, `page` where a person sees its object in the lake, if it has one.
+    Args:
+        outcome: The month's outcome.
+        before: The manifest of the previous calendar month, to compare with.
+        page: URL of a web page about the month's object in the lake, if it has one.
     """
     key = f"{outcome.trip_month.stem.replace('_', '-')}-{outcome.store}"
     create_markdown_artifact("\n".join(_lines(outcome, before, page)), key=key, description=str(outcome))
@@ -71,16 +74,16 @@ def _lines(outcome: Outcome, before: Manifest | None, page: str) -> Iterator[str
 
 
 _CHECKED: dict[Verified, str] = {
-    "": "nothing that the server promised is on record",
-    "length": "the number of bytes is what the server promised; it offered no digest",
-    "crc32c": "the bytes have the CRC32C that the server promised",
-    "md5": "the bytes have the MD5 that the server promised",
-    "sha256": "the bytes have the SHA-256 that the server promised",
+    "": "no check of this transfer is on record",
+    "length": "the number of bytes is the one that the server sent; it sent no digest",
+    "crc32c": "the bytes have the CRC32C that the server sent",
+    "md5": "the bytes have the MD5 that the server sent",
+    "sha256": "the bytes have the SHA-256 that the server sent",
 }
 
 
 def markdown_table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]], numbers: int = 1) -> Iterator[str]:
-    """Lines of a markdown table whose last columns, so many, are numbers."""
+    """Yield the lines of a markdown table. Its last `numbers` columns are numbers, aligned to the right."""
     yield ""
     for row in (names, (*("---",) * (len(names) - numbers), *("---:",) * numbers), *rows):
         yield f"| {' | '.join(row)} |"
@@ -88,7 +91,7 @@ def markdown_table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]], numb
 
 
 def report_months(key: str, done: Sequence[Outcome], failed: Sequence[tuple[str, str]]) -> None:
-    """Tell of a parent run: every month with what became of it."""
+    """Report a parent run: one row per month with its outcome."""
     rows: list[dict[str, Any]] = [
         {
             "month": str(outcome.trip_month),

@@ -1,4 +1,4 @@
-"""The stores that blocks name: a store's block is loaded here and nowhere else."""
+"""Open the stores that blocks name. Blocks are loaded in this module only."""
 
 import os
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _REGISTERED = {
     ("gcp-credentials", GCP_CREDENTIALS),
     ("sqlalchemy-connector", POSTGRES),
 }
-# What Google's library lets through where a path leads to no file that it can open.
+# The errors that Google's library does not catch if it cannot open the file at a path.
 _UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
@@ -55,7 +55,7 @@ def _load(kind: type[Block], name: str) -> Any:
 
 
 def _what_to_do(kind: type[Block], name: str) -> str:
-    """Return what to do about Google credentials that cannot be used: about the block's own, or those of the machine."""
+    """Return what to do about unusable Google credentials: the block's own, or those of the machine."""
     if wrong := _key_file_of(kind, name):
         return wrong
     if _credentials(kind, name).get("service_account_info"):
@@ -88,30 +88,30 @@ def _key_file_of(kind: type[Block], name: str) -> str:
 
 
 def _credentials(kind: type[Block], name: str) -> dict[str, Any]:
-    """Return what the server has of a block's Google credentials, without their secrets."""
+    """Return a block's Google credentials as the server stores them, without their secrets."""
     stored: dict[str, Any] = cast(Any, _stored)(kind, name)
     return stored.get("gcp_credentials") or stored
 
 
 @sync_compatible
 async def _stored(kind: type[Block], name: str) -> dict[str, Any]:
-    """Return what the server has of a block, without its secrets."""
+    """Return a block's data as the server stores it, without its secrets."""
     document, _ = await kind._get_block_document(name)
     data: dict[str, Any] = document.data
     return data
 
 
 def open_store(target: Target) -> Any:
-    """Return the store that a target names, by its blocks."""
+    """Open a target's store with its blocks."""
     return STORES[target.store].open(target, load_block)
 
 
 def load_block(slug: str, name: str) -> Any:
-    """Return a block by its type's slug and its name."""
+    """Load a block, given its type's slug and its name."""
     return _load(_BLOCKS[slug], name)
 
 
-# What leads to a store.
+# The types of blocks that open a store.
 _BLOCKS: Mapping[str, type[Block]] = {
     "gcs-bucket": GcsBucket,
     "gcp-credentials": GcpCredentials,
@@ -121,5 +121,5 @@ _BLOCKS: Mapping[str, type[Block]] = {
 
 @task(name="check", task_run_name="check {target.title}", **RETRIES)
 def check_store(target: Target) -> None:
-    """Raise `MisconfiguredBlock` unless the store can be used, before any work is done."""
+    """Raise `MisconfiguredBlock` unless the store can be used. Run it before any other work."""
     open_store(target).check()

@@ -1,4 +1,4 @@
-"""Survey: ask the source and the stores what there is, and tell people; no trip is moved."""
+"""Survey the source and the stores: list their months, and report the differences. No trip is loaded."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +24,13 @@ from flows.tlc.trips import COLORS, Store, TripMonth
 
 @task(name="ask the source", task_run_name="ask the source", timeout_seconds=TIMEOUT)
 def ask_source(source: Source, trip_months: Sequence[TripMonth]) -> dict[TripMonth, PublishedFile | Exception]:
-    """Return what the source publishes of each month, or the error that it answered with."""
+    """Return the source's published file of each month, or the error that it answered with."""
     return look_up_all(source, trip_months)
 
 
 @task(name="list months", task_run_name="list {target.title}", **RETRIES)
 def list_months(target: Target, colors: Sequence[str]) -> dict[TripMonth, Held]:
-    """Return every month that a store has of the colors."""
+    """Return every month of the colors that a store has."""
     store = open_store(target)
     store.check()
     months: dict[TripMonth, Held] = store.months(colors)
@@ -45,7 +45,7 @@ def report_stores(
     failed: Mapping[str, str],
     done: Sequence[Outcome],
 ) -> None:
-    """Report a run over several stores: what each month was found to be, what became of it, and what to look at."""
+    """Report a run over several stores: the state of each month before the run, its outcome, and its warnings."""
     warnings = {outcome.trip_month: " ".join(outcome.warnings) for outcome in done}
 
     def status(month: Found) -> str:
@@ -67,8 +67,8 @@ def report_stores(
         | {"warnings": warnings.get(month.trip_month, "")}
         for month in found
     ]
-    moved = f"; {total(done)}" if done else ""
-    create_table_artifact(rows, key=key, description=f"Months that were looked at{moved}")
+    sums = f"; {total(done)}" if done else ""
+    create_table_artifact(rows, key=key, description=f"Months that were looked at{sums}")
 
 
 def entries_of(
@@ -77,7 +77,7 @@ def entries_of(
     answers: Mapping[TripMonth, PublishedFile | Exception],
     source: Source,
 ) -> list[Entry]:
-    """The catalog's lines, by color and month, of all months that the lake holds or the source publishes."""
+    """Return the catalog's entries, by color and month: all months in the lake or at the source."""
 
     def line(trip_month: TripMonth) -> Entry:
         here, url = held.get(trip_month), source.url(trip_month)
@@ -89,14 +89,18 @@ def entries_of(
 
 
 def report_catalog(key: str, entries: Sequence[Entry]) -> None:
-    """Leave the catalog for people: a line a color, a calendar of each, what differs, and what the source has, if asked."""
+    """Report the catalog in the UI.
+
+    The page has one line per color, one calendar per color, and the differences. If the source was asked, it also lists the
+    source's files.
+    """
     by_color = {color: [e for e in entries if e.trip_month.color == color] for color in COLORS}
-    totals = [_total(color, there) for color, of in by_color.items() if (there := [e for e in of if e.held])]
+    totals = [_total(color, there) for color, every in by_color.items() if (there := [e for e in every if e.held])]
     names = ("color", "from", "to", "months", "rows", "quarantined", "bytes")
     lines = ["# What the lake holds", *markdown_table(names, totals, numbers=4)]
-    for color, of in by_color.items():
-        if of:
-            lines += [f"## {color}: rows in thousands", *_calendar({e.trip_month: e for e in of})]
+    for color, every in by_color.items():
+        if every:
+            lines += [f"## {color}: rows in thousands", *_calendar({e.trip_month: e for e in every})]
     if differ := [(str(e.trip_month), "; ".join(e.differs)) for e in entries if e.differs]:
         lines += ["## What differs", *markdown_table(("month", "difference"), differ, numbers=0)]
     if source := [(str(e.trip_month), *_published(e)) for e in entries if e.published]:
@@ -118,7 +122,7 @@ _MARKS = {
 
 
 def _published(entry: Entry) -> tuple[str, str]:
-    """Bytes and time of the source's file; empty where there is none, or where the source does not tell."""
+    """Return the bytes and time of the source's file; "" for each that is unknown."""
     file = entry.published
     if file is None:
         return "", ""
@@ -129,8 +133,8 @@ def _total(color: str, entries: Sequence[Entry]) -> tuple[str, ...]:
     held = [e.held for e in entries if e.held]
     first, last = (f"{e.trip_month.file_month:%Y-%m}" for e in (entries[0], entries[-1]))
     rows = sum(h.manifest.loaded for h in held)
-    aside = sum(sum(h.manifest.quarantined.values()) for h in held)
-    return color, first, last, *(f"{count:,}" for count in (len(held), rows, aside, sum(h.size for h in held)))
+    quarantined = sum(sum(h.manifest.quarantined.values()) for h in held)
+    return color, first, last, *(f"{count:,}" for count in (len(held), rows, quarantined, sum(h.size for h in held)))
 
 
 def _calendar(entries: Mapping[TripMonth, Entry]) -> Iterator[str]:
@@ -152,7 +156,7 @@ def _cell(entry: Entry | None) -> str:
 
 
 def print_catalog(entries: Sequence[Entry]) -> None:
-    """Print the catalog on a terminal: what the lake holds, and what the source has if it was asked."""
+    """Print the catalog on a terminal: the months in the lake and, if the source was asked, the source's files."""
     asked = any(e.source for e in entries)
     table = Table(box=box.SIMPLE)
     for name in ("month", "rows", "quarantined", "bytes", "schema", "published at"):
@@ -165,9 +169,9 @@ def print_catalog(entries: Sequence[Entry]) -> None:
         facts = [""] * 5
         if e.held:
             manifest = e.held.manifest
-            aside = sum(manifest.quarantined.values())
-            counts = [f"{count:,}" for count in (manifest.loaded, aside, e.held.size)]
+            quarantined = sum(manifest.quarantined.values())
+            counts = [f"{count:,}" for count in (manifest.loaded, quarantined, e.held.size)]
             facts = [*counts, str(manifest.schema_version), f"{manifest.published_at:%Y-%m-%d %H:%M}"]
         table.add_row(str(e.trip_month), *facts, *(_published(e) if asked else ()), "; ".join(e.differs))
     console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(table if entries else "nothing: the lake holds no month of these, and its source publishes none.")
+    console.print(table if entries else "nothing: none of these months is in the lake or published by the source.")

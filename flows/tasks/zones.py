@@ -1,4 +1,4 @@
-"""The zone look-up: fetched once, then loaded into each store. The file is small enough to be handed from task to task."""
+"""Fetch the zone lookup once, then load it into each store. The file is small enough to be passed between tasks."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from flows.tlc.zones import ZoneFile, ZonesOutcome, read_zones
 
 @task(name="extract zones", task_run_name="extract zones", **RETRIES)
 def extract_zones(source: str) -> ZoneFile:
-    """Fetch the zone look-up and make sure that it is one, before any store is touched."""
+    """Fetch the zone lookup, and check that it is one before any store is changed."""
     file = web.zone_file(source)
     zones = read_zones(file)
     get_run_logger().info("zones: %d in %s", zones.num_rows, shown(file.url))
@@ -25,12 +25,12 @@ def extract_zones(source: str) -> ZoneFile:
 
 @task(name="load zones", task_run_name="load zones → {into.title}", **RETRIES)
 def load_zones_into(file: ZoneFile, into: Target) -> ZonesOutcome:
-    """Make a store's table `zones` hold the zones of the file."""
+    """Update a store's table `zones` to the zones of the file."""
     outcome = publish_zones(open_store(into), file, this_run())
     get_run_logger().info("%s", outcome)
     return outcome
 
 
 def report_zones(outcomes: Sequence[ZonesOutcome]) -> None:
-    """Tell of a run: every store with what became of its zones."""
+    """Report a run: one row per store with the outcome for its zones."""
     create_table_artifact([outcome.model_dump() for outcome in outcomes], key="zones", description="Zones of this run")

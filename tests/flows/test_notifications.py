@@ -151,8 +151,8 @@ def test_a_receiver_that_is_down_neither_fails_a_run_nor_holds_it_up(
     state = runs.of(etl_web_gcs, month)
     assert "ZeroDivisionError" in (state.message or "")
     says = {
-        "refuses": "could not be told of this run, which goes on: ConnectError",
-        "answers 500": "could not be told of this run, which goes on: HTTPStatusError 500",
+        "refuses": "could not be notified; the run itself is not affected: ConnectError",
+        "answers 500": "could not be notified; the run itself is not affected: HTTPStatusError 500",
         "hangs": "did not answer in 0 s",
         "has no block": "there is no such block",
     }[down]
