@@ -53,9 +53,8 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
 
     signature = inspect.signature(flow.fn)
     hints = get_type_hints(flow.fn)  # drops the Annotated metadata, which is for the UI's form
-    types = {
-        name: str if str in get_args(hint) else hint for name, hint in hints.items()
-    }  # "these words or any text" becomes any text
+    # A parameter that takes some words or any text is plain text for typer.
+    types = {name: str if str in get_args(hint) else hint for name, hint in hints.items()}
     command.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[
             p.replace(annotation=_option(types[name], p, help_texts.get(name)), kind=inspect.Parameter.KEYWORD_ONLY)

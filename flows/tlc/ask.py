@@ -1,4 +1,4 @@
-"""The lake as tables with names: those that a query speaks of, and what BigQuery has to be told to read them in the bucket."""
+"""The lake as named tables: find the tables that a query needs, and write BigQuery's SQL to read them in the bucket."""
 
 import json
 import re
@@ -14,17 +14,23 @@ TABLES: tuple[str, ...] = (*COLORS, zones.TABLE)
 
 
 def tables_of(sql: str) -> list[str]:
-    """The tables of the lake that a query, or a mere list of them, names: each that it may read, by whatever dialect."""
-    unread = r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/|\bas\s+\w+"
-    said = re.sub(unread, " ", sql, flags=re.IGNORECASE | re.DOTALL)  # texts, comments, aliases may well say yellow
-    return [table for table in TABLES if re.search(rf"\b{table}\b", said, re.IGNORECASE)]
+    """Return the tables of the lake that a query in any SQL dialect may read. `sql` may also be a list of table names."""
+    ignored = r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/|\bas\s+\w+"
+    rest = re.sub(
+        ignored, " ", sql, flags=re.IGNORECASE | re.DOTALL
+    )  # strings, comments and aliases may contain "yellow"
+    return [table for table in TABLES if re.search(rf"\b{table}\b", rest, re.IGNORECASE)]
 
 
 def external_table(table: str, dataset: str, uri: str) -> str:
-    """The statement by which BigQuery makes `{dataset}.{table}_in_lake`, which reads the Parquet of a table of the lake.
+    """Return the SQL that creates the external table `{dataset}.{table}_in_lake` over a table's Parquet files in the lake.
 
-    `uri` is the lake's own (`gs://bucket/folder/`). Types are told: BigQuery would guess them from one of the files, and
-    older months lack columns.
+    The SQL names all columns and types. BigQuery would otherwise infer them from one file, and older months lack columns.
+
+    Args:
+        table: A table of the lake.
+        dataset: BigQuery dataset for the external table.
+        uri: The lake's URI, such as `gs://bucket/folder/`.
     """
     name = f"{dataset_named(dataset)}.{table}_in_lake"
     if table == zones.TABLE:
@@ -32,13 +38,13 @@ def external_table(table: str, dataset: str, uri: str) -> str:
     return _statement(name, columns(table), f"{uri}{table}/*.parquet")
 
 
-def _statement(name: str, of: Sequence[Column], uri: str) -> str:
+def _statement(name: str, table_columns: Sequence[Column], uri: str) -> str:
     fields = ",\n".join(
-        f"  `{c.name}` {KINDS[c.kind].bigquery} OPTIONS (description = {_text(c.described)})" for c in of
+        f"  `{c.name}` {KINDS[c.kind].bigquery} OPTIONS (description = {_text(c.described)})" for c in table_columns
     )
     options = f"  format = 'PARQUET',\n  uris = [{_text(uri)}]"
     return f"CREATE OR REPLACE EXTERNAL TABLE `{name}` (\n{fields}\n)\nOPTIONS (\n{options}\n);"
 
 
 def _text(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)  # BigQuery's own escapes are among JSON's
+    return json.dumps(value, ensure_ascii=False)  # BigQuery's string literals accept JSON's escapes

@@ -1,4 +1,4 @@
-"""What a store holds of a month, and where it came from: the lake's catalog entry, and a row of every `loads` table."""
+"""The manifest of a month in a store: its rows and their source. A JSON object in the lake, a row of the `loads` tables."""
 
 import base64
 import binascii
@@ -20,7 +20,7 @@ from flows.tlc.trips import Rows, SchemaRule, Store, TripMonth
 
 
 def package_version() -> str:
-    """The version of this package, for manifests."""
+    """Return the version of this package, for manifests."""
     try:
         return version("nyc-taxi-flows")
     except PackageNotFoundError:  # run from a bare checkout
@@ -31,12 +31,12 @@ class _Value(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-# How the bytes that came were compared with what the server promised of them: a digest, their number, or nothing.
+# How the received bytes were checked against the server's headers: by a digest, by their number, or not at all.
 Verified = Literal["", "length", "crc32c", "md5", "sha256"]
 
 
 class RawFile(_Value):
-    """A published file as the lake (or a scratch folder) keeps it, byte for byte."""
+    """A published file as it is kept in the lake or in a scratch folder, byte for byte."""
 
     published: PublishedFile
     key: str
@@ -47,13 +47,13 @@ class RawFile(_Value):
 
     @property
     def trip_month(self) -> TripMonth:
-        """The month of the file's name."""
+        """Return the month of the file's name."""
         return self.published.trip_month
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Mark a fact as a column of every `loads` table; `json` if it is stored as JSON text."""
+    """Mark a fact as a column of every `loads` table. `json` is True if it is stored as JSON text."""
 
     kind: Kind
     meaning: str
@@ -63,9 +63,9 @@ class Stored:
 class Changes(_Value):
     """The rows that publishing an edition inserted, updated and removed."""
 
-    inserted: Annotated[int, Stored("integer", "rows that publishing it added to the month")] = 0
-    updated: Annotated[int, Stored("integer", "rows that publishing it changed")] = 0
-    removed: Annotated[int, Stored("integer", "rows that publishing it took away")] = 0
+    inserted: Annotated[int, Stored("integer", "rows inserted by publishing this edition")] = 0
+    updated: Annotated[int, Stored("integer", "rows updated by publishing this edition")] = 0
+    removed: Annotated[int, Stored("integer", "rows removed by publishing this edition")] = 0
 
     def __add__(self, other: "Changes") -> "Changes":
         return Changes(
@@ -76,13 +76,13 @@ class Changes(_Value):
 
 
 class Origin(_Value):
-    """The published file that a month was made of."""
+    """The published file that a month was made from."""
 
     color: Annotated[str, Stored("text", "TLC's file prefix")]
     file_month: Annotated[dt.date, Stored("date", "first day of the month in the file's name")]
     url: Annotated[str, Stored("text", "where the file was published")]
-    etag: Annotated[str | None, Stored("text", "its version, by its publisher")]
-    last_modified: Annotated[str | None, Stored("text", "its time, by its publisher")]
+    etag: Annotated[str | None, Stored("text", "the file's ETag, as its server sent it")]
+    last_modified: Annotated[str | None, Stored("text", "the file's Last-Modified time, as its server sent it")]
     size: Annotated[int, Stored("integer", "bytes as published")]
     sha256: Annotated[str, Stored("text", "of the bytes as published")]
     verified: Annotated[
@@ -91,7 +91,7 @@ class Origin(_Value):
 
     @classmethod
     def of(cls, raw: RawFile) -> "Origin":
-        """Return the facts of a raw file."""
+        """Return the facts about a raw file."""
         published = raw.published
         return Origin(
             color=published.trip_month.color,
@@ -106,9 +106,9 @@ class Origin(_Value):
 
 
 class Reading(_Value):
-    """What reading a month's file found: the same facts when it is staged, when it is published, and in every store."""
+    """The facts found by reading a month's file. They are the same when staged, when published, and in every store."""
 
-    era: Annotated[str, Stored("text", "which row of flows/tlc/eras.py it is like")]
+    era: Annotated[str, Stored("text", "the row of flows/tlc/eras.py that describes the file")]
     columns: Annotated[tuple[str, ...], Stored("text", "column names as published, JSON", json=True)]
     rule: Annotated[Rows, Stored("text", "which rows were wanted: all, or with_passengers")]
     source_rows: Annotated[int, Stored("integer", "rows in the file = loaded + filtered + quarantined")]
@@ -122,51 +122,53 @@ class Reading(_Value):
     new_columns: tuple[str, ...] = ()
     repeated: Annotated[
         tuple[int, int] | None,
-        Stored("text", "rows where a repeated part of a CSV and its first copy end, JSON", json=True),
+        Stored("text", "row numbers where a repeated part of a CSV and its first copy end, JSON", json=True),
     ] = None
 
 
 class _Publication(_Value):
     """Where and when a month was published."""
 
-    key: Annotated[str, Stored("text", "the object in the lake these rows came from, if they did")] = ""
+    key: Annotated[str, Stored("text", "the object in the lake that these rows came from, if any")] = ""
     generation: Annotated[int, Stored("integer", "its generation")] = 0
     quarantine_key: Annotated[str, Stored("text", "the object in the lake that holds the quarantined rows, if any")] = (
         ""
     )
     extra_key: str = ""
     replaces: int = 0
-    known_rows: Annotated[int | None, Stored("integer", "rows of the edition before, or known of TLC's file")] = None
+    known_rows: Annotated[
+        int | None, Stored("integer", "rows of the previous edition, or the known count of TLC's file")
+    ] = None
     schema_version: Annotated[int, Stored("integer", "version of the canonical schema")]
     package_version: Annotated[str, Stored("text", "version of this package")]
     flow_run_id: Annotated[str, Stored("text", "the Prefect flow run that published it")]
-    started_at: Annotated[dt.datetime, Stored("instant", "when the month was begun")]
-    published_at: Annotated[dt.datetime, Stored("instant", "when it was published")]
+    started_at: Annotated[dt.datetime, Stored("instant", "when the load started")]
+    published_at: Annotated[dt.datetime, Stored("instant", "when the month was published")]
 
 
 class Manifest(_Publication, Changes, Reading, Origin):
-    """One month in one store. No secrets, nothing of the machine that loaded it.
+    """The facts about one month in one store. No secrets, and nothing about the machine that loaded it.
 
-    Each fact is declared once. One that is marked `Stored` is a column of the `loads` tables too.
+    Each fact is declared once. A fact marked `Stored` is also a column of the `loads` tables.
     """
 
     @property
     def trip_month(self) -> TripMonth:
-        """The month this is about."""
+        """Return the month."""
         return TripMonth(self.color, self.file_month.year, self.file_month.month)
 
     @property
     def changes(self) -> Changes:
-        """What publishing it changed in its store."""
+        """Return the rows that publishing the month changed in its store."""
         return Changes(inserted=self.inserted, updated=self.updated, removed=self.removed)
 
     @property
     def published(self) -> PublishedFile:
-        """The file it was made of, as its source told of it then."""
+        """Return the file that the month was made from, as its source described it then."""
         return PublishedFile(
             trip_month=self.trip_month,
             url=self.url,
-            # Older versions judged the whole address, with its query.
+            # Older versions took the ending from the whole address, including the query.
             ending=cast(Ending, ending_of(self.url) or ending_of(self.url.replace("?", "/"))),
             etag=self.etag,
             last_modified=self.last_modified,
@@ -175,12 +177,12 @@ class Manifest(_Publication, Changes, Reading, Origin):
 
     @property
     def schema_rule(self) -> SchemaRule:
-        """The rule by which this file's columns can be loaded again."""
+        """Return the rule under which this file's columns can be loaded again."""
         return "accept_new_columns" if self.new_columns else "strict"
 
     @property
     def recount(self) -> str:
-        """That the file's rows are not as many as were last known, in words; "" if they are, or nothing was known."""
+        """Return a text if the file's row count differs from the last known one; "" if it does not, or none was known."""
         if self.known_rows in (None, self.source_rows):
             return ""
         return (
@@ -189,7 +191,7 @@ class Manifest(_Publication, Changes, Reading, Origin):
         )
 
     def row(self) -> dict[str, Any]:
-        """The same facts, flat, as a row of a `loads` table."""
+        """Return the facts as a flat row of a `loads` table."""
         facts = self.model_dump() | {"profile": self.profile.model_dump(mode="json")}
         return {
             column.name: json.dumps(facts[column.name]) if column.name in _JSON else facts[column.name]
@@ -198,34 +200,37 @@ class Manifest(_Publication, Changes, Reading, Origin):
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Manifest":
-        """The manifest that `row()` made."""
+        """Return the manifest that `row()` was called on."""
         facts = {name: json.loads(value) if name in _JSON and value else value for name, value in row.items()}
         return cls.model_validate(
             {name: value for name, value in facts.items() if value is not None or name in _NULLABLE}
         )
 
     def packed(self) -> str:
-        """Return the manifest as a short text, for the metadata of an object."""
+        """Return the manifest as compressed text, for the metadata of an object."""
         return base64.b64encode(zlib.compress(self.model_dump_json(exclude_defaults=True).encode())).decode()
 
     @classmethod
     def unpacked(cls, text: str) -> "Manifest | None":
-        """Return the manifest that `packed()` made; None of any other text."""
+        """Return the manifest that `packed()` was called on; None for any other text."""
         with suppress(binascii.Error, zlib.error, ValidationError):
             return cls.model_validate_json(zlib.decompress(base64.b64decode(text)))
         return None
 
     def covers(self, published: PublishedFile, rule: Rows) -> bool:
-        """Whether the store already holds exactly this file, under this rule and today's schema."""
+        """Return whether the store already has exactly this file, under this rule and today's schema."""
         same = published.url == self.url and published.same_edition(self.published)
         return bool(same) and self._same_terms(rule)
 
     def holds(self, raw: RawFile, rule: Rows) -> bool:
-        """Whether the store already holds these bytes; for sources that tell no version, and for a touched file."""
+        """Return whether the store already has these bytes.
+
+        This is for sources that send no version, and for a file that was published again unchanged.
+        """
         return raw.sha256 == self.sha256 and self._same_terms(rule)
 
     def seen_at(self, raw: "RawFile | Manifest") -> "Manifest":
-        """The same month, now known to be what `raw` was published as."""
+        """Return a copy of the manifest with the address, version and check of `raw`, which has the same bytes."""
         published = raw.published
         return self.model_copy(
             update={
@@ -237,9 +242,9 @@ class Manifest(_Publication, Changes, Reading, Origin):
         )
 
     def same_rows(self, lake: "Manifest") -> bool:
-        """Whether a store loaded from the lake, of which this tells, still holds the rows that the lake does.
+        """Return whether the store of this manifest, which was loaded from the lake, still has the same rows as the lake.
 
-        It does if it was loaded from that very object, or the object took that one's place without changing a row.
+        It does if it was loaded from the same object, or if the lake's object replaced that one without changing a row.
         """
         idle = lake.replaces == self.generation and not (lake.inserted or lake.updated or lake.removed)
         terms = ("sha256", "rule", "schema_version")
@@ -253,14 +258,14 @@ _STORED = {
     name: mark for name, field in Manifest.model_fields.items() for mark in field.metadata if isinstance(mark, Stored)
 }
 _JSON = {name for name, mark in _STORED.items() if mark.json}
-_NULLABLE = {"etag", "last_modified"}  # null in another column: loaded before `loads` had it
+_NULLABLE = {"etag", "last_modified"}  # a null in any other column: the row was written before `loads` had that column
 
 # The `loads` table of BigQuery and Postgres: one row per month, committed with the data.
 LOADS_COLUMNS = tuple(Column(name, mark.kind, mark.meaning) for name, mark in _STORED.items())
 
 
 class StagedMonth(Reading):
-    """A month written where nobody reads it yet, counted and checked, ready to publish."""
+    """A month that is written where no reader sees it yet, counted, checked, and ready to publish."""
 
     raw: RawFile
     key: str
@@ -275,7 +280,12 @@ class StagedMonth(Reading):
         return self.raw.published.trip_month
 
     def manifest(self, flow_run_id: str, **published: Any) -> Manifest:
-        """Return what is to be said of this month once it is published, at this moment; `published` are facts of its store."""
+        """Return the manifest of this month as published now.
+
+        Args:
+            flow_run_id: The flow run that publishes it.
+            published: Facts that only the store knows, such as `key` and `known_rows`.
+        """
         facts: dict[str, Any] = dict(Origin.of(self.raw)) | {name: getattr(self, name) for name in Reading.model_fields}
         return Manifest(
             **facts | published,
@@ -288,7 +298,7 @@ class StagedMonth(Reading):
 
 
 class StagedCopy(_Value):
-    """A month of the lake on its way into a store that is loaded from the lake."""
+    """A month of the lake, staged in a store that is loaded from the lake."""
 
     manifest: Manifest
     table: str = ""
@@ -301,21 +311,21 @@ class StagedCopy(_Value):
 
 
 class Present(_Value):
-    """What a store has of a month when a run begins."""
+    """The state of a month in a store when a run begins."""
 
     manifest: Manifest | None = None
-    """None if the store has nothing, or nothing that can be understood."""
+    """None if the store has nothing, or no valid manifest."""
     generation: int = 0
-    """The lake's object of the month; 0 if there is none."""
+    """The generation of the month's object in the lake; 0 if there is none."""
     finished: bool = True
-    """Whether the run that published it came to its end."""
+    """Whether the run that published it wrote the manifest."""
 
     def covers(self, published: PublishedFile, rule: Rows) -> bool:
         """Return whether the store already has exactly this file, under this rule and today's schema."""
         return self.manifest is not None and self.finished and self.manifest.covers(published, rule)
 
     def holds(self, raw: RawFile, rule: Rows) -> bool:
-        """Return whether the store already has these bytes, published again or by a source that tells no version."""
+        """Return whether the store already has these bytes: published again, or from a source that sends no version."""
         return self.manifest is not None and self.finished and self.manifest.holds(raw, rule)
 
 
@@ -323,7 +333,7 @@ Status = Literal["loaded", "replaced", "unchanged"]
 
 
 class Outcome(_Value):
-    """What a run did to one month in one store."""
+    """The result of a run for one month in one store."""
 
     store: Store
     status: Status
@@ -333,12 +343,12 @@ class Outcome(_Value):
 
     @property
     def trip_month(self) -> TripMonth:
-        """The month that this is about."""
+        """Return the month."""
         return self.manifest.trip_month
 
     @property
     def changes(self) -> Changes:
-        """What this run changed in the store: nothing if the month is unchanged."""
+        """Return the rows that this run changed in the store: none if the month is unchanged."""
         return Changes() if self.status == "unchanged" else self.manifest.changes
 
     def __str__(self) -> str:
@@ -357,9 +367,9 @@ def total(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         by_store.setdefault(outcome.store, []).append(outcome)
     sums = []
-    for store, of in by_store.items():
-        published, loaded = sum(o.manifest.source_rows for o in of), sum(o.manifest.loaded for o in of)
-        months = "1 month" if len(of) == 1 else f"{len(of)} months"
+    for store, every in by_store.items():
+        published, loaded = sum(o.manifest.source_rows for o in every), sum(o.manifest.loaded for o in every)
+        months = "1 month" if len(every) == 1 else f"{len(every)} months"
         if published != loaded:
             sums.append(f"{published:,} rows published, {loaded:,} in the {store}, in {months}")
         else:

@@ -1,4 +1,4 @@
-"""Where a month's file is published, what it is, and the kinds of file that count: the ending tells."""
+"""Where a month's file is published, what its source says about it, and the file formats that are read."""
 
 import string
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ TEMPLATES = {
 }
 
 
-# What a run is asked for; in the UI a choice between the two that have names, and a field for any other.
+# A flow's `source` parameter. The UI shows a choice between the two named sources, and a field for a URL template.
 SourceName = (
     Annotated[Literal["official", "mirror"], Field(title="known source")] | Annotated[str, Field(title="URL template")]
 )
 
 
-# The largest file of a month: four times the largest that was published. Parquet: fhvhv_tripdata_2019-03, by
-# flows/tlc/known_months.csv. CSV: the months of yellow_tripdata_2009 to 2014 have up to 2.7 GB each, a quarter of that as gzip.
+# The size limit of a month's file: four times the largest published file. Parquet: fhvhv_tripdata_2019-03, from
+# flows/tlc/known_months.csv. CSV: months of yellow_tripdata_2009 to 2014 have up to 2.7 GB, and a quarter of that as gzip.
 LARGEST: dict[Ending, int] = {".parquet": 4 * 610_854_382, ".csv": 4 * 2_700_000_000, ".csv.gz": 4 * 700_000_000}
 
 
@@ -39,7 +39,7 @@ def ending_of(url: str) -> Ending | None:
 
 @dataclass(frozen=True)
 class Source:
-    """A place that publishes months: a URL template whose ending tells the files' format."""
+    """A place that publishes months: a URL template. Its ending gives the files' format."""
 
     template: str
 
@@ -59,7 +59,7 @@ class Source:
         if unknown := names - {"color", "year", "month"}:
             listed = [escaped(str(name), 40) for name in sorted(unknown, key=str)[:20]]
             raise BadSource(f"source {template!r} has unknown fields {listed}; use color, year, month.")
-        # A format could name fields of its own, and ask for a text of any width.
+        # A free format specification could name attributes, or ask for a text of any width.
         for _, name, spec, conversion in fields:
             if conversion or spec not in ("", "d", "02d", "04d") or (spec and name == "color"):
                 raise BadSource(
@@ -71,7 +71,7 @@ class Source:
                 f"source {template!r} would give every month one file; it needs {{year}} and {{month:02d}}."
             )
         if "{" in parts.netloc:
-            raise BadSource(f"source {template!r} has a field in the host's name; fields belong into the path.")
+            raise BadSource(f"source {template!r} has a field in the host's name; use fields in the path only.")
         if ending_of(self.template) is None:
             raise BadSource(
                 f"source {template!r}: its path must end in one of {', '.join(ENDINGS)}: that tells the format."
@@ -79,16 +79,16 @@ class Source:
 
     @property
     def ending(self) -> Ending:
-        """The ending of every file here."""
+        """Return the ending of every file of this source."""
         return cast(Ending, ending_of(self.template))
 
     def url(self, trip_month: TripMonth) -> str:
-        """Where this source publishes a month."""
+        """Return the address where this source publishes a month."""
         return trip_month.url(self.template)
 
 
 class PublishedFile(BaseModel):
-    """What the source said of a month's file when asked, before any byte of it was read."""
+    """A source's answer about a month's file, before any byte of the file is read."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -101,15 +101,18 @@ class PublishedFile(BaseModel):
 
     @property
     def identity(self) -> str | None:
-        """What the file *is*: address, version and size; None where the source tells no version."""
+        """Return the file's address, version and size as one text; None if the source sends no version."""
         return f"{self.url} {self.etag} {self.size}" if self.etag else None
 
     def same_edition(self, other: "PublishedFile") -> bool | None:
-        """Return whether two answers are about the same bytes; None if no version of the one can be compared with the other's.
+        """Return whether two answers describe the same edition; None if their versions cannot be compared.
 
-        Sizes that differ are two editions. Equal strong ETags are one, and so are equal weak ones unless the times differ:
-        servers that compress make an ETag weak. Servers behind one name may each have an ETag of their own for the same
-        file: with the same time and the same size it is one edition. Without ETags to compare, the time decides.
+        - Different sizes: two editions.
+        - Equal strong ETags: one edition.
+        - Equal weak ETags: one edition unless the times differ. Servers that compress make an ETag weak.
+        - Different ETags: one edition only if time and size are equal. Servers behind one name may use different ETags for
+          the same file.
+        - No ETags to compare: the time decides.
         """
         if None not in (self.size, other.size) and self.size != other.size:
             return False

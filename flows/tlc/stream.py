@@ -1,4 +1,4 @@
-"""A month's published file, read once from beginning to end as canonical trips."""
+"""Read a month's published file once, from beginning to end, as canonical trips."""
 
 import datetime as dt
 from collections.abc import Callable, Generator, Iterator
@@ -16,11 +16,11 @@ from flows.tlc.reading_parquet import parquet_chunks
 from flows.tlc.trips import Rows, SchemaRule
 
 OnRows = Callable[[int, float], None]
-"""Gets the source rows of each chunk, and the share of the file that has been read by its end."""
+"""Receives the source rows of each chunk, and which share of the file is read after it (0 to 1)."""
 
 
 class Content(Protocol):
-    """The bytes of a raw file, wherever they are kept."""
+    """The bytes of a raw file, independent of where they are kept."""
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the bytes from beginning to end."""
@@ -30,16 +30,16 @@ class Content(Protocol):
 
 
 class MonthStream:
-    """Read a raw file: iterate once, for chunks of canonical trips. Afterwards the shape, the tally and the profile are complete.
+    """Iterates once over a raw file, in chunks of canonical trips. Then the shape, the tally and the profile are complete.
 
-    Iteration raises after the last chunk if the file is not a sound file of its month, so a consumer that publishes
-    only after the loop publishes nothing.
+    If the file is not a sound file of its month, iteration raises after the last chunk at the latest. So a consumer must
+    publish only after the loop.
 
     Raises:
         UnreadableFile: The file is damaged.
         SchemaMismatch: Its columns are not those of its era.
-        TooManyRejects: More rows do not fit than a sound file can have.
-        WrongMonth: Most of its trips are of other months.
+        TooManyRejects: More rows would be quarantined than a sound file can have.
+        WrongMonth: Most of its trips belong to other months.
     """
 
     shape: Shape
@@ -60,7 +60,7 @@ class MonthStream:
         self._started_at = dt.datetime.now(dt.UTC)
 
     def __iter__(self) -> Iterator[Chunk]:
-        pickups = Pickups(self.trip_month)  # of all trips, also of those that `rows` leaves out
+        pickups = Pickups(self.trip_month)  # counts all trips, including those that `rows` leaves out
         with closing(self._chunks()) as chunks:
             for chunk in chunks:
                 assert chunk.shape is not None  # noqa: S101 - every chunk of a reader has one
@@ -76,14 +76,14 @@ class MonthStream:
 
     def _chunks(self) -> Generator[Chunk, None, None]:
         ending = self.raw.published.ending
-        if ending == ".parquet":  # has to be read out of order
+        if ending == ".parquet":  # needs a seekable file: its footer is read first
             with self._content.file() as file:
                 yield from parquet_chunks(self.trip_month, file, self._schema)
         else:
             yield from csv_chunks(self.trip_month, ending, ahead(self._content.pieces()), self._schema, self.raw.size)
 
     def staged(self, **where: Any) -> StagedMonth:
-        """Return the facts of the month, which now is staged `where` a store says: its key, its generation and so on."""
+        """Return the facts about the staged month. `where` are the store's facts: its key, its generation and so on."""
         tally = self.tally
         return StagedMonth(
             raw=self.raw,

@@ -1,4 +1,4 @@
-"""Which months exist, and what everything about a month is called: its file, its URL, its keys, its partitions."""
+"""The months that exist, and the names that belong to a month: its file, its URL, its keys, its partitions."""
 
 import datetime as dt
 import re
@@ -17,17 +17,17 @@ Via = Literal["load_job", "dataframe"]
 Store = Literal["lake", "warehouse", "database"]
 
 _LAST_YEAR = 2100
-# What the UI's form checks as one types; `trip_months` checks it for everybody, and says more.
+# The UI's form checks these limits during input. `trip_months` checks them for every caller, with fuller messages.
 Year = Annotated[int, Field(json_schema_extra={"minimum": 2009, "maximum": _LAST_YEAR})]
 Month = Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 12})]
 AtLeastOne = Annotated[int, Field(json_schema_extra={"minimum": 1})]
 AtLeastZero = Annotated[int, Field(json_schema_extra={"minimum": 0})]
-# Those of a flow that also takes `since` and `until`. The form shows a plain field, not a choice between it and "null".
+# For flows that also take `since` and `until`. The form shows a plain field, not a choice between a value and "null".
 OptionalYear = Annotated[Year | None, WithJsonSchema({"type": "integer", "minimum": 2009, "maximum": _LAST_YEAR})]
 OptionalMonths = Annotated[
     list[Month] | None, WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 12}})
 ]
-# A bound of a range of months, such as 2019-02 or 2019; "" is none. `-p since=2019` and YAML make it a number.
+# A bound of a range of months, such as 2019-02 or 2019; "" means none. `-p since=2019` and YAML pass a number.
 Bound = Annotated[
     str,
     BeforeValidator(lambda bound: str(bound) if isinstance(bound, int) else bound),
@@ -36,10 +36,13 @@ Bound = Annotated[
 
 
 def dataset_named(name: str) -> str:
-    """The name, if BigQuery can have a dataset of it: it stands between backticks in SQL, where another could say anything."""
+    """Return the name if BigQuery accepts it for a dataset, else raise `ImpossibleDataset`.
+
+    The name is put between backticks in SQL, so an unchecked one could inject SQL.
+    """
     if not re.fullmatch(_DATASET, name):
         raise ImpossibleDataset(
-            f"dataset {name!r} is no name of a BigQuery dataset: letters, digits and underscores, 1024 of them at most."
+            f"dataset {name!r} is not a valid BigQuery dataset name: use letters, digits and underscores, 1024 of them at most."
             " Nothing was started."
         )
     return name
@@ -51,7 +54,7 @@ Dataset = Annotated[str, AfterValidator(dataset_named), Field(json_schema_extra=
 
 @dataclass(frozen=True)
 class Terms:
-    """What is wanted of a file: which of its rows, and by which rule its columns are read."""
+    """How a file is loaded: which of its rows, and under which rule for its columns."""
 
     rows: Rows = "all"
     schema: SchemaRule = "strict"
@@ -70,7 +73,7 @@ FIRST_MONTH: dict[str, tuple[int, int]] = {
 
 @dataclass(frozen=True, order=True)
 class TripMonth:
-    """One published file's worth of trips, and its names: in files and addresses, in the lake, as partitions."""
+    """The trips of one published file, and their names: in files and addresses, in the lake, as partitions."""
 
     color: str
     year: int
@@ -94,76 +97,80 @@ class TripMonth:
 
     @property
     def stem(self) -> str:
-        """The file's name without its ending, as TLC gives it."""
+        """Return TLC's file name without its ending."""
         return f"{self.color}_tripdata_{self.year}-{self.month:02d}"
 
     @property
     def file_month(self) -> dt.date:
-        """First day of the month in the file's name; one half of every row's primary key."""
+        """Return the first day of the month in the file's name: one half of every row's primary key."""
         return dt.date(self.year, self.month, 1)
 
     @property
     def previous(self) -> "TripMonth | None":
-        """The month before, or None for the first one ever published."""
+        """Return the month before, or None for the first one ever published."""
         year, month = self.year - (self.month == 1), (self.month - 2) % 12 + 1
         return TripMonth(self.color, year, month) if (year, month) >= FIRST_MONTH[self.color] else None
 
     @property
     def partition(self) -> str:
-        """BigQuery's partition id, as in `yellow$202101`."""
+        """Return BigQuery's partition id, such as 202101 in `yellow$202101`."""
         return f"{self.year}{self.month:02d}"
 
     @property
     def postgres_partition(self) -> str:
-        """The Postgres table that holds this month's rows."""
+        """Return the name of the Postgres table with this month's rows."""
         return f"{self.color}_{self.year}_{self.month:02d}"
 
     def raw_key(self, ending: str) -> str:
-        """Where the lake keeps the bytes as published."""
+        """Return the lake's key of the file as published."""
         return f"raw/{self.color}/{self.stem}{ending}"
 
     @property
     def key(self) -> str:
-        """Where the lake keeps the trips, canonical."""
+        """Return the lake's key of the canonical trips."""
         return f"{self.color}/{self.stem}.parquet"
 
     @property
     def quarantine_key(self) -> str:
-        """Where the lake keeps rows that did not fit, with their reasons."""
+        """Return the lake's key of the quarantined rows, with their reasons."""
         return f"quarantine/{self.color}/{self.stem}.parquet"
 
     @property
     def extra_key(self) -> str:
-        """Where the lake keeps columns that the schema does not know, as published."""
+        """Return the lake's key of the columns that the schema does not know, as published."""
         return f"extra/{self.color}/{self.stem}.parquet"
 
     @property
     def manifest_key(self) -> str:
-        """Where the lake says what it holds of this month; written last."""
+        """Return the lake's key of the month's manifest, which is written last."""
         return f"manifests/{self.color}/{self.stem}.json"
 
     @property
     def results_key(self) -> str:
-        """Where the lake keeps what a flow run found out of this month, for Prefect's cache; Prefect fills in the run."""
+        """Return the lake's key of a flow run's cached result for this month. Prefect fills in the run's id."""
         return f"results/{self.stem}-{{flow_run.id}}.json"
 
     def url(self, template: str) -> str:
-        """This month's address by a template with `{color}`, `{year}` and `{month}`."""
+        """Return the month's address from a template with `{color}`, `{year}` and `{month}`."""
         return template.format(color=self.color, year=self.year, month=self.month)
 
 
 def staged_key(key: str, run: str) -> str:
-    """Where the lake keeps what run `run` is going to publish under `key`."""
+    """Return the lake's key of the object that run `run` stages to publish under `key`."""
     stem, dot, ending = key.partition(".")
     return f"staging/{stem}-{run}{dot}{ending}"
 
 
-# Below these the lake keeps what is of use for a day.
+# The prefixes of the lake's keys whose objects are deleted after a day.
 PASSING_KEYS = ("staging/", "results/")
 
 
 def trip_months(color: str, year: int, months: Sequence[int], today: dt.date | None = None) -> list[TripMonth]:
-    """The months asked for, each once, in the order given; refused as a whole if one of them cannot exist."""
+    """Return the requested months, each once, in the order given.
+
+    Raises:
+        UnknownMonth: `months` is empty, or one of them cannot exist.
+    """
     if not months:
         raise UnknownMonth("months is empty; name at least one, such as [1, 2, 3]. Nothing was started.")
     latest = today or dt.datetime.now(dt.UTC).date()
@@ -186,7 +193,13 @@ _BOUND = re.compile(r"(\d{4})(?:-(\d{1,2}))?")
 
 
 def bound_of(name: str, text: str, month: int) -> tuple[int, int]:
-    """Return year and month of a bound such as 2019-02; `month` is for a whole year, such as 2019. `name` is for the error."""
+    """Return the year and month of a bound.
+
+    Args:
+        name: Name of the bound, for the error.
+        text: A month, such as 2019-02, or a year, such as 2019.
+        month: The month to return for a year.
+    """
     match = _BOUND.fullmatch(text.strip())
     if not match or not 1 <= int(match[2] or month) <= 12:
         raise UnknownMonth(f"{name} is {text!r}; give a month, such as 2019-01, or a year, such as 2019.")
@@ -196,14 +209,13 @@ def bound_of(name: str, text: str, month: int) -> tuple[int, int]:
 def asked_for(
     color: str, year: int | None, months: Sequence[int] | None, since: str, until: str, today: dt.date | None = None
 ) -> list[TripMonth]:
-    """Return the months of a run: `months` of `year`, or if `since` and `until` are given every month of that range.
+    """Return the months of a run: `months` of `year` in the order given, or every month from `since` to `until`, oldest first.
 
-    The range wins where both are given: a deployment may have stored year and months. It is returned oldest first, the
-    months of a year in the order given.
+    The range wins if both are given, because a deployment may have stored year and months. If a bound is a year, such as
+    2013, the months of it that cannot exist are left out.
 
     Raises:
-        UnknownMonth: neither is given, or one month cannot exist. Of a bound that is a year, such as 2013, the months that
-            cannot exist are left out.
+        UnknownMonth: Neither is given, or one of the months cannot exist.
     """
     if since or until:
         return _range(color, since, until, today or dt.datetime.now(dt.UTC).date())
@@ -213,7 +225,7 @@ def asked_for(
             " 2021-03. Nothing was started."
         )
     if year is None:
-        raise UnknownMonth("year is missing; give it beside months, or give since and until. Nothing was started.")
+        raise UnknownMonth("year is missing; give it with months, or give since and until. Nothing was started.")
     return trip_months(color, year, months or [], today)
 
 
@@ -247,7 +259,7 @@ def _range(color: str, since: str, until: str, today: dt.date) -> list[TripMonth
 
 
 def in_words(months: Sequence[TripMonth]) -> str:
-    """Return one color's months for a person: green 2021-01 to 2021-03, or green 2021-01, 2021-05."""
+    """Return one color's months as a short text: green 2021-01 to 2021-03, or green 2021-01, 2021-05."""
     numbers = [month.year * 12 + month.month for month in months]
     names = [f"{month.year}-{month.month:02d}" for month in months]
     unbroken = numbers == list(range(numbers[0], numbers[0] + len(numbers)))

@@ -81,7 +81,7 @@ def test_a_dataset_whose_name_is_sql_stops_a_run_before_any_work(
     name = f"{ours.dataset}.loads`; DROP TABLE `{ours.dataset}.loads"
     state = flow(**parameters, dataset=name, return_state=True)
     assert isinstance(state.result(raise_on_failure=False), ImpossibleDataset)
-    assert f"dataset {name!r} is no name of a BigQuery dataset" in said(state)
+    assert f"dataset {name!r} is not a valid BigQuery dataset name" in said(state)
     assert state.state_details.flow_run_id is None  # it never ran
     assert ours.site.requests == []
 

@@ -99,7 +99,7 @@ def test_a_dataset_may_have_any_name_that_bigquery_gives(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "a b", "my-dataset", "x" * 1025, "a\n", "a`; DROP TABLE b.loads; --", "é"])
 def test_a_dataset_of_another_name_is_refused_before_it_gets_into_sql(name: str) -> None:
     for refuses in (dataset_named, lambda name: external_table("green", name, "gs://lake/")):
-        with pytest.raises(ImpossibleDataset, match="no name of a BigQuery dataset: letters, digits and underscores"):
+        with pytest.raises(ImpossibleDataset, match="not a valid BigQuery dataset name: use letters, digits and underscores"):
             refuses(name)
 
 
@@ -131,7 +131,7 @@ def test_a_range_wins_over_year_and_months_which_a_deployment_may_have_stored() 
         ((None, [], "", ""), "no month is named"),
         ((2021, None, "", ""), "months is empty; name at least one"),
         ((2021, [], "", ""), "months is empty; name at least one"),
-        ((None, [1], "", ""), "year is missing; give it beside months"),
+        ((None, [1], "", ""), "year is missing; give it with months"),
         ((None, None, "2019-02", ""), "until is missing; give the last month too, such as --until 2019-02"),
         ((2021, [1], "2019-02", ""), "until is missing"),
         ((None, None, "", "2019-02"), "until is 2019-02, and since is missing"),
