@@ -1,4 +1,4 @@
-"""Addresses of published files: how they are parsed, what is refused in them, and how a text may show them."""
+"""Addresses of published files: parse them, refuse unsafe ones, and shorten them for messages."""
 
 import re
 import unicodedata
@@ -11,20 +11,20 @@ _HIDDEN = "(not shown: it may hold a user name or password)"
 
 
 class BadAddress(ValueError):
-    """An address is malformed or holds a user name. Its text is fit to be shown to anybody."""
+    """An address is malformed, or may have a user name in it. The error's text is safe to show to anybody."""
 
 
 def escaped(text: str, most: int = _LONGEST) -> str:
-    """Return foreign text for a message: unprintable characters escaped, and at most `most` characters of it."""
+    """Return untrusted text for a message: at most `most` characters, with unprintable ones escaped."""
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
     return plain if len(text) <= most and len(plain) <= most else f"{plain[:most]}…"
 
 
 def shown(url: str) -> str:
-    """Return an address as logs, errors and reports may show it.
+    """Return an address in a form that is safe for logs, errors and reports.
 
-    An address with an `@` outside of a `file:///` path is not shown at all: it may hold a password in a place where
-    no parser looks for one. The query is left out, because signed addresses have their signature there.
+    An address with an `@` outside of a `file:///` path is not shown at all: it may have a password in a place where
+    no parser looks for one. The query is left out, because a signed address has its signature there.
     """
     if _may_hold_user(url):
         return f"an address {_HIDDEN}"
@@ -33,7 +33,7 @@ def shown(url: str) -> str:
 
 
 def _may_hold_user(url: str) -> bool:
-    # NFKC turns the full-width and small forms of @ into @, as some clients do with a host.
+    # NFKC turns the full-width and small forms of @ into @, as some clients do in a host.
     plain = unicodedata.normalize("NFKC", url)
     authority = re.split(r"[/?#]", plain.partition("//")[2], maxsplit=1)[0]
     on_disk = re.match(r"(?i)file:///", plain)
@@ -41,9 +41,12 @@ def _may_hold_user(url: str) -> bool:
 
 
 def parsed(url: str) -> SplitResult:
-    """Return the parts of an http(s):// or file:// address, or raise `BadAddress` with what is wrong with it.
+    """Return the parts of an http(s):// or file:// address.
 
-    A `file://` address has an empty host or localhost, an absolute path without `..`, no query and no fragment.
+    A `file://` address must have an empty host or localhost, an absolute path without `..`, no query and no fragment.
+
+    Raises:
+        BadAddress: The address is refused. The text says why.
     """
     if not all(c.isprintable() for c in url):
         raise BadAddress(f"{shown(url)!r} holds characters that cannot be printed; remove them")
@@ -54,7 +57,7 @@ def parsed(url: str) -> SplitResult:
         )
     try:
         parts = urlsplit(url)
-        _ = parts.port if _HOST.fullmatch(parts.netloc) else None  # raises where it is beyond 65535
+        _ = parts.port if _HOST.fullmatch(parts.netloc) else None  # raises ValueError above 65535
     except ValueError as error:
         raise BadAddress(f"{shown(url)!r} is not a URL: {escaped(str(error), 80)}") from None
     if parts.scheme not in SCHEMES or not url[len(parts.scheme) :].startswith("://"):
@@ -64,7 +67,7 @@ def parsed(url: str) -> SplitResult:
     if parts.scheme == "file":
         _require_file(url, parts)
     elif not _HOST.fullmatch(parts.netloc):
-        raise BadAddress(f"{shown(url)!r} names no host that can be asked; write https://host/path")
+        raise BadAddress(f"{shown(url)!r} has no valid host; write https://host/path")
     elif "#" in url:
         raise BadAddress(f"{shown(url)!r} has a fragment; write %23 for a # in a path")
     return parts
@@ -72,16 +75,16 @@ def parsed(url: str) -> SplitResult:
 
 def _require_file(url: str, parts: SplitResult) -> None:
     if parts.netloc.lower() not in ("", "localhost"):
-        raise BadAddress(f"{shown(url)!r} names the host {parts.netloc!r}; write file:/// and the file's whole path")
+        raise BadAddress(f"{shown(url)!r} names the host {parts.netloc!r}; write file:/// and the file's absolute path")
     if "?" in url or "#" in url:
         raise BadAddress(
             f"{shown(url)!r} has a query or a fragment; write %3F for a ? and %23 for a # in a file's name"
         )
     path = unquote(parts.path)
     if not path.startswith("/") or ".." in path.split("/") or not all(c.isprintable() for c in path):
-        raise BadAddress(f"{shown(url)!r} is not a whole path; write file:/// and the path without .. in it")
+        raise BadAddress(f"{shown(url)!r} is not an absolute path; write file:/// and the path without .. in it")
 
 
 def path_of(url: str) -> str:
-    """Return the decoded path of an address: its ending tells what kind of file is there."""
+    """Return the decoded path of an address. Its ending gives the file's format."""
     return unquote(urlsplit(url).path)

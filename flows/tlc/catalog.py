@@ -1,4 +1,4 @@
-"""What a source publishes against what the stores hold, month by month: the differences, as values."""
+"""Compare a source with the stores, month by month. The differences are returned as values."""
 
 import csv
 import datetime as dt
@@ -13,7 +13,7 @@ from flows.tlc.schema import SCHEMA_VERSION
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import FIRST_MONTH, Store, TripMonth, bound_of
 
-# How a month at its source stands to a store's.
+# How a month in a store compares with the month at its source.
 Standing = Literal[
     "new",
     "re-published",
@@ -26,17 +26,17 @@ Standing = Literal[
     "behind the lake",
 ]
 _LAGS: tuple[Standing, ...] = ("new", "re-published", "other source", "behind the lake")
-_FORBIDDEN = 403  # by HTTP: the server, or a proxy before it, does not say whether the file is there
-_WAY: tuple[Store, ...] = get_args(Store)
+_FORBIDDEN = 403  # HTTP status: the server, or a proxy, does not say whether the file exists
+_IN_ORDER: tuple[Store, ...] = get_args(Store)
 
 
 def months_between(colors: Iterable[str], since: str, until: str, today: dt.date | None = None) -> list[TripMonth]:
-    """Every month that can exist of `colors`, from `since` to `until`, both included, oldest first.
+    """Return every month of `colors` that can exist, from `since` to `until`, both included, oldest first.
 
-    A bound is a month such as 2019-01, a whole year such as 2019, or "": TLC's first month, or today's.
+    A bound is a month such as 2019-01, a year such as 2019, or "". Then it is TLC's first month, or the current month.
 
     Raises:
-        UnknownMonth: A bound is no month, or there is no month of any of the colors between them.
+        UnknownMonth: A bound is not a month, or none of the colors has a month between the bounds.
     """
     now = today or dt.datetime.now(dt.UTC).date()
     first = bound_of("since", since, 1) if since else min(FIRST_MONTH.values())
@@ -56,19 +56,17 @@ def months_between(colors: Iterable[str], since: str, until: str, today: dt.date
     ]
     if asked and not found:
         begin = ", ".join("{} {}-{:02d}".format(color, *FIRST_MONTH[color]) for color in asked)
-        raise UnknownMonth(
-            f"until {last[0]}-{last[1]:02d} there is no month that could be published: TLC's files begin with {begin}."
-        )
+        raise UnknownMonth(f"these colors have no month up to {last[0]}-{last[1]:02d}: TLC's files begin with {begin}.")
     return found
 
 
 def oldest_first(trip_months: Iterable[TripMonth]) -> list[TripMonth]:
-    """Each month once, by time, then by color."""
+    """Return each month once, by time, then by color."""
     return sorted(set(trip_months), key=lambda trip_month: (trip_month.file_month, trip_month.color))
 
 
 def months_ago(count: int, today: dt.date | None = None) -> str:
-    """The month so many months before this one, as a bound of `months_between`."""
+    """Return the month `count` months before the current one, as a bound for `months_between`."""
     now = today or dt.datetime.now(dt.UTC).date()
     year, month = divmod(now.year * 12 + now.month - 1 - count, 12)
     return f"{year}-{month + 1:02d}"
@@ -81,7 +79,7 @@ def months_since(trip_month: TripMonth, today: dt.date | None = None) -> int:
 
 
 def standing(url: str, published: PublishedFile | None, held: Manifest | None) -> Standing:
-    """How a store's month stands to what its source publishes at `url` (None: nothing)."""
+    """Return how a store's month compares with the file that its source publishes at `url` (None: no file)."""
     if published is None:
         return "gone" if held and held.url == url else "not published"
     if held is None:
@@ -92,36 +90,36 @@ def standing(url: str, published: PublishedFile | None, held: Manifest | None) -
 
 
 def _same_file(published: PublishedFile, held: Manifest) -> bool:
-    """Return whether a store holds this edition; where no version can be compared, the size alone tells."""
+    """Return whether a store has this edition. If no version can be compared, compare the sizes."""
     same = published.same_edition(held.published)
     return published.size == held.size if same is None else same
 
 
 @dataclass(frozen=True)
 class Found:
-    """A month as its source and the stores that matter were found: `held` has a key for each of those stores."""
+    """A month as it was found at its source and in the stores of a run. `held` has a key for each of those stores."""
 
     trip_month: TripMonth
     url: str
     answer: PublishedFile | Exception
     held: Mapping[Store, Manifest | None]
-    unfinished: bool = False  # the lake's month is there, but the run that published it died before its end
-    known: str = ""  # that the month is known to be published at `url`, in words
+    unfinished: bool = False  # the lake has the month, but the run that published it died before it wrote the manifest
+    known: str = ""  # the evidence that the month is published at `url`, as text; "" if there is none
 
     @property
     def unanswered(self) -> Exception | None:
-        """Why it is not known whether the month is published."""
+        """Return the error because of which it is unknown whether the month is published, or None."""
         return None if isinstance(self.answer, PublishedFile | NotPublished) else self.answer
 
     @property
     def wrong(self) -> Exception | None:
-        """Why the source has to be looked into: it gave no answer, or refuses a month that is known to be published."""
+        """Return the error if the source gave no answer or refuses a month that is known to be published, else None."""
         if isinstance(self.answer, NotPublished):
             return refusal(self.trip_month, self.url, self.answer, self.known, self.held)
         return self.unanswered
 
     def stands(self, store: Store) -> Standing:
-        """How a store's month stands to the source's; for BigQuery, which is loaded from the lake, to the lake's."""
+        """Return how a store's month compares with the source's. BigQuery is compared with the lake, which it is loaded from."""
         held = self.held[store]
         if store != "warehouse":
             return standing(self.url, self.answer if isinstance(self.answer, PublishedFile) else None, held)
@@ -132,12 +130,12 @@ class Found:
 
     @property
     def behind(self) -> list[Store]:
-        """The stores to be brought up to date, in the order in which that has to be done."""
+        """Return the stores to bring up to date, in the order of loading."""
         if self.unanswered:
             return []
-        lag = [store for store in _WAY if store in self.held and self.stands(store) in _LAGS]
+        lag = [store for store in _IN_ORDER if store in self.held and self.stands(store) in _LAGS]
         lake = self.held.get("lake")
-        # BigQuery takes only what has today's schema.
+        # BigQuery accepts only months with today's schema.
         outdated = "warehouse" in lag and lake and lake.schema_version != SCHEMA_VERSION
         again = isinstance(self.answer, PublishedFile) and (outdated or self.unfinished)
         return ["lake", *lag] if again and "lake" not in lag else lag
@@ -146,14 +144,14 @@ class Found:
 def refusal(
     trip_month: TripMonth, url: str, answer: NotPublished, known: str, held: Mapping[Store, Manifest | None]
 ) -> RefusedMonth | None:
-    """Return the error for a refused month that is known to be published, or None if nothing is known of it.
+    """Return the error for a refused month that is known to be published; None if there is no evidence that it is.
 
     Args:
         trip_month: The month.
         url: Its address at the source.
-        answer: What the source answered.
-        known: That the month is known to be published at `url`, in words; "" if it is not.
-        held: What the stores hold of the month. They count if they have it from `url`.
+        answer: The source's answer.
+        known: The evidence that the month is published at `url`, as text; "" if there is none.
+        held: The manifests of the month in the stores. A manifest is evidence if the month was loaded from `url`.
     """
     evidence = [
         f"{manifest.source_rows:,} rows in the {store}, {manifest.published_at:%Y-%m-%d}"
@@ -171,14 +169,14 @@ def refusal(
             " withdrew it. Open the address from another network to find out which."
         )
     return RefusedMonth(
-        f"{trip_month} is known to be published ({'; '.join(evidence)}), {why} What the stores hold of the month stays."
+        f"{trip_month} is known to be published ({'; '.join(evidence)}), {why} Nothing was changed in the stores."
     )
 
 
 def overdue(color: str, found: Iterable[Found], within: int, source: str, today: dt.date | None = None) -> str:
-    """Return in words that a color's newest published month is more than `within` months ago; "" if it is not.
+    """Return an error text if a color's newest published month is more than `within` months ago, else "".
 
-    It is "" too where that cannot be judged: not all of those months were asked for, or the source gave no answer about one.
+    Return "" too if this is unknown: not all of those months were asked for, or the source gave no answer about one.
     """
     asked = [month for month in found if month.trip_month.color == color]
     recent = [month for month in asked if months_since(month.trip_month, today) <= within]
@@ -193,14 +191,14 @@ def overdue(color: str, found: Iterable[Found], within: int, source: str, today:
         else f"no month since {min(m.trip_month for m in asked).file_month:%Y-%m} is published at {place}"
     )
     return (
-        f"{color}: {what}; see whether the publisher is late, and whether this machine reaches the publisher's own, newest files."
-        " expect_within takes another number of months, and 0 for any."
+        f"{color}: {what}; check whether the publisher is late, and whether this machine reaches the publisher's newest files."
+        " To expect months later, raise expect_within; 0 turns this check off."
     )
 
 
 @dataclass(frozen=True)
 class KnownRange:
-    """Range of months that a source publishes; their row counts are unknown. The source ends with them."""
+    """A range of months that a source publishes, with unknown row counts. The source publishes no later months."""
 
     source: str
     color: str
@@ -209,7 +207,7 @@ class KnownRange:
     evidence: str
 
     def covers(self, trip_month: TripMonth) -> bool:
-        """Return whether the month is one of them."""
+        """Return whether the month is in the range."""
         return trip_month.color == self.color and self.first <= (trip_month.year, trip_month.month) <= self.last
 
 
@@ -224,7 +222,7 @@ KNOWN_RANGES = (
 
 @dataclass(frozen=True)
 class KnownFile:
-    """A published file as it was when somebody counted it."""
+    """A published file at the time when its rows were counted."""
 
     rows: int
     size: int
@@ -232,7 +230,7 @@ class KnownFile:
 
 
 def known_files(lines: Iterable[str]) -> dict[str, KnownFile]:
-    """Known files by name, from CSV with the columns file, rows, bytes, last_modified; lines that begin with # are skipped."""
+    """Return known files by name, from CSV with the columns file, rows, bytes, last_modified. Skip lines that begin with #."""
     return {
         row["file"]: KnownFile(int(row["rows"]), int(row["bytes"]), row["last_modified"])
         for row in csv.DictReader(line for line in lines if not line.startswith("#"))
@@ -241,7 +239,7 @@ def known_files(lines: Iterable[str]) -> dict[str, KnownFile]:
 
 @dataclass(frozen=True)
 class Held:
-    """A month that is in the lake now, and the bytes of its Parquet there."""
+    """A month in a store: its manifest, its size in bytes, and whether the run that published it wrote the manifest."""
 
     manifest: Manifest
     size: int
@@ -250,9 +248,14 @@ class Held:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the catalog: what the lake holds of a month, how its source stands to that (None: not asked), what is known.
+    """An entry of the catalog: one month.
 
-    `published` is what the source has now: None if it has nothing, gave no answer or was not asked.
+    Attributes:
+        trip_month: The month.
+        held: The month in the lake; None if it is not there.
+        source: How the lake's month compares with the source's; None if the source was not asked.
+        published: The source's file now; None if it has none, gave no answer or was not asked.
+        known: The known counts of the file, if any.
     """
 
     trip_month: TripMonth
@@ -263,7 +266,7 @@ class Entry:
 
     @property
     def differs(self) -> list[str]:
-        """What is not as its source has it, or as it was last known, in words."""
+        """Return texts on how the month differs from its source, or from the known row count."""
         words: list[str] = [self.source] if self.source in (*_LAGS, "gone", "refused", "no answer") else []
         if self.recounted and self.known:
             words.append(f"{self.known.rows:,} rows were known on {self.known.last_modified[:10]}")
@@ -271,7 +274,7 @@ class Entry:
 
     @property
     def recounted(self) -> bool:
-        """Whether the file that is held has not as many rows as were known of it."""
+        """Return whether the file's row count in the lake differs from the known one."""
         return bool(self.held and self.known and self.held.manifest.source_rows != self.known.rows)
 
 
@@ -283,15 +286,15 @@ def entry_of(
     url: str,
     published_before: str = "",
 ) -> Entry:
-    """Return the catalog's line of a month.
+    """Return the catalog's entry of a month.
 
     Args:
         trip_month: The month.
-        held: What the lake holds of it.
-        known: What is known of the file that is held, or else of the source's.
-        answer: What the source said, None if it was not asked.
-        url: Its address at the source.
-        published_before: That the month is known to be published at `url`, in words.
+        held: The month in the lake, if it is there.
+        known: The known counts of the lake's file or, if the lake has none, of the source's file.
+        answer: The source's answer; None if it was not asked.
+        url: The month's address at the source.
+        published_before: The evidence that the month is published at `url`, as text; "" if there is none.
     """
     source: Standing | None = None
     if answer is not None:

@@ -1,4 +1,4 @@
-"""The canonical schema and where it comes from, as a page for people: `python -m flows.tlc.dictionary > docs/schema.md`."""
+"""Print the page about the canonical schema and its origins: `python -m flows.tlc.dictionary > docs/schema.md`."""
 
 from collections.abc import Iterator
 
@@ -13,20 +13,22 @@ _INTRODUCTION = f"""\
 
 <!-- Made by `python -m flows.tlc.dictionary > docs/schema.md` from flows/tlc/schema.py and eras.py; do not edit. -->
 
-Version {SCHEMA_VERSION}. What a trip looks like in the lake (Parquet), in BigQuery and in PostgreSQL, whatever its file was.
-Names and order are TLC's own, of its newest files; PostgreSQL folds names to lower case. Every column but the key may be null: a
-column that the month's files did not have is null in all its rows, and so is a value that was published empty.
+Version {SCHEMA_VERSION}. These are the columns of a trip in the lake (Parquet), in BigQuery and in PostgreSQL, whatever its file
+looked like. Names and order are those of TLC's newest files; PostgreSQL folds names to lower case. Every column except the key
+may be null. A column that the month's file does not have is null in all its rows. A value that was published empty is null, too.
 
-*In files* tells since when TLC publishes the column, in its Parquet files and in its legacy CSVs (a month is that of the file's
-name); *by other names* what older files call it. Case and blanks around a name differ between files, and do not count.
+*In files* shows since when TLC publishes the column, in its Parquet files and in its legacy CSVs. The months are those of the
+files' names. *Other names* shows the column's names in older files. Case and surrounding blanks of names differ between files
+and are ignored.
 
-How a column is added: [eras.md](eras.md). Which months carry a column that a version added: those whose `schema_version`, in the
-lake's manifests and in the tables `loads` of BigQuery and PostgreSQL, is that version or a later one; in all others it is null.
+To add a column, see [eras.md](eras.md). If a version of the schema added a column, the months with that `schema_version` or a
+later one have it; in all other months it is null. `schema_version` is in the lake's manifests and in the tables `loads` of
+BigQuery and PostgreSQL.
 """
 
 
 def markdown() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return "\n".join([_INTRODUCTION, *(line for color in COLORS for line in _color(color))])
 
 
@@ -35,7 +37,7 @@ def _color(color: str) -> Iterator[str]:
     yield ""
     yield "TLC's files begin with {}-{:02d}.".format(*FIRST_MONTH[color])
     yield ""
-    yield "| column | lake | BigQuery | PostgreSQL | unit | meaning | in files | by other names |"
+    yield "| column | lake | BigQuery | PostgreSQL | unit | meaning | in files | other names |"
     yield "|---|---|---|---|---|---|---|---|"
     for column in (*TRIP_COLUMNS[color], *KEY):
         kind = KINDS[column.kind]
@@ -56,7 +58,7 @@ def _month_before(month: str) -> str:
 
 
 def _spans(eras: list[Era], belongs: list[bool]) -> str:
-    """The months of the eras that belong, as spans of them."""
+    """Return the months of the eras that belong, as spans such as 2009-01 to 2014-12."""
     spans = []
     begun = ""
     for era, here in zip(eras, belongs, strict=True):
@@ -81,7 +83,7 @@ def _in_files(color: str, column: Column) -> str:
 
 
 def _other_names(color: str, column: Column) -> str:
-    """What older files call the column, and which ones."""
+    """Return the column's names in older files, with the months of those files."""
     names = []
     for name in ALIASES[color]:
         if meant_by(color, name) == column:

@@ -1,7 +1,7 @@
-"""What TLC's files have looked like, as rows: which columns a file of a month must have, and what each is called now.
+"""The layouts of TLC's files, as rows: the columns that a month's file must have, and their names of today.
 
-TLC adds a column: add it to `schema.TRIP_COLUMNS`, and an era here that begins with its first month (docs/eras.md).
-Facts read off the published files themselves; names differ in case and blanks between eras, so case and blanks do not count.
+If TLC adds a column, add it to `schema.TRIP_COLUMNS`, and add an era here that begins with its first month (docs/eras.md).
+The facts come from the published files themselves. Case and blanks of names differ between eras, so they are ignored.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,15 @@ from flows.tlc.trips import TripMonth
 
 @dataclass(frozen=True)
 class Era:
-    """The months from `first` on, until the next era of the same color and format, whose files must have `columns`.
+    """A period in which a color's files of one format must have the same columns.
 
-    `coded` columns are published as texts that stand for codes (`schema.CODINGS`); `empty` ones hold nothing, ever.
-    `unnamed` is how many more fields than names its rows may have.
+    It lasts from the month `first` until the next era of the same color and format.
+
+    Attributes:
+        columns: The columns that a file must have.
+        coded: Columns that are published as texts that stand for codes (`schema.CODINGS`).
+        empty: Columns that never have a value.
+        unnamed: How many more fields than the header a row may have.
     """
 
     color: str
@@ -33,7 +38,7 @@ class Era:
 
     @property
     def name(self) -> str:
-        """How manifests, logs and errors call it."""
+        """Return the era's name in manifests, logs and errors."""
         return f"{self.color} {self.format} since {self.first}"
 
 
@@ -74,8 +79,8 @@ _FHVHV = (
 )
 _TEXTS = "VendorID payment_type store_and_fwd_flag"
 
-# Read off the headers of the legacy CSVs and the footers of the Parquet files themselves. The Parquet files were all made
-# again in 2022, with the columns of that year from 2011 on; request_source (2026-06) rests on a second-hand record.
+# From the headers of the legacy CSVs and the footers of the Parquet files themselves. TLC made all Parquet files again in
+# 2022; from 2011 on they have the columns of 2022. request_source (2026-06) comes from a second-hand record.
 ERAS = (
     Era("yellow", "csv", "2009-01", _YELLOW_2009, coded=_TEXTS),
     Era("yellow", "csv", "2010-01", _YELLOW_2010, coded=_TEXTS),
@@ -111,9 +116,13 @@ ERAS = (
 
 @dataclass(frozen=True)
 class Index:
-    """A column of row numbers that a tool adds to a file, as `_plain` has its name: no trip data.
+    """A column of row numbers that a tool adds to a file. It has no trip data.
 
-    It is one in any place, or only before or behind all other columns (`at_ends`). `counts`: its values must count the rows.
+    Attributes:
+        name: The column's name, as `plain` returns it.
+        made_by: The tools that add it.
+        at_ends: Whether it counts as an index only before or after all other columns.
+        counts: Whether its values must count the rows.
     """
 
     name: str
@@ -122,19 +131,19 @@ class Index:
     counts: bool = False
 
 
-# TLC's own Parquet of 2010-02 and 2010-03 has the first. Of the names: https://pandas.pydata.org/docs/user_guide/io.html
+# TLC's own Parquet of 2010-02 and 2010-03 has the first. Source of the names: https://pandas.pydata.org/docs/user_guide/io.html
 INDEXES = (
     Index("__index_level_0__", "pandas: DataFrame.to_parquet", at_ends=False),
     Index("index", "pandas: DataFrame.reset_index"),
-    Index("unnamed: 0", "pandas: read_csv of a file with the last of these"),
-    Index("unnamed: 0.1", "pandas: read_csv of a file that was read and written so twice"),
+    Index("unnamed: 0", "pandas: read_csv of a file whose first column has no name"),
+    Index("unnamed: 0.1", "pandas: read_csv of a file that was read and written in this way twice"),
     Index("level_0", "pandas: DataFrame.reset_index, twice"),
-    Index("...1", "R: readr's read_csv of a file with the next"),
+    Index("...1", "R: readr's read_csv of a file whose first column has no name"),
     Index("", "pandas: DataFrame.to_csv; R: write.csv", counts=True),
 )
-_LAST_CSV = "2021-07"  # of DataTalksClub's mirror; TLC went over to Parquet in May 2022
+_LAST_CSV = "2021-07"  # of DataTalksClub's mirror; TLC changed to Parquet in May 2022
 
-# What older files call a column of today's; every other name is today's, but for case and blanks around it.
+# Names in older files, with today's names. All other names are today's, except for case and surrounding blanks.
 ALIASES: dict[str, dict[str, str]] = {
     "yellow": {
         "vendor_name": "VendorID",
@@ -166,45 +175,45 @@ ALIASES: dict[str, dict[str, str]] = {
 
 
 def era_of(trip_month: TripMonth, ending: Ending) -> Era:
-    """The era a month's file belongs to; `SchemaMismatch` where the table has none."""
+    """Return the era of a month's file; raise `SchemaMismatch` if there is none."""
     file_format = "parquet" if ending == ".parquet" else "csv"
     first = f"{trip_month.year}-{trip_month.month:02d}"
     known = [e for e in ERAS if (e.color, e.format) == (trip_month.color, file_format)]
     begun = [e for e in known if e.first <= first]
     if not begun:
-        since = f"the eras known begin with {known[0].first}" if known else "no era is known"
+        since = f"the known eras begin with {known[0].first}" if known else "no era is known"
         raise SchemaMismatch(
-            f"{trip_month}: how TLC's {file_format} files of that month look is not known here ({since});"
+            f"{trip_month}: the columns of TLC's {file_format} files of that month are unknown ({since});"
             " add a row to flows/tlc/eras.py, or take the month from another source."
         )
     return max(begun, key=lambda e: e.first)
 
 
 def plain(name: str) -> str:
-    """Return a column's name as it is compared: folded, without blanks around it."""
+    """Return a column's name for comparison: case-folded, without surrounding blanks."""
     return name.strip().casefold()
 
 
 def meanings_of(color: str) -> dict[str, Column]:
-    """Every name that any file of the color has used, and the canonical column it means."""
+    """Return every name that a column of the color's files has had, with the canonical column it means."""
     known = {plain(column.name): column for column in TRIP_COLUMNS[color]}
     return known | {plain(old): known[plain(now)] for old, now in ALIASES[color].items()}
 
 
 def names_of(color: str) -> frozenset[str]:
-    """Return every name that a column of the color's files has had, folded and without blanks around it."""
+    """Return every name that a column of the color's files has had, as `plain` returns it."""
     return frozenset(meanings_of(color))
 
 
 def meant_by(color: str, name: str) -> Column | None:
-    """The canonical column that files of the color mean by a name, if any."""
+    """Return the canonical column that a name means in files of the color, or None."""
     return meanings_of(color).get(plain(name))
 
 
 def indexes_of(names: Sequence[str]) -> dict[str, Index]:
-    """The columns that a tool added to count the rows. One without a name is one as the first column only."""
+    """Return the columns that a tool added to number the rows. A column without a name counts only as the first column."""
     known = {index.name: index for index in INDEXES}
-    leading = list(takewhile(lambda name: plain(name) in known, names))  # each time that a file is saved may add one
+    leading = list(takewhile(lambda name: plain(name) in known, names))  # each save of a file may add one more
     return {
         name: index
         for place, name in enumerate(names)
@@ -215,22 +224,25 @@ def indexes_of(names: Sequence[str]) -> dict[str, Index]:
 
 
 def meant_in(era: Era, names: Sequence[str]) -> dict[str, Column | None]:
-    """What a file of an era means by the names of its columns, those beside trips left out; None where nobody knows."""
+    """Return the canonical column of each of a file's columns; None if it is unknown.
+
+    Empty columns of the era and row-number columns are left out.
+    """
     meanings = meanings_of(era.color)
     empty, indexes = {plain(name) for name in era.empty.split()}, indexes_of(names)
     return {name: meanings.get(plain(name)) for name in names if plain(name) not in empty and name not in indexes}
 
 
 def lacking_in(era: Era, names: Sequence[str]) -> list[Column]:
-    """Columns that an era has and a file with columns `names` has not."""
+    """Return the columns of an era that a file with the columns `names` does not have."""
     meanings, found = meanings_of(era.color), meant_in(era, names).values()
     return [column for column in map(meanings.get, map(plain, era.columns.split())) if column and column not in found]
 
 
 def era_like(trip_month: TripMonth, ending: Ending, names: Sequence[str]) -> Era:
-    """The era of the file: its format's own, or, if that has other columns, the other format's.
+    """Return the era of the file: that of its own format or, if columns are missing for that one, that of the other format.
 
-    For a CSV may be TLC's Parquet saved as one, and a Parquet TLC's CSV, of the months that had one.
+    A CSV may be TLC's Parquet file saved as CSV. A Parquet file may be TLC's CSV, for months that had one.
     """
     formats: list[Ending] = [ending]
     if ending != ".parquet":
@@ -238,14 +250,17 @@ def era_like(trip_month: TripMonth, ending: Ending, names: Sequence[str]) -> Era
     elif f"{trip_month.file_month:%Y-%m}" <= _LAST_CSV:
         formats.append(".csv")
     for one in formats:
-        with suppress(SchemaMismatch):  # of some months there is none
+        with suppress(SchemaMismatch):  # some months have no era in this format
             if not lacking_in(era := era_of(trip_month, one), names):
                 return era
     return era_of(trip_month, ending)
 
 
 def since(era: Era, column: Column) -> str:
-    """The month from which on files of this color and format have had `column`, without a gap up to `era`; "" if it has not."""
+    """Return the month since when files of the era's color and format have had `column`, without a gap up to `era`.
+
+    Return "" if the era does not have it.
+    """
     meanings = meanings_of(era.color)
     first = ""
     for one in ERAS:

@@ -1,4 +1,4 @@
-"""How the columns of one file map to the canonical ones, or in what they differ from those of their era."""
+"""Map the columns of one file to the canonical ones, or list how they differ from those of the file's era."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from flows.tlc.trips import SchemaRule, TripMonth
 
 _KEY_NAMES = {column.name for column in KEY}
 
-# Which published Arrow types a kind can come from without a guess; a value that will not convert is quarantined.
-# Floats in a column of texts or times are pandas' way to have no value there: `clean` refuses one that has a number.
+# The published Arrow types that convert to a kind without a guess. A value that cannot be converted is quarantined.
+# pandas writes a column of texts or times without any value as floats (NaN): `clean` refuses one that has a number.
 _TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 _FLOAT_TYPES = ("double", "float", "halffloat")
 _NUMBER_TYPES = ("int", "uint", "decimal", *_FLOAT_TYPES, "null", *_TEXT_TYPES)
@@ -31,8 +31,11 @@ _CONVERTIBLE: dict[Kind, tuple[str, ...]] = {
 class Shape:
     """How one file's columns map to the canonical ones: `published[i]` is read as `canonical[i]`.
 
-    `names` are all its columns in order; those in `empty` must hold nothing in any row, unnamed ones at the end among them;
-    those in `new` no schema knows, and they are kept as published; those in `counting` must count the rows, and are left out.
+    Attributes:
+        names: All columns of the file, in order.
+        empty: Columns that must have no value in any row, including unnamed fields at the end.
+        new: Columns that the schema does not know. They are kept as published.
+        counting: Columns that must count the rows. They are left out.
     """
 
     era: Era
@@ -44,18 +47,18 @@ class Shape:
     counting: tuple[str, ...] = ()
 
     def coded(self, column: Column) -> bool:
-        """Whether the file says in words what the column says in codes."""
+        """Return whether the file has texts where the canonical column has codes."""
         return column.name in self.era.coded.split()
 
     def padded(self, fields: int) -> "Shape":
-        """The same file with `fields` more at the end of each row, which the header has no names for."""
+        """Return the shape of the same file with `fields` more fields at the end of each row, without names in the header."""
         unnamed = tuple(f"(field {len(self.names) + i + 1}, which has no name)" for i in range(fields))
         return replace(self, names=self.names + unnamed, empty=self.empty + unnamed)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One line of the table that says how a file's columns are not those of its era."""
+    """One line of the table of differences between a file's columns and those of its era."""
 
     column: str
     published: str
@@ -64,8 +67,8 @@ class Difference:
     what_to_do: str
 
 
-_MOST_COLUMNS = 200  # of a file; TLC's have 25 at the most
-_MOST_TOLD = 20  # differences in a message
+_MOST_COLUMNS = 200  # of a file; TLC's have 25 at most
+_MOST_LISTED = 20  # differences in a message
 _LONGEST_CELL = 60  # characters of a name or a type in it
 
 
@@ -74,12 +77,12 @@ def _cell(text: str) -> str:
 
 
 def _as_text(differences: Sequence[Difference]) -> str:
-    """The table, in columns of letters of one width, as logs and terminals show it."""
+    """Return the table as text, with columns aligned for a fixed-width font, as in logs and terminals."""
     heads = tuple(field.name.replace("_", " ") for field in fields(Difference))
-    rows = [heads, *map(astuple, differences[:_MOST_TOLD])]
+    rows = [heads, *map(astuple, differences[:_MOST_LISTED])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, tuple("-" * width for width in widths))
-    more = [f"and {len(differences) - _MOST_TOLD} more"] if len(differences) > _MOST_TOLD else []
+    more = [f"and {len(differences) - _MOST_LISTED} more"] if len(differences) > _MOST_LISTED else []
     return "\n".join([" | ".join(map(str.ljust, row, widths)).rstrip() for row in rows] + more)
 
 
@@ -93,7 +96,7 @@ _ADD = {
     "strict": "add it (docs/eras.md), or load the lake alone, with schema=accept_new_columns",
     "accept_new_columns": "nothing: it would be kept as published",
 }
-_RENAMED = "\nIf an absent column is there by a new name: add that name to ALIASES in flows/tlc/eras.py."
+_RENAMED = "\nIf an absent column is in the file under a new name, add that name to ALIASES in flows/tlc/eras.py."
 _TLC_TYPES: dict[Kind, str] = {
     "integer": "int64",
     "number": "double",
@@ -104,8 +107,8 @@ _WALL_CLOCK = "New York wall-clock, without zone"
 
 
 def _unlike(era: Era, column: Column, published: pa.DataType) -> str:
-    """What a column would have to be to be converted without a guess; "" if it is that."""
-    if pa.types.is_dictionary(published):  # what pandas makes of a category
+    """Return what the column must be to be converted without a guess; "" if it already is."""
+    if pa.types.is_dictionary(published):  # how pandas saves a categorical column
         published = published.value_type
     simple = str(published).split("[")[0].split("(")[0].rstrip("0123456789")
     coded_number = column.name in era.coded.split() and simple in _CONVERTIBLE["number"]
@@ -129,11 +132,14 @@ def match(
     types: Sequence[pa.DataType] | None = None,
     rule: SchemaRule = "strict",
 ) -> Shape:
-    """Map a file's column names (and Arrow types, where it has any) to the canonical columns of its color.
+    """Map a file's column names, and its Arrow types if it has any, to the canonical columns of its color.
 
-    A column of today's schema is welcome in any month; one that no schema knows, one that the era has and the file lacks,
-    one given twice, or one of a kind that cannot be converted raises `SchemaMismatch` with a table of all of them.
-    By the rule accept_new_columns, those that no schema knows are the shape's `new` ones, if they have a name of their own.
+    A column of today's schema is accepted in any month. Under the rule accept_new_columns, an unknown column with its own
+    name is accepted, too: it becomes one of the shape's `new` columns.
+
+    Raises:
+        SchemaMismatch: A column is unknown, missing for the era, repeated, or of a type that cannot be converted. The
+            message has a table of all these columns.
     """
     if len(names) > _MOST_COLUMNS:
         raise SchemaMismatch(
@@ -175,14 +181,14 @@ def match(
 
 
 def differences(color: str, names: Sequence[str]) -> list[str]:
-    """In words, how a file with columns `names` differs from the canonical schema: renamed, absent, more."""
+    """Return texts on how a file with columns `names` differs from the canonical schema: renamed, absent, additional."""
     meanings = meanings_of(color)
     meant = {name: meanings.get(plain(name)) for name in names}
     renamed = [f"`{name}` → `{column.name}`" for name, column in meant.items() if column and column.name != name]
     found = set(meant.values())
     absent = [f"`{column.name}`" for column in TRIP_COLUMNS[color] if column not in found]
     more = [f"`{name}`" for name, column in meant.items() if column is None]
-    told = {"renamed": renamed, "not in the file, so null": absent, "in the file, without trip data": more}
-    return [f"{what}: {', '.join(columns)}" for what, columns in told.items() if columns] or [
+    lists = {"renamed": renamed, "not in the file, so null": absent, "in the file, without trip data": more}
+    return [f"{what}: {', '.join(columns)}" for what, columns in lists.items() if columns] or [
         "columns: the canonical ones"
     ]

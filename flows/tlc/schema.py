@@ -1,6 +1,6 @@
-"""The canonical schema of every color: what a trip looks like in every store, whatever its file looked like.
+"""The canonical schema of every color: the columns of a trip in every store, whatever its file looked like.
 
-Names, order and meaning are TLC's own, of the newest files:
+Names, order and meanings are those of TLC's newest files:
 https://www.nyc.gov/site/tlc/about/tlc-trip-record-data.page (data dictionaries).
 """
 
@@ -9,17 +9,17 @@ from typing import Literal
 
 import pyarrow as pa
 
-# Raised whenever a column is added or changes type; manifests carry it, so that an older month is known as such.
+# Increase it whenever a column is added or changes type. Manifests record it, so that months of older schemas can be found.
 SCHEMA_VERSION = 2
 
 Kind = Literal["integer", "number", "datetime", "text", "date", "instant"]
-# Every number has a unit. Of an integer, "" is a code, a count or a zone.
+# Every number has a unit. An integer with the unit "" is a code, a count or a zone.
 Unit = Literal["", "US$", "miles", "seconds", "degrees"]
 
 
 @dataclass(frozen=True)
 class KindOf:
-    """What one kind of value is called in each system."""
+    """The type of one kind of value in each system."""
 
     arrow: pa.DataType
     bigquery: str
@@ -33,9 +33,8 @@ KINDS: dict[Kind, KindOf] = {
     "datetime": KindOf(pa.timestamp("us"), "DATETIME", "timestamp"),
     "text": KindOf(pa.string(), "STRING", "text"),
     "date": KindOf(pa.date32(), "DATE", "date"),
-    "instant": KindOf(
-        pa.timestamp("us", "UTC"), "TIMESTAMP", "timestamptz"
-    ),  # when we did something, not a trip's time
+    # When this project did something; not a trip's time.
+    "instant": KindOf(pa.timestamp("us", "UTC"), "TIMESTAMP", "timestamptz"),
 }
 
 
@@ -55,7 +54,7 @@ class Column:
 
     @property
     def postgres_name(self) -> str:
-        """Folded, so that `SELECT VendorID` needs no quotes."""
+        """Return the name in lower case, so that `SELECT VendorID` needs no quotes."""
         return self.name.lower()
 
 
@@ -66,7 +65,7 @@ def _columns(*rows: Row) -> tuple[Column, ...]:
     return tuple(Column(*row) for row in rows)
 
 
-# TLC has no trip id, and identical trips do occur: these two make the key, in every store.
+# TLC has no trip id, and identical trips do occur. These two columns are the key in every store.
 KEY = _columns(
     ("file_month", "date", "first day of the month in the name of the file that published this trip"),
     ("row_number", "integer", "position of the trip in that file, from 1"),
@@ -180,14 +179,17 @@ TRIP_COLUMNS: dict[str, tuple[Column, ...]] = {
 
 @dataclass(frozen=True)
 class Coding:
-    """How texts stand for what TLC has a code for now; a text without a code is kept in the column `original`, or as it is."""
+    """Maps the texts of older files to TLC's codes of today.
+
+    A text without a code is kept in the column `original`. If `original` is "", the text stays in its own column.
+    """
 
     codes: dict[str, int] | dict[str, str]
     original: str = ""
 
 
-# Yellow files up to 2014 say VTS and CASH where later ones have a number; letters' case and blanks do not count.
-# https://www.nyc.gov/assets/tlc/downloads/pdf/data_dictionary_trip_records_yellow.pdf; the spellings are the files' own.
+# Yellow files up to 2014 have texts such as VTS and CASH where later files have a number. Case and blanks are ignored.
+# Codes: https://www.nyc.gov/assets/tlc/downloads/pdf/data_dictionary_trip_records_yellow.pdf; spellings: the files themselves.
 CODINGS: dict[str, Coding] = {
     "VendorID": Coding({"cmt": 1, "vts": 2}, "vendor_text"),
     "payment_type": Coding(
@@ -203,7 +205,7 @@ CODINGS: dict[str, Coding] = {
     "store_and_fwd_flag": Coding({"0": "N", "0.0": "N", "1": "Y", "1.0": "Y"}),
 }
 
-# How tools spell a value that is missing: pandas and R, databases, spreadsheets. So only where no text can be meant.
+# How pandas, R, databases and spreadsheets spell a missing value. They mean missing only where a text is not possible.
 # https://pandas.pydata.org/docs/reference/api/pandas.read_csv.html (na_values)
 MISSING = (
     *("", "NA", "N/A", "#N/A", "n/a", "<NA>", "NULL", "Null", "null", "(null)", r"\N", "nan", "NaN", "NAN", "NaT"),
@@ -212,12 +214,12 @@ MISSING = (
 
 
 def columns(color: str) -> tuple[Column, ...]:
-    """Every column of a stored trip of this color, in order: TLC's, then the key."""
+    """Return every column of a stored trip of this color, in order: TLC's columns, then the key."""
     return TRIP_COLUMNS[color] + KEY
 
 
 def arrow_schema(color: str) -> pa.Schema:
-    """The canonical schema as Arrow and Parquet have it."""
+    """Return the canonical schema in Arrow's types, as Parquet files have it."""
     return pa.schema([(column.name, KINDS[column.kind].arrow) for column in columns(color)])
 
 

@@ -1,7 +1,7 @@
-"""The taxi zones that a trip's location ids stand for: one small file of TLC's, one small table in every store.
+"""The taxi zones that a trip's location ids refer to: one small file of TLC's, one small table in every store.
 
-https://www.nyc.gov/site/tlc/about/tlc-trip-record-data.page (Taxi Zone Lookup Table). Ids 56/57 and 103–105 share a name,
-264 and 265 are places that cannot be told, whose `N/A` is a text.
+https://www.nyc.gov/site/tlc/about/tlc-trip-record-data.page (Taxi Zone Lookup Table). Ids 56/57 and 103–105 share a name.
+264 and 265 are unknown places; their `N/A` is a text, not a missing value.
 """
 
 import csv
@@ -37,7 +37,7 @@ SCHEMA = pa.schema([(column.name, KINDS[column.kind].arrow) for column in COLUMN
 
 
 class ZoneFile(BaseModel):
-    """The look-up as published, with all its bytes: a few thousand."""
+    """The lookup as published, with all its bytes: about 12,000."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,11 +48,11 @@ class ZoneFile(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """Of the bytes as published."""
+        """Return the SHA-256 of the bytes as published."""
         return hashlib.sha256(self.content).hexdigest()
 
     def facts(self, run_id: str, changes: Changes) -> dict[str, str]:
-        """What a store remembers of the table, beside it."""
+        """Return the facts that a store keeps with the table."""
         return {
             "url": self.url,
             "etag": self.etag or "",
@@ -66,7 +66,7 @@ class ZoneFile(BaseModel):
 
 
 class ZonesOutcome(BaseModel):
-    """What a run did to the zones of one store."""
+    """The result of a run for the zones of one store."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -79,7 +79,7 @@ class ZonesOutcome(BaseModel):
 
     @classmethod
     def of(cls, store: Store, rows: int, changes: Changes) -> "ZonesOutcome":
-        """The outcome of `changes` that left `rows` in a store."""
+        """Return the outcome of `changes` after which the store has `rows` zones."""
         status: Literal["loaded", "replaced", "unchanged"] = "unchanged" if changes == Changes() else "replaced"
         return cls(store=store, status="loaded" if changes.inserted == rows else status, rows=rows, **dict(changes))
 
@@ -89,7 +89,12 @@ class ZonesOutcome(BaseModel):
 
 
 def read_zones(file: ZoneFile) -> pa.Table:
-    """The file's zones by `SCHEMA`, in its order; `UnreadableFile` or `SchemaMismatch` for anything but a whole, sound table."""
+    """Return the file's zones as a table with `SCHEMA`, in the file's order.
+
+    Raises:
+        UnreadableFile: The file is not a complete, valid CSV of zones.
+        SchemaMismatch: Its columns are not `COLUMNS`.
+    """
     recognise(TABLE, ".csv", file.content, shown(file.url))
     try:
         text = file.content.decode("utf-8-sig")
@@ -109,7 +114,7 @@ def read_zones(file: ZoneFile) -> pa.Table:
         if not re.fullmatch(r"\s*[0-9]{1,9}\s*", location_id):
             raise _refused(file, f"line {number}: LocationID {location_id[:40]!r} is not a whole number")
         if (key := int(location_id)) in zones:
-            raise _refused(file, f"line {number}: LocationID {key} was there before; it is the key of the table")
+            raise _refused(file, f"line {number}: LocationID {key} is repeated; it is the key of the table")
         zones[key] = (key, *(value or None for value in texts))
     return pa.Table.from_pylist([dict(zip(SCHEMA.names, zone, strict=True)) for zone in zones.values()], schema=SCHEMA)
 
@@ -119,12 +124,12 @@ def _refused(file: ZoneFile, why: str) -> UnreadableFile:
 
 
 def _positions(file: ZoneFile, header: list[str]) -> list[int]:
-    """Where each of `COLUMNS` is in the file; letters' case varies between its editions."""
+    """Return the position of each of `COLUMNS` in the file. The case of names varies between editions."""
     found = [name.strip().casefold() for name in header]
     wanted = [column.name.casefold() for column in COLUMNS]
     if not set(found) & set(wanted):
         raise SchemaMismatch(
-            f"{TABLE}: {shown(file.url)} is no zone look-up: none of its columns is one of {', '.join(SCHEMA.names)}."
+            f"{TABLE}: {shown(file.url)} is not a zone lookup: none of its columns is one of {', '.join(SCHEMA.names)}."
             " Nothing was loaded; check the source."
         )
     if sorted(found) != sorted(wanted):
@@ -146,7 +151,7 @@ def _by_key(zones: pa.Table | None) -> dict[int, dict[str, object]]:
 
 
 def changed(old: pa.Table | None, new: pa.Table) -> Changes:
-    """What replacing `old` by `new` does to a reader."""
+    """Return the rows that replacing `old` with `new` inserts, updates and removes."""
     before, after = _by_key(old), _by_key(new)
     return Changes(
         inserted=len(after.keys() - before.keys()),

@@ -65,7 +65,7 @@ def test_a_range_without_a_month_is_refused():
         months_between(["yellow"], "2022", "2021", TODAY)
     with pytest.raises(UnknownMonth, match=r"^until \(2008\) is before since \(2009-01\)\.$"):
         months_between(["yellow"], "", "2008", TODAY)
-    with pytest.raises(UnknownMonth, match=r"until 2009-02 .* begin with green 2013-08, fhvhv 2019-02"):
+    with pytest.raises(UnknownMonth, match=r"no month up to 2009-02: .* begin with green 2013-08, fhvhv 2019-02"):
         months_between(["green", "fhvhv"], "2008-01", "2009-02", TODAY)
 
 

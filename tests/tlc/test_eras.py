@@ -49,7 +49,9 @@ def test_a_month_belongs_to_the_newest_era_begun(color: str, year: int, month: i
 
 
 def test_a_month_before_every_known_era_is_refused_with_what_is_known() -> None:
-    with pytest.raises(SchemaMismatch, match=r"green 2013-08: how TLC's parquet files .* begin with 2014-01"):
+    with pytest.raises(
+        SchemaMismatch, match=r"green 2013-08: the columns of TLC's parquet files .* begin with 2014-01"
+    ):
         era_of(TripMonth("green", 2013, 8), ".parquet")
 
 
@@ -184,7 +186,7 @@ def test_every_column_that_does_not_fit_has_a_line_that_says_since_when_and_what
     assert said.splitlines()[1].split(" | ")[-1] == "what to do"
     nameless = sum(line[2] == "a name" for line in lines)
     assert (said.count("docs/eras.md"), said.count("index=False")) == (len(lines) - nameless, nameless)
-    assert ("by a new name" in said) == ("Vendor" in names)
+    assert ("under a new name" in said) == ("Vendor" in names)
 
 
 def test_differences_of_every_sort_come_at_once() -> None:

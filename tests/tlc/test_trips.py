@@ -99,7 +99,9 @@ def test_a_dataset_may_have_any_name_that_bigquery_gives(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "a b", "my-dataset", "x" * 1025, "a\n", "a`; DROP TABLE b.loads; --", "é"])
 def test_a_dataset_of_another_name_is_refused_before_it_gets_into_sql(name: str) -> None:
     for refuses in (dataset_named, lambda name: external_table("green", name, "gs://lake/")):
-        with pytest.raises(ImpossibleDataset, match="not a valid BigQuery dataset name: use letters, digits and underscores"):
+        with pytest.raises(
+            ImpossibleDataset, match="not a valid BigQuery dataset name: use letters, digits and underscores"
+        ):
             refuses(name)
 
 

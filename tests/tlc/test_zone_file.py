@@ -41,7 +41,7 @@ def test_the_real_look_up_loses_nothing() -> None:
 
 
 def test_a_file_of_something_else_is_not_quoted() -> None:
-    with pytest.raises(SchemaMismatch, match="is no zone look-up: none of its columns") as refused:
+    with pytest.raises(SchemaMismatch, match="is not a zone lookup: none of its columns") as refused:
         read_zones(file(b"someone:x:0:0,hunter2\n1,2\n"))
     assert "hunter2" not in str(refused.value)
 
