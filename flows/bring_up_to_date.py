@@ -71,7 +71,7 @@ def bring_up_to_date(
             f"at_most is {at_most} and into is {into}; take at least one month into at least one store."
         )
     if expect_within < 0:
-        raise TripDataError(f"expect_within is {expect_within}; give a number of months, or 0 to expect nothing.")
+        raise TripDataError(f"expect_within is {expect_within}; give a number of months, or 0 for no check.")
     publisher = source_of(source)
     window = months_between(colors, since or months_ago(_LOOK_BACK), until)
 
@@ -79,44 +79,44 @@ def bring_up_to_date(
     # A store that is loaded from the lake needs the lake up to date, too.
     wanted = {*into, *(["lake"] if any(STORES[store].files == "lake" for store in into) else [])}
     listed = {store: list_months.submit(target.of(store), colors).result() for store in STORES if store in wanted}
-    held = {store: {m: month.manifest for m, month in months.items()} for store, months in listed.items()}
+    manifests = {store: {m: month.manifest for m, month in months.items()} for store, months in listed.items()}
     unfinished = [m for months in listed.values() for m, month in months.items() if not month.finished]
 
-    found = _found(publisher, colors, window, held, unfinished)
+    found = _found(publisher, colors, window, manifests, unfinished)
     due = [month for month in found if month.behind]
     taken, waiting = due[:at_most], due[at_most:]
     _log(found, taken, waiting)
 
     def update(store: Store, trip_month: TripMonth) -> Outcome:
-        known, kind = held[store].get(trip_month), STORES[store]
+        loaded, kind = manifests[store].get(trip_month), STORES[store]
         # Keep the rules that the month was loaded with.
-        terms = Terms(known.rule, known.schema_rule) if known else Terms(kind.rows)
+        terms = Terms(loaded.rule, loaded.schema_rule) if loaded else Terms(kind.rows)
         origin: Origin = FromLake() if kind.files == "lake" else Web(publisher, terms)
         return bring(trip_month, origin, target.of(store))
 
     work = {month.trip_month: month for month in found if month in taken or month.wrong}
-    did: dict[TripMonth, dict[Store, str]] = defaultdict(dict)
+    statuses: dict[TripMonth, dict[Store, str]] = defaultdict(dict)
 
     def load(trip_month: TripMonth) -> Outcome:
         month = work[trip_month]
         warnings: tuple[str, ...] = ()
         for store in month.behind if month in taken else []:
             outcome = update(store, trip_month)
-            did[trip_month][store] = outcome.status
+            statuses[trip_month][store] = outcome.status
             warnings += tuple(f"{store}: {warning}" for warning in outcome.warnings)
         if month.wrong:
             raise month.wrong
         return outcome.model_copy(update={"warnings": warnings})
 
-    def tell(key: str, done: Sequence[Outcome], failed: Sequence[tuple[str, str]]) -> None:
-        report_stores(key, found, [m.trip_month for m in waiting], did, dict(failed), done)
+    def report(key: str, done: Sequence[Outcome], failed: Sequence[tuple[str, str]]) -> None:
+        report_stores(key, found, [m.trip_month for m in waiting], statuses, dict(failed), done)
 
-    with _failing_in_the_end(_overdue(found, colors, expect_within, source, publisher)):
-        return each_month("bring-up-to-date", list(work), at_once, load, tell)
+    with _failing_at_the_end(_overdue(found, colors, expect_within, source, publisher)):
+        return each_month("bring-up-to-date", list(work), at_once, load, report)
 
 
 @contextmanager
-def _failing_in_the_end(reasons: Sequence[str]) -> Iterator[None]:
+def _failing_at_the_end(reasons: Sequence[str]) -> Iterator[None]:
     """Run the block, then raise `Overdue` if there are reasons. If months failed, add the reasons to `MonthsFailed` instead."""
     try:
         yield
@@ -131,7 +131,7 @@ def _found(
     publisher: Source,
     colors: Sequence[Color],
     window: Sequence[TripMonth],
-    held: Mapping[Store, Mapping[TripMonth, Manifest]],
+    manifests: Mapping[Store, Mapping[TripMonth, Manifest]],
     unfinished: Sequence[TripMonth],
 ) -> list[Found]:
     """Ask the publisher about the months of the window, and about every month that a store loaded from it. Oldest first.
@@ -139,13 +139,16 @@ def _found(
     A month outside the window that was loaded from another source is not checked.
     """
     of_source = (
-        m for got in held.values() for m, known in got.items() if m.color in colors and known.url == publisher.url(m)
+        m
+        for months in manifests.values()
+        for m, manifest in months.items()
+        if m.color in colors and manifest.url == publisher.url(m)
     )
     watched = oldest_first([*window, *of_source])
     answers = ask_source.submit(publisher, watched).result()
 
     def one(m: TripMonth) -> Found:
-        url, stores = publisher.url(m), {store: got.get(m) for store, got in held.items()}
+        url, stores = publisher.url(m), {store: months.get(m) for store, months in manifests.items()}
         return Found(m, url, answers[m], stores, m in unfinished, known_publication(m, url))
 
     return [one(trip_month) for trip_month in watched]

@@ -39,9 +39,9 @@ def catalog(
     """
     months = months_between(colors, since, until)
     source = source_of(against or "official")
-    held = list_months.submit(Target("lake", block_name), colors).result()
+    in_lake = list_months.submit(Target("lake", block_name), colors).result()
     answers = ask_source.submit(source, months).result() if against else {}
-    entries = entries_of(months, held, answers, source)
+    entries = entries_of(months, in_lake, answers, source)
     report_catalog("catalog", entries)
     there, differ = (sum(map(bool, column)) for column in ([e.held for e in entries], [e.differs for e in entries]))
     get_run_logger().info("%s months are in the lake, %s months differ", there, differ)

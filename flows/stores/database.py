@@ -293,7 +293,7 @@ class Database:
                 cursor.execute(sql.SQL(statement).format(**names))
             except psycopg2.errors.DuplicateTable:
                 raise MisconfiguredBlock(
-                    f"the database has a table {trip_month.postgres_partition!r} that is no partition of"
+                    f"the database has a table {trip_month.postgres_partition!r} that is not a partition of"
                     f" {trip_month.color!r}; rename it, or point the block at another database. Nothing was published."
                 ) from None
 

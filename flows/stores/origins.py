@@ -26,7 +26,7 @@ class LookedUp(BaseModel):
     unchanged: Manifest | None = None
     """The store's manifest of the month, if there is nothing to do."""
     why: str = ""
-    """Why there is nothing to do, as the rest of a sentence about the month."""
+    """Why there is nothing to do: the rest of a sentence that begins with the month's name."""
     terms: Terms = Terms()
     sha256: str = ""
     """The SHA-256 that the file must have; "" if any edition is accepted."""

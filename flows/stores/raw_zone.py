@@ -43,15 +43,15 @@ class RawZone:
             "etag": published.etag or "",
             "last_modified": published.last_modified or "",
         }
-        known = bucket.stat(key)
+        current = bucket.stat(key)
         # No month was made from an object without sha256: its run died, or still runs and is about to be overtaken.
-        whole = known is not None and "sha256" in known.metadata
-        if known and whole and same_edition(published, known):
-            return _raw_file(published, known)
+        whole = current is not None and "sha256" in current.metadata
+        if current and whole and same_edition(published, current):
+            return _raw_file(published, current)
         upload = uuid.uuid4().hex
         mark = {"upload": upload}  # lets this run recognise its own upload
         into = staged_key(key, upload) if whole else key
-        replaces = known.generation if known and not whole else 0
+        replaces = current.generation if current and not whole else 0
         digest, download = hashlib.sha256(), Download(published, add)
         try:
             with bucket.writer(into, about | mark, replaces=replaces) as raw:
@@ -59,7 +59,7 @@ class RawZone:
                     for piece in pieces:
                         digest.update(piece)
                         raw.write(piece)
-                if known and known.metadata.get("sha256") == digest.hexdigest():
+                if current and current.metadata.get("sha256") == digest.hexdigest():
                     into, mark = key, {"sha256": digest.hexdigest()}
                     raise _SameBytes
         except _SameBytes:

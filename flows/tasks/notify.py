@@ -50,7 +50,7 @@ def tell_of_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
 
     settings = get_settings_context()
 
-    def tell() -> None:
+    def notify() -> None:
         try:
             with settings.copy():  # type: ignore[no-untyped-call]
                 asyncio.run(_notify_all(names, flow_run, state, log))
@@ -58,10 +58,10 @@ def tell_of_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
             log.warning("no notification of this run could be sent: %s", _in_words(error))
 
     # A daemon thread: the process does not wait for it to end.
-    telling = threading.Thread(target=tell, name="notify", daemon=True)
-    telling.start()
-    telling.join(_PATIENCE)
-    if telling.is_alive():
+    thread = threading.Thread(target=notify, name="notify", daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    if thread.is_alive():
         log.warning("%s did not answer in %.0f s; not waiting any longer", ", ".join(names), _PATIENCE)
 
 

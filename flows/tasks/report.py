@@ -57,7 +57,7 @@ def _lines(outcome: Outcome, before: Manifest | None, page: str) -> Iterator[str
     if manifest.recount:
         yield f"- **{manifest.recount}**"
     yield f"- sha256: `{manifest.sha256}`"
-    yield f"- checked on its way: {_CHECKED[manifest.verified]}"
+    yield f"- transfer check: {_CHECKED[manifest.verified]}"
     yield f"- looks like: {manifest.era}"
     yield from (
         f"- {line}" for line in differences(month.color, [c for c in manifest.columns if c not in manifest.new_columns])

@@ -59,14 +59,14 @@ def _what_to_do(kind: type[Block], name: str) -> str:
     if wrong := _key_file_of(kind, name):
         return wrong
     if _credentials(kind, name).get("service_account_info"):
-        return "its service_account_info is no key that can be used; make the block again (python -m blocks.register)."
-    own = "it holds no key of its own, and"
+        return "its service_account_info is not a usable key; make the block again (python -m blocks.register)."
+    own = "it has no key of its own, and"
     try:
         path = key_file(os.environ, MACHINE_KEY)
     except BadValue as error:
         return f"{own} {error}"
     if path:
-        return f"{own} {MACHINE_KEY} names {str(path)!r}, which is no key that can be used; name a key file."
+        return f"{own} {MACHINE_KEY} names {str(path)!r}, which is not a usable key; name a key file."
     return f"put a service-account JSON into it, or set {MACHINE_KEY}, or run where the machine has a service account."
 
 
@@ -80,10 +80,10 @@ def _key_file_of(kind: type[Block], name: str) -> str:
     except BadValue as wrong:
         why = f"but {wrong}"
     else:
-        why = "which is no key that can be used"
+        why = "which is not a usable key"
     return (
         f"service_account_file names {path!r}, {why}; put the service account's JSON itself into the block, as"
-        " `python -m blocks.register` does: it then serves on every machine."
+        " `python -m blocks.register` does: the block then works on every machine."
     )
 
 

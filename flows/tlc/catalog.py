@@ -108,7 +108,7 @@ class Found:
 
     @property
     def unanswered(self) -> Exception | None:
-        """Return the error because of which it is unknown whether the month is published, or None."""
+        """Return the source's error if it is unknown whether the month is published, else None."""
         return None if isinstance(self.answer, PublishedFile | NotPublished) else self.answer
 
     @property
@@ -169,7 +169,7 @@ def refusal(
             " withdrew it. Open the address from another network to find out which."
         )
     return RefusedMonth(
-        f"{trip_month} is known to be published ({'; '.join(evidence)}), {why} Nothing was changed in the stores."
+        f"{trip_month} is known to be published ({'; '.join(evidence)}), {why} The stores keep what they have of the month."
     )
 
 

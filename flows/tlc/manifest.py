@@ -131,9 +131,7 @@ class _Publication(_Value):
 
     key: Annotated[str, Stored("text", "the object in the lake that these rows came from, if any")] = ""
     generation: Annotated[int, Stored("integer", "its generation")] = 0
-    quarantine_key: Annotated[str, Stored("text", "the object in the lake that holds the quarantined rows, if any")] = (
-        ""
-    )
+    quarantine_key: Annotated[str, Stored("text", "the object in the lake with the quarantined rows, if any")] = ""
     extra_key: str = ""
     replaces: int = 0
     known_rows: Annotated[

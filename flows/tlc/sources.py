@@ -74,7 +74,7 @@ class Source:
             raise BadSource(f"source {template!r} has a field in the host's name; use fields in the path only.")
         if ending_of(self.template) is None:
             raise BadSource(
-                f"source {template!r}: its path must end in one of {', '.join(ENDINGS)}: that tells the format."
+                f"source {template!r}: its path must end in one of {', '.join(ENDINGS)}: the ending gives the format."
             )
 
     @property

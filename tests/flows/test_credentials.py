@@ -113,7 +113,7 @@ def test_a_file_of_the_machine_that_is_no_key_is_named_and_not_quoted(
 ) -> None:
     (tmp_path / "key.json").write_text(json.dumps({"type": "service_account", "private_key": CANARY}), "utf-8")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
-    with pytest.raises(MisconfiguredBlock, match=r"key\.json', which is no key that can be used") as error:
+    with pytest.raises(MisconfiguredBlock, match=r"key\.json', which is not a usable key") as error:
         lake_of(without_a_key)
     assert CANARY not in str(error.value)
 
