@@ -1,4 +1,4 @@
-"""SQL by DuckDB, in this process, over Arrow tables and datasets; it reaches nothing but what it is given."""
+"""Run SQL with DuckDB in this process. A query can read the Arrow tables and datasets that it is given, and nothing else."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,18 +9,19 @@ import pyarrow.dataset as ds
 
 from flows.tlc.errors import Unanswerable
 
-# A query may come from a form in the UI: no files of the machine that runs it, no network, no extensions, no way back.
+# A query may come from a form in the UI. It must not read this machine's files, use the network, load extensions or change
+# these settings.
 _CLOSED: dict[str, Any] = {
     "enable_external_access": "false",
     "python_enable_replacements": "false",
 }
-# The answer alone belongs on the standard output; DuckDB would draw a bar there while a query is slow.
+# DuckDB draws a progress bar on standard output while a query is slow. Only the answer may appear there.
 _SETTINGS = "SET enable_progress_bar = false; SET lock_configuration = true"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The first rows of what a query gives, and whether there are more."""
+    """The first rows of a query's result. `more` is true if the result has further rows."""
 
     names: list[str]
     rows: list[tuple[Any, ...]]
@@ -29,7 +30,7 @@ class Answer:
 
 def _duckdb() -> Any:
     try:
-        import duckdb  # not among this package's dependencies: only who asks needs it
+        import duckdb  # not a dependency of this package: only queries over the lake need it
     except ImportError:
         raise Unanswerable(
             "asking the lake from here needs DuckDB: pip install duckdb; or let BigQuery ask it (--engine bigquery)."
@@ -38,30 +39,34 @@ def _duckdb() -> Any:
 
 
 def read_by(sql: str, tables: Iterable[str]) -> list[str]:
-    """Those of `tables` that a query reads; all of them where DuckDB cannot tell before it has run it."""
+    """Return those of `tables` that a query reads, or all of them if DuckDB cannot parse the query."""
     duckdb = _duckdb()
     with duckdb.connect(config=_CLOSED) as connection:
         try:
             names = {name.casefold() for name in connection.get_table_names(sql)}
-        except duckdb.Error:  # wrong, or several statements: `answer` will say which
+        except duckdb.Error:  # a wrong query, or several statements: `answer` reports the error
             return list(tables)
     return [table for table in tables if table in names]
 
 
 def answer(sql: str, tables: Mapping[str, ds.Dataset | pa.Table], most: int) -> Answer:
-    """Run a query over `tables`; at most `most` rows are kept."""
+    """Run a query over `tables` and return at most `most` rows.
+
+    Raises:
+        Unanswerable: DuckDB is not installed, or the query fails.
+    """
     duckdb = _duckdb()
     connection = duckdb.connect(config=_CLOSED)
     try:
         connection.execute(_SETTINGS)
         for name, table in tables.items():
             connection.register(name, table)
-        asked = connection.execute(sql)
-        rows = asked.fetchmany(most + 1)
-        return Answer([column[0] for column in asked.description or ()], rows[:most], len(rows) > most)
+        result = connection.execute(sql)
+        rows = result.fetchmany(most + 1)
+        return Answer([column[0] for column in result.description or ()], rows[:most], len(rows) > most)
     except duckdb.Error as error:
-        known = ", ".join(tables) or "none"
-        # Not chained: its traceback would hold the connection.
-        raise Unanswerable(f"the query cannot be answered (its tables: {known}): {error}") from None
+        names = ", ".join(tables) or "none"
+        # Not chained: the traceback would keep a reference to the connection.
+        raise Unanswerable(f"the query cannot be answered (its tables: {names}): {error}") from None
     finally:
         connection.close()

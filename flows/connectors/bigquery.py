@@ -21,20 +21,20 @@ from flows.tlc.schema import KINDS, Column
 if TYPE_CHECKING:
     from prefect_gcp import GcpCredentials
 
-_FRAME = 500_000  # rows held as a data frame, and a load job: a table may have 1,500 of these a day
-# Of two transactions that write to the same table at once, be it other months of it, BigQuery ends one, as a whole.
+_FRAME = 500_000  # rows per data frame, which is one load job; BigQuery allows 1,500 load jobs per table and day
+# If two transactions write to the same table at once, BigQuery aborts one of them, even if they write different months.
 _UNTIL_ALONE = Retry(predicate=lambda error: "due to concurrent update" in str(error), initial=2, timeout=900)
 _PASSING = {"quotaExceeded", "rateLimitExceeded", "jobRateLimitExceeded", "backendError"}
 
 NO_SUCH = (NotFound, BadRequest)
-"""What a query raises for a table that is missing, or that an older version made and that lacks a column."""
+"""Errors of a query for a missing table, or for a table of an older version that lacks a column."""
 
 Values = dict[str, tuple[str, Any]]
-"""Parameters of a query: name to type and value."""
+"""Query parameters: name to (BigQuery type, value)."""
 
 
-def _fields(of: Iterable[Column]) -> list[bigquery.SchemaField]:
-    return [bigquery.SchemaField(c.name, KINDS[c.kind].bigquery, description=c.described) for c in of]
+def _fields(columns: Iterable[Column]) -> list[bigquery.SchemaField]:
+    return [bigquery.SchemaField(c.name, KINDS[c.kind].bigquery, description=c.described) for c in columns]
 
 
 class BigQuery:
@@ -49,7 +49,7 @@ class BigQuery:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except TransportError:  # the way to the token's issuer is broken, the credentials need not be
+        except TransportError:  # the token server cannot be reached; the credentials may be right
             raise
         except (Forbidden, Unauthorized, GoogleAuthError) as error:
             if isinstance(error, Forbidden) and any(r.get("reason") in _PASSING for r in error.errors):
@@ -62,16 +62,23 @@ class BigQuery:
             ) from error
 
     def sql_name(self, name: str) -> str:
-        """Return a table's name for a query."""
+        """Return a table's full name, quoted for a query."""
         return f"`{self.dataset.project}.{self.dataset.dataset_id}.{name}`"
 
     @property
     def location(self) -> str:
-        """Where the dataset is. Jobs need it if their first statement names no table."""
+        """The dataset's location. A job needs it if its first statement names no table."""
         return str(self._client.get_dataset(self.dataset).location)
 
     def ensure_dataset(self, location: str | None) -> None:
-        """Create the dataset where it is missing; load jobs need it in the bucket's `location` (None: unknown)."""
+        """Create the dataset if it does not exist.
+
+        Args:
+            location: The bucket's location, where load jobs need the dataset to be. None if it is unknown.
+
+        Raises:
+            MisconfiguredBlock: The dataset does not exist, and the location is unknown.
+        """
         with self._explained():
             try:
                 self._client.get_dataset(self.dataset)
@@ -86,11 +93,16 @@ class BigQuery:
                 self._client.create_dataset(dataset, exists_ok=True)
 
     def ensure_table(self, name: str, wanted: Iterable[Column], partitioned_by: str = "") -> None:
-        """Create a table, partitioned by month, where it is missing; add the columns that it lacks.
+        """Create a table if it does not exist, and add the columns that it lacks.
+
+        Args:
+            name: The table.
+            wanted: The columns that the table needs.
+            partitioned_by: The column by which the table is partitioned by month; "" for no partitions.
 
         Raises:
-            MisconfiguredBlock: The table is not partitioned so.
-            SchemaMismatch: A column of it has another type.
+            MisconfiguredBlock: The table exists and is not partitioned by that column.
+            SchemaMismatch: A column of the table has another type.
         """
         new = bigquery.Table(self.dataset.table(name), schema=_fields(wanted))
         if partitioned_by:
@@ -117,7 +129,7 @@ class BigQuery:
                 self._client.update_table(table, ["schema"])
 
     def query(self, query: str, values: Values | None = None, location: str | None = None) -> list[dict[str, Any]]:
-        """Run a query and return its rows. `values` are its parameters; those that it does not name are left out."""
+        """Run a query with the parameters `values` and return its rows. Parameters that the query does not name are left out."""
         parameters = [
             bigquery.ScalarQueryParameter(name, kind, value)
             for name, (kind, value) in (values or {}).items()
@@ -128,17 +140,17 @@ class BigQuery:
             return [dict(row) for row in self._client.query(query, job_config=config, location=location).result()]
 
     def transact(self, statements: Sequence[str], values: Values) -> None:
-        """Run statements in one transaction; again if another transaction writes to the same table at once."""
+        """Run statements in one transaction. Retry if another transaction writes to the same table at the same time."""
         script = "; ".join(("BEGIN TRANSACTION", *statements, "COMMIT TRANSACTION"))
         # BigQuery infers the location from the first statement, and BEGIN TRANSACTION names no table.
         _UNTIL_ALONE(self.query)(script, values, self.location)
 
     def load(self, uri: str, table: str, wanted: Iterable[Column], job_name: str, loaded: Any) -> None:
-        """Replace a table, or a partition `table$id`, by a load job that reads `uri` itself.
+        """Replace a table, or a partition `table$id`, with a load job that reads `uri` itself.
 
-        The job's id is made of `job_name`: a retry, or another run of the same load, finds the first one's job instead of
-        loading twice. A failed job's id cannot be used again, so a failed job, or one whose rows `loaded()` no longer
-        finds, gets a further id.
+        The job's id contains `job_name`. A retry, or another run of the same load, therefore finds the first job and does not
+        load twice. A failed job's id cannot be used again. If the first job failed, or if `loaded()` does not find its rows, the
+        load gets the next id.
         """
         config = bigquery.LoadJobConfig(
             source_format=bigquery.SourceFormat.PARQUET,
@@ -167,13 +179,13 @@ class BigQuery:
         try:
             job.result()
         except GoogleAPICallError:
-            if not job.error_result:  # the question failed, not the job
+            if not job.error_result:  # the request for the job's state failed, not the job
                 raise
             return False
         return True
 
     def write_frames(self, table: str, wanted: Sequence[Column], tables: Iterable[pa.Table]) -> None:
-        """Write rows through pandas into a new table that expires after a day."""
+        """Write rows through pandas into a new table, which expires after one day."""
         reference = self.dataset.table(table)
         with self._explained():
             self._client.delete_table(reference, not_found_ok=True)
@@ -183,7 +195,7 @@ class BigQuery:
             location, credentials = self.location, self._block.get_credentials_from_service_account()
             for rows in _together(tables):
                 frame = rows.to_pandas(types_mapper=_PANDAS.get, date_as_object=True)
-                # The successor of DataFrame.to_gbq, which only calls it and warns.
+                # DataFrame.to_gbq is deprecated: it calls this function and warns.
                 pandas_gbq.to_gbq(
                     frame,
                     f"{self.dataset.dataset_id}.{table}",
@@ -196,15 +208,15 @@ class BigQuery:
                 )
 
     def drop(self, table: str) -> None:
-        """Drop a table that may or may not be there."""
+        """Drop a table if it exists."""
         with self._explained():
             self._client.delete_table(self.dataset.table(table), not_found_ok=True)
 
     def read_table(self, name: str, wanted: Sequence[Column]) -> pa.Table | None:
-        """Return a small table, whole; None if it is not there.
+        """Return all rows of a small table, or None if it does not exist.
 
         Raises:
-            MisconfiguredBlock: It has other columns.
+            MisconfiguredBlock: The table has other columns.
         """
         names = [column.name for column in wanted]
         with self._explained():
@@ -222,7 +234,7 @@ class BigQuery:
         return pa.Table.from_pylist(rows, schema=pa.schema([(c.name, KINDS[c.kind].arrow) for c in wanted]))
 
     def replace_table(self, name: str, wanted: Sequence[Column], rows: pa.Table, description: str) -> None:
-        """Replace a small table atomically, and then its description; make it where it is missing."""
+        """Replace a small table atomically, then set its description. Create the table if it does not exist."""
         with self._explained(), io.BytesIO() as file:
             pq.write_table(rows, file)
             config = bigquery.LoadJobConfig(
@@ -239,17 +251,17 @@ class BigQuery:
 
 
 def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of about `_FRAME`."""
-    held: list[pa.Table] = []
+    """Yield the same rows in tables of about `_FRAME` rows."""
+    batch: list[pa.Table] = []
     for table in tables:
-        held.append(table)
-        if sum(t.num_rows for t in held) >= _FRAME:
-            yield pa.concat_tables(held)
-            held = []
-    if held:
-        yield pa.concat_tables(held)
+        batch.append(table)
+        if sum(t.num_rows for t in batch) >= _FRAME:
+            yield pa.concat_tables(batch)
+            batch = []
+    if batch:
+        yield pa.concat_tables(batch)
 
 
-# The API answers with the older names of some types.
+# The API returns older names for some types.
 _TYPE_NAMES = {"INTEGER": "INT64", "FLOAT": "FLOAT64"}
 _PANDAS = {pa.int64(): pd.Int64Dtype(), pa.string(): pd.StringDtype()}

@@ -1,4 +1,4 @@
-"""A bucket of Google Cloud Storage, reached through a `GcsBucket` block. Keys are inside the block's folder."""
+"""A bucket of Google Cloud Storage, opened through a `GcsBucket` block. Keys are relative to the block's folder."""
 
 import datetime as dt
 import io
@@ -26,15 +26,16 @@ if TYPE_CHECKING:
     from google.cloud.storage import Bucket as StorageBucket
     from prefect_gcp.cloud_storage import GcsBucket
 
-# A request carries one of these; the client's own 60 s for a whole upload would kill a slow line's big month.
+# One request carries this many bytes. With one request per file, the client's timeout of 60 s would break large uploads over
+# slow connections.
 CHUNK = 8 << 20
-TIMEOUT = (15, 300)  # seconds to connect, to wait for an answer
-_FOOTER = 1 << 20  # bytes read at once where only a little of an object is needed
+TIMEOUT = (15, 300)  # seconds to connect, seconds to wait for an answer
+_FOOTER = 1 << 20  # bytes per request when only a small part of an object is read
 
 
 @dataclass(frozen=True)
 class Object:
-    """An object of the bucket, at one generation."""
+    """One generation of an object in the bucket."""
 
     key: str
     generation: int
@@ -44,7 +45,7 @@ class Object:
 
 @contextmanager
 def _named() -> Iterator[None]:
-    """Give an upload's errors the names that all other requests' errors have."""
+    """Convert an upload's errors to the exception types that all other requests raise."""
     try:
         yield
     except InvalidResponse as error:
@@ -53,7 +54,7 @@ def _named() -> Iterator[None]:
 
 
 class Bucket:
-    """Objects by key: streamed in, streamed out, replaced only if nobody else replaced them first."""
+    """The objects of a bucket by key. Reads and writes are streams; a write can require a generation as its precondition."""
 
     def __init__(self, block: "GcsBucket") -> None:
         self._folder = block.bucket_folder
@@ -64,12 +65,12 @@ class Bucket:
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
-        """Turn the client's errors about the bucket itself into one a person can act on."""
+        """Convert the client's errors about access to the bucket into `MisconfiguredBlock`, which says what to do."""
         name = self.block.bucket
         try:
             with _named():
                 yield
-        except TransportError:  # the way to the token's issuer is broken, the credentials need not be
+        except TransportError:  # the token server cannot be reached; the credentials may be right
             raise
         except (Forbidden, Unauthorized, GoogleAuthError) as error:
             raise MisconfiguredBlock(
@@ -78,7 +79,7 @@ class Bucket:
             ) from error
 
     def check(self) -> None:
-        """Raise `MisconfiguredBlock` unless the bucket exists and may be read."""
+        """Raise `MisconfiguredBlock` unless the bucket exists and the credentials may read it."""
         listed = self._bucket.client.list_blobs(self._bucket, prefix=self._folder, max_results=1, timeout=TIMEOUT)
         with self._explained("read"):
             try:
@@ -90,21 +91,21 @@ class Bucket:
                 ) from error
 
     def path(self, key: str) -> str:
-        """The object's whole name in the bucket."""
+        """Return the object's full name in the bucket."""
         return f"{self._folder}{key}"
 
     def uri(self, key: str) -> str:
-        """`gs://…`, as BigQuery wants it."""
+        """Return the object's `gs://` address."""
         return f"gs://{self.block.bucket}/{self.path(key)}"
 
     def page(self, key: str) -> str:
-        """Where a person sees the object, in Google's console."""
+        """Return the URL of the object's page in the Google Cloud console."""
         name = quote(f"{self.block.bucket}/{self.path(key)}")
         return f"https://console.cloud.google.com/storage/browser/_details/{name}"
 
     @property
     def location(self) -> str | None:
-        """Where the bucket is, or None if the credentials may not ask."""
+        """The bucket's location, or None if the credentials may not read it."""
         try:
             self._bucket.reload(timeout=TIMEOUT)
         except GoogleAPIError:
@@ -112,33 +113,33 @@ class Bucket:
         return str(self._bucket.location) if self._bucket.location else None
 
     def stat(self, key: str) -> Object | None:
-        """The object now under `key`, or None."""
+        """Return the newest generation of the object `key`, or None if it does not exist."""
         with self._explained("read"):
             blob = self._bucket.get_blob(self.path(key), timeout=TIMEOUT)
         return None if blob is None else self._object(key, blob)
 
     def holds(self, key: str, generation: int) -> bool:
-        """Return whether the object under `key` has this generation."""
+        """Return whether the object `key` has this generation."""
         present = self.stat(key)
         return present is not None and present.generation == generation
 
     def require(self, key: str, generation: int) -> None:
-        """Raise `Gone` unless the object under `key` has this generation."""
+        """Raise `Gone` unless the object `key` has this generation."""
         if not self.holds(key, generation):
             raise Gone(f"{self.uri(key)} was replaced while this run was at work. Run again.")
 
     def listing(self, prefix: str) -> dict[str, Object]:
-        """Return the objects below a prefix by key, in order of their names."""
+        """Return the objects below a prefix by key, sorted by name."""
         with self._explained("read"):
             blobs = self._bucket.client.list_blobs(self._bucket, prefix=self.path(prefix), timeout=TIMEOUT)
             keys = ((blob.name.removeprefix(self._folder), blob) for blob in blobs)
             return {key: self._object(key, blob) for key, blob in keys}
 
     def read(self, key: str, generation: int, position: int = 0) -> Iterator[bytes]:
-        """Yield the bytes of an object of this generation, from a position on.
+        """Yield the bytes of this generation of an object, starting at `position`.
 
         Raises:
-            Gone: The object is not there at this generation.
+            Gone: This generation of the object does not exist.
         """
         blob = self._bucket.blob(self.path(key), generation=generation)
         try:
@@ -150,7 +151,7 @@ class Bucket:
             raise Gone(f"{self.uri(key)} was deleted or replaced while this run was at work. Run again.") from error
 
     def read_text(self, key: str) -> str | None:
-        """Return a small text object, or None if there is none."""
+        """Return the text of a small object, or None if it does not exist."""
         with self._explained("read"), suppress(NotFound):
             return bytes(self._bucket.blob(self.path(key)).download_as_bytes(timeout=TIMEOUT)).decode()
         return None
@@ -179,9 +180,10 @@ class Bucket:
     def writer(
         self, key: str, metadata: Mapping[str, str] | None = None, replaces: int | None = None
     ) -> Iterator[IO[bytes]]:
-        """A file to write a new object to; it appears whole when the block ends, and not at all on an error.
+        """Yield a file that writes a new object. The object appears when the block ends; after an error it does not appear.
 
-        Raises `Overtaken` if `replaces` is given and `key` is no longer at that generation (0: absent).
+        Raises:
+            Overtaken: `replaces` is given, and the object `key` is not at that generation (0: absent).
         """
         blob = self._bucket.blob(self.path(key))
         blob.metadata = dict(metadata or {})
@@ -195,17 +197,18 @@ class Bucket:
             except PreconditionFailed as error:
                 raise self._overtaken(key) from error
             finally:
-                # Where sending or giving up failed, the client leaves it open: the garbage collector would close it, that is,
-                # send what there is as if it were the whole, some time later.
+                # If an upload fails, and so does cancelling it, the client leaves the buffer open. The garbage collector would
+                # close it later, and closing sends the incomplete data as a whole object.
                 file._buffer.close()
 
     def add_metadata(self, key: str, metadata: Mapping[str, str], mark: Mapping[str, str]) -> Object:
-        """Add metadata to the object that carries `mark`, and return the object.
+        """Add metadata to the object `key`, whose metadata must contain `mark`, and return the object.
 
-        Metadata that the server or another tool added is ignored here, and stays.
+        Metadata that the server or another tool added stays.
 
         Raises:
-            Overtaken: The object under `key` does not carry `mark`: another run replaced it.
+            Gone: The object does not exist.
+            Overtaken: The object's metadata does not contain `mark`: another run replaced it.
         """
         with self._explained("written"):
             blob = self._bucket.get_blob(self.path(key), timeout=TIMEOUT)
@@ -224,7 +227,7 @@ class Bucket:
         return Gone(f"{self.uri(key)} vanished right after it was written; is a lifecycle rule at work? Run again.")
 
     def written(self, key: str) -> Object:
-        """Return an object that was just written; raise `Gone` if it is not there."""
+        """Return an object that was just written. Raise `Gone` if it does not exist."""
         present = self.stat(key)
         if present is None:
             raise self._vanished(key)
@@ -239,9 +242,11 @@ class Bucket:
         metadata: Mapping[str, str] | None = None,
         content_type: str = "application/octet-stream",
     ) -> Object:
-        """Copy a staged object to `key`, inside the store; its metadata there is `metadata`.
+        """Copy a staged object to `key` inside the store, with new metadata, and return the copy.
 
-        Raises `Overtaken` unless `key` is still at generation `replaces` (0: absent).
+        Raises:
+            Gone: The staged object does not exist at `generation`.
+            Overtaken: The object `key` is not at generation `replaces` (0: absent).
         """
         source = self._bucket.blob(self.path(staged), generation=generation)
         blob = self._bucket.blob(self.path(key))
@@ -250,7 +255,7 @@ class Bucket:
         token: str | None = None
         with self._explained("written"):
             try:
-                while True:  # once, or piece by piece where the store wants it so
+                while True:  # the store may copy a large object in several requests
                     token, _, _ = blob.rewrite(source, token=token, if_generation_match=replaces, timeout=TIMEOUT)
                     if token is None:
                         return self._object(key, blob)
@@ -260,7 +265,7 @@ class Bucket:
                 raise Gone(f"{self.uri(staged)} is not in the lake any more; run again.") from error
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects that may or may not be there."""
+        """Delete objects. Ignore those that do not exist."""
         for key in keys:
             with self._explained("written"):
                 try:
@@ -269,7 +274,11 @@ class Bucket:
                     continue
 
     def delete_generation(self, key: str, generation: int) -> None:
-        """Delete an object that may be gone; `Overtaken` if there is another by now."""
+        """Delete one generation of an object. Ignore an object that does not exist.
+
+        Raises:
+            Overtaken: The object has another generation.
+        """
         with self._explained("written"), suppress(NotFound):
             try:
                 blob = self._bucket.blob(self.path(key))
@@ -278,28 +287,33 @@ class Bucket:
                 raise self._overtaken(key) from error
 
     def delete_older(self, prefixes: Iterable[str], before: dt.datetime) -> None:
-        """Delete the objects below the prefixes that were written before a time."""
+        """Delete the objects below the prefixes that were last changed before a time."""
         with self._explained("read"):
             for below in map(self.path, prefixes):
                 for blob in self._bucket.client.list_blobs(self._bucket, prefix=below, timeout=TIMEOUT):
                     if blob.updated and blob.updated < before:
-                        with suppress(NotFound):  # another run sweeps too
+                        with suppress(NotFound):  # another run may delete the same objects
                             blob.delete(timeout=TIMEOUT)
 
     def download(self, key: str, file: IO[bytes]) -> None:
-        """Write the newest generation of an object to a file, in parallel requests."""
+        """Download the newest generation of an object into a file with parallel requests."""
         with self._explained("read"):
             self.block.download_object_to_file_object(key, file)
 
     @contextmanager
     def opened(self, key: str, generation: int) -> Iterator[IO[bytes]]:
-        """Open an object of which only a little is read, such as a Parquet footer."""
+        """Open an object to read a small part of it, such as a Parquet footer."""
         blob = self._bucket.blob(self.path(key), generation=generation)
         with self._explained("read"), blob.open("rb", chunk_size=_FOOTER, timeout=TIMEOUT) as file:
             yield file
 
     def ranges(self, present: Object, on_read: Callable[[int], None] = lambda size: None) -> io.RawIOBase:
-        """An object as a file, of this very generation, of which only what is read is fetched; `on_read` is told how much."""
+        """Return this generation of an object as a file that fetches only the ranges that are read.
+
+        Args:
+            present: The object.
+            on_read: Called after each request with the number of bytes that it fetched.
+        """
         blob = self._bucket.blob(self.path(present.key), generation=present.generation)
 
         def fetch(start: int, stop: int) -> bytes:
@@ -315,7 +329,7 @@ class Bucket:
 
 
 class _Ranges(io.RawIOBase):
-    """A file of which every read is a request of its own: Parquet's reader asks for whole columns, and for nothing twice."""
+    """File that turns each read into one HTTP range request. Parquet's reader reads whole columns, and each of them once."""
 
     def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
         self._size, self._fetch, self._at = size, fetch, 0

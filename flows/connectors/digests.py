@@ -1,4 +1,4 @@
-"""Digests that a server promises of a file's bytes, and whether the bytes that came have them."""
+"""Read the digests that a server sends for a file, and compare them with the bytes that arrive."""
 
 import base64
 import binascii
@@ -20,7 +20,7 @@ class _Digest(Protocol):
     def digest(self) -> bytes: ...
 
 
-# What each kind is computed by, the strongest first; SHA-1, CRC-32 and others are not believed or not offered.
+# How each kind is computed, the strongest first. SHA-1, CRC-32 and others are too weak, or no server sends them.
 _KINDS: dict[Verified, Callable[[], _Digest]] = {
     "sha256": hashlib.sha256,
     "md5": lambda: hashlib.md5(usedforsecurity=False),
@@ -28,23 +28,23 @@ _KINDS: dict[Verified, Callable[[], _Digest]] = {
 }
 _LENGTHS: dict[Verified, int] = {"sha256": 32, "md5": 16, "crc32c": 4}
 
-# How headers name a kind.
+# Names of the kinds in headers.
 _NAMES: dict[str, Verified] = {"sha-256": "sha256", "sha256": "sha256", "md5": "md5", "crc32c": "crc32c"}
 
 
 @dataclass(frozen=True)
 class _Header:
-    """A header that promises digests, and of what.
+    """A response header that carries digests.
 
-    `of` is "file" (the whole file, also in the answer to a Range) or "answer" (this answer's body).
+    `covers` is "file" (the whole file, also in the answer to a Range request) or "answer" (the body of this answer).
     """
 
     name: str
-    kind: str  # "" where each value names its own
-    of: str
+    kind: str  # "" if each value names its kind
+    covers: str
 
 
-# A multipart checksum of S3 ("…-12") is a digest of digests; its length tells that it is none of the bytes.
+# A multipart checksum of S3 ("…-12") is a digest of digests, not of the bytes. Its length does not match, so it is ignored.
 _HEADERS = (
     _Header("Repr-Digest", "", "file"),  # RFC 9530: sha-256=:…:
     _Header("Digest", "", "file"),  # RFC 3230: SHA-256=…
@@ -60,7 +60,7 @@ _MD5_ETAG = re.compile(r'"([0-9a-fA-F]{32})"')
 
 
 def _sent_otherwise(header: str, headers: Mapping[str, str]) -> bool:
-    """Return whether a store's own header may be about other bytes than are sent: it, or a cache, packed or unpacked them."""
+    """Return whether a store's header may describe other bytes than are sent: the store or a cache changed their encoding."""
     sent = encodings(headers.get("Content-Encoding"))
     if header == "x-goog-hash":
         return encodings(headers.get("x-goog-stored-content-encoding")) != sent
@@ -68,10 +68,10 @@ def _sent_otherwise(header: str, headers: Mapping[str, str]) -> bool:
 
 
 def _promises(answer: httpx.Response) -> Iterator[tuple[Verified, bytes]]:
-    """Yield each digest that an answer promises of the bytes of the whole file as they are sent."""
+    """Yield each digest that an answer carries for the bytes of the whole file, as they are sent."""
     for header in _HEADERS:
         text = answer.headers.get(header.name, "")
-        if not text or (header.of == "answer" and answer.status_code != 200):
+        if not text or (header.covers == "answer" and answer.status_code != 200):
             continue
         if _sent_otherwise(header.name, answer.headers):
             continue
@@ -86,13 +86,13 @@ def _promises(answer: httpx.Response) -> Iterator[tuple[Verified, bytes]]:
 
 
 def _by_etag(answer: httpx.Response) -> bytes | None:
-    """Return what may be the file's MD5: S3, MinIO, R2 and others have it as the ETag of what was uploaded in one part."""
+    """Return what may be the file's MD5. S3, MinIO, R2 and others use it as the ETag of files uploaded in one part."""
     match = _MD5_ETAG.fullmatch(answer.headers.get("ETag", ""))
     return bytes.fromhex(match[1]) if match else None
 
 
 def _etag_is_md5(answer: httpx.Response) -> bool:
-    """Return whether the server is S3 and promises that its ETag is an MD5: not where a key of KMS or the client encrypts.
+    """Return whether the server is S3 and its ETag is an MD5. It is not if a KMS key or the client's own key encrypts the file.
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html (ETag)
     """
@@ -102,7 +102,7 @@ def _etag_is_md5(answer: httpx.Response) -> bool:
 
 
 class Check:
-    """Compares the bytes of a file, as they come, with what the first answer promised of them."""
+    """Compare the bytes of a file, as they arrive, with the digests of the first answer."""
 
     def __init__(self, answer: httpx.Response) -> None:
         self._promised = dict(reversed([*_promises(answer)]))
@@ -112,14 +112,14 @@ class Check:
         self._digests = {kind: make() for kind, make in _KINDS.items() if kind in kinds}
 
     def add(self, piece: bytes) -> None:
-        """Take the next bytes."""
+        """Add the next bytes."""
         for digest in self._digests.values():
             digest.update(piece)
 
     def wrong(self) -> str:
-        """Return which promise the bytes do not keep, in words, or "" if they keep all.
+        """Return a text about the digest that the bytes do not match, or "" if they match all.
 
-        An ETag that merely looks like an MD5 is no promise, except of S3.
+        An ETag that looks like an MD5 counts only if it comes from S3.
         """
         promised = dict(self._promised)
         if self._etag and self._etag_counts:
@@ -131,7 +131,7 @@ class Check:
 
     @property
     def made(self) -> Verified:
-        """The strongest check that the bytes passed; "" if nothing was promised."""
+        """The strongest digest that the bytes match; "" if there is none."""
         for kind, digest in self._digests.items():
             if digest.digest() in (self._promised.get(kind), self._etag if kind == "md5" else None):
                 return kind

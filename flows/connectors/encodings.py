@@ -1,4 +1,4 @@
-"""Content encodings: what a server did to a file's bytes on their way, undone."""
+"""Decode the `Content-Encoding` in which a server sends a file."""
 
 import zlib
 from collections.abc import Iterable, Iterator
@@ -8,26 +8,29 @@ from flows.tlc.errors import UnreadableFile
 from flows.tlc.sources import Ending
 
 _GZIP = b"\x1f\x8b"
-_TELLING = 4096  # bytes of gzip that surely give the first bytes of what is inside
-_PIECE = 1 << 20  # bytes inflated at once: a well compressed piece would make many times its size
+_ENOUGH = 4096  # bytes of gzip that are enough to decompress the first bytes of the content
+_PIECE = 1 << 20  # most bytes inflated at once: a small compressed piece can inflate to many times its size
 
-# Names of what is no content coding, written where a charset or a transfer encoding was meant: the bytes are the file's.
+# Not content codings: some servers write a charset or a transfer encoding here. The bytes are the file's own.
 _MISTAKEN = {"utf-8", "utf8", "us-ascii", "iso-8859-1", "binary", "8bit", "7bit", "none", "null"}
-# aws-chunked names how an object was uploaded, not what is sent: https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming.html
+# aws-chunked says how an object was uploaded, not how it is sent: https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming.html
 _NONE = {"", "identity", "aws-chunked"} | _MISTAKEN
 _PACKED = {"gzip", "x-gzip"}
 
 
 def encodings(header: str | None) -> list[str]:
-    """Return the encodings that a `Content-Encoding` header names and that change bytes."""
+    """Return those encodings of a `Content-Encoding` header that change the bytes."""
     return [word for word in (part.strip().lower() for part in (header or "").split(",")) if word not in _NONE]
 
 
 def decoded(about: object, url: str, ending: Ending, header: str | None, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the file's own bytes from those that were sent with this `Content-Encoding`.
+    """Yield the file's own bytes from the bytes that were sent with this `Content-Encoding`.
 
-    A `.csv.gz` is gzip by itself, and many servers call that its encoding: it is unpacked only if gzip is inside of gzip.
-    What is not packed, whatever its header says, stays as it is.
+    A `.csv.gz` is itself gzip, and many servers declare that as its encoding. It is decompressed only if it is gzip inside gzip.
+    Bytes that are not gzip stay as they are, whatever the header says.
+
+    Raises:
+        UnreadableFile: The encoding is not gzip, or the gzip data is damaged or incomplete.
     """
     named = encodings(header)
     if not named:
@@ -42,7 +45,7 @@ def decoded(about: object, url: str, ending: Ending, header: str | None, pieces:
     begun = bytearray()
     for piece in sent:
         begun += piece
-        if len(begun) >= _TELLING:
+        if len(begun) >= _ENOUGH:
             break
     head = bytes(begun)
     packed = head.startswith(_GZIP) and (ending != ".csv.gz" or _inside(head).startswith(_GZIP))
@@ -57,7 +60,7 @@ def _chained(head: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _inside(head: bytes) -> bytes:
-    """Return the first bytes that a gzip file's beginning holds."""
+    """Return the first decompressed bytes of a gzip file, given its beginning."""
     try:
         return zlib.decompressobj(wbits=31).decompress(head, 16)
     except zlib.error:

@@ -1,4 +1,4 @@
-"""Files of this machine, by their file:// addresses: only whole, regular ones."""
+"""Open files of this machine by their file:// addresses. Only regular files are accepted."""
 
 import errno
 import os
@@ -17,15 +17,15 @@ def opened(about: object, url: str) -> Iterator[BufferedReader]:
     """Open the file at a file:// address.
 
     Raises:
-        NotPublished: There is no such file.
-        UnreadableFile: It is a folder, a device or a pipe, or may not be read.
+        NotPublished: The file does not exist.
+        UnreadableFile: The address names a folder, a device or a pipe, or the file may not be read.
         SourceNotAllowed: This process may not read local files.
     """
     parsed(url)
     require_allowed(url)
     path = path_of(url)
     try:
-        # A pipe without a writer would block an ordinary open for ever.
+        # Without O_NONBLOCK, opening a pipe that has no writer blocks forever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):

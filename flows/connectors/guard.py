@@ -1,7 +1,7 @@
-"""Which addresses a run may read: public ones, those of the operator, and what the operator's environment allows besides.
+"""Decide which addresses a run may read: public addresses, the operator's own, and those that the environment also allows.
 
-A deployment's `source` is written by whoever may start a run. It must not make this machine read its own files, or servers that
-only this machine reaches. So the address is judged before any work, after every redirect, and where the connection is made.
+Everyone who may start a run can set a deployment's `source`. It must not make this machine read its own files, or servers that
+only this machine can reach. The address is therefore checked before any work, after every redirect, and at each connection.
 """
 
 import functools
@@ -26,15 +26,19 @@ from flows.tlc.errors import MisconfiguredBlock, SourceNotAllowed, UnreadableFil
 
 ALLOW = "TRIPS_ALLOW_SOURCES"
 ALLOWANCES = {"file": "files of the machine that runs the flow", "private": "servers at private and local addresses"}
-OPERATORS = ("TLC_OFFICIAL_URL", "TLC_MIRROR_URL", "TLC_ZONES_URL")  # addresses in these are the operator's own word
+OPERATORS = (
+    "TLC_OFFICIAL_URL",
+    "TLC_MIRROR_URL",
+    "TLC_ZONES_URL",
+)  # set by the operator, so their addresses are trusted
 _PORTS = {"http": 80, "https": 443}
 _TIMEOUT = httpx.Timeout(60, connect=15)
 
-# Metadata services of clouds give credentials to any local caller. They publish no months, so no setting allows them.
+# A cloud's metadata service gives credentials to any local caller. It never publishes trips, so no setting allows it.
 _METADATA = tuple(
     ipaddress.ip_network(network)
     for network in (
-        "169.254.0.0/16",  # link-local: AWS, Google, Azure, Oracle, DigitalOcean; 169.254.170.2 for containers of ECS
+        "169.254.0.0/16",  # link-local: AWS, Google, Azure, Oracle, DigitalOcean; 169.254.170.2 for ECS containers
         "fd00:ec2::/32",  # AWS, IPv6
         "fd20:ce::254/128",  # Google, IPv6
         "100.100.100.200/32",  # Alibaba
@@ -48,19 +52,19 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def allowances() -> set[str]:
-    """Return what this process's environment allows besides public addresses."""
+    """Return the allowances of this process's environment: keys of `ALLOWANCES`."""
     return {word.strip() for word in os.environ.get(ALLOW, "").split(",")} & ALLOWANCES.keys()
 
 
 def allow_by_default() -> None:
-    """Allow everything in this process unless its environment says otherwise: a person started it on their own machine."""
+    """Allow everything in this process unless its environment says otherwise. For commands that users start on their machines."""
     os.environ.setdefault(ALLOW, ",".join(ALLOWANCES))
 
 
 def require_allowed(url: str) -> None:
     """Raise `SourceNotAllowed` for a local file or a private address that this process may not read.
 
-    A host's name is judged here as far as it can be without a resolver, and by its addresses when a connection is made.
+    This check does not resolve host names. `Wire` checks the addresses of a host when it connects.
     """
     parts = urlsplit(url)
     if parts.scheme == "file":
@@ -97,7 +101,7 @@ def _never(url: str) -> SourceNotAllowed:
 
 
 def _host(name: str | None) -> str:
-    """Return a host's name in one form, as a client would ask for it."""
+    """Return a host's name in the normal form that a client requests."""
     host = (name or "").rstrip(".")
     try:
         return host.encode("idna").decode().lower() if not host.isascii() else host.lower()
@@ -106,7 +110,7 @@ def _host(name: str | None) -> str:
 
 
 def _literal(host: str) -> Address | None:
-    """Return the address that a host's name spells: dotted, decimal, octal, hexadecimal or IPv6; None for a name."""
+    """Return the address that a host is written as (dotted, decimal, octal, hexadecimal or IPv6), or None for a name."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -153,8 +157,8 @@ def _operators_hosts() -> set[tuple[str, int]]:
 
 
 def _is_operators_file(url: str) -> bool:
-    """Return whether a file:// address is one of those that a template of the operator names."""
-    return any(url == known or re.fullmatch(_pattern(known), url) for known in _operators_urls())
+    """Return whether a file:// address matches one of the operator's templates."""
+    return any(url == template or re.fullmatch(_pattern(template), url) for template in _operators_urls())
 
 
 def _pattern(template: str) -> str:
@@ -166,20 +170,20 @@ def _pattern(template: str) -> str:
 
 
 class Wire(httpcore.NetworkBackend):
-    """The connections of one client: each goes to an address that was judged, and none waits beyond the deadline.
+    """The connections of one client. Each goes to an address that was checked, and no operation waits beyond the deadline.
 
-    The name is resolved once, and the connection is made to what was judged: a resolver that answers otherwise the
-    second time gains nothing.
+    A name is resolved once, and the connection goes to the checked addresses. A resolver that gives another answer the second
+    time (DNS rebinding) has no effect.
     """
 
     def __init__(self, *, to_proxy: bool = False) -> None:
         self._backend = httpcore.SyncBackend()
-        self._to_proxy = to_proxy  # the proxy is the environment's, and it resolves names itself
+        self._to_proxy = to_proxy  # the proxy comes from the environment, and it resolves names itself
         self.trusted: set[tuple[str, int]] = set()
         self.deadline = math.inf
 
     def within(self, timeout: float | None) -> float | None:
-        """Return the seconds that an operation may take: `timeout`, or less if the deadline is nearer."""
+        """Return how many seconds an operation may take: `timeout`, or less if the deadline is nearer."""
         if self.deadline == math.inf:
             return timeout
         left = self.deadline - time.monotonic()
@@ -191,7 +195,7 @@ class Wire(httpcore.NetworkBackend):
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:  # fmt: skip
-        """Connect to the first of a host's addresses that answers."""
+        """Connect to the first address of a host that answers."""
         addresses = [host] if self._to_proxy else self.judged(host, port)
         for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             try:
@@ -203,7 +207,7 @@ class Wire(httpcore.NetworkBackend):
         raise httpcore.ConnectError(f"{host} has no address")
 
     def judged(self, host: str, port: int) -> list[str]:
-        """Return a host's addresses, or raise `SourceNotAllowed` if one of them may not be asked."""
+        """Return a host's addresses. Raise `SourceNotAllowed` if this process may not read one of them."""
         try:
             found = [str(at[4][0]) for at in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
         except (OSError, UnicodeError) as error:
@@ -245,28 +249,28 @@ def _tls() -> ssl.SSLContext:
 
 
 class Client(httpx.Client):
-    """An HTTP client that follows redirects and asks only servers that may be asked."""
+    """An HTTP client that follows redirects and connects only to allowed addresses."""
 
     def __init__(self) -> None:
         try:
-            # identity: a proxy must not gzip what is hashed and counted as published
+            # identity: the bytes are hashed and counted as published, so a proxy must not gzip them
             super().__init__(
                 timeout=_TIMEOUT, follow_redirects=True, headers={"Accept-Encoding": "identity"}, verify=_tls(),
                 event_hooks={"request": [self._judge_request], "response": [self._judge_redirect]},
             )  # fmt: skip
-        except (ValueError, httpx.InvalidURL, ImportError):  # their texts may quote a proxy's password
+        except (ValueError, httpx.InvalidURL, ImportError):  # the error's text may contain a proxy's password
             raise MisconfiguredBlock(
                 "a proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not a URL that can be used; correct the variable."
             ) from None
         self._wires = [Wire()]
-        # httpx offers no way to hand over a backend and keep the environment's proxies.
+        # httpx has no public way to set a network backend and keep the environment's proxies.
         self._transport._pool._network_backend = self._wires[0]  # type: ignore[attr-defined]
         for proxy in filter(None, self._mounts.values()):
             self._wires.append(Wire(to_proxy=True))
             proxy._pool._network_backend = self._wires[-1]  # type: ignore[attr-defined]
 
     def answer_within(self, seconds: float) -> None:
-        """Set the time in which the next answers' headers have to be there; `math.inf` for none."""
+        """Set the deadline, in seconds from now, for all reads and writes; `math.inf` for none."""
         for wire in self._wires:
             wire.deadline = time.monotonic() + seconds
 
@@ -275,24 +279,24 @@ class Client(httpx.Client):
         host, port = _host(request.url.host), request.url.port or _PORTS.get(request.url.scheme, 0)
         _require_host(url, host, port, self._wires[0].trusted)
         if self._transport_for_url(request.url) is not self._transport:
-            # A proxy connects for us. Some names only it can resolve; those that this machine can are judged here.
+            # The proxy connects, and some names only the proxy can resolve. Names that this machine resolves are checked.
             with suppress(httpcore.ConnectError):
                 self._wires[0].judged(host, port)
 
     def _judge_redirect(self, answer: httpx.Response) -> None:
-        """Judge where a redirect leads before httpx does: its own errors quote the address."""
+        """Check a redirect's target before httpx does, because httpx's errors quote the address."""
         if not answer.has_redirect_location:
             return
         asked = str(answer.request.url)
         try:
-            # A signed address may have an @ in its query, and a fragment is not sent: neither is the publisher's fault.
+            # A signed address may have an @ in its query, and a fragment is never sent. Both are valid, so neither is checked.
             place = urldefrag(urljoin(asked, answer.headers["Location"])).url
             to = parsed(place.partition("?")[0])
             port = to.port or _PORTS[to.scheme]
         except (ValueError, KeyError) as error:
             why = error if isinstance(error, BadAddress) else "no http(s):// URL"
             raise UnreadableFile(f"{shown(asked)} redirects to an address that is refused: {why}.") from None
-        # The operator's server may lead on to other ports of its own host.
+        # The operator's server may redirect to other ports of its own host.
         here = _host(answer.request.url.host)
         at = (here, answer.request.url.port or _PORTS[answer.request.url.scheme])
         if at in {*_operators_hosts(), *self._wires[0].trusted} and _host(to.hostname) == here:

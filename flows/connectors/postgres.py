@@ -1,4 +1,4 @@
-"""PostgreSQL: connections, transactions, tables, COPY and advisory locks. Names are folded to lower case."""
+"""PostgreSQL: connections, transactions, tables, COPY and advisory locks. Column names are in lower case."""
 
 import io
 import re
@@ -21,27 +21,28 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 _COPY_BUFFER = 1 << 20
-_ASK_AGAIN = 1.0  # seconds between two tries for a month that another run holds, or for a server that does not answer
-_PATIENCE = 5.0  # seconds that a server gets to start again
-# A failed connection has no SQLSTATE in psycopg2, only a text. These stay true; anything else, in another language too, may pass.
+_ASK_AGAIN = 1.0  # seconds between two attempts to take a lock, or to reach a server that does not answer
+_PATIENCE = 5.0  # seconds that a server has to restart
+# psycopg2 gives no SQLSTATE for a failed connection, only a text. These errors are permanent. All others, and those in other
+# languages, are treated as temporary.
 _REFUSED = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|permission denied|not permitted to log in"
     r'|(database|role|file) ".*" does not exist|certificate|private key file|definition of service ".*" not found'
 )
-_LOCK_SPACE = 0x7A21  # advisory locks of this project, among all others in a database
+_LOCK_SPACE = 0x7A21  # separates this project's advisory locks from all others in the database
 
 
 class _Stream(io.RawIOBase):
-    """Pieces of bytes as the file that COPY reads."""
+    """Pieces of bytes as a file for COPY to read."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = iter(pieces)
-        self._held = memoryview(b"")
+        self._rest = memoryview(b"")
         self.failure: Exception | None = None  # psycopg2 keeps only the text of an error raised in `read`
 
     def read(self, size: int = _COPY_BUFFER) -> bytes:
-        """At most `size` bytes; none at the end."""
-        while not self._held:
+        """Return at most `size` bytes; none at the end."""
+        while not self._rest:
             try:
                 piece = next(self._pieces, None)
             except Exception as error:
@@ -49,25 +50,25 @@ class _Stream(io.RawIOBase):
                 raise
             if piece is None:
                 return b""
-            self._held = memoryview(piece)
-        taken, self._held = self._held[:size], self._held[size:]
+            self._rest = memoryview(piece)
+        taken, self._rest = self._rest[:size], self._rest[size:]
         return bytes(taken)
 
 
 def names_of(wanted: Iterable[Column]) -> list[sql.Identifier]:
-    """Return the columns' names."""
+    """Return the names of columns as SQL identifiers."""
     return [sql.Identifier(column.postgres_name) for column in wanted]
 
 
 def _defined(wanted: Iterable[Column]) -> sql.Composed:
-    """Columns as CREATE TABLE and ADD COLUMN have them."""
+    """Return column definitions for CREATE TABLE and ADD COLUMN."""
     return sql.SQL(", ").join(
         sql.SQL("{} {}").format(sql.Identifier(c.postgres_name), sql.SQL(KINDS[c.kind].postgres)) for c in wanted
     )
 
 
 def listed(names: Iterable[sql.Composable], prefix: str = "") -> sql.Composed:
-    """Return names as a list in SQL, each with a prefix."""
+    """Return names as a comma-separated SQL list, each with a prefix."""
     return sql.SQL(", ").join(sql.SQL(prefix) + name for name in names)
 
 
@@ -82,26 +83,28 @@ class Postgres:
         pooled = self._engine.raw_connection()
         connection: Any = pooled.driver_connection
         try:
-            connection.set_client_encoding("UTF8")  # what we send is, whatever the database keeps
+            connection.set_client_encoding(
+                "UTF8"
+            )  # the encoding of everything sent, whatever the database's own encoding is
             yield connection
         finally:
-            # Never back to a pool: a session may hold locks, and a broken one must not serve again.
+            # Never return the connection to the pool: its session may still own locks, or it may be broken.
             pooled.invalidate()
 
     @contextmanager
     def transaction(self) -> Iterator["Cursor"]:
-        """Give a cursor; commit when the block ends, roll back on an error."""
+        """Yield a cursor. Commit when the block ends; roll back on an error."""
         with self._connection() as connection, connection, connection.cursor() as cursor:
             yield cursor
 
     @contextmanager
     def locked(self, number: int, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Hold an advisory lock of this project. Call `on_wait` once if another run holds it, and wait."""
+        """Own the project's advisory lock `number` during the block. If another run owns it, call `on_wait` once and wait."""
         with self._connection() as connection, connection.cursor() as cursor:
             connection.autocommit = True
             waited = False
             cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", key := (_LOCK_SPACE, number))
-            while not value(cursor):  # asked again and again: a wait inside the server would end with its connection
+            while not value(cursor):  # polled: a wait inside the server would end if the connection breaks
                 if not waited:
                     on_wait()
                 waited = True
@@ -110,14 +113,19 @@ class Postgres:
             yield
 
     def lock_tables(self, cursor: "Cursor") -> None:
-        """Hold the lock on the tables themselves until the transaction ends.
+        """Take the project's advisory lock for creating and altering tables, until the transaction ends.
 
-        IF NOT EXISTS alone is a race: two first runs at once would meet in the catalog's unique index.
+        IF NOT EXISTS alone is a race: if two first runs create the same table at once, one fails with a unique violation.
         """
         cursor.execute("SELECT pg_advisory_xact_lock(%s, 0)", (_LOCK_SPACE,))
 
     def check(self) -> None:
-        """Raise `MisconfiguredBlock` unless the block's user gets in and may make tables, `Unreachable` if nobody does now."""
+        """Check that the block's user can connect and create tables.
+
+        Raises:
+            MisconfiguredBlock: The user cannot connect, or may not create tables.
+            Unreachable: The server does not answer.
+        """
         url = self._engine.url
         where = f"database {url.database!r} on {url.host or 'this machine'}:{url.port or 5432}"
         mend = "correct the SqlAlchemyConnector block (python -m blocks.register takes POSTGRES_URL)"
@@ -133,7 +141,7 @@ class Postgres:
                 reason = " ".join(str(cause).split())
                 if '"~' in reason:
                     reason += "; PostgreSQL's library does not expand ~: write the whole path"
-                # The chained text could hold the password.
+                # Not chained: the original text could contain the password.
                 if not isinstance(cause, psycopg2.OperationalError) or _REFUSED.search(reason):
                     raise MisconfiguredBlock(f"{where} cannot be used ({reason}); {mend}.") from None
                 if time.monotonic() > until:
@@ -147,10 +155,10 @@ class Postgres:
     def ensure_table(
         self, cursor: "Cursor", table: str, wanted: Sequence[Column], key: Sequence[str], partitioned: str = ""
     ) -> None:
-        """Create a table where it is missing, and add the columns that it lacks.
+        """Create a table if it does not exist, and add the columns that it lacks.
 
         Raises:
-            MisconfiguredBlock: It has another primary key than `key`.
+            MisconfiguredBlock: The primary key of the table is not `key`.
         """
         cursor.execute(
             sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, PRIMARY KEY ({}))").format(
@@ -177,13 +185,13 @@ class Postgres:
                 )
 
     def rows(self, cursor: "Cursor", statement: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
-        """Run a query and return its rows by column name."""
+        """Run a query and return each row as a dict by column name."""
         cursor.execute(statement, values)
         names = [column.name for column in cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
     def copy(self, cursor: "Cursor", statement: sql.Composable, pieces: Iterable[bytes]) -> None:
-        """Run a COPY … FROM STDIN. An error that `pieces` raises is raised here as it is."""
+        """Run COPY … FROM STDIN. Errors that `pieces` raises pass through unchanged."""
         stream = _Stream(pieces)
         try:
             cursor.copy_expert(statement, stream, size=_COPY_BUFFER)
@@ -199,16 +207,24 @@ class Postgres:
         rows: Iterable[Sequence[object]],
         comment: Callable[[int, int, int], str],
     ) -> tuple[int, int, int]:
-        """Make a small table hold these rows (values of `wanted`, whose first is the key), in one transaction.
+        """Replace the rows of a small table in one transaction. Create the table if it does not exist.
 
-        Only rows that differ are written. If any does, the table gets a comment: `comment(inserted, updated, removed)`.
-        The table is made where it is missing. Return the three counts.
+        Only rows that differ are written. If any row differs, the table gets a comment.
+
+        Args:
+            name: The table.
+            wanted: The columns. The first one is the primary key.
+            rows: The new rows, with one value per column.
+            comment: Returns the table's comment, given the counts of inserted, updated and removed rows.
+
+        Returns:
+            The counts of inserted, updated and removed rows.
         """
-        held = list(rows)
+        new = list(rows)
         table, names = sql.Identifier(name), names_of(wanted)
         key = names[0]
         with self.transaction() as cursor:
-            self.lock_tables(cursor)  # also lets two runs at once write one after the other
+            self.lock_tables(cursor)  # two runs at once also write one after the other
             self.ensure_table(cursor, name, wanted, [wanted[0].postgres_name])
             written = execute_values(
                 cursor,
@@ -223,12 +239,12 @@ class Postgres:
                     listed(names[1:], "old."),
                     listed(names[1:], "EXCLUDED."),
                 ),
-                held,
-                page_size=len(held),
+                new,
+                page_size=len(new),
                 fetch=True,
             )
             cursor.execute(
-                sql.SQL("DELETE FROM {} WHERE NOT {} = ANY (%s)").format(table, key), ([row[0] for row in held],)
+                sql.SQL("DELETE FROM {} WHERE NOT {} = ANY (%s)").format(table, key), ([row[0] for row in new],)
             )
             inserted = sum(is_new for (is_new,) in written)
             changes = inserted, len(written) - inserted, cursor.rowcount

@@ -1,4 +1,4 @@
-"""One request to a web server: made again while failures pass, bounded in time, its answer judged."""
+"""One request to a web server: retry temporary failures, limit the time, and check the answer."""
 
 import math
 import random
@@ -17,13 +17,15 @@ from flows.tlc.errors import AskAgainLater, NotPublished, Unreachable, Unreadabl
 from flows.tlc.sources import LARGEST, Ending, PublishedFile
 from flows.tlc.trips import TripMonth
 
-ATTEMPTS = 5  # of one request, before the retries of the task that makes it, if one does
-LONGEST_WAIT = 300.0  # seconds; a server that asks for more is left alone, and the month to a later run
-ANSWER_WITHIN = 60.0  # seconds until the headers of an answer are whole
-_SILENCES = 2  # attempts that may pass without an answer: each costs `ANSWER_WITHIN`
-WINDOW = 60.0  # seconds in which a body has to bring `LEAST` bytes; the reader's own time does not count
+ATTEMPTS = 5  # per request; a task that makes the request may retry all of them
+LONGEST_WAIT = (
+    300.0  # seconds; if a server asks for a longer wait, the run gives up and a later run must load the month
+)
+ANSWER_WITHIN = 60.0  # seconds until the headers of an answer are complete
+_SILENCES = 2  # attempts without an answer, after which the run gives up: each takes `ANSWER_WITHIN`
+WINDOW = 60.0  # seconds in which at least `LEAST` bytes of a body must arrive, without the time that the caller spends
 LEAST = 64 << 10
-# 403 is TLC's answer for a month that is not published; the others will not change by asking again either.
+# TLC answers 403 for a month that is not published. For the others, too, a retry does not help.
 REFUSED = {403, 404, 410}
 PASSING = {408, 425, 429, 500, 502, 503, 504}
 
@@ -31,19 +33,19 @@ Ask = tuple[str, dict[str, str]]  # method and headers
 
 
 def _asked_to_wait(answer: httpx.Response) -> float | None:
-    """Seconds that a server asks us to stay away: a number or a date, as HTTP has it."""
-    asked = answer.headers.get("Retry-After", "").strip()
-    if asked.isascii() and asked.isdigit():
-        return float(asked)
+    """Return the seconds of an answer's Retry-After header, which may be a number or a date; None without one."""
+    text = answer.headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
     try:
-        until = parsedate_to_datetime(asked)
+        until = parsedate_to_datetime(text)
     except ValueError:
         return None
     return max(0.0, until.timestamp() - time.time())
 
 
 def pause(attempt: int) -> float:
-    """Seconds until the next attempt: exponential with jitter."""
+    """Return the seconds until the next attempt: exponential backoff with jitter."""
     return float(min(2**attempt, 30) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
 
 
@@ -55,9 +57,21 @@ def answered(
     within: float | None = None,
     raised: tuple[type[Exception], ...] = (),
 ) -> Iterator[httpx.Response]:
-    """Yield a final answer to a request, made by one of `asks` after the other while failures pass.
+    """Yield the final answer to a request. Make one attempt for each of `asks`, until one does not fail temporarily.
 
-    Errors of the kinds `raised` are raised at once. What breaks off later is the caller's to see.
+    The caller must handle a connection that breaks while it reads the body.
+
+    Args:
+        client: The HTTP client.
+        url: The address.
+        asks: Method and headers of each attempt.
+        within: Seconds until the headers of an answer must be complete; `ANSWER_WITHIN` by default.
+        raised: Errors that are not retried.
+
+    Raises:
+        Unreachable: No attempt got an answer.
+        UnreadableFile: The address is invalid, or it redirects too often.
+        AskAgainLater: The server asks for a wait of more than `LONGEST_WAIT`.
     """
     silences = 0
     for attempt, (method, headers) in enumerate(asks, 1):
@@ -91,12 +105,12 @@ def answered(
 
 
 def why(error: Exception) -> str:
-    """Return an error of httpx in a few words; what a server wrote into it is cut and escaped."""
+    """Return a short text for an error of httpx. Text from the server is shortened and escaped."""
     return f"{type(error).__name__}: {escaped(str(error), 120)}"
 
 
 def require_file(trip_month: TripMonth, url: str, answer: httpx.Response) -> None:
-    """Raise unless an answer says that there is a file."""
+    """Raise `NotPublished`, `Unreachable` or `UnreadableFile` unless an answer's status is that of a file."""
     if answer.status_code in REFUSED:
         raise NotPublished(
             f"{trip_month} is not published at {shown(url)} (HTTP {answer.status_code})."
@@ -110,7 +124,7 @@ def require_file(trip_month: TripMonth, url: str, answer: httpx.Response) -> Non
 
 
 def told_by(trip_month: TripMonth, url: str, ending: Ending, answer: httpx.Response) -> PublishedFile:
-    """Return the file that an answer describes, without a size if the body is encoded: its length is not the file's."""
+    """Return the file that an answer describes. The size is None if the body is encoded: its length is not the file's."""
     sent = whole_size(answer)
     return PublishedFile(
         trip_month=trip_month,
@@ -123,7 +137,7 @@ def told_by(trip_month: TripMonth, url: str, ending: Ending, answer: httpx.Respo
 
 
 def whole_size(answer: httpx.Response) -> int | None:
-    """Return the bytes that are sent for the whole file, also where this answer is of a part."""
+    """Return how many bytes are sent for the whole file, even if this answer is for a part; None if it is unknown."""
     text = answer.headers.get("Content-Length", "")
     if answer.status_code == 206:
         text = answer.headers.get("Content-Range", "").rpartition("/")[2]
@@ -131,7 +145,7 @@ def whole_size(answer: httpx.Response) -> int | None:
 
 
 def require_credible(published: PublishedFile, size: int) -> None:
-    """Raise if a file of `size` bytes is larger than a month can be."""
+    """Raise `UnreadableFile` if `size` bytes are more than a month can have."""
     if size > (most := LARGEST[published.ending]):
         raise UnreadableFile(
             f"{published.trip_month}: {shown(published.url)} has more than {most:,} bytes, four times as many as the largest"
@@ -140,9 +154,9 @@ def require_credible(published: PublishedFile, size: int) -> None:
 
 
 def timely(client: Client, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the same pieces; `httpx.ReadTimeout` if they come too slowly, however evenly."""
+    """Yield the same pieces. Raise `httpx.ReadTimeout` if fewer than `LEAST` bytes arrive in `WINDOW` seconds."""
     waiting = iter(pieces)
-    spent, came = 0.0, 0
+    spent, received = 0.0, 0
     while True:
         client.answer_within(2 * WINDOW)
         began = time.monotonic()
@@ -151,9 +165,9 @@ def timely(client: Client, pieces: Iterable[bytes]) -> Iterator[bytes]:
         client.answer_within(math.inf)
         if piece is None:
             return
-        came += len(piece)
+        received += len(piece)
         if spent > WINDOW:
-            if came < LEAST:
-                raise httpx.ReadTimeout(f"only {came} bytes came in {spent:.0f} s")
-            spent, came = 0.0, 0
+            if received < LEAST:
+                raise httpx.ReadTimeout(f"only {received} bytes came in {spent:.0f} s")
+            spent, received = 0.0, 0
         yield piece

@@ -1,6 +1,6 @@
-"""This machine's disk, as a bounded cache of published files that other users cannot change.
+"""A cache of published files on this machine's disk, limited in size, that other users cannot change.
 
-The folder is private, or it is not used. A file of the cache is opened once: what was hashed is what is read.
+The folder is used only if it is private. A cached file is opened once, so the bytes that are read are the bytes that were hashed.
 """
 
 import errno
@@ -22,9 +22,9 @@ from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.sources import ENDINGS, PublishedFile
 from flows.tlc.trips import COLORS
 
-DEFAULT_LIMIT = 4 << 30  # bytes of published files kept; the oldest go first
-_ABANDONED = 24 * 60 * 60  # seconds after which a file half fetched belongs to no run any more
-_FETCHING = ".fetching-"  # begins the name of a file half fetched
+DEFAULT_LIMIT = 4 << 30  # bytes of published files in the cache; the least recently used are deleted first
+_ABANDONED = 24 * 60 * 60  # seconds after which no run writes to an incomplete file any more
+_FETCHING = ".fetching-"  # prefix of the name of an incomplete file
 _SPARE = 64 << 20  # bytes that must stay free on the disk
 _OURS = "nyc-taxi-flows"
 
@@ -40,13 +40,14 @@ _UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT
 
 
 def folder() -> Path:
-    """Return the folder of published files; make it, for this user alone, if it does not exist.
+    """Return the folder of published files. If it does not exist, create it for this user alone.
 
-    It is `TRIPS_SCRATCH`, or `nyc-taxi-flows` in the user's cache folder. A user without a home (a container) has it in the
-    system's temporary folder.
+    It is `TRIPS_SCRATCH`, or else `nyc-taxi-flows` in the user's cache folder. For a user without a home, as in a container, it
+    is in the system's temporary folder.
 
     Raises:
-        UnsafeScratch: The folder is a symbolic link, belongs to another user, or can be written by other users.
+        UnsafeScratch: The folder is a symbolic link, belongs to another user, or other users can write to it. Or no folder can be
+            written.
     """
     named = os.environ.get("TRIPS_SCRATCH")
     places = [_at_home(named).absolute()] if named else _default_places()
@@ -67,21 +68,21 @@ def folder() -> Path:
 
 
 def _default_places() -> list[Path]:
-    """Return the places for the folder, the best first. https://specifications.freedesktop.org/basedir-spec/latest/"""
+    """Return candidates for the folder, the best first. https://specifications.freedesktop.org/basedir-spec/latest/"""
     places = [Path(tempfile.gettempdir()) / f"{_OURS}-{os.getuid()}"]
     cache = _at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return [cache / _OURS, *places] if cache.is_absolute() else places
 
 
 def _at_home(path: str) -> Path:
-    """Return the path, with `~` in the place of the user's home if there is one."""
+    """Return the path with `~` expanded to the user's home, if the user has one."""
     with suppress(RuntimeError):
         return Path(path).expanduser()
     return Path(path)
 
 
 def _make(path: Path) -> None:
-    """Make a folder, and those above it, for this user alone, whatever the umask is."""
+    """Create a folder and its missing parents for this user alone, whatever the umask is."""
     if not os.path.lexists(path):
         if not path.parent.exists():
             _make(path.parent)
@@ -89,7 +90,7 @@ def _make(path: Path) -> None:
 
 
 def _require_private(path: Path) -> None:
-    """Raise `UnsafeScratch` unless the path is a real folder of this user in which nobody else can write."""
+    """Raise `UnsafeScratch` unless the path is a real folder of this user to which nobody else can write."""
     about = path.lstat()
     elsewhere = "point TRIPS_SCRATCH at a folder of this user"
     if stat.S_ISLNK(about.st_mode):
@@ -112,7 +113,7 @@ def _require_private(path: Path) -> None:
 
 
 def require_room(size: int | None, what: str) -> None:
-    """Raise `DiskFull` unless `size` bytes fit on the scratch disk, before any of them is fetched."""
+    """Raise `DiskFull` unless the scratch disk has room for `size` bytes. `what` names the file in the message."""
     _sweep()
     free = shutil.disk_usage(folder()).free
     if (size or 0) + _SPARE > free:
@@ -124,7 +125,7 @@ def require_room(size: int | None, what: str) -> None:
 
 @contextmanager
 def disk_full_explained(what: str) -> Iterator[None]:
-    """Turn the system's error about a full disk into `DiskFull`, with what to do."""
+    """Convert the system's errors about a full disk into `DiskFull`, which says what to do."""
     try:
         yield
     except OSError as error:
@@ -142,7 +143,7 @@ def _full(what: str) -> DiskFull:
 
 @contextmanager
 def _listing() -> Iterator[int]:
-    """Open the folder for work on names in it, which then is done in this very folder."""
+    """Yield a descriptor of the folder. Work through it stays in this folder even if the path is replaced."""
     descriptor = os.open(folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         yield descriptor
@@ -151,17 +152,17 @@ def _listing() -> Iterator[int]:
 
 
 def _named(names: re.Pattern[str], descriptor: int) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the regular files of the open folder whose whole name matches; symbolic links are not followed."""
+    """Yield the regular files of the open folder whose whole name matches. Do not follow symbolic links."""
     for name in os.listdir(descriptor):
         if names.fullmatch(name):
-            with suppress(FileNotFoundError):  # another run deletes too
+            with suppress(FileNotFoundError):  # another run may delete it first
                 about = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                 if stat.S_ISREG(about.st_mode):
                     yield name, about
 
 
 def _sweep() -> None:
-    """Delete the files half fetched that killed runs left; those of a run at work are younger."""
+    """Delete incomplete files of runs that were killed. The files of active runs are younger than `_ABANDONED`."""
     with _listing() as here:
         for name, about in _named(_FETCHING_NAME, here):
             if about.st_mtime < time.time() - _ABANDONED:
@@ -170,7 +171,7 @@ def _sweep() -> None:
 
 
 def _make_room(limit: int = DEFAULT_LIMIT) -> None:
-    """Delete the files used longest ago beyond `limit` bytes; the newest stays, however large."""
+    """Delete the least recently used files until the others fit in `limit` bytes. Keep the newest, however large it is."""
     total = 0
     with _listing() as here:
         kept = sorted(_named(_KEPT_NAME, here), key=lambda file: file[1].st_mtime_ns, reverse=True)
@@ -182,7 +183,7 @@ def _make_room(limit: int = DEFAULT_LIMIT) -> None:
 
 
 def keep(published: PublishedFile, read: Callable[[PublishedFile], Iterable[bytes]]) -> RawFile:
-    """Fetch a file whole into the cache and return what came; a file half fetched is never seen under its name."""
+    """Fetch a file into the cache and return its facts. The file gets its name only when it is complete."""
     what = str(published.trip_month)
     require_room(published.size, what)
     place = folder()
@@ -194,7 +195,7 @@ def keep(published: PublishedFile, read: Callable[[PublishedFile], Iterable[byte
             for piece in read(published):
                 digest.update(piece)
                 size += file.write(piece)
-                if shutil.disk_usage(descriptor).free < _SPARE:  # a source need not tell its file's size
+                if shutil.disk_usage(descriptor).free < _SPARE:  # the file's size may be unknown before it is fetched
                     raise _full(what)
         raw = _raw(published, size, digest.hexdigest())
         Path(half).replace(place / raw.key)
@@ -211,15 +212,15 @@ def _raw(published: PublishedFile, size: int, sha256: str) -> RawFile:
 
 
 def raw_of(manifest: Manifest) -> RawFile:
-    """Return the published file that a month was made of, as the cache would keep it."""
+    """Return the published file from which a month was made, with the name that it has in the cache."""
     return _raw(manifest.published, manifest.size, manifest.sha256)
 
 
 def opened(raw: RawFile) -> BufferedReader | None:
-    """Open the cache's file of exactly these bytes, hashed through the descriptor that is returned; None if there is none."""
+    """Open the cached file with exactly these bytes, or return None. The bytes are hashed through the returned file."""
     path = folder() / Path(raw.key).name
     try:
-        # O_NONBLOCK: another kind of file, such as a pipe, must not hold the run up.
+        # O_NONBLOCK: opening a pipe must not block the run.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.ENXIO):
@@ -235,12 +236,12 @@ def opened(raw: RawFile) -> BufferedReader | None:
         file.close()
         return None
     file.seek(0)
-    os.utime(descriptor)  # last used, last to go
+    os.utime(descriptor)  # the modification time records the last use
     return file
 
 
 def has(raw: RawFile) -> bool:
-    """Return whether the cache has exactly these bytes."""
+    """Return whether the cache has a file with exactly these bytes."""
     file = opened(raw)
     if file is None:
         return False
@@ -249,17 +250,17 @@ def has(raw: RawFile) -> bool:
 
 
 def pieces(file: BinaryIO, piece: int = 1 << 20) -> Iterator[bytes]:
-    """Yield an open file's bytes, from where it is."""
+    """Yield the bytes of an open file from its current position."""
     while data := file.read(piece):
         yield data
 
 
 @contextmanager
 def temporary_file(size: int, what: str) -> Iterator[IO[bytes]]:
-    """Give a file of the scratch disk that has no name and is gone when the block ends, with room for `size` bytes.
+    """Yield an unnamed file on the scratch disk, with room for `size` bytes. It is deleted when the block ends.
 
     Raises:
-        DiskFull: There is no room for it, before or while it is written.
+        DiskFull: The disk has too little room, before or during writing.
     """
     require_room(size, what)
     with disk_full_explained(what), tempfile.TemporaryFile(dir=folder()) as file:

@@ -1,4 +1,4 @@
-"""One file on its way from a web server: whole though connections break, and compared with what was promised of it."""
+"""Download one file from a web server: resume after broken connections, and check the bytes against the server's digests."""
 
 import hashlib
 import time
@@ -30,27 +30,28 @@ from flows.tlc.sources import PublishedFile, is_weak
 
 
 class Transfer:
-    """One file on its way: its bytes as they are sent, whole though connections break, compared with what was promised."""
+    """The download of one file: its bytes as they are sent, resumed after broken connections, checked against digests."""
 
     def __init__(self, published: PublishedFile) -> None:
         self.published = published
         self.encoding: str | None = None
-        self.size: int | None = None  # of what is sent
+        self.size: int | None = None  # bytes that are sent, still encoded
         self.verified: Verified = ""
-        self._first: PublishedFile | None = None  # by the first answer
+        self._first: PublishedFile | None = None  # as the first answer describes it
         self._check: Check
-        self._came = hashlib.sha256()
+        self._sha256 = hashlib.sha256()
         self._received = 0
         self._ranges = True
 
     def pieces(self) -> Generator[bytes, None, None]:
-        """Yield the bytes; a broken connection goes on where it stopped if the server shows that the file is the same."""
-        failures = kept = 0  # in a row, each with few new bytes; bytes that there were at the last of them
+        """Yield the bytes. After a broken connection, resume if the server shows that the file is the same."""
+        failures = 0  # in a row, each after fewer than `LEAST` new bytes
+        kept = 0  # bytes received before the last failure
         with Client() as client:
             while True:
                 try:
                     with answered(client, self.published.url, [("GET", self._resuming())] * ATTEMPTS) as answer:
-                        yield from self._of(client, answer)
+                        yield from self._body(client, answer)
                     break
                 except httpx.TransportError as error:
                     if self._received in (self.size, self.published.size):
@@ -72,14 +73,14 @@ class Transfer:
         return shown(self.published.url)
 
     def _resuming(self) -> dict[str, str]:
-        """Return the headers that ask for the rest: only of the same file, which a weak ETag cannot name."""
+        """Return headers that request the rest of the same file. A weak ETag cannot identify a file, so it is not used."""
         if not self._received or not self._first or not self._ranges:
             return {}
         strong = self._first.etag if self._first.etag and not is_weak(self._first.etag) else None
         version = strong or self._first.last_modified
         return {"Range": f"bytes={self._received}-", "If-Range": version} if version else {}
 
-    def _of(self, client: Client, answer: httpx.Response) -> Iterator[bytes]:
+    def _body(self, client: Client, answer: httpx.Response) -> Iterator[bytes]:
         if answer.status_code in REFUSED:
             raise NotPublished(
                 f"{self.published.trip_month}: {self._name} was there when it was looked up, and answers HTTP"
@@ -92,15 +93,15 @@ class Transfer:
         again = hashlib.sha256()
         for piece in timely(client, answer.iter_raw()):
             fresh = piece
-            if skip:  # from the beginning again: what is here already has to come again as it was
+            if skip:  # the file is sent from its beginning: the bytes already received must be the same again
                 again.update(piece[:skip])
                 fresh, skip = piece[skip:], max(0, skip - len(piece))
-                if not skip and again.digest() != self._came.digest():
+                if not skip and again.digest() != self._sha256.digest():
                     raise self._republished()
             if fresh:
                 self._received += len(fresh)
                 require_credible(self.published, self._received)
-                self._came.update(fresh)
+                self._sha256.update(fresh)
                 self._check.add(fresh)
                 yield fresh
         if skip:
@@ -108,32 +109,33 @@ class Transfer:
         if answer.status_code == 206 and self.size and self._received < self.size:
             raise httpx.ReadError("a part of what was asked for")
 
-    def _head_is_wrong(self, client: Client, told: PublishedFile) -> bool:
-        """Return whether the versions that a server names are of no use, so that no edition is new.
+    def _head_is_wrong(self, client: Client, got: PublishedFile) -> bool:
+        """Return whether the server's versions are useless, so that a different version is not a new edition.
 
-        A HEAD may repeat what the GET (`told`) contradicts. Or every answer has a version of its own, for the same size.
+        Some servers repeat in each HEAD a version that contradicts the GET (`got`). Others send a new version in every answer,
+        for a file of the same size.
         """
         with answered(client, self.published.url, [("HEAD", {})] * 2) as head:
             again = told_by(self.published.trip_month, self.published.url, self.published.ending, head)
         if head.status_code != 200:
             return False
-        same_size = told.size is not None and self.published.size == told.size == again.size
-        every_other = same_size and told.same_edition(again) is False
-        return every_other or self.published.same_edition(again) is not False
+        same_size = got.size is not None and self.published.size == got.size == again.size
+        always_new = same_size and got.same_edition(again) is False
+        return always_new or self.published.same_edition(again) is not False
 
     def _require_same(self, client: Client, answer: httpx.Response) -> None:
-        """Raise unless the answer is of the file that was looked up, and goes on where we are."""
+        """Raise unless the answer is for the file that was looked up, and starts where the last answer stopped."""
         published = self.published
-        told = told_by(published.trip_month, published.url, published.ending, answer)
+        got = told_by(published.trip_month, published.url, published.ending, answer)
         if self._first is None:
-            # Some servers give the file's own ETag to a HEAD with another size. A strong ETag is of these very bytes.
-            named = told.etag is not None and told.etag == published.etag and not is_weak(told.etag)
-            if not named and published.same_edition(told) is False and not self._head_is_wrong(client, told):
-                # An error page in the file's place is no new edition.
+            # Some servers answer a HEAD with the file's ETag and a wrong size. A strong ETag identifies exactly these bytes.
+            same_etag = got.etag is not None and got.etag == published.etag and not is_weak(got.etag)
+            if not same_etag and published.same_edition(got) is False and not self._head_is_wrong(client, got):
+                # An error page instead of the file is not a new edition.
                 recognise(published.trip_month, published.ending, next(answer.iter_raw(), b""), self._name)
                 raise self._republished()
         else:
-            same = self._first.same_edition(told)
+            same = self._first.same_edition(got)
             if same is False:
                 raise self._republished()
             if same is None and answer.status_code == 206:
@@ -144,9 +146,9 @@ class Transfer:
         ):
             raise Unreachable(f"{self._name} was asked to go on at byte {self._received} and did not; try again later.")
         if self._first is None:
-            self._first, self._check = told, Check(answer)
+            self._first, self._check = got, Check(answer)
             self.encoding = answer.headers.get("Content-Encoding")
-            # A chunked answer shows by itself whether it is whole. Others rest on the size of the look-up.
+            # A chunked answer marks its own end. For others, the size from the look-up shows whether they are complete.
             ended = encodings(self.encoding) or "chunked" in answer.headers.get("Transfer-Encoding", "")
             self.size = whole_size(answer) or (None if ended else published.size)
             require_credible(published, self.size or 0)

@@ -1,4 +1,4 @@
-"""The web: asks what a source publishes, and streams it; survives what networks do."""
+"""The web: look up what a source publishes, and download it despite network failures."""
 
 import hashlib
 import itertools
@@ -34,12 +34,12 @@ from flows.tlc.reading_csv import require_header
 from flows.tlc.sources import TEMPLATES, Ending, PublishedFile, Source
 from flows.tlc.trips import TripMonth
 
-Add = Callable[[int, float], None]  # gets how much more was done, and the share of the whole that is done by now
+Add = Callable[[int, float], None]  # gets the number of new bytes, and the share of the whole that is done
 
-PIECE = 1 << 20  # bytes handed on at once
-_ASKING = 4  # look-ups at once; hundreds of them should not look like an attack
-_HEAD_WITHIN = 20.0  # seconds until an answer to a HEAD is whole; some servers never answer it
-_NO_RANGES = {400, 416, 501}  # answers to a Range by servers that answer without one
+PIECE = 1 << 20  # bytes yielded at once
+_ASKING = 4  # parallel look-ups: hundreds at once would look like an attack
+_HEAD_WITHIN = 20.0  # seconds until an answer to a HEAD is complete; some servers never answer a HEAD
+_NO_RANGES = {400, 416, 501}  # status codes of servers that refuse a Range but answer without one
 _HUNG = (httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError)
 _HEAD: Ask = ("HEAD", {})
 _GET: Ask = ("GET", {})
@@ -47,20 +47,20 @@ _FIRST_BYTE: Ask = ("GET", {"Range": "bytes=0-0"})
 
 
 def source_of(word_or_template: str) -> Source:
-    """Return the source that a flow's `source` names: a word, whose address the environment may override, or a URL template.
+    """Return the source for a flow's parameter `source`: a word, whose address the environment may override, or a URL template.
 
     Raises:
-        BadSource: It is neither.
-        SourceNotAllowed: It is a local file or a private address, which this process may not read.
+        BadSource: The parameter is neither.
+        SourceNotAllowed: The address is a local file or a private address that this process may not read.
     """
-    known = TEMPLATES.get(word_or_template)
-    source = Source(_address(word_or_template, known) if known else word_or_template)
+    template = TEMPLATES.get(word_or_template)
+    source = Source(_address(word_or_template, template) if template else word_or_template)
     require_allowed(source.template)
     return source
 
 
-def _address(word: str, known: str) -> str:
-    return os.environ.get(f"TLC_{word.upper()}_URL") or known
+def _address(word: str, default: str) -> str:
+    return os.environ.get(f"TLC_{word.upper()}_URL") or default
 
 
 def _is_file(url: str) -> bool:
@@ -68,14 +68,15 @@ def _is_file(url: str) -> bool:
 
 
 def look_up(source: Source, trip_month: TripMonth) -> PublishedFile:
-    """Return what the source publishes of a month; `NotPublished` if it publishes nothing."""
+    """Return the file that a source publishes for a month. Raise `NotPublished` if there is none."""
     return published_at(trip_month, source.url(trip_month), source.ending)
 
 
 def published_at(trip_month: TripMonth, url: str, ending: Ending) -> PublishedFile:
-    """Return what is published of a month at an address; `NotPublished` if nothing is.
+    """Return the file that is published for a month at an address. Raise `NotPublished` if there is none.
 
-    One HEAD tells it of most servers. Others are asked for the first byte. A `file://` address has the file's sha256 as ETag.
+    For most servers one HEAD is enough. For others the first byte is requested. The ETag of a `file://` address is the file's
+    SHA-256.
     """
     if _is_file(url):
         with opened(trip_month, url) as file:
@@ -94,10 +95,11 @@ def published_at(trip_month: TripMonth, url: str, ending: Ending) -> PublishedFi
 
 
 def _headers(client: Client, url: str) -> httpx.Response:
-    """Return an answer that is about the file itself.
+    """Return an answer whose headers describe the file itself.
 
-    HEAD may be refused where GET is not (signed links), hang, or be about something else. Then a GET of one byte is asked,
-    without its Range if the server knows no ranges; the body of its answer is not read. The last attempt is a GET too.
+    A server may refuse a HEAD but not a GET (signed links), never answer it, or describe something else in its answer. Then a
+    GET requests one byte. If the server does not support ranges, the GET has no Range and the body is not read. The last
+    attempt of the first request is a GET too.
     """
     asks = [_HEAD] * (ATTEMPTS - 1) + [_FIRST_BYTE]
     try:
@@ -117,7 +119,7 @@ def _headers(client: Client, url: str) -> httpx.Response:
 
 
 def _tells_all(head: httpx.Response) -> bool:
-    """Return whether the answer to a HEAD is of use: that of a file, with a size and a version."""
+    """Return whether the answer to a HEAD is useful: it describes a file, with a size and an ETag."""
     about = head.headers
     sized = re.fullmatch("0*[1-9][0-9]*", about.get("Content-Length", ""))
     plain = not encodings(about.get("Content-Encoding")) and "html" not in about.get("Content-Type", "")
@@ -125,12 +127,12 @@ def _tells_all(head: httpx.Response) -> bool:
 
 
 def look_up_all(source: Source, trip_months: Iterable[TripMonth]) -> dict[TripMonth, PublishedFile | Exception]:
-    """What `look_up` answers or raises for each month, a few asked at once.
+    """Return what `look_up` returns or raises for each month, with `_ASKING` look-ups in parallel.
 
-    A source that is down, or asks to be left alone, is not asked on: the months left get the error that told so.
+    If a source is down, or asks to wait, no further look-up is made. The remaining months get the error that showed it.
     """
     answered = False
-    lost: list[Exception] = []  # nobody asks any more once there are as many as ask at once
+    lost: list[Exception] = []  # once it has `_ASKING` errors, no further look-up is made
 
     def ask(trip_month: TripMonth) -> PublishedFile | Exception:
         nonlocal answered
@@ -168,9 +170,9 @@ def _from_web(published: PublishedFile, verified: Callable[[Verified], None]) ->
                 break
             yield piece
     if expected and size != expected:
-        came = "more" if size > expected else str(size)
+        received = "more" if size > expected else str(size)
         raise UnreadableFile(
-            f"{published.trip_month}: {name} is {expected} bytes by its own word, but {came} came."
+            f"{published.trip_month}: {name} should have {expected} bytes by its headers, but {received} came."
             " Nothing was loaded; run again."
         )
     verified(transfer.verified)
@@ -188,22 +190,29 @@ def _from_disk(published: PublishedFile, verified: Callable[[Verified], None]) -
 
 def _in_pieces(parts: Iterator[bytes]) -> Iterator[bytes]:
     """Yield the same bytes in pieces of at least `PIECE`."""
-    held = bytearray()
+    buffer = bytearray()
     for part in parts:
-        held += part
-        if len(held) >= PIECE:
-            yield bytes(held)
-            held.clear()
-    if held:
-        yield bytes(held)
+        buffer += part
+        if len(buffer) >= PIECE:
+            yield bytes(buffer)
+            buffer.clear()
+    if buffer:
+        yield bytes(buffer)
 
 
 def read(
     published: PublishedFile, verified: Callable[[Verified], None] = lambda how: None
 ) -> Generator[bytes, None, None]:
-    """Stream the file, checked: its beginning, its header, its end, its size and its digest are those of a file of its kind.
+    """Yield the file's bytes. Check its beginning, header, end, size and digest.
 
-    `verified` is called at the end with what the bytes were compared with.
+    Args:
+        published: The file.
+        verified: Called at the end with the check that the bytes passed.
+
+    Raises:
+        UnreadableFile: The bytes are not a complete file of its kind.
+        AskAgainLater: The file was changed during the download.
+        Unreachable: The connection fails, or the bytes do not match the server's digest.
     """
     trip_month, name = published.trip_month, shown(published.url)
     local = _is_file(published.url)
@@ -224,7 +233,7 @@ def read(
 
 
 class Download:
-    """A published file on its way. Iterate once for its bytes; afterwards `verified` says how they were checked."""
+    """The download of a published file. Iterate once for its bytes; after that, `verified` says how they were checked."""
 
     verified: Verified = ""
 
@@ -233,17 +242,26 @@ class Download:
 
     def __iter__(self) -> Iterator[bytes]:
         checks: list[Verified] = []
-        come = 0
+        received = 0
         with closing(read(self._published, checks.append)) as pieces:
             for piece in pieces:
-                come += len(piece)
-                self._add(len(piece), come / self._published.size if self._published.size else 0)
+                received += len(piece)
+                self._add(len(piece), received / self._published.size if self._published.size else 0)
                 yield piece
         self.verified = checks[-1] if checks else ""
 
 
 def zone_file(source: str) -> zones.ZoneFile:
-    """Return the zone look-up, whole: `official`, whose address the environment may override (TLC_ZONES_URL), or a URL."""
+    """Return the taxi zone look-up file.
+
+    Args:
+        source: A URL, or `official`, whose address the environment may override (TLC_ZONES_URL).
+
+    Raises:
+        NotPublished: The server has no such file.
+        Unreachable: The server does not answer, or the bytes do not match its digest.
+        UnreadableFile: The source is not an address, or the file is too large.
+    """
     url = _address("zones", zones.OFFICIAL) if source == "official" else source
     name = shown(url)
     try:
@@ -272,7 +290,7 @@ def zone_file(source: str) -> zones.ZoneFile:
 
 
 def _small(name: str, pieces: Iterable[bytes]) -> bytes:
-    """All of them, unless that is more than a zone look-up can be."""
+    """Return all bytes. Raise `UnreadableFile` if they are more than a zone look-up can have."""
     content = bytearray()
     for piece in pieces:
         content += piece
