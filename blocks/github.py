@@ -1,4 +1,4 @@
-"""The block by which an agent clones the flows' code from GitHub."""
+"""The block with which an agent clones the flows' code from GitHub."""
 
 import re
 import warnings
@@ -11,7 +11,7 @@ from blocks.environment import BadValue, Environment, required
 
 
 def flow_code(environment: Environment) -> GitHub:
-    """`FLOW_CODE_REPOSITORY` at `FLOW_CODE_REFERENCE` (a branch or tag), with `FLOW_CODE_TOKEN` if it is private."""
+    """Return a block for `FLOW_CODE_REPOSITORY` at `FLOW_CODE_REFERENCE` (a branch or tag), with `FLOW_CODE_TOKEN` if any."""
     example = "https://github.com/nyc-taxi-flows/nyc-taxi-flows.git"
     repository = required(environment, "FLOW_CODE_REPOSITORY", example)
     token = environment.get("FLOW_CODE_TOKEN", "").strip()
@@ -22,14 +22,14 @@ def flow_code(environment: Environment) -> GitHub:
         )
     if token and not repository.startswith("https://"):
         raise BadValue("FLOW_CODE_TOKEN goes with a FLOW_CODE_REPOSITORY that begins with https://.")
-    if not re.fullmatch(r"[\w:.~-]*", token):  # it becomes a part of a URL
-        raise BadValue("FLOW_CODE_TOKEN has characters that no token of GitHub's has.")
+    if not re.fullmatch(r"[\w:.~-]*", token):  # the token becomes part of a URL
+        raise BadValue("FLOW_CODE_TOKEN has characters that are in no GitHub token.")
     reference = environment.get("FLOW_CODE_REFERENCE", "").strip() or None
     if reference and not re.fullmatch(r"\w[\w./-]*", reference):
         raise BadValue("FLOW_CODE_REFERENCE is not the name of a branch or tag.")
     with warnings.catch_warnings():
-        # Its successor is in prefect-github, which agents with Prefect alone could not load.
+        # The block that replaces it is in prefect-github, which an agent with only Prefect installed cannot load.
         warnings.simplefilter("ignore", PrefectDeprecationWarning)
-        # With a password, git has nothing to ask for when GitHub refuses it: git's question would name the user, the token.
+        # The token is the password. As a user name, it would appear in git's password prompt when GitHub refuses it.
         access_token = SecretStr(token if ":" in token else f"x-access-token:{token}") if token else None
         return GitHub(repository=repository, reference=reference, access_token=access_token, include_git_objects=False)

@@ -1,7 +1,7 @@
-"""Notification blocks from the environment, each of the kind that Prefect itself has for the receiver.
+"""Make notification blocks from the environment, each of the type that Prefect has for the service.
 
-Prefect hands messages to Apprise, whose newer versions know nothing of Prefect's own default `notify_type` and then send
-nothing, without a word: every block here says `info`, or `warning` to Opsgenie, for which `info` is no alert.
+Prefect sends messages through Apprise. Newer versions of Apprise do not know Prefect's default `notify_type`, and then send
+nothing and report no error. Every block here sets `info`, or `warning` for Opsgenie, where `info` is not an alert.
 """
 
 import logging
@@ -24,15 +24,15 @@ from blocks.environment import BadValue, Environment, required
 
 Values = dict[str, Any]
 
-# It tells of URLs it cannot load, a letter or two of their passwords included, and of services' plans.
+# Apprise logs URLs that it cannot load, with one or two letters of their passwords, and notes about services' plans.
 logging.getLogger("apprise").propagate = False
 
 
 def _apprise(kind: type[AbstractAppriseNotificationBlock], name: str, **values: Any) -> NotificationBlock:
-    """A block of `kind`; Apprise looks at the values, of which `name` tells."""
+    """Return a block of `kind`. Raise `BadValue`, about the variable `name`, if Apprise does not accept the values."""
     try:
         block = kind(**{"notify_type": "info"} | values)
-    except (TypeError, ValueError):  # the text may quote a secret
+    except (TypeError, ValueError):  # the error's text may contain a secret
         block = None
     if block is None or not len(block._apprise_client):
         raise BadValue(f"{name} is not what {kind._block_type_name} takes; see .env.example.")
@@ -44,7 +44,7 @@ def _listed(environment: Environment, name: str, example: str) -> list[str]:
 
 
 def slack(environment: Environment) -> NotificationBlock:
-    """Slack, by an incoming webhook: `NOTIFY_SLACK_URL`."""
+    """Return a block that posts to Slack through an incoming webhook: `NOTIFY_SLACK_URL`."""
     url = required(environment, "NOTIFY_SLACK_URL", "https://hooks.slack.com/services/...")
     if not url.startswith("https://hooks.slack"):
         raise BadValue("NOTIFY_SLACK_URL must begin with https://hooks.slack.com/services/.")
@@ -52,13 +52,13 @@ def slack(environment: Environment) -> NotificationBlock:
 
 
 def teams(environment: Environment) -> NotificationBlock:
-    """Microsoft Teams, by the URL of a workflow (Power Automate): `NOTIFY_TEAMS_URL`."""
+    """Return a block that posts to Microsoft Teams through a workflow (Power Automate): `NOTIFY_TEAMS_URL`."""
     example = "https://....logic.azure.com:443/workflows/.../triggers/manual/paths/invoke?...&sig=..."
     return _apprise(MicrosoftTeamsWebhook, "NOTIFY_TEAMS_URL", url=required(environment, "NOTIFY_TEAMS_URL", example))
 
 
 def twilio(environment: Environment) -> NotificationBlock:
-    """Text messages through Twilio: `NOTIFY_TWILIO_TOKEN`, `…_SID`, `…_FROM` and `…_TO`."""
+    """Return a block that sends text messages through Twilio: `NOTIFY_TWILIO_TOKEN`, `…_SID`, `…_FROM` and `…_TO`."""
     token = required(environment, "NOTIFY_TWILIO_TOKEN", "the auth token of the account")
     to = _listed(environment, "NOTIFY_TWILIO_TO", "+15550100001,+15550100002")
     if not all(re.fullmatch(r"\+[0-9]{7,15}", number) for number in to):  # Apprise would send to the sender instead
@@ -74,7 +74,7 @@ def twilio(environment: Environment) -> NotificationBlock:
 
 
 def opsgenie(environment: Environment) -> NotificationBlock:
-    """Opsgenie alerts: `NOTIFY_OPSGENIE_KEY`, and `NOTIFY_OPSGENIE_TEAMS` unless the key is a team's own."""
+    """Return a block that sends Opsgenie alerts: `NOTIFY_OPSGENIE_KEY`, and `…_TEAMS` unless the key belongs to a team."""
     key = required(environment, "NOTIFY_OPSGENIE_KEY", "the key of an API integration")
     teams = environment.get("NOTIFY_OPSGENIE_TEAMS", "").strip()
     targets: Values = {"target_team": re.split(r"[,\s]+", teams)} if teams else {}
@@ -90,9 +90,9 @@ def opsgenie(environment: Environment) -> NotificationBlock:
 
 
 def mail(environment: Environment) -> NotificationBlock:
-    """E-mail through any SMTP server: `NOTIFY_MAIL_URL`, a `mailtos://` URL.
+    """Return a block that sends e-mail through any SMTP server: `NOTIFY_MAIL_URL`, a `mailtos://` URL.
 
-    Prefect has no block for SMTP; its Slack block gives Apprise the URL as it is, and Apprise knows mail.
+    Prefect has no block for SMTP. Its Slack block passes the URL to Apprise unchanged, and Apprise can send e-mail.
     """
     url = required(environment, "NOTIFY_MAIL_URL", "mailtos://user:password@example.com?smtp=smtp.example.com&to=...")
     if not url.startswith(("mailto://", "mailtos://")):
@@ -101,9 +101,10 @@ def mail(environment: Environment) -> NotificationBlock:
 
 
 def webhook(environment: Environment) -> NotificationBlock:
-    """A POST of JSON, `{"subject": …, "body": …}`, to `NOTIFY_WEBHOOK_URL`, with `NOTIFY_WEBHOOK_TOKEN`, if any, as bearer.
+    """Return a block that POSTs JSON, `{"subject": …, "body": …}`, to `NOTIFY_WEBHOOK_URL`.
 
-    Prefect shows this block's URL and headers to everybody: they refer to its secrets, which hold the values.
+    `NOTIFY_WEBHOOK_TOKEN`, if set, is the bearer token. Prefect shows this block's URL and headers to every user, so both refer
+    to the block's secrets, which contain the values.
     """
     url = required(environment, "NOTIFY_WEBHOOK_URL", "https://example.com/hooks/trips")
     token = environment.get("NOTIFY_WEBHOOK_TOKEN", "").strip()

@@ -1,6 +1,6 @@
-"""Attach the notification blocks to this project's flows by state: `python -m blocks.notify completed failed crashed`.
+"""Notify by the notification blocks when a run of this project ends: `python -m blocks.notify completed failed crashed`.
 
-Running it again replaces what it attached before; `python -m blocks.notify none` takes it away.
+Running it again replaces the earlier states. `python -m blocks.notify none` ends the notifications.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from prefect.client.schemas.objects import BlockDocument
 from blocks import MAIL, NOTIFICATIONS, TAG
 from blocks.environment import no_server
 
-# A run may fail under another name than Failed.
+# The state of a failed run can also have the name TimedOut.
 STATES = {"completed": ["Completed"], "failed": ["Failed", "TimedOut"], "crashed": ["Crashed"]}
 
-# Whatever the server knows at that moment; rows and duration are not among it.
+# All that the server knows at that moment. It knows neither the number of rows nor the duration.
 TEMPLATE = """{flow_name} / {flow_run_name}: {flow_run_state_name} at {flow_run_state_timestamp}
 parameters: {flow_run_parameters}
 message: {flow_run_state_message}
@@ -28,13 +28,21 @@ run: {flow_run_url}"""
 
 
 class NothingToAttach(Exception):
-    """There is no such block; the text says how to make one."""
+    """The block does not exist. The text says how to make one."""
 
 
 async def attach(states: list[str], names: list[str]) -> list[str]:
-    """One policy a block: for those named, as `slack-webhook/name`, or else for all that `blocks.register` made.
+    """Set one notification policy per block.
 
-    Returns what was done, a line a block. An empty list of states takes the policies away.
+    Args:
+        states: Keys of `STATES`. An empty list deletes the policies.
+        names: Blocks, such as `slack-webhook/name`. An empty list means all blocks that `blocks.register` made.
+
+    Returns:
+        What was done, one line per block.
+
+    Raises:
+        NothingToAttach: A named block does not exist, or there is no notification block.
     """
     async with get_client() as client:
         return [await _attach(client, block, states) for block in await _blocks(client, names)]
@@ -50,7 +58,7 @@ async def _blocks(client: PrefectClient, names: list[str]) -> list[BlockDocument
         if (_name(block) in names if names else block.name in (NOTIFICATIONS, MAIL))
     }
     if missing := [name for name in names if name not in found]:
-        raise NothingToAttach(f"there is no block {', '.join(missing)}; `prefect block ls` lists those there are.")
+        raise NothingToAttach(f"there is no block {', '.join(missing)}; `prefect block ls` lists all blocks.")
     if not found:
         raise NothingToAttach(
             "there is no notification block: set one of the NOTIFY_ variables of .env.example and run "
@@ -76,20 +84,22 @@ async def _attach(client: PrefectClient, block: BlockDocument, states: list[str]
         )
     for surplus in mine[1:] if wanted else mine:
         await client.delete_flow_run_notification_policy(surplus)
-    what = f"runs that end {', '.join(wanted)}" if wanted else "no run any more"
-    return f"{_name(block)} is told of {what}"
+    what = f"notifications of runs that end as {', '.join(wanted)}" if wanted else "no notifications any more"
+    return f"{_name(block)} gets {what}"
 
 
 async def _policies(client: PrefectClient, block: UUID) -> list[UUID]:
-    """The policies of a block that are for this project's runs."""
+    """Return the ids of a block's policies for this project's runs."""
     every = await client.read_flow_run_notification_policies(FlowRunNotificationPolicyFilter(is_active=None))
     return [policy.id for policy in every if policy.block_document_id == block and policy.tags == [TAG]]
 
 
 def main(arguments: list[str]) -> int:
-    """Attach, and say what was done; 0 if that went well."""
+    """Set the policies and print what was done. Return 0, or 1 after an error."""
     parser = argparse.ArgumentParser(prog="python -m blocks.notify", description=__doc__)
-    parser.add_argument("states", nargs="+", choices=[*STATES, "none"], help="how a run has to end")
+    parser.add_argument(
+        "states", nargs="+", choices=[*STATES, "none"], help="the states of ended runs that send a notification"
+    )
     parser.add_argument("--block", action="append", default=[], help="a notification block, such as slack-webhook/mine")
     options = parser.parse_args(arguments)
     states = [state for state in STATES if state in options.states]

@@ -46,7 +46,7 @@ from blocks.environment import (
 
 
 def _service_account(environment: Environment) -> dict[str, Any] | None:
-    """The service account's JSON, by content or by path; None to use the machine's own (application default) credentials."""
+    """Return the service account's key, given by content or by path, or None for application default credentials."""
     content = environment.get("GCP_SERVICE_ACCOUNT_INFO", "").strip()
     path = environment.get("GCP_SERVICE_ACCOUNT_FILE", "").strip()
     name = "GCP_SERVICE_ACCOUNT_INFO" if content else "GCP_SERVICE_ACCOUNT_FILE"
@@ -77,14 +77,14 @@ def _service_account(environment: Environment) -> dict[str, Any] | None:
 
 
 _NO_CREDENTIALS = (
-    "neither GCP_SERVICE_ACCOUNT_FILE nor GCP_SERVICE_ACCOUNT_INFO is set, so the block stands for the credentials of the "
-    "machine itself, and Prefect wants such (application default) credentials on this machine too, where the block is made: "
+    "neither GCP_SERVICE_ACCOUNT_FILE nor GCP_SERVICE_ACCOUNT_INFO is set, so the block would mean each machine's own "
+    "(application default) credentials. Prefect needs such credentials on this machine too, to make the block: "
     "set one of the two, or run `gcloud auth application-default login`, or let GOOGLE_APPLICATION_CREDENTIALS name a key file"
 )
 
 
 def _no_credentials(why: str) -> BadValue:
-    """Return the error for a machine without credentials of its own; a key file that is named and is none comes first."""
+    """Return the error for a machine without application default credentials. A wrong key file is named first."""
     try:
         key_file(os.environ, MACHINE_KEY)
     except BadValue as wrong:
@@ -95,7 +95,10 @@ def _no_credentials(why: str) -> BadValue:
 
 
 def gcp_credentials(environment: Environment) -> GcpCredentials:
-    """Credentials from `GCP_SERVICE_ACCOUNT_FILE` or `…_INFO`; with neither, whatever the machine that runs a flow has."""
+    """Return a credentials block from `GCP_SERVICE_ACCOUNT_FILE` or `…_INFO`.
+
+    Without either, the block means the application default credentials of the machine that runs a flow.
+    """
     account = _service_account(environment)
     expand_machine_key()
     project = environment.get("GOOGLE_CLOUD_PROJECT", "").strip() or (account or {}).get("project_id")
@@ -121,7 +124,7 @@ def _bucket(environment: Environment) -> str:
 
 
 def gcs_bucket(environment: Environment) -> GcsBucket:
-    """The lake, `LAKE_BUCKET`, with the server's credentials block."""
+    """Return a block for the lake, `LAKE_BUCKET`, with the credentials block of the Prefect server."""
     bucket = _bucket(environment)
     expand_machine_key()
     try:
@@ -136,14 +139,14 @@ def gcs_bucket(environment: Environment) -> GcsBucket:
     return GcsBucket(bucket=bucket, bucket_folder=LAKE_FOLDER, gcp_credentials=credentials)
 
 
-# libpq takes these in a URL's query as well, where Prefect would show them: fields of the block by libpq's name.
+# The block's fields by libpq's names. libpq also accepts them as options in the URL's query, which Prefect would show.
 _FIELDS = {"user": "username", "password": "password", "host": "host", "port": "port", "dbname": "database"}
-# Secrets for which the block has no field that hides them.
+# Secrets for which the block has no secret field.
 _UNSTORABLE = ("sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 
 
 def _connection(environment: Environment) -> ConnectionComponents:
-    """The parts of `POSTGRES_URL`, each where libpq reads it and where a secret is one."""
+    """Return `POSTGRES_URL` as the fields of the block, with the password in a secret field."""
     example = "postgresql://user:password@host:5432/database"
     try:
         url = make_url(required(environment, "POSTGRES_URL", example))
@@ -154,7 +157,7 @@ def _connection(environment: Environment) -> ConnectionComponents:
     query = {name: value for name, value in url.query.items() if isinstance(value, str)}
     if secret := [name for name in _UNSTORABLE if name in query]:
         raise BadValue(
-            f"POSTGRES_URL has {', '.join(secret)}, which the block would store in plain sight; "
+            f"POSTGRES_URL has {', '.join(secret)}, which the block would store unhidden; "
             "let the machines that run the flows have it, for example by PGSERVICEFILE, or as a key without a password."
         )
     parts = {
@@ -164,7 +167,7 @@ def _connection(environment: Environment) -> ConnectionComponents:
         "port": None if url.port is None else str(url.port),
         "database": url.database,
     }
-    # As for libpq, the query has the last word.
+    # As in libpq, options in the query override the other parts.
     parts |= {field: query.pop(name) for name, field in _FIELDS.items() if name in query}
     if url.get_backend_name() not in ("postgresql", "postgres") or not parts["database"]:
         raise BadValue("POSTGRES_URL must begin with postgresql:// and end with a database's name.")
@@ -177,28 +180,32 @@ def _connection(environment: Environment) -> ConnectionComponents:
     if parts["port"] and not re.fullmatch(r"[0-9]{1,5}", parts["port"]):
         raise BadValue("POSTGRES_URL has a port that is not one number.")
     try:
-        make_dsn("", **query)  # libpq itself tells options from slips such as pasword=…, which would be shown too
-    except (ProgrammingError, TypeError):  # TypeError: the option dsn, in which anything may be
+        make_dsn("", **query)  # libpq rejects typos such as pasword=…, whose value Prefect would show
+    except (ProgrammingError, TypeError):  # TypeError: the option dsn, which could contain a secret
         raise BadValue("POSTGRES_URL has an option after the ? that libpq does not know.") from None
     return ConnectionComponents(driver=SyncDriver.POSTGRESQL_PSYCOPG2, query=query or None, **parts)
 
 
 def sqlalchemy_connector(environment: Environment) -> SqlAlchemyConnector:
-    """The database, `POSTGRES_URL`, its password a secret; to be saved and loaded again, it does not connect as it is."""
+    """Return a block for the database `POSTGRES_URL`, with the password as a secret.
+
+    The block cannot connect until it has been saved and loaded again.
+    """
     connector = SqlAlchemyConnector(connection_info=_connection(environment))
-    # prefect-sqlalchemy stores this URL beside the fields, password and all, and the server does not know it for a secret.
+    # prefect-sqlalchemy also stores this URL with the password, and the server does not treat it as a secret.
     connector._rendered_url = connector.connection_info.copy(update={"password": None}).create_url()
     return connector
 
 
-# Each with its name, what makes it and what checks its values before. In this order: the bucket refers to the credentials.
+# Block type: name, function that makes the block, function that checks its values first. The order matters: the bucket refers
+# to the credentials.
 BLOCKS: dict[str, tuple[str, Callable[[Environment], Block], Callable[[Environment], object]]] = {
     "gcp-credentials": (GCP_CREDENTIALS, gcp_credentials, gcp_credentials),
     "gcs-bucket": (GCS_BUCKET, gcs_bucket, _bucket),
     "sqlalchemy-connector": (POSTGRES, sqlalchemy_connector, _connection),
 }
 
-# Blocks that not everybody wants: each with its name, what makes it, and the variable that says it is wanted.
+# Optional blocks. Block type: name, function that makes the block, variable that turns it on.
 ON_DEMAND: dict[str, tuple[str, Callable[[Environment], Block], str]] = {
     "slack-webhook": (NOTIFICATIONS, notifications.slack, "NOTIFY_SLACK_URL"),
     "ms-teams-webhook": (NOTIFICATIONS, notifications.teams, "NOTIFY_TEAMS_URL"),
@@ -211,14 +218,18 @@ ON_DEMAND: dict[str, tuple[str, Callable[[Environment], Block], str]] = {
 
 
 def register_types(module: ModuleType) -> None:
-    """Tell the server of a module's block types, as `prefect block register -m` does: the UI can then make such blocks."""
+    """Register a module's block types with the server, as `prefect block register -m` does. The UI can then make such blocks."""
     for _, kind in inspect.getmembers(module, inspect.isclass):
         if issubclass(kind, Block) and kind.__module__.startswith(module.__name__):
             kind.register_type_and_schema()
 
 
 def register(environment: Environment, kinds: list[str]) -> list[str]:
-    """Make or update the blocks of `kinds`; nothing is made unless the values of all of them are there and well formed."""
+    """Make or update the blocks of `kinds` and return their names. Make none if a value of any of them is missing or malformed.
+
+    Raises:
+        BadValue: A variable is missing or malformed.
+    """
     rows = [BLOCKS.get(kind) or (*ON_DEMAND[kind][:2], ON_DEMAND[kind][1]) for kind in kinds]
     for _, _, check in rows:
         check(environment)
@@ -233,7 +244,10 @@ def register(environment: Environment, kinds: list[str]) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Register the blocks of the kinds named, or all that the environment tells of; 0 if that went well."""
+    """Register the blocks of the given kinds. Without kinds, register the required ones and those that the environment turns on.
+
+    Return 0; 1 after an error, or 2 for wrong arguments.
+    """
     kinds = [*BLOCKS, *ON_DEMAND]
     if set(arguments) - set(kinds):
         print(f"usage: python -m blocks.register [{'] ['.join(kinds)}]", file=sys.stderr)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the images nyc-taxi-flows:agent and nyc-taxi-flows:stand-ins with Docker or, where no engine answers, with buildah.
-# Arguments go to the build:  docker/build.sh --build-arg BASE=python:3.11.14-slim-bookworm@sha256:…
+# Build the images nyc-taxi-flows:agent and nyc-taxi-flows:stand-ins with Docker, or with buildah if no Docker engine answers.
+# Arguments are passed to the build:  docker/build.sh --build-arg BASE=python:3.11.14-slim-bookworm@sha256:…
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

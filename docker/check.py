@@ -1,4 +1,4 @@
-"""Whether the compose specification's own models accept `compose.yaml`: `make docker-check` runs this in its own environment."""
+"""Validate `compose.yaml` with the models of the Compose specification. `make docker-check` runs it in its own environment."""
 
 import re
 import sys
@@ -11,12 +11,12 @@ COMPOSE = Path(__file__).with_name("compose.yaml")
 
 
 def interpolated(text: str) -> str:
-    """`text` with a variable's default, or `set` where it has none, as Compose puts them in before it validates."""
+    """Return `text` with each variable replaced by its default, or by `set`, as Compose does before it validates."""
     return re.sub(r"(?<!\$)\$\{\w+(?::-([^}]*)|:\?[^}]*)?\}", lambda match: match[1] or "set", text)
 
 
 if __name__ == "__main__":
-    # Read by PyYAML before, since compose-spec knows no merge keys (<<), which Compose does.
+    # PyYAML resolves merge keys (<<) first: Compose supports them, and compose-spec does not.
     resolved = yaml.safe_load(interpolated(COMPOSE.read_text(encoding="utf-8")))
     project = PyCompose.from_yaml(yaml.safe_dump(resolved))
     project.to_spec()

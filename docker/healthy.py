@@ -1,7 +1,8 @@
-"""A container's health check: `healthy.py` of an agent or worker, `healthy.py URL` of a web server.
+"""Health check of a container: `healthy.py` for an agent or worker, `healthy.py URL` for a web server.
 
-An agent or worker is healthy if the Prefect API answers and it has itself polled within the last 90 seconds: six polls, and
-longer than one pause after a failure. Exit status 0 or 1 with a line that says why. Only the standard library: it runs often.
+An agent or worker is healthy if the Prefect API answers and the process has polled within the last 90 seconds. That is six
+polls, and longer than one pause after a failure. The exit status is 0 or 1, with one line that says why. The check runs often,
+so it imports only the standard library.
 """
 
 import os
@@ -16,13 +17,13 @@ LIMIT_SECONDS = 90
 
 
 def ask(url: str, key: str | None = None) -> None:
-    """Raise OSError or ValueError unless `url` answers a GET with a status of success."""
+    """Raise OSError or ValueError unless `url` answers a GET with a success status."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310
     urllib.request.urlopen(request, timeout=5).close()  # noqa: S310
 
 
 def main(arguments: list[str]) -> int:
-    """Check once and print what was found."""
+    """Check once and print the result. Return the exit status."""
     url = arguments[0] if arguments else f"{os.environ.get('PREFECT_API_URL', '')}/health"
     try:
         ask(url, None if arguments else os.environ.get("PREFECT_API_KEY"))

@@ -1,6 +1,6 @@
-"""`prefect agent start …` or `prefect worker start …`, leaving a mark each time the server was asked for work and answered.
+"""Run `prefect agent start …` or `prefect worker start …`, and touch a file each time the server answers a poll.
 
-`healthy.py` looks at the mark. The server cannot tell it: a queue's `last_polled` is as fresh if another agent polls the queue.
+`healthy.py` reads the file's time. A queue's `last_polled` on the server is no substitute: another agent may poll the same queue.
 """
 
 import functools
@@ -13,11 +13,11 @@ from typing import Any
 from prefect.cli import app
 from prefect.client.orchestration import PrefectClient
 
-MARK = Path(tempfile.gettempdir(), "polled")  # healthy.py has the same; it must not wait for an import of Prefect
+MARK = Path(tempfile.gettempdir(), "polled")  # the same as in healthy.py, which must not import Prefect: that is slow
 
 
 def marked(ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """`ask`, touching the mark after each call that was answered."""
+    """Wrap `ask` so that it touches `MARK` after each answered call."""
 
     @functools.wraps(ask)
     async def asked(*arguments: Any, **options: Any) -> Any:
@@ -28,7 +28,8 @@ def marked(ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     return asked
 
 
-# The client's calls and not the agent's loop, which logs an error of the connection and goes on. A paused queue is only read.
+# Wrap the client's calls, not the agent's loop: the loop only logs connection errors. For a paused queue, the agent reads only
+# the queue itself.
 for call in ("get_runs_in_work_queue", "get_scheduled_flow_runs_for_work_pool", "read_work_queue_by_name"):
     setattr(PrefectClient, call, marked(getattr(PrefectClient, call)))
 

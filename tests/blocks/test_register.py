@@ -408,7 +408,7 @@ def closed() -> Iterator[str]:
         ("http://user:{canary}@{refusing}/api", "401"),
         ("//user:{canary}@{closed}/api", "UnsupportedProtocol"),
         ("http://host:{canary}/api", "InvalidURL"),
-        ("http://user:{canary}@{page}", "its answer is no JSON"),
+        ("http://user:{canary}@{page}", "its answer is not JSON"),
     ],
 )
 def test_a_prefect_server_that_cannot_be_used_is_one_line(url, why, closed, refusing, well_formed, monkeypatch, capfd):

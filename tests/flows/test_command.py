@@ -80,7 +80,7 @@ def test_what_is_wrong_is_told_in_a_line_and_the_status_is_1(
 @pytest.mark.parametrize(
     ("address", "why"),
     [
-        ("http://{page}", "its answer is no JSON"),
+        ("http://{page}", "its answer is not JSON"),
         ("//{page}/api", "UnsupportedProtocol"),
         ("http://{page}:0/api", "InvalidURL"),
     ],

@@ -280,7 +280,10 @@ def test_attaching_twice_makes_one_policy_and_none_takes_it_away(
         assert attach([*states, "--block", WEBHOOK]) == 0
     [policy] = policies()
     assert (policy.state_names, policy.tags, policy.is_active) == (["Failed", "TimedOut", "Crashed"], [TAG], True)
-    assert capsys.readouterr().out.splitlines()[-1] == f"{WEBHOOK} is told of runs that end Failed, TimedOut, Crashed"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == f"{WEBHOOK} gets notifications of runs that end as Failed, TimedOut, Crashed"
+    )
     assert attach(["none", "--block", WEBHOOK]) == 0
     assert policies() == []
     assert attach(["failed", "--block", "custom-webhook/nobody"]) == 1
