@@ -1,1 +1,1 @@
-"""Local stand-ins of every service the flows talk to, started one way by demo, tests and bench. Production never imports this."""
+"""Local stand-ins for every service that the flows use. Demo, tests and bench start them; production never imports this."""

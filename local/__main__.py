@@ -1,8 +1,7 @@
-"""`python -m local up|down|status`: the stand-ins in the background, as `make up`, `make down` and `make status` have them.
+"""Run the stand-ins in the background: `python -m local up|down|status`, which `make up`, `make down` and `make status` call.
 
-A supervisor process holds the services (`local.stack.Stack`). For as long as it lives it keeps a lock on
-`supervisor.pid`, which the kernel drops with the process: a pid is believed only while its file is locked, so neither a
-crash nor a recycled pid misleads.
+A supervisor process owns the services (`local.stack.Stack`). It locks `supervisor.pid` for its whole life, and the kernel
+releases the lock when the process ends. A pid is trusted only while its file is locked, so a crash or a reused pid does no harm.
 """
 
 import argparse
@@ -25,18 +24,22 @@ import psutil
 from local.stack import CLIENTS, SERVICES, STATE_MARK, WITH_WORKER, Stack, StackError, port_is_free, write_env_file
 
 ROOT = Path(__file__).resolve().parent.parent
-# The arguments of `prefect`, in the project's folder; the work pool must be there.
+# The arguments of `prefect`, run in the project's folder. The work pool must exist.
 DEPLOY = ("deploy", "--all", "--prefect-file", "deployments/workers/prefect.yaml")
 _NEEDED_GB = 2
 _STOP_SECONDS = 60
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 if it did what it says, 1 with a line on stderr if not."""
+    """Run one command. Return 0, or 1 with a line on stderr if it fails."""
     parser = argparse.ArgumentParser(prog="python -m local", description="The local stand-in services.")
-    parser.add_argument("--state", type=Path, default=ROOT / ".local", help="folder of all their files")
-    parser.add_argument("--services", type=lambda words: words.split(","), help="which to start, by commas")
-    parser.add_argument("--worker", action="store_true", help="a worker of the pool taxi-pool in place of the agent")
+    parser.add_argument("--state", type=Path, default=ROOT / ".local", help="folder for all files of the services")
+    parser.add_argument(
+        "--services", type=lambda words: words.split(","), help="services to start, separated by commas"
+    )
+    parser.add_argument(
+        "--worker", action="store_true", help="start a worker of the pool taxi-pool instead of the agent"
+    )
     parser.add_argument("command", choices=["up", "down", "status", "supervise"])
     options = parser.parse_args(arguments)
     state: Path = options.state.resolve()
@@ -57,11 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def up(state: Path, services: Sequence[str] = SERVICES) -> int:
-    """Start the services in the background and leave their addresses in `env`; nothing to do if they are up."""
+    """Start the services in the background and write their addresses to `env`. Do nothing if they already run."""
     if pid := _supervisor(state):
         if missing := sorted(set(services) - set(_services_of(pid))):
             raise StackError(
-                f"the services run without {', '.join(missing)}: stop them with `make down`, then the same command again"
+                f"the services run without {', '.join(missing)}: stop them with `make down`, then run the same command again"
             )
         _wait(
             lambda: (state / "env").exists() or not _supervisor(state),
@@ -85,7 +88,7 @@ def up(state: Path, services: Sequence[str] = SERVICES) -> int:
         [sys.executable, "-m", "local", "--state", str(state), "--services", ",".join(services), "supervise"],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,  # what it has to say until all is ready; from then on it writes to its log
+        stdout=subprocess.PIPE,  # its messages until all services are ready; after that it writes to its log
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
@@ -106,27 +109,27 @@ def up(state: Path, services: Sequence[str] = SERVICES) -> int:
 
 
 def deploy(state: Path) -> int:
-    """Run `prefect deploy` for all deployments, so that the worker gets their runs."""
+    """Deploy all deployments to the work pool, so that the worker gets their runs."""
     print(f"$ {shlex.join(['prefect', *DEPLOY])}", flush=True)
     program = Path(sys.executable).with_name("prefect")
     done = subprocess.run(
         [str(program), *DEPLOY], cwd=ROOT, env=environment(state), capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise StackError(f"that failed:\n{done.stdout}{done.stderr}")
+        raise StackError(f"`prefect deploy` failed:\n{done.stdout}{done.stderr}")
     return 0
 
 
 def environment(state: Path) -> dict[str, str]:
-    """Return this process's environment with the addresses in `env` of a state folder whose services are up."""
-    said = subprocess.run(
+    """Return this process's environment plus the addresses in `env` of a state folder whose services run."""
+    shell = subprocess.run(
         ["bash", "-c", f"set -a; . {shlex.quote(str(state / 'env'))}; env -0"], check=True, capture_output=True, text=True
     )  # fmt: skip
-    return dict(line.split("=", 1) for line in said.stdout.split("\0") if "=" in line)
+    return dict(line.split("=", 1) for line in shell.stdout.split("\0") if "=" in line)
 
 
 def down(state: Path) -> int:
-    """Stop everything that runs for this state folder, and nothing else."""
+    """Stop all processes of this state folder, and no others."""
     pid = _supervisor(state)
     if pid:
         print("stopping the local services", flush=True)
@@ -141,7 +144,7 @@ def down(state: Path) -> int:
 
 
 def status(state: Path) -> int:
-    """Print each service, whether it runs, and where; 1 unless all do."""
+    """Print each service, its state and its address. Return 0 if all run, otherwise 1."""
     print(f"{'service':<10} {'state':<5} address")
     ports = _ports(state)
     pid = _supervisor(state)
@@ -162,21 +165,23 @@ def _ports(state: Path) -> dict[str, int]:
 
 
 def _running(state: Path, services: Sequence[str]) -> list[str]:
-    """Those of the services that run, under this folder's supervisor."""
+    """Return those of the services that run under this folder's supervisor."""
     if _supervisor(state) is None:
         return []
     ports = _ports(state)
-    words = {word for process in _processes(state) for word in process.cmdline()}  # of `prefect agent start`
+    words = {
+        word for process in _processes(state) for word in process.cmdline()
+    }  # such as those of `prefect agent start`
     return [s for s in services if (s in words if s in CLIENTS else s in ports and not port_is_free(ports[s]))]
 
 
 def supervise(state: Path, services: Sequence[str]) -> int:
-    """Hold the services until SIGTERM. `up` starts this; it is not meant for people."""
+    """Run the services until SIGTERM. `up` starts this process; users do not."""
     with (state / "supervisor.pid").open("a+", encoding="ascii") as pid_file:
         try:
             _wait(lambda: _lock(pid_file.fileno()), "another `up`", seconds=2)
         except StackError:
-            raise StackError("another `up` is under way: wait for it, or `make down`") from None
+            raise StackError("another `up` is starting the services: wait for it, or run `make down`") from None
         pid_file.truncate(0)
         pid_file.write(str(os.getpid()))
         pid_file.flush()
@@ -201,12 +206,12 @@ def supervise(state: Path, services: Sequence[str]) -> int:
 
 def _leave(number: int, frame: object) -> NoReturn:
     for again in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(again, signal.SIG_IGN)  # stopping is under way and must not be cut short
+        signal.signal(again, signal.SIG_IGN)  # a second signal must not interrupt the stop
     raise SystemExit(0)
 
 
 def _watch(stack: Stack) -> NoReturn:
-    """Note in the log, once, each service that ends by itself."""
+    """Log each service that ends by itself, once."""
     lost: set[str] = set()
     while True:
         time.sleep(1)
@@ -241,7 +246,7 @@ def _lock(file: int) -> bool:
 
 
 def _supervisor(state: Path) -> int | None:
-    """The pid of this folder's supervisor, if it lives."""
+    """Return the pid of this folder's supervisor, or None if none runs."""
     try:
         with (state / "supervisor.pid").open(encoding="ascii") as file:
             if _lock(file.fileno()):
@@ -261,12 +266,12 @@ def _wait(until: Callable[[], object], what: str, seconds: float = _STOP_SECONDS
     deadline = time.monotonic() + seconds
     while not until():
         if time.monotonic() > deadline:
-            raise StackError(f"waited {seconds:.0f} s in vain for {what}")
+            raise StackError(f"waited {seconds:.0f} s for {what}, without success")
         time.sleep(0.1)
 
 
 def _processes(state: Path) -> list[psutil.Process]:
-    """The services running for this folder, whoever started them."""
+    """Return all processes of this folder's services, even if another supervisor started them."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -274,16 +279,16 @@ def _processes(state: Path) -> list[psutil.Process]:
                 ours = process.environ().get(STATE_MARK) == str(state)
             except psutil.AccessDenied:
                 ours = False
-            # PostgreSQL under another uid may hide its environment, in a container even from root.
+            # PostgreSQL under another uid may hide its environment; in a container it does so even from root.
             if ours or str(state / "postgres" / "data") in process.cmdline():
                 found.append(process)
         except psutil.Error:
-            continue  # ended meanwhile, or not ours to look at
+            continue  # it has ended, or this user may not inspect it
     return found
 
 
 def _clear_leftovers(state: Path) -> bool:
-    """Stop what a killed supervisor left running, and remove its files; True if there was a process."""
+    """Stop processes that a killed supervisor left, and remove its files. Return whether there was a process."""
     leftovers = _processes(state)
     for process in leftovers:
         _signal(process, signal.SIGINT if "./postgres" in process.cmdline() else signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""A person at the UI, played by Chromium: starts a run by its form, follows it to its end, opens what it left.
+"""Drive the UI with Chromium as a user does: start a run from its form, wait until it ends, and open its report.
 
-`make screenshots` runs it against the services and deployments of `make demo`; it needs Chromium (`apt-get install chromium`)
-and leaves the pictures in `docs/images`. Playwright is in a virtual environment of its own: the project does without it.
+`make screenshots` runs this against the services and deployments of `make demo`, and writes the pictures to `docs/images`. It
+needs Chromium (`apt-get install chromium`). Playwright is in a separate virtual environment, because only this file needs it.
 """
 
 import os
@@ -14,7 +14,7 @@ IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 DEPLOYMENT = "parametrized ny-taxi ETL"
 COLOR, YEAR, MONTHS = "green", 2022, (4, 5, 6)
 MINUTES = 60_000  # milliseconds
-# No request but the page's own leaves the machine.
+# With these flags, Chromium itself sends no requests over the network.
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -22,7 +22,7 @@ FLAGS = (
 
 
 def fill_in(page: Page, ui: str) -> None:
-    """Open the deployment's form, see that it offers what there is, and fill it in."""
+    """Open the deployment's form, check the choices that it offers, and fill it in."""
     page.goto(f"{ui}/deployments")
     page.get_by_text(DEPLOYMENT, exact=True).first.click()
     page.get_by_role("button", name="Run", exact=True).click()
@@ -40,13 +40,13 @@ def fill_in(page: Page, ui: str) -> None:
 
 
 def picture(page: Page, name: str) -> None:
-    """Take a picture of the page as it is now."""
-    page.wait_for_timeout(1500)  # for what moves
+    """Take a picture of the page."""
+    page.wait_for_timeout(1500)  # animations must end first
     page.screenshot(path=IMAGES / f"{name}.png")
 
 
 def main() -> None:
-    """Run the deployment by hand, and take a picture of each page."""
+    """Run the deployment from the UI, and take a picture of the form and of the report."""
     ui = os.environ.get("PREFECT_UI_URL")
     if not ui:
         sys.exit("PREFECT_UI_URL is not set: make demo; source .local/env")
@@ -61,7 +61,7 @@ def main() -> None:
         page.get_by_role("button", name="Submit", exact=True).click()
         view = page.locator(".toast-flow-run-create__button")
         expect(view.first).to_be_visible(timeout=MINUTES)
-        for button in view.all():  # the page has it twice, and only one of them alive
+        for button in view.all():  # the page has two copies of the button, and only one works
             button.dispatch_event("click")
         page.wait_for_url("**/flow-run/**")
         expect(page.locator(".state-badge").first).to_have_text("Completed", timeout=5 * MINUTES)

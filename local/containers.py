@@ -1,4 +1,4 @@
-"""`python -m local.containers …`: what the stand-ins of `docker/compose.yaml` need once: a bucket, a key that opens nothing."""
+"""Create the bucket and the key for the stand-ins of `docker/compose.yaml`: `python -m local.containers …`."""
 
 import argparse
 import sys
@@ -8,14 +8,14 @@ from local.stack import make_bucket, make_key
 
 
 def main() -> int:
-    """Make both, as the arguments say; what is there stays."""
+    """Create both. Leave an existing bucket or key as it is."""
     parser = argparse.ArgumentParser(prog="python -m local.containers", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--lake", required=True, help="address of fake-gcs-server")
-    parser.add_argument("--token-uri", required=True, help="where the key's tokens come from")
+    parser.add_argument("--token-uri", required=True, help="address from which the key gets tokens")
     parser.add_argument("--key", required=True, type=Path, help="file for the service account's key")
-    asked = parser.parse_args()
-    make_bucket(asked.lake)
-    make_key(asked.key, asked.token_uri)
+    options = parser.parse_args()
+    make_bucket(options.lake)
+    make_key(options.key, options.token_uri)
     return 0
 
 

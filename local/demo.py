@@ -1,7 +1,7 @@
-"""`make demo`: sample months through deployments and an agent or a worker into all three stores, then every row accounted for.
+"""`make demo`: load sample months with deployments and an agent or a worker into all three stores, then reconcile every row.
 
-Nothing is called directly: blocks are registered, deployments applied, and runs asked for on the command line, as in
-production. The counts at the end are the demo's own, taken from the stores and from the files as published.
+The demo works as production does: it registers blocks, applies deployments, and starts runs on the command line. It counts the
+rows at the end itself, in the stores and in the published files.
 """
 
 import argparse
@@ -46,16 +46,16 @@ LAKE, WAREHOUSE, DATABASE = (
 
 NEXT = f"""What to try next:
   source .local/env                      # addresses of the local services, and this project's programs
-  # here official and mirror are the local site; TLC itself: make demo SOURCE=official COLOR=green YEAR=2020 MONTHS=1
+  # official and mirror mean the local site here; for TLC itself: make demo SOURCE=official COLOR=green YEAR=2020 MONTHS=1
   prefect deployment run "{LAKE}" -p year=2021 -p months="[4]" --watch
   python flows/ingest_data.py green 2021 4
   psql "$POSTGRES_URL" -xc "TABLE loads" # where every month came from
-  make demo                              # again: nothing is loaded twice
-  make down                              # stop all of it"""
+  make demo                              # run it again: nothing is loaded twice
+  make down                              # stop all services"""
 
 
 class DemoError(Exception):
-    """A step of the demo failed; the message says which, and where to look."""
+    """A step of the demo failed. The message says which step, and where to look."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,17 @@ class Sample:
 
     @property
     def trip_months(self) -> list[TripMonth]:
-        """The months themselves; refused if one of them cannot exist."""
+        """The months. Raise `UnknownMonth` if one of them cannot exist."""
         return trip_months(self.color, self.year, self.months)
 
 
-# Both formats: TLC's Parquet, and the CSV it published before.
+# Both formats: TLC's Parquet, and the CSV that it published earlier.
 SAMPLES = (Sample("yellow", 2021, (1, 2, 3), "mirror"), Sample("green", 2021, (1, 2, 3), "official"))
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows of one month, by stage, each counted where it lies."""
+    """Row counts of one month by stage, each counted in its own store."""
 
     trip_month: TripMonth
     published: int
@@ -91,21 +91,21 @@ class Counts:
 
     @property
     def reconciled(self) -> bool:
-        """Whether every row is where it should be."""
+        """Whether the counts of all stages agree."""
         return (
             self.published - self.quarantined == self.lake == self.warehouse and self.with_passengers == self.database
         )
 
 
 def prepare(env: Mapping[str, str], say: Console, runs: Literal["agent", "worker"] = "agent") -> None:
-    """Register blocks and make the deployments, for the agent or the worker, unless both are as they should be."""
+    """Register the blocks and make the deployments for the agent or the worker, unless both are up to date."""
     manifests = sorted((ROOT / "deployments").glob("*.yaml"))
     digest = hashlib.sha256(json.dumps([env[k] for k in ("LAKE_BUCKET", "POSTGRES_URL", "PREFECT_API_URL")]).encode())
     for path in [*manifests, Path(env["GOOGLE_APPLICATION_CREDENTIALS"]), *sorted((ROOT / "blocks").glob("*.py"))]:
         digest.update(path.read_bytes())
     stamp = Path(env["PREFECT_HOME"]) / "prepared"
     unchanged = stamp.exists() and stamp.read_text(encoding="ascii") == digest.hexdigest()
-    # A deployment is in one place: applied for an agent, or deployed for a worker, whichever was done last.
+    # A deployment belongs either to an agent or to a worker, whichever was applied or deployed last.
     in_place = (_pool_of(LAKE, env) == WORK_POOL) == (runs == "worker")
     apply = ["deployment", "apply", *(str(path.relative_to(ROOT)) for path in manifests)]
     commands = [] if unchanged else [[sys.executable, "-m", "blocks.register"]]
@@ -118,12 +118,12 @@ def prepare(env: Mapping[str, str], say: Console, runs: Literal["agent", "worker
         )
         done = subprocess.run(command, cwd=ROOT, env=dict(env), capture_output=True, text=True, check=False)
         if done.returncode:
-            raise DemoError(f"that failed:\n{done.stdout}{done.stderr}")
+            raise DemoError(f"the command failed:\n{done.stdout}{done.stderr}")
     stamp.write_text(digest.hexdigest(), encoding="ascii")
 
 
 def _pool_of(deployment: str, env: Mapping[str, str]) -> str | None:
-    """Return the name of the work pool that a deployment is in, if any."""
+    """Return the name of a deployment's work pool, or None."""
     answer = httpx.get(f"{env['PREFECT_API_URL']}/deployments/name/{quote(deployment)}", trust_env=False)
     if answer.status_code == httpx.codes.NOT_FOUND:
         return None
@@ -132,7 +132,7 @@ def _pool_of(deployment: str, env: Mapping[str, str]) -> str | None:
 
 
 async def run(env: Mapping[str, str], say: Console, deployment: str, sample: Sample, **more: str) -> None:
-    """Ask for one run of a deployment and wait until the agent, or the worker, has done it."""
+    """Start one run of a deployment and wait until it ends. Raise `DemoError` if it fails."""
     parameters: dict[str, object] = {
         "color": sample.color, "year": sample.year, "months": json.dumps(list(sample.months)), **more,
     }  # fmt: skip
@@ -153,7 +153,7 @@ async def run(env: Mapping[str, str], say: Console, deployment: str, sample: Sam
 
 
 async def run_all(env: Mapping[str, str], say: Console, samples: Sequence[Sample]) -> None:
-    """Web → lake and web → Postgres of every sample, then lake → warehouse."""
+    """Load every sample web → lake and web → Postgres, then lake → warehouse."""
     into = [run(env, say, LAKE, s, source=s.source) for s in samples]
     into += [run(env, say, DATABASE, s, source=s.source) for s in samples]
     await asyncio.gather(*into)
@@ -161,8 +161,8 @@ async def run_all(env: Mapping[str, str], say: Console, samples: Sequence[Sample
 
 
 def count(samples: Sequence[Sample]) -> list[Counts]:
-    """Count every month in the file as published and in all three stores, those of this process's environment."""
-    # Prefect reads its settings when it is imported, and must not before they are there.
+    """Count every month in its published file and in the three stores of this process's environment."""
+    # Imported here: Prefect reads its settings at import, so the environment must be complete before.
     from prefect_gcp import GcpCredentials
     from prefect_gcp.cloud_storage import GcsBucket
     from prefect_sqlalchemy import SqlAlchemyConnector
@@ -206,7 +206,7 @@ def count(samples: Sequence[Sample]) -> list[Counts]:
 
 
 def _rows_published(bucket: object, path: str, trip_month: TripMonth, url: str) -> int:
-    """Rows of the file as it was published, counted by other code than that which loaded it."""
+    """Return the row count of the published file, counted by other code than the code that loaded it."""
     ending = next(e for e in (".parquet", ".csv.gz", ".csv") if url.endswith(e))
     blob = bucket.blob(path.format(trip_month.raw_key(ending)))  # type: ignore[attr-defined]
     with blob.open("rb") as file:
@@ -221,7 +221,7 @@ def _inflated(file: object, ending: str) -> object:
 
 
 def table(counts: Sequence[Counts]) -> Table:
-    """The counts as people read them."""
+    """Return the counts as a table to print."""
     shown = Table(title="Every row, stage by stage", title_justify="left")
     shown.add_column("month")
     for heading in ("published", "quarantined", "lake", "BigQuery", "zero passengers", "Postgres"):
@@ -236,13 +236,13 @@ def table(counts: Sequence[Counts]) -> Table:
 
 
 def main() -> int:
-    """Run the demo; 0 if everything went well and every row is accounted for."""
+    """Run the demo. Return 0 if all runs complete and all counts agree, otherwise 1."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--source", help="official (TLC itself), mirror (DataTalksClub itself), or a URL template")
     parser.add_argument("--color")
     parser.add_argument("--year", type=int)
     parser.add_argument("--months", help="such as 1,2,3")
-    parser.add_argument("--worker", action="store_true", help="through a work pool and a worker in place of the agent")
+    parser.add_argument("--worker", action="store_true", help="use a work pool and a worker instead of the agent")
     options = parser.parse_args()
     say = Console(width=max(Console().width, 110))
     try:
@@ -266,9 +266,8 @@ def main() -> int:
 
 
 def chosen(options: argparse.Namespace) -> tuple[Sample, ...]:
-    """The samples asked for; a source by its word is the real one, not the local stand-in."""
-    asked = (options.source, options.color, options.year, options.months)
-    if not any(asked):
+    """Return the samples that the options choose. `official` and `mirror` mean the real sources here, not the local site."""
+    if not any((options.source, options.color, options.year, options.months)):
         return SAMPLES
     default = next((s for s in SAMPLES if s.color == options.color), SAMPLES[0])
     source = TEMPLATES.get(options.source, options.source) or default.source

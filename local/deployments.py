@@ -1,8 +1,8 @@
-"""Make what can be derived in `deployments/`: `make generated`, or `python -m local.deployments`.
+"""Write the generated parts of `deployments/`: `make generated`, or `python -m local.deployments`.
 
-The manifests in `deployments/` are the source. From a flow's signature and docstring comes the last part of its manifest,
-`parameter_openapi_schema`. From the rest of the manifests comes `deployments/workers/prefect.yaml`, the same deployments for
-a worker. That file has a folder of its own, because `prefect deployment apply deployments/*.yaml` accepts manifests only.
+The manifests in `deployments/` are the source. The last part of a manifest, `parameter_openapi_schema`, is generated from its
+flow's signature and docstring. `deployments/workers/prefect.yaml`, the same deployments for a worker, is generated from the
+manifests. It is in its own folder because `prefect deployment apply deployments/*.yaml` accepts only manifests.
 """
 
 import importlib
@@ -23,7 +23,7 @@ PREFECT_FILE = FOLDER / "workers" / "prefect.yaml"
 _AGENTS_QUEUE = "default"
 _SCHEMA = "parameter_openapi_schema"
 
-# Where each field of a manifest goes in prefect.yaml. Those with None go elsewhere, or Prefect finds them itself.
+# The field in prefect.yaml for each field of a manifest. None: handled separately below, or Prefect finds the value itself.
 _FIELDS: dict[str, str | None] = {
     "name": "name",
     "description": "description",
@@ -41,7 +41,7 @@ _INFRASTRUCTURE_TYPE = {
     "type",
     "block_type_slug",
     "_block_type_slug",
-}  # a process work pool's jobs are processes anyway
+}  # the jobs of a process work pool are always processes
 
 _HEADER = """\
 # The deployments of ../*.yaml for workers of the process work pool taxi-pool.
@@ -52,7 +52,7 @@ _HEADER = """\
 
 
 class ManifestError(Exception):
-    """A manifest has something that prefect.yaml cannot express; the message names the deployment and the field."""
+    """A manifest cannot be generated, or prefect.yaml cannot express it. The message names the deployment and the field."""
 
 
 def manifests() -> list[Path]:
@@ -68,10 +68,10 @@ def flow_of(entrypoint: str) -> Flow[..., Any]:
 
 
 def with_form(text: str) -> str:
-    """Return a manifest's text, its form made anew from the flow that it names.
+    """Return a manifest's text with a new form, generated from the flow that it names.
 
     Raises:
-        ManifestError: If the form is not the last field: what follows it would be lost.
+        ManifestError: The form is not the last field, so that the fields after it would be lost.
     """
     manifest = yaml.safe_load(text)
     if list(manifest)[-1] != _SCHEMA:
@@ -89,11 +89,11 @@ def prefect_file(texts: Iterable[str]) -> str:
     """Return the text of prefect.yaml for the texts of manifests.
 
     Raises:
-        ManifestError: If a manifest has something that prefect.yaml cannot express.
+        ManifestError: prefect.yaml cannot express a field of a manifest.
     """
     document = {
         "name": "nyc-taxi-flows",
-        # A flow that is named by module is imported, and no step runs. Prefect wants one all the same, or it looks for a file.
+        # Prefect imports a flow that is named by module, and runs no step. Without a step it would look for a file.
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}],
         "deployments": [_deployment(yaml.safe_load(text)) for text in texts],
     }
@@ -108,7 +108,7 @@ def _deployment(manifest: dict[str, Any]) -> dict[str, Any]:
         )
     queue = manifest.get("work_queue_name", _AGENTS_QUEUE)
     job = {k: v for k, v in manifest.get("infrastructure", {}).items() if k not in _INFRASTRUCTURE_TYPE}
-    # Every field that Prefect would add is here. Otherwise `prefect deploy` in a terminal asks whether to save them.
+    # Write every field that Prefect would add. Otherwise `prefect deploy` in a terminal asks whether to save them.
     pool = {
         "name": WORK_POOL,
         "work_queue_name": None if queue == _AGENTS_QUEUE else queue,
@@ -120,7 +120,7 @@ def _deployment(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schedule(deployment: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest's schedule in the shape of prefect.yaml, where Prefect ignores `day_or` and takes it as true."""
+    """Return a manifest's schedule in the format of prefect.yaml, in which Prefect ignores `day_or` and assumes true."""
     if not entry["schedule"].get("day_or", True):
         raise ManifestError(f"deployment {deployment}: prefect.yaml has no day_or: false, write the cron another way")
     return {**entry["schedule"], "active": entry.get("active", True)}
@@ -138,7 +138,7 @@ def _dump(value: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Write every file that has changed, and print its name."""
+    """Write every file that has changed, and print its name. Return 0, or 1 after an error."""
     forms = [*manifests(), *sorted((FOLDER / "github").glob("*.yaml"))]
     try:
         made = {path: with_form(path.read_text("utf-8")) for path in forms}

