@@ -1,4 +1,4 @@
-"""This project against what a user would pick instead, side by side in one run: `make bench`, `make bench QUICK=1`.
+"""Measure this project against what a user would choose instead, in one run: `make bench`, `make bench QUICK=1`.
 
 | to change                                   | open            |
 |---------------------------------------------|-----------------|
@@ -6,10 +6,10 @@
 | how a user would do it without this project | `contenders.py` |
 | how a process is measured                   | `process.py`    |
 | how files are made and rows are counted     | `files.py`      |
-| what `results.json` and the table say       | `__main__.py`   |
+| what `results.json` and the table contain   | `__main__.py`   |
 
-Every run is a process of its own. `wall_s` of a Prefect flow is the life of its process, and `net_s` that less an empty flow of
-as many flows and tasks with the same imports, measured in the same run. Contenders without Prefect time themselves after
-their imports, which favours them; their `net_s` is their `wall_s`. Memory is a process's peak, imports and all.
-A run that did not put the right number of rows into the store stops the bench.
+Every run is a separate process. `wall_s` of a Prefect flow is the lifetime of its process. `net_s` is `wall_s` minus that of an
+empty flow with the same number of flows and tasks and the same imports, measured in the same run. Contenders without Prefect
+measure their own time after their imports, which favours them; their `net_s` is their `wall_s`. The memory is a process's peak,
+including imports. A run that stores a wrong number of rows stops the bench.
 """

@@ -1,4 +1,4 @@
-"""`python -m bench [--quick]`: run the contest, write `bench/results.json`, print a table."""
+"""Run the contest, write `bench/results.json` and print a table: `python -m bench [--quick]`."""
 
 import argparse
 import json
@@ -23,21 +23,23 @@ _PACKAGES = ("prefect", "pandas", "pyarrow", "psycopg2-binary", "google-cloud-st
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; 0 if every contender did its work."""
+    """Run the contest. Return 0 if every contender did its work, otherwise 1."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small files, once: do all contenders work?")
     parser.add_argument(
-        "--works", default="", metavar="BEGINNING", help="only works so named; results.json is left alone"
+        "--quick", action="store_true", help="small files, one run each: check that all contenders work"
     )
-    asked = parser.parse_args(arguments)
-    # Stopped from outside, the services and files go too.
+    parser.add_argument(
+        "--works", default="", metavar="BEGINNING", help="only works whose names begin so; results.json does not change"
+    )
+    options = parser.parse_args(arguments)
+    # On SIGTERM, exit in the normal way, which stops the services and deletes the files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     try:
-        records = _contest(QUICK if asked.quick else FULL, asked.works)
+        records = _contest(QUICK if options.quick else FULL, options.works)
     except (RunFailed, StackError, WrongRows) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    if not asked.works:
+    if not options.works:
         results = {"machine": _machine(), "records": [asdict(record) for record in records]}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     print(_table(records))
@@ -69,12 +71,12 @@ def _machine() -> dict[str, object]:
     }
 
 
-# The empty flow whose memory is Prefect's own in a record of ours.
+# The empty flow whose memory is Prefect's own share in a record of this project.
 _EMPTY_OF = {"web_to_lake": "ours_lake", "web_to_postgres": "ours_postgres", "lake_to_warehouse": "ours_warehouse"}
 
 
 def _table(records: Sequence[Record]) -> str:
-    """Records for people; × says how many times as long as ours, net."""
+    """Return the records as a table. × is the net time relative to this project's."""
     by_name = {(record.work, record.contender): record for record in records}
     head = f"{'work':24} {'contender':20} {'wall s':>8} {'net s':>8} {'cpu s':>8} {'peak MB':>8} {'rows':>10} {'× ours':>7}"
     lines = ["", head, "-" * len(head)]
@@ -91,7 +93,7 @@ def _table(records: Sequence[Record]) -> str:
         if record.contender == "ours" and empty:
             above = record.peak_rss_mb - by_name["empty_flow", empty].peak_rss_mb
             lines.append(f"{record.work}: ours peaks {above:.0f} MB above Prefect's own")
-    lines.append("net s: a Prefect flow less an empty one; the others time themselves, imports apart")
+    lines.append("net s: a Prefect flow minus an empty flow; the others measure themselves, without imports")
     return "\n".join(lines)
 
 

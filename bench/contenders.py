@@ -1,8 +1,8 @@
-"""What a user would pick instead, each as a program: `python -m bench.contenders NAME ARGUMENT…`.
+"""What a user would choose instead of this project, each as a program: `python -m bench.contenders NAME ARGUMENT…`.
 
-`seed_…` are Prefect flows as courses on data engineering teach them: frames from task to task, pandas all the way.
-The others do without Prefect, and time themselves: from after their imports to the end.
-Imports are inside the functions, for each program to carry no other's.
+`seed_…` are Prefect flows as courses on data engineering teach them: they use pandas, and pass frames between tasks.
+The others do not use Prefect. They measure their own time, from the end of their imports.
+Imports are inside the functions, so that no program imports what only another one needs.
 """
 
 import importlib
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _PIECE = 1 << 20
-_BLOCK = 4 << 20  # of 1 to 64 MB the fastest for plain pyarrow, by a tenth; each block is a row group
+_BLOCK = 4 << 20  # the fastest size for plain pyarrow from 1 to 64 MB, by a tenth; each block is a row group
 _DATES = ["tpep_pickup_datetime", "tpep_dropoff_datetime"]
 
 
 @contextmanager
 def _timed() -> Iterator[dict[str, Any]]:
-    """Tell what the block took, and whatever else it puts into the dict."""
-    told: dict[str, Any] = {}
+    """Print the time that the block takes, and what the block adds to the dict."""
+    extra: dict[str, Any] = {}
     before = resource.getrusage(resource.RUSAGE_SELF)
     begun = time.perf_counter()
-    yield told
+    yield extra
     wall = time.perf_counter() - begun
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(TOLD + json.dumps({"wall_s": wall, "cpu_s": cpu, **told}))
+    print(TOLD + json.dumps({"wall_s": wall, "cpu_s": cpu, **extra}))
 
 
 def empty_flow(imports: str, at_once: str, months: str, tasks: str) -> None:
-    """Prefect's own cost: a parent flow of so many months, each a flow of so many tasks, which do nothing."""
+    """Measure Prefect's own cost: a parent flow with `months` flows, each with `tasks` tasks, which do nothing."""
     from concurrent.futures import ThreadPoolExecutor
     from contextvars import copy_context
 
@@ -161,7 +161,7 @@ def seed_lake_to_warehouse(key: str, table: str) -> None:
     def write_bq(df: "pd.DataFrame") -> None:
         credentials = GcpCredentials.load("de-zoom-key").get_credentials_from_service_account()
         project = os.environ["GOOGLE_CLOUD_PROJECT"]
-        # What courses call `df.to_gbq`; that name is deprecated and only calls this one.
+        # Courses call `df.to_gbq`, which is deprecated and only calls this function.
         pandas_gbq.to_gbq(df, table, project, chunksize=500_000, if_exists="append", credentials=credentials)
 
     @flow(name="seed-lake-to-warehouse")
@@ -212,7 +212,7 @@ def pyarrow(url: str, key: str) -> None:
 
 
 def copy_keyed(source: str, table: str) -> None:
-    """COPY of text encoded beforehand into a table with the same columns and the same key: no web, no parsing."""
+    """COPY text that was encoded earlier into a table with the same columns and the same key: no web, no parsing."""
     import psycopg2
 
     from flows.tlc.schema import KINDS, columns
@@ -227,17 +227,17 @@ def copy_keyed(source: str, table: str) -> None:
 
 
 def gunzip(url: str) -> None:
-    """Web → text, thrown away: what nobody who reads the file can be faster than."""
-    with _timed() as told, urlopen(url) as web:  # noqa: S310
+    """Web → text, discarded: the lower limit for every program that reads the file."""
+    with _timed() as extra, urlopen(url) as web:  # noqa: S310
         inflate = zlib.decompressobj(wbits=31)
         lines = 0
         while piece := web.read(_PIECE):
             lines += inflate.decompress(piece).count(b"\n")
-        told["rows"] = lines - 1
+        extra["rows"] = lines - 1
 
 
 def preencode(table: str, target: str) -> None:
-    """The text that `copy_keyed` copies, as the database itself writes it."""
+    """Write the text that `copy_keyed` copies, encoded by the database itself."""
     import psycopg2
 
     connection = psycopg2.connect(os.environ["POSTGRES_URL"])

@@ -1,4 +1,4 @@
-"""The works, the files they are done on, who does them, and how a store is emptied and counted in between."""
+"""The works, their files and contenders, and how a store is emptied before a run and counted after it."""
 
 import os
 import shutil
@@ -27,16 +27,16 @@ TWELVE_YEAR = 2020
 
 
 class WrongRows(Exception):
-    """A contender stored a wrong number of rows: what it took to do so says nothing."""
+    """A contender stored a wrong number of rows, so its time means nothing."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large the files are, and how often each contender runs."""
+    """The size of the files, and how often each contender runs."""
 
     rows: int
     months: int
-    """How many months are twelve months; each has `rows_a_month`."""
+    """How many months the work `twelve_months` has; each has `rows_a_month` rows."""
     rows_a_month: int
     repeats: int
 
@@ -47,7 +47,7 @@ QUICK = Size(rows=100_000, months=4, rows_a_month=20_000, repeats=1)
 
 @dataclass(frozen=True)
 class Record:
-    """Medians of one contender at one work; `runs` says of how many."""
+    """The medians of one contender at one work over `runs` runs."""
 
     work: str
     contender: str
@@ -61,7 +61,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Entry:
-    """One contender at one work. `command` gets the number of the repeat, `stored` counts what is in the store after it."""
+    """One contender at one work. `command` gets the number of the repeat; `stored` counts the rows in the store after it."""
 
     work: str
     contender: str
@@ -71,12 +71,12 @@ class Entry:
     before: Callable[[], None] = lambda: None
     after: Callable[[], None] = lambda: None
     empty: str = ""
-    """The empty flow that is taken off, a key of `EMPTY`."""
+    """The empty flow whose time is subtracted, a key of `EMPTY`."""
     runs: Literal["each repeat", "once"] = "each repeat"
 
 
-# Modules, months at once, months (0: one flow without a parent; TWELVE: as many as twelve_months has), tasks of each:
-# the shape of the flow it is taken off from.
+# Each empty flow has the shape of the flow from which its time is subtracted: modules, months at once, months (0: one flow
+# without a parent; TWELVE: as many as twelve_months has), tasks per month.
 TWELVE = -1
 EMPTY = {
     "ours_lake": ("flows.etl_web_gcs", 1, 1, 3),
@@ -99,7 +99,7 @@ def _flow(name: str, *arguments: str | int) -> list[str]:
 
 
 class Contest:
-    """All works on one set of running services; `say` is told of each run."""
+    """All works on one set of running services. `say` is called with a line for each run."""
 
     def __init__(self, stack: Stack, helper: Executor, size: Size, say: Callable[[str], None]) -> None:
         self._stack, self._helper, self._size, self._say = stack, helper, size, say
@@ -142,7 +142,7 @@ class Contest:
             self._say(f"made the file {what}: {self._trips[what][0]:,} trips")
 
     def run(self, works: str) -> list[Record]:
-        """Do every work whose name begins so, as often as the size says, in turns so that a slow minute hits all alike."""
+        """Run every work whose name begins with `works`. Contenders take turns, so that a slow minute affects all alike."""
         entries = [entry for entry in self._entries() if entry.work.startswith(works)]
         runs: dict[str, list[Run]] = {entry.empty: [] for entry in entries if entry.empty}
         results: list[list[Run]] = [[] for _ in entries]
@@ -173,7 +173,7 @@ class Contest:
         run = self._measure(entry.work, entry.contender, entry.command(repeat))
         rows = run.told.get("rows") if entry.stored is None else entry.stored(repeat)
         if rows != entry.rows:
-            raise WrongRows(f"{entry.work}, {entry.contender}: {rows} rows are there, {entry.rows} should be")
+            raise WrongRows(f"{entry.work}, {entry.contender}: {rows} rows instead of {entry.rows}")
         entry.after()
         return run
 
@@ -185,7 +185,7 @@ class Contest:
         yield from self._twelve_months()
 
     def _url(self, ending: str, repeat: int) -> str:
-        """A template whose address is new in each repeat: a cache of an earlier one must not help."""
+        """Return a template whose address is new in each repeat, so that no cache of an earlier repeat helps."""
         area = "trip-data" if ending == ".parquet" else "legacy"
         return f"{self._stack.address('web')}/{area}/{repeat}/{NAME}{ending}"
 
@@ -274,7 +274,7 @@ class Contest:
                 source = self._url(".csv.gz", -1)
                 measure(_flow("etl_web_gcs", 2021, 1, "--source", source), self.environment, self._stack.state)
 
-        # A dataset a repeat: a load job's id is never used twice.
+        # One dataset per repeat, because a load job's id cannot be used twice.
         yield Entry(
             work, "ours", lambda repeat: _flow("etl_gcs_bq", 2021, 1, "--dataset", f"ours_{repeat}"),
             rows, lambda repeat: self._in_warehouse(f"ours_{repeat}.yellow"), fill_lake, empty="ours_warehouse",

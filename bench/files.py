@@ -1,7 +1,7 @@
-"""Months as files for all contenders alike, and counts of rows that depend on none of them.
+"""Make the files that all contenders use, and count rows without the code of any contender.
 
-Called in a process of its own: what is imported here must not grow the one that starts contenders, whose memory at the
-time of a start is the least that the kernel reports as a contender's peak.
+These functions run in a separate process. Their imports must not enlarge the process that starts contenders: its memory at the
+start is the minimum that the kernel reports as a contender's peak.
 """
 
 import os
@@ -16,7 +16,7 @@ from local.tripfiles import write_month
 
 
 def make(path: Path, year: int, month: int, rows: int, edition: int) -> tuple[int, int]:
-    """Write a yellow month; its trips, and how many of them are not known to have carried nobody."""
+    """Write a yellow month. Return the number of its trips, and of those whose passenger count is not zero (it may be null)."""
     write_month(path, "yellow", year, month, rows=rows, edition=edition)
     os.utime(path, (1_600_000_000 + edition, 1_600_000_000 + edition))
     if path.suffix == ".parquet":
@@ -31,5 +31,5 @@ def make(path: Path, year: int, month: int, rows: int, edition: int) -> tuple[in
 
 
 def rows_in_parquet(paths: list[Path]) -> int:
-    """Rows of Parquet files, by their footers."""
+    """Return the number of rows of Parquet files, by their footers."""
     return sum(pq.read_metadata(path).num_rows for path in paths)

@@ -1,4 +1,4 @@
-"""A program run as a process of its own, with what it took."""
+"""Run a program in its own process, and measure its time and memory."""
 
 import json
 import os
@@ -15,12 +15,12 @@ TOLD = "measured "
 
 
 class RunFailed(Exception):
-    """A contender did not end well; the message has its last words."""
+    """A contender failed. The message has the last lines of its output."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run took: seconds, seconds of processor time, MB at the peak; `told` is what it measured itself."""
+    """The cost of one run: seconds, CPU seconds, peak memory in MB. `told` has what the program measured itself."""
 
     wall_s: float
     cpu_s: float
@@ -29,13 +29,13 @@ class Run:
 
 
 def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Run:
-    """Run a program to its end and measure it; `RunFailed` with its last lines if it fails."""
+    """Run a program to its end and measure it. Raise `RunFailed` with its last lines if it fails."""
     log = folder / "contender.log"
     with log.open("wb") as out:
         begun = time.perf_counter()
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         try:
-            # The kernel's account of exactly this process and what it waited for.
+            # The kernel's counters for exactly this process and the children for which it waited.
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
             process.kill()
@@ -50,5 +50,5 @@ def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path
         (json.loads(line.removeprefix(TOLD)) for line in reversed(lines) if line.startswith(TOLD)), {}
     )
     cpu = usage.ru_utime + usage.ru_stime
-    peak = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KB elsewhere
+    peak = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # macOS reports bytes, other systems KB
     return Run(told.get("wall_s", wall), told.get("cpu_s", cpu), peak, told)

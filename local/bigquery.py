@@ -1,7 +1,7 @@
-"""`python -m local.bigquery start …`: bqemulator 1.4.0, made to start offline and to load Parquet as BigQuery does.
+"""Run bqemulator 1.4.0, patched to start offline and to behave like BigQuery: `python -m local.bigquery start …`.
 
-Each patch below says what BigQuery does and has a test in `tests/local/test_bigquery.py`. bqemulator looks these functions up in
-its modules when it calls them, so replacing the module's name is enough; the versions are pinned in `poetry.lock`.
+The docstring of each patch says what BigQuery does, and `tests/local/test_bigquery.py` tests it. bqemulator looks up these
+functions in its modules at each call, so replacing the names in the modules is enough. `poetry.lock` pins the version.
 """
 
 import threading
@@ -34,7 +34,7 @@ Config = dict[str, Any]
 Translate = Callable[..., Awaitable[str]]
 Columns = dict[str, str]  # lower-case name -> DuckDB type
 
-# BigQuery converts nothing between these when it loads Parquet: a file's INT64 does not go into a FLOAT64 column.
+# When BigQuery loads Parquet, it does not convert between these kinds: a file's INT64 does not fit a FLOAT64 column.
 _KINDS = {
     **dict.fromkeys(
         ["TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"], "INTEGER"
@@ -42,7 +42,7 @@ _KINDS = {
     **dict.fromkeys(["FLOAT", "DOUBLE"], "FLOAT"),
     **dict.fromkeys(["TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"], "DATETIME"),
 }
-_PARTITION_FORMATS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H"}  # by the length of what follows the $
+_PARTITION_FORMATS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H"}  # by the length of the text after the $
 
 
 def _number(context: AppContext, sql: str, *parameters: str) -> int:
@@ -60,7 +60,7 @@ def _columns(context: AppContext, relation: str, *parameters: str) -> Columns:
 
 
 def _load_parquet_by_name(path: str, target: str, context: AppContext) -> None:
-    """Columns are matched by name; one that the table lacks, or has with another type, fails the job."""
+    """Match columns by name. Fail the job for a column that the table lacks or has with another type."""
     table = _columns(context, target)
     for name, found in _columns(context, "read_parquet(?)", path).items():
         if name not in table:
@@ -73,7 +73,7 @@ def _load_parquet_by_name(path: str, target: str, context: AppContext) -> None:
 
 
 def _with_schema(load: Config, path: str, context: AppContext) -> Config:
-    """A Parquet load without a schema takes the file's own."""
+    """Return the load config. A Parquet load without a schema gets the file's schema."""
     if load.get("sourceFormat") != "PARQUET" or (load.get("schema") or {}).get("fields"):
         return load
     rows = context.engine.execute("DESCRIBE SELECT * FROM read_parquet(?)", [path]).fetchall()
@@ -81,7 +81,10 @@ def _with_schema(load: Config, path: str, context: AppContext) -> Config:
 
 
 def _create_destination(job: Any, load: Config, path: str, context: AppContext) -> bool:
-    """Make the table as the load describes it, layout included, if there is none and it may; True if it was made."""
+    """Create the table and its layout as the load config describes it, if it is missing and the load may create it.
+
+    Return whether it was created.
+    """
     where = {"dest_project": job.project_id, "dest_dataset": job.dataset_id, "dest_table_id": job.table_id}
     if job.create_disposition != "CREATE_IF_NEEDED" or context.catalog.get_table(*where.values()) is not None:
         return False
@@ -100,7 +103,7 @@ def _create_destination(job: Any, load: Config, path: str, context: AppContext) 
 
 
 def _partition_condition(table: TableMeta, decorator: str) -> str:
-    """The SQL condition that a row lies in partition `table$decorator`; TRUE without a decorator."""
+    """Return the SQL condition for the rows of partition `table$decorator`; TRUE without a decorator."""
     if not decorator:
         return "TRUE"
     layout = table.time_partitioning
@@ -110,7 +113,7 @@ def _partition_condition(table: TableMeta, decorator: str) -> str:
 
 
 async def _load(project: str, job_id: str, config: Config, context: AppContext) -> JobMeta:
-    """Load files into a table or a partition of it, all or nothing, the source being looked at before anything is emptied."""
+    """Load files into a table or a partition of it atomically. Check the files before any row is deleted."""
     load = dict(config["load"])
     destination = dict(load.get("destinationTable") or {})
     destination["tableId"], _, decorator = destination.get("tableId", "").partition("$")
@@ -126,7 +129,7 @@ async def _load(project: str, job_id: str, config: Config, context: AppContext) 
             raise NotFoundError(f"Not found: URI {uri}")
 
     async with engine.write_lock():
-        # Nothing is awaited from here on, so that no other request gets to see, or to join, the transaction.
+        # No await from here on, so that no other request can see or join the transaction.
         created = _create_destination(job, load, paths[0], context)
         table = catalog.get_table(job.project_id, job.dataset_id, job.table_id)
         if table is None:
@@ -174,13 +177,13 @@ async def _load(project: str, job_id: str, config: Config, context: AppContext) 
 
 
 async def _execute_load_job(project: str, job_id: str, config: Config, context: AppContext) -> JobMeta:
-    """A load that fails is a job that is DONE with an error, which the client raises from `result()`."""
+    """Run a load job. A failed load is a DONE job with an error, which the client raises from `result()`."""
     try:
         return await _load(project, job_id, config, context)
     except DomainError as error:
         reason = "invalid" if error.bq_reason == "invalidQuery" else error.bq_reason
         message = error.message
-    except Exception as error:  # whatever DuckDB finds wrong with the file
+    except Exception as error:  # any error of DuckDB about the file
         reason, message = "invalid", f"Error while reading data, error message: {error}"
     return job_routes._failed_job_meta(
         project_id=project,
@@ -193,9 +196,9 @@ async def _execute_load_job(project: str, job_id: str, config: Config, context: 
 
 
 def _merge_on_false(translate: Translate) -> Translate:
-    """`MERGE … ON FALSE`, BigQuery's idiom to replace rows atomically, takes time by the row and not by the pair of rows.
+    """Make `MERGE … ON FALSE`, BigQuery's idiom for replacing rows atomically, fast in DuckDB.
 
-    DuckDB compares every pair for a constant condition; an equation that no pair fulfils makes it a hash join.
+    For a constant condition DuckDB compares every pair of rows. An equation that no pair fulfils makes it use a hash join.
     """
 
     async def translated(sql: str, **named: Any) -> str:
@@ -211,9 +214,10 @@ def _merge_on_false(translate: Translate) -> Translate:
 
 
 def _transaction(run: Callable[..., Awaitable[Any]], translate: Translate) -> Callable[..., Awaitable[Any]]:
-    """`BEGIN TRANSACTION; …; COMMIT TRANSACTION` is one transaction, whose statements know the job's parameters.
+    """Run `BEGIN TRANSACTION; …; COMMIT TRANSACTION` as one transaction, with the job's parameters in its statements.
 
-    bqemulator changes table after table for all to see, puts copies back if a statement fails, and binds no parameters there.
+    bqemulator instead changes one table after the other visibly, restores copies if a statement fails, and binds no parameters
+    in transactions.
     """
 
     async def body(**job: Any) -> Any:
@@ -230,7 +234,7 @@ def _transaction(run: Callable[..., Awaitable[Any]], translate: Translate) -> Ca
             duckdb_sql = rewrite_table_refs(duckdb_sql, project)
             prepared.append(bind_parameters(duckdb_sql, job["query_params"]))
         async with context.engine.write_lock():
-            # As in `_load`, nothing is awaited from here on.
+            # As in `_load`: no await from here on.
             context.engine.execute("BEGIN TRANSACTION")
             try:
                 for duckdb_sql, values in prepared:
@@ -247,25 +251,25 @@ def _transaction(run: Callable[..., Awaitable[Any]], translate: Translate) -> Ca
 
 
 def _job_id_once(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """A job id can be used once: 409 the second time, also while the first job is under way."""
-    under_way: set[tuple[str, str]] = set()
+    """Accept a job id only once. Answer 409 the second time, even while the first job still runs."""
+    running: set[tuple[str, str]] = set()
 
     async def once(project: str, job_id: str, *arguments: Any, **named: Any) -> Any:
         context: AppContext = named.get("ctx") or arguments[1]
         job = (project, job_id)
-        if job in under_way or context.catalog.get_job(*job) is not None:
+        if job in running or context.catalog.get_job(*job) is not None:
             raise AlreadyExistsError(f"Already Exists: Job {project}:US.{job_id}")
-        under_way.add(job)
+        running.add(job)
         try:
             return await handler(project, job_id, *arguments, **named)
         finally:
-            under_way.discard(job)
+            running.discard(job)
 
     return once
 
 
 def _follow_schema(update: Callable[..., TableMeta]) -> Callable[..., TableMeta]:
-    """A table's schema may gain nullable columns, which the stored table then gets too; it loses and changes none."""
+    """Apply a schema update to the stored table. It may add nullable columns, but not remove or change any."""
 
     def update_table(catalog: DuckDBCatalogRepository, table: TableMeta) -> TableMeta:
         stored = catalog.get_table(table.project_id, table.dataset_id, table.table_id)
@@ -295,7 +299,7 @@ def _follow_schema(update: Callable[..., TableMeta]) -> Callable[..., TableMeta]
 
 
 def _note_change(self: SnapshotManager, project: str, dataset: str, table: str) -> None:
-    """After any write a table's `num_rows` is true. (bqemulator would copy the table whole instead, for time travel.)"""
+    """Update a table's `num_rows` after each write. (bqemulator instead copies the whole table, for time travel.)"""
     stored = self._catalog.get_table(project, dataset, table)
     if stored is not None:
         target = quoted_table_ref(project, dataset, table)
@@ -307,9 +311,9 @@ def _note_change(self: SnapshotManager, project: str, dataset: str, table: str) 
 
 
 def _execute(self: DuckDBEngine, sql: str, parameters: list[Any] | None = None) -> Any:
-    """Requests that are served by other threads read through a cursor of their own, and only what is committed.
+    """Run SQL. Requests in other threads get their own cursor, and see only committed data.
 
-    On the one shared connection they would take each other's results, and look into the load that is under way.
+    On the shared connection they would take each other's results, and see the rows of an uncommitted load.
     """
     shared = threading.current_thread() is threading.main_thread()
     connection = self.connection if shared else self.connection.cursor()
@@ -317,14 +321,18 @@ def _execute(self: DuckDBEngine, sql: str, parameters: list[Any] | None = None) 
 
 
 def patch() -> None:
-    """Change bqemulator in this process."""
+    """Patch bqemulator in this process."""
     translate = _merge_on_false(rewrite_and_translate_statement)
     replacements: list[tuple[object, str, object]] = [
-        (DuckDBEngine, "_load_spatial", lambda self: None),  # would be downloaded; GEOGRAPHY is then missing
+        (
+            DuckDBEngine,
+            "_load_spatial",
+            lambda self: None,
+        ),  # it would download an extension; without it, GEOGRAPHY is missing
         (DuckDBEngine, "execute", _execute),
         (DuckDBCatalogRepository, "update_table", _follow_schema(DuckDBCatalogRepository.update_table)),
         (SnapshotManager, "record_change", _note_change),
-        # google-cloud-bigquery calls small uploads */*
+        # google-cloud-bigquery sends small uploads with the type */*
         (upload_routes, "_PERMITTED_MEDIA_CONTENT_TYPES", (*upload_routes._PERMITTED_MEDIA_CONTENT_TYPES, "*/*")),
         (upload_routes, "execute_load_job", _execute_load_job),
         (executor, "rewrite_and_translate_statement", translate),
@@ -333,7 +341,7 @@ def patch() -> None:
         (job_routes, "_handle_query_job", _job_id_once(job_routes._handle_query_job)),
     ]
     for owner, name, replacement in replacements:
-        getattr(owner, name)  # an AttributeError here says that bqemulator has changed
+        getattr(owner, name)  # an AttributeError here means that bqemulator has changed
         setattr(owner, name, replacement)
     executor._LOAD_FORMAT_HANDLERS["PARQUET"] = _load_parquet_by_name
 

@@ -1,11 +1,11 @@
-"""The shape of every file TLC ever published, as rows: names, order, types, line ends, compression, month by month.
+"""The shape of every file that TLC published, as rows of tables: names, order, types, line ends, compression by month.
 
-Kept apart from the product's own table of eras on purpose: tests that compare the two would prove nothing if they
-shared one. A row holds from its month until the next row of the same subject, so the newest era has no end.
+This is separate from the product's own table of eras on purpose: tests compare the two, and would prove nothing if both used one
+table. A row applies from its month until the next row for the same subject, so the newest era has no end.
 
-Sources: the first 1,024 bytes of legacy CSVs (header bytes), footers of whole green months (types, compression,
-metadata), a list of 487 official files with their columns; rows marked † rest on a second-hand record, rows marked ‡
-on nothing but a known flip whose months are not recorded: there odd months have one type and even months the other.
+Sources: the first 1,024 bytes of legacy CSVs (header bytes), footers of complete green months (types, compression, metadata), and
+a list of 487 official files with their columns. Rows marked † come from a second-hand record. Rows marked ‡ stand for a type that
+changes between months that nobody recorded: here odd months have one type and even months the other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FIRST_MONTH = {
     ("fhvhv", "parquet"): "2019-02",
 }
 
-# One field of a trip, and every name TLC has printed over it (compared without case and surrounding blanks).
+# Each field of a trip, with every column name that TLC has used for it (compared without case and surrounding blanks).
 NAMES_OF_FIELD = {
     "vendor": "VendorID vendor_id vendor_name",
     "pickup": "tpep_pickup_datetime lpep_pickup_datetime pickup_datetime Trip_Pickup_DateTime Pickup_date",
@@ -115,23 +115,23 @@ _FHV_2019 = "dispatching_base_num,pickup_datetime,dropoff_datetime,PULocationID,
 
 @dataclass(frozen=True)
 class CsvShape:
-    """How a color's CSV looks from a month on: header text, what ends it, how a row is written."""
+    """The format of a color's CSV from a month on: header, line end of the header, format of rows."""
 
     color: str
     since: str
     header: str
     header_end: bytes = b"\r\n"
-    """Data lines end in CRLF in every era; the header's own end differs, and may bring blank lines with it."""
+    """Data lines end in CRLF in every era. The header's end differs, and may include blank lines."""
     empty_tail: int = 0
-    """Empty fields at the end of every data row that the header has no names for."""
+    """Number of empty fields at the end of every data row that have no name in the header."""
     decimals: Literal["exact", "noisy"] = "exact"
     """noisy: doubles printed with 17 digits (2.6299999999999999); exact: 7.5, and distances as .79."""
     quoting: Literal["none", "all"] = "none"
     never_filled: str = ""
-    """A column that the header has and that holds nothing, ever."""
+    """A column of the header that is always empty."""
 
     def columns(self) -> list[tuple[str, str]]:
-        """(name as published, field) of every named column."""
+        """Return (published name, field) of every named column."""
         return [(name, field_of(name)) for name in self.header.split(",")]
 
 
@@ -174,7 +174,7 @@ _FHVHV_OFFICIAL = (
     "congestion_surcharge,airport_fee,tips,driver_pay,shared_request_flag,shared_match_flag,access_a_ride_flag,"
     "wav_request_flag,wav_match_flag"
 )
-# Rows of color, since, names.
+# Rows: color, since, names.
 PARQUET_NAMES = (
     ("yellow", "2009-01", _YELLOW_2009),
     ("yellow", "2010-01", _YELLOW_2010),
@@ -200,8 +200,8 @@ PARQUET_NAMES = (
     ("fhvhv", "2025-01", _FHVHV_OFFICIAL + ",cbd_congestion_fee"),  # †
 )
 
-# (colors, fields, since, type, months): of the rows that fit, the latest `since` decides, then the lower row; a field
-# without a row is a double.
+# Rows: colors, fields, since, type, months. Of the matching rows, the one with the latest `since` applies, and among those the
+# last. A field without a row is a double.
 _TEXTS = (
     "flag base affiliated_base originating_base license shared_request shared_match access_a_ride wheelchair_request "
     "wheelchair_match request_source"
@@ -268,16 +268,16 @@ _PANDAS_TYPES = {
 
 @dataclass(frozen=True)
 class Writer:
-    """The program TLC wrote its official files with, from a month on (the footer's created_by, and what follows)."""
+    """The program with which TLC wrote its official files from a month on, by the footer's created_by, and its settings."""
 
     since: str
     compression: Literal["gzip", "zstd"]
     statistics: Literal["all", "none"]
     format_version: Literal["1.0", "2.6"]
     rows_per_group: int
-    """Arrow's default before 11.0 was 64 Mi rows, which is one row group for every month; 1 Mi since."""
+    """Arrow's default: before 11.0, 64 Mi rows, which makes one row group of every month; since then, 1 Mi rows."""
     pandas: tuple[str, str] | None
-    """(pyarrow, pandas) versions named in the pandas metadata, None where the footer has none."""
+    """(pyarrow, pandas) versions in the pandas metadata, or None if the footer has no such metadata."""
 
 
 WRITERS = (
@@ -291,14 +291,14 @@ WRITERS = (
 
 @dataclass(frozen=True)
 class ParquetShape:
-    """How a color's official file of one month looks: schema with its metadata, and what wrote it."""
+    """The format of a color's official file of one month: columns and writer."""
 
     writer: Writer
     columns: tuple[tuple[str, str, str], ...]
-    """(name as published, field, Arrow type as text)."""
+    """(published name, field, Arrow type as text)."""
 
     def schema(self) -> pa.Schema:
-        """Arrow schema, with pandas' own account of it where the era's files carry one."""
+        """Return the Arrow schema, with pandas metadata if the era's files have it."""
         schema = pa.schema([(name, _ARROW_TYPES[kind]) for name, _, kind in self.columns])
         if self.writer.pandas is None:
             return schema
@@ -324,12 +324,12 @@ class ParquetShape:
 
 
 def field_of(name: str) -> str:
-    """The field a published column name stands for; KeyError for a name TLC never used."""
+    """Return the field of a published column name. Raise `KeyError` for a name that TLC never used."""
     return _FIELD_OF_NAME[name.strip(' "').lower()]
 
 
 def csv_shape(color: str, month: str) -> CsvShape:
-    """The CSV era of a month written 2021-01; ValueError before TLC's first."""
+    """Return the CSV format of a month such as 2021-01. Raise `ValueError` for a month before TLC's first."""
     _require_published(color, month, "csv")
     return [shape for shape in CSV_SHAPES if shape.color == color and shape.since <= month][-1]
 
@@ -337,7 +337,7 @@ def csv_shape(color: str, month: str) -> CsvShape:
 def parquet_shape(
     color: str, month: str, null_typed: Literal["as_published", "never"] = "as_published"
 ) -> ParquetShape:
-    """The official era of a month written 2021-01; null_typed="never" types them all."""
+    """Return the official format of a month such as 2021-01. With null_typed="never" no column has the type null."""
     _require_published(color, month, "parquet")
     names = [names for row_color, since, names in PARQUET_NAMES if row_color == color and since <= month][-1]
     columns = []
@@ -351,7 +351,7 @@ def parquet_shape(
 
 
 def _types_of(color: str, field: str, month: str) -> list[str]:
-    """Every type the field has had up to a month, the one that counts last."""
+    """Return every type that the field has had up to a month. The last one applies."""
     parity = "even" if int(month[-2:]) % 2 == 0 else "odd"
     fitting = [
         (since, kind)

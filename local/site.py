@@ -1,12 +1,12 @@
-"""A loopback web site that publishes trip files the way TLC's CDN and the CSV mirror do, and fails the way the web does.
+"""A loopback web site that publishes trip files as TLC's CDN and the CSV mirror do, and simulates network failures.
 
-    /trip-data/{color}_tripdata_{YYYY}-{MM}.parquet     official: 403 with S3's XML for a month not published
-    /mirror/{color}/{color}_tripdata_….csv[.gz]         2019-01 to 2021-07: 302 to where the bytes are, else 404
+    /trip-data/{color}_tripdata_{YYYY}-{MM}.parquet     official: 403 with S3's XML for an unpublished month
+    /mirror/{color}/{color}_tripdata_….csv[.gz]         2019-01 to 2021-07: 302 to the file, otherwise 404
     /legacy/{color}_tripdata_….csv[.gz]                 every CSV era, first month to 2021-07, no redirect
-    /misc/taxi_zone_lookup.csv, /healthz, POST /token   zone table, readiness, an OAuth token anyone gets
-    /faults (POST, DELETE), /republish (POST), /requests (GET, DELETE)   what tests in another process steer it with
+    /misc/taxi_zone_lookup.csv, /healthz, POST /token   zone table, readiness, an OAuth token for any client
+    /faults (POST, DELETE), /republish (POST), /requests (GET, DELETE)   control by tests in another process
 
-Months are made on first demand (`local.tripfiles`); a file of the same name in `files` is served instead.
+A month is generated at its first request (`local.tripfiles`), unless `files` has a file of the same name.
 """
 
 from __future__ import annotations
@@ -54,36 +54,36 @@ Missing = Literal["etag", "last_modified", "head", "length", "ranges"]
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with the next `times` requests (None: all) whose path matches a shell pattern."""
+    """A failure of the next `times` requests (None: all) whose path matches a shell pattern."""
 
     path: str
     times: int | None = 1
     methods: tuple[str, ...] = ("GET", "HEAD")
     status: int | None = None
-    """Answer with this status and no file; `retry_after` adds the header, seconds or an HTTP date."""
+    """Answer with this status and no file. `retry_after` adds that header: seconds or an HTTP date."""
     retry_after: int | str | None = None
     cut_after: int | None = None
-    """Close the connection after so many bytes of the body."""
+    """Close the connection after this many bytes of the body."""
     stall: float = 0
-    """Seconds of silence: before the answer, or inside the body where `stall_at` (a byte) says."""
+    """Seconds of silence before the answer, or in the body at byte `stall_at`."""
     stall_at: int | None = None
     missing: tuple[Missing, ...] = ()
-    """What the server does not do: etag, last_modified, head (405), length (chunked instead), ranges."""
+    """Features that the server lacks: etag, last_modified, head (405), length (chunked instead), ranges."""
     body: Damage | None = None
-    """200 with something else: an HTML page, a Git LFS pointer, the file's first half, or the file spoiled."""
+    """Answer 200 with another body: an HTML page, a Git LFS pointer, the file's first half, or a damaged file."""
     headers: dict[str, str] = field(default_factory=dict)
-    """Headers that replace the file's own, such as another ETag; one that is "" is left out."""
+    """Headers that replace the file's own, such as another ETag. A header with the value "" is left out."""
     encoding: str | None = None
-    """Say that the body has this Content-Encoding; where that is gzip, it has."""
+    """Send this Content-Encoding header. Only for gzip is the body really encoded."""
     drip: float = 0
     """Seconds between two bytes of the answer's headers, which never end."""
     endless: bool = False
-    """Send the file again and again, without a length, until the client hangs up."""
+    """Repeat the file without a length until the client disconnects."""
 
 
 @dataclass
 class Request:
-    """One line of the site's log; `sent` counts bytes of a body, headers apart."""
+    """One entry of the site's log. `sent` counts the bytes of the body, without headers."""
 
     method: str
     path: str
@@ -94,7 +94,7 @@ class Request:
 
 @dataclass
 class _Traffic:
-    """Requests and the faults that wait for them, shared by the server's threads."""
+    """The logged requests and the pending faults, shared by the server's threads."""
 
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
@@ -116,7 +116,7 @@ class _Traffic:
     def take_fault(self, method: str, path: str) -> Fault | None:
         with self.changed:
             for at, fault in enumerate(self.faults):
-                # A redirect has no body to go wrong: such faults wait for the bytes.
+                # A redirect has no body, so faults of the body apply to the request after it.
                 fits = fault.status is not None or not path.startswith("/mirror/")
                 if fits and method in fault.methods and fnmatch.fnmatch(path, fault.path):
                     if fault.times is not None:
@@ -127,7 +127,7 @@ class _Traffic:
 
 
 class Site:
-    """The site, served from a thread while the context lasts; its files stay in `state` and serve the next one too."""
+    """The site, served from a thread during the context. Its files stay in `state` for the next one."""
 
     def __init__(
         self,
@@ -155,12 +155,12 @@ class Site:
 
     @property
     def url(self) -> str:
-        """Address without a path, such as http://127.0.0.1:8080."""
+        """The address without a path, such as http://127.0.0.1:8080."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def requests(self) -> list[Request]:
-        """Every request so far, those under way waited for (up to five seconds)."""
+        """All requests so far. Waits up to five seconds until active requests end."""
         with self.traffic.changed:
             self.traffic.changed.wait_for(lambda: not self.traffic.busy, timeout=5)
             return list(self.traffic.requests)
@@ -183,7 +183,7 @@ class Site:
         self._thread.join()
 
     def fault(self, path: str, **what: Any) -> None:
-        """Let something go wrong: the fields of `Fault`; faults on one path happen in the order they were asked for."""
+        """Add a fault with the fields of `Fault`. Faults on one path happen in the order in which they were added."""
         for name in ("methods", "missing"):
             if name in what:
                 what[name] = tuple(what[name])
@@ -191,12 +191,12 @@ class Site:
             self.traffic.faults.append(Fault(path, **what))
 
     def heal(self) -> None:
-        """Forget every fault."""
+        """Remove all faults."""
         with self.traffic.changed:
             self.traffic.faults.clear()
 
     def put(self, name: str, content: bytes | Path) -> None:
-        """Publish this very file under a name, in place of what was there, in one step."""
+        """Publish exactly this file under a name, and replace any other file atomically."""
         part = self._put / f".{secrets.token_hex(4)}-{name}"
         if isinstance(content, bytes):
             part.write_bytes(content)
@@ -205,25 +205,25 @@ class Site:
         part.replace(self._put / name)
 
     def republish(self, name: str, edition: int = 2) -> None:
-        """Replace a made month by another edition of it; ValueError for one that `files` or `put` decides."""
+        """Replace a generated month with another edition. Raise `ValueError` if `files` or `put` provides the month."""
         path = self._made / name
         if not _TRIP_FILE.fullmatch(name) or self.find(name) not in (None, path):
-            raise ValueError(f"{name} is not a month of this site's own making: put() another file there instead")
+            raise ValueError(f"{name} is not a month that this site generated: put() another file there instead")
         with self._locked(name):
             self._make(path, edition)
 
     def rows_of(self, color: str, year: int, month: int) -> int:
-        """Rows of a month's first edition: `rows`, a tenth more or less."""
+        """Return the row count of a month's first edition: `rows` plus or minus up to a tenth."""
         spread = zlib.crc32(f"{color} {year}-{month:02d}".encode()) / 2**32
         return max(1, round(self.rows * (0.9 + 0.2 * spread)))
 
     def find(self, name: str) -> Path | None:
-        """The file that a name stands for now: one put here, a real one, one made before, or None."""
+        """Return the file with this name: from `put`, from `files`, or generated earlier; otherwise None."""
         places = (self._put, self.files, self._made)
         return next((place / name for place in places if place and (place / name).is_file()), None)
 
     def file(self, name: str) -> Path:
-        """The file that a name stands for, made now if it has to be."""
+        """Return the file with this name. Generate it if there is none."""
         found = self.find(name)
         if found:
             return found
@@ -234,7 +234,7 @@ class Site:
         return path
 
     def spoiled(self, path: Path, damage: Damage) -> Path:
-        """A copy of a file with this damage, under the same name."""
+        """Return a damaged copy of a file, under the same name."""
         name = cast(re.Match[str], _TRIP_FILE.fullmatch(path.name))
         copy = self._made / damage / path.name
         copy.parent.mkdir(exist_ok=True)
@@ -245,7 +245,7 @@ class Site:
         return copy
 
     def etag(self, path: Path) -> str:
-        """Strong, and S3's own: the quoted MD5 of the bytes."""
+        """Return a strong ETag as S3 makes it: the quoted MD5 of the bytes."""
         about = path.stat()
         key = (path, about.st_mtime_ns, about.st_size)
         if key not in self._etags:
@@ -264,7 +264,7 @@ class Site:
 
     def _make(self, path: Path, edition: int) -> None:
         part = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
-        published = 1_656_633_600.0  # 2022-07, when TLC went over to Parquet
+        published = 1_656_633_600.0  # 2022-07-01, when TLC already published Parquet
         try:
             if path.name == _ZONES:
                 write_zones(part)
@@ -272,7 +272,7 @@ class Site:
                 color, year, month = _month_of(path.name)
                 rows = self.rows_of(color, year, month)
                 write_month(part, color, year, month, rows=rows, seed=self.seed, edition=edition)
-                # Two months late, as TLC is, and a day later with each edition: no date here depends on today.
+                # Two months late, as at TLC, and one day later for each edition. No date depends on today's date.
                 published = ((year - 1970) * 12 + month + 2) * 2_629_746.0 + (edition - 1) * 86400
             os.utime(part, (published, published))
             part.replace(path)
@@ -281,7 +281,7 @@ class Site:
 
 
 class _Server(ThreadingHTTPServer):
-    # Threads are waited for on closing, after their connections are: nothing outlives the site.
+    # Closing first ends the connections and then waits for their threads, so nothing runs after the site.
     daemon_threads = False
     request_queue_size = 128
 
@@ -291,7 +291,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's own, which looks the host's name up in DNS.
+        # Not the method of HTTPServer, which looks up the host's name in DNS.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "localhost", self.server_address[1]
 
@@ -300,7 +300,7 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        # The client hung up, or the site did: nobody is left to tell.
+        # The client or the site closed the connection: no answer can be sent.
         with suppress(ConnectionError):
             super().finish_request(request, client_address)
 
@@ -309,7 +309,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def hang_up(self) -> None:
-        """End every connection that a client keeps alive."""
+        """Close every connection that a client keeps open."""
         for connection in list(self._connections):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -322,7 +322,7 @@ class _Handler(BaseHTTPRequestHandler):
     _server = ""
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Requests are logged in `Site.requests`, not on the terminal."""
+        """Do nothing: requests are logged in `Site.requests`, not on the terminal."""
 
     def do_GET(self) -> None:
         self._answer()
@@ -337,7 +337,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._steer()
 
     def version_string(self) -> str:
-        """The header Server."""
+        """Return the value of the header Server."""
         return self._server or super().version_string()
 
     @property
@@ -370,7 +370,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _drip(self, pause: float) -> None:
         self.close_connection = True
         self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-        with suppress(OSError):  # the client hung up
+        with suppress(OSError):  # the client disconnected
             while not self.site.stopping.wait(pause):
                 self.wfile.write(b"x")
 
@@ -467,25 +467,25 @@ class _Handler(BaseHTTPRequestHandler):
                 else:
                     self.connection.sendfile(file, at, count)
             finally:
-                # On a hang-up too, socket.sendfile leaves the file where the last byte sent was.
+                # Even if the client disconnects, socket.sendfile leaves the file's position after the last byte sent.
                 self.entry.sent += file.tell() - at
             if chunked:
                 self.wfile.write(b"\r\n")
 
     def _unmodified(self, headers: dict[str, str]) -> bool:
-        known = self.headers.get("If-None-Match")
-        if known is not None:
-            tags = [tag.strip().removeprefix("W/") for tag in known.split(",")]
+        header = self.headers.get("If-None-Match")
+        if header is not None:
+            tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
             return "ETag" in headers and ("*" in tags or headers["ETag"] in tags)
         return self._not_after(self.headers.get("If-Modified-Since"), headers)
 
     def _range(self, size: int, headers: dict[str, str]) -> tuple[int, int] | Literal["unsatisfiable"] | None:
-        """Start and stop of the one range asked for; None for the whole file, as for any range not understood."""
+        """Return start and stop of the requested range, or None for the whole file or a range of another form."""
         match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         if not match or match[0] == "bytes=-":
             return None
-        known = self.headers.get("If-Range")
-        if known and known != headers.get("ETag") and not self._not_after(known, headers):
+        version = self.headers.get("If-Range")
+        if version and version != headers.get("ETag") and not self._not_after(version, headers):
             return None
         first, last = match.groups()
         start = int(first) if first else max(0, size - int(last))
@@ -503,22 +503,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _steer(self) -> None:
         self.entry = Request(self.command, urlsplit(self.path).path)
-        said = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if (self.command, self.entry.path) == ("POST", "/token"):
             self._json({"access_token": "local", "token_type": "Bearer", "expires_in": 3600})
             return
-        deeds: dict[tuple[str, str], Callable[..., object]] = {
+        actions: dict[tuple[str, str], Callable[..., object]] = {
             ("POST", "/faults"): self.site.fault,
             ("DELETE", "/faults"): self.site.heal,
             ("POST", "/republish"): self.site.republish,
             ("DELETE", "/requests"): self.site.forget_requests,
         }
-        deed = deeds.get((self.command, self.entry.path))
-        if not deed:
+        action = actions.get((self.command, self.entry.path))
+        if not action:
             self._text(404, "Not Found")
             return
         try:
-            self._json(deed(**json.loads(said or b"{}")))
+            self._json(action(**json.loads(body or b"{}")))
         except (TypeError, ValueError) as wrong:
             self._text(400, f"{wrong}\n")
 
@@ -564,15 +564,17 @@ def _two_months_ago() -> str:
 
 
 def main() -> int:
-    """Serve until told to stop (SIGTERM, Ctrl-C)."""
+    """Serve until SIGTERM or Ctrl-C. Return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m local.site", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another one only inside a container")
     parser.add_argument("--port", type=int, required=True, help="port of that address")
-    parser.add_argument("--state", type=Path, required=True, help="folder for the files made")
-    parser.add_argument("--rows", type=int, default=20_000, help="rows of a month, more or less")
-    parser.add_argument("--files", type=Path, help="folder of real files, served in place of made ones")
+    parser.add_argument("--state", type=Path, required=True, help="folder for the generated files")
+    parser.add_argument("--rows", type=int, default=20_000, help="approximate number of rows of a month")
+    parser.add_argument("--files", type=Path, help="folder of real files, which are served instead of generated ones")
     parser.add_argument(
-        "--last-month", default=_two_months_ago(), help="the newest month published; by default as late as TLC"
+        "--last-month",
+        default=_two_months_ago(),
+        help="the newest published month; by default two months ago, as at TLC",
     )
     asked = parser.parse_args()
     stop = threading.Event()

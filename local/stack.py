@@ -1,7 +1,7 @@
-"""One way to start the stand-ins: `with Stack(folder) as stack: … stack.env …`, for `make up`, demo, tests and bench alike.
+"""Start the stand-ins: `with Stack(folder) as stack: … stack.env …`. `make up`, demo, tests and bench all use this.
 
-Everything listens on 127.0.0.1, keeps its data below one state folder and stops with the `with` block. Data, passwords and
-ports outlive it: the next Stack on the same folder finds them again.
+All services listen on 127.0.0.1, store their data in one state folder, and stop when the `with` block ends. Data, passwords and
+ports stay: the next Stack on the same folder uses them again.
 """
 
 import json
@@ -37,13 +37,13 @@ BUCKET = "taxi-lake"
 SERVICES = ("web", "lake", "warehouse", "postgres", "prefect", "agent")
 WITH_WORKER = (*SERVICES[:-1], "worker")
 WORK_POOL = "taxi-pool"
-STATE_MARK = "NYC_TAXI_LOCAL_STATE"  # in the environment of every process started here, so that leftovers can be told
+STATE_MARK = "NYC_TAXI_LOCAL_STATE"  # set in every process started here, to recognise leftovers
 
-CLIENTS = {"agent": "work queue default", "worker": f"work pool {WORK_POOL}"}  # they listen nowhere
-_PREFERRED_PORTS = {"prefect": 4200}  # Prefect's own, which people have in their bookmarks
+CLIENTS = {"agent": "work queue default", "worker": f"work pool {WORK_POOL}"}  # they have no port
+_PREFERRED_PORTS = {"prefect": 4200}  # Prefect's default, which users may have in their bookmarks
 _START_SECONDS = 180
-_STOP_SECONDS = 20  # to end by itself; an agent waits for whatever it has started
-# Settings in the user's shell that would lead a service, or a flow, to the user's own servers and accounts.
+_STOP_SECONDS = 20  # before a process is killed; an agent waits for the runs that it started
+# Settings of the user's shell that would direct a service or a flow to the user's own servers and accounts.
 _FOREIGN = re.compile(
     r"PREFECT_|PG[A-Z]+$|BQEMU_|CLOUDSDK_|GOOGLE_|GCLOUD_|GCP_|OTEL_|BIGQUERY_|STORAGE_EMULATOR_"
     r"|NOTIFY_|TRIPS_NOTIFY$|FLOW_CODE_"
@@ -51,18 +51,18 @@ _FOREIGN = re.compile(
 
 
 class StackError(Exception):
-    """A service could not start; the message says which, why, and what to do."""
+    """A service could not start. The message says which, why, and what to do."""
 
 
 def without_foreign_settings(environment: dict[str, str]) -> dict[str, str]:
-    """`environment` less everything that points at somebody else's Prefect, Google project or Postgres."""
+    """Return `environment` without the settings for other Prefect servers, Google projects and Postgres servers."""
     return {name: value for name, value in environment.items() if not _FOREIGN.match(name)}
 
 
 def port_is_free(port: int) -> bool:
-    """True if a server could listen on this port of 127.0.0.1 now."""
+    """Return whether a server can listen on this port of 127.0.0.1 now."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: past connections do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers set it: ignore closed connections
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
@@ -80,7 +80,7 @@ def _free_port(taken: set[int]) -> int:
 
 
 class _Sheltered(SimpleExecutor):
-    """A process that does not see the settings of the user's shell which are not meant for it."""
+    """A process without the foreign settings of the user's shell."""
 
     @property
     def envvars(self) -> dict[str, str]:
@@ -89,38 +89,38 @@ class _Sheltered(SimpleExecutor):
 
 
 class _Web(_Sheltered, HTTPExecutor):
-    """A service that is ready once it answers an HTTP GET."""
+    """A web service; it is ready once it answers a GET."""
 
 
 class _Postgres(_Sheltered, PostgresExecutor):
-    """PostgreSQL, ready once it takes connections."""
+    """PostgreSQL; it is ready once it accepts connections."""
 
 
 class _Agent(_Sheltered, Executor):
-    """A Prefect agent; ready once the server has seen it ask for work."""
+    """A Prefect agent; it is ready once it has polled its queue."""
 
     def __init__(self, api_url: str, queue: str, **kwargs: Any) -> None:
         self._queue_url = f"{api_url}/work_queues/name/{queue}"
-        self._born = datetime.now(UTC)
+        self._created = datetime.now(UTC)
         program = Path(sys.executable).with_name("prefect")
         super().__init__([str(program), "agent", "start", "-q", queue], **kwargs)
 
     def pre_start_check(self) -> bool:
-        """Never running before: it is ours alone."""
+        """Return False: only this process starts the agent, so it cannot run already."""
         return False
 
     def after_start_check(self) -> bool:
-        """True once the queue was polled after this agent was made."""
+        """Return whether the queue was polled after this object was created."""
         try:
             queue = httpx.get(self._queue_url, trust_env=False)
         except httpx.HTTPError:
             return False
         polled = queue.json().get("last_polled") if queue.is_success else None
-        return isinstance(polled, str) and datetime.fromisoformat(polled) >= self._born
+        return isinstance(polled, str) and datetime.fromisoformat(polled) >= self._created
 
 
 class _Worker(_Sheltered, Executor):
-    """A Prefect worker of a process work pool; ready once the server has a heartbeat of it."""
+    """A Prefect worker of a process work pool; it is ready once the server has its heartbeat."""
 
     def __init__(self, api_url: str, pool: str, **kwargs: Any) -> None:
         self._workers_url = f"{api_url}/work_pools/{pool}/workers/filter"
@@ -131,11 +131,11 @@ class _Worker(_Sheltered, Executor):
         )
 
     def pre_start_check(self) -> bool:
-        """Return False: its name is new, so it cannot run already."""
+        """Return False: the worker's name is new, so it cannot run already."""
         return False
 
     def after_start_check(self) -> bool:
-        """Return True if the server knows this worker."""
+        """Return whether the server knows this worker."""
         try:
             workers = httpx.post(self._workers_url, json={}, trust_env=False)
         except httpx.HTTPError:
@@ -144,10 +144,10 @@ class _Worker(_Sheltered, Executor):
 
 
 class Stack:
-    """The named services, running for as long as the `with` block; `env` is what a client needs to reach them.
+    """The given services, which run during the `with` block. `env` has the variables that a client needs to reach them.
 
-    `say` is told a service and its address as each becomes ready. `executors` holds the processes by service, for tests that
-    stop or kill one (`with stack.executors["postgres"].stopped(): …`).
+    `say` is called with each service and its address when it becomes ready. `executors` maps services to processes, for tests
+    that stop or kill one (`with stack.executors["postgres"].stopped(): …`).
     """
 
     def __init__(
@@ -179,23 +179,27 @@ class Stack:
         self.stop()
 
     def start(self, *services: str) -> None:
-        """Start these services, and those they need, unless they run; return when all are ready.
+        """Start these services and those that they need, unless they run. Return when all are ready.
 
-        Raises StackError, leaving what was started before to `stop`.
+        Raises:
+            StackError: A service does not exist or does not start. Services that already started run until `stop`.
         """
-        known = dict.fromkeys(SERVICES + WITH_WORKER)
-        if unknown := set(services) - known.keys():
-            raise StackError(f"no such service: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        every = dict.fromkeys(SERVICES + WITH_WORKER)
+        if unknown := set(services) - every.keys():
+            raise StackError(f"no such service: {', '.join(sorted(unknown))}; there are {', '.join(every)}")
         wanted = set(services)
         if wanted & {"lake", "warehouse"}:
-            wanted |= {"web", "lake"}  # the warehouse reads the lake's files; credentials get their token from the site
+            wanted |= {
+                "web",
+                "lake",
+            }  # the warehouse reads the lake's files, and credentials get their token from the site
         if wanted & CLIENTS.keys():
             wanted.add("prefect")
         wanted -= self.executors.keys()
         for folder in ("", "log", "tmp"):
             (self.state / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._describe(self._choose_ports(wanted))
-        # The slow ones first: they get on with it while the others are made.
+        # Launch the slow services first: they start while the others are prepared.
         for service in ("prefect", "warehouse", "web", "lake", "postgres"):
             if service in wanted:
                 self._launch(service)
@@ -208,7 +212,7 @@ class Stack:
                 self._await(service)
 
     def stop(self, *services: str) -> None:
-        """Stop these services, or all, agent and worker before the servers; return when their processes are gone."""
+        """Stop these services, or all, and wait until they end. The agent and the worker stop before the servers."""
         stopped = {service: self.executors.pop(service) for service in services or tuple(self.executors)}
         for service in CLIENTS:
             if executor := stopped.pop(service, None):
@@ -219,12 +223,12 @@ class Stack:
             self._logs.close()
 
     def environment(self) -> dict[str, str]:
-        """A whole environment for a program that uses these services: this process's own, with `env` and our programs."""
+        """Return an environment for programs that use these services: this process's own, `env`, and `.venv/bin` on the PATH."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         return without_foreign_settings(dict(os.environ)) | self.env | {"PATH": path}
 
     def address(self, service: str) -> str:
-        """Where a service listens, for people."""
+        """Return a service's address as text for users."""
         if service in CLIENTS:
             return CLIENTS[service]
         if service == "postgres":
@@ -232,13 +236,13 @@ class Stack:
         return f"http://127.0.0.1:{self._ports[service]}"
 
     def _choose_ports(self, services: set[str]) -> dict[str, int]:
-        """A port per service: the one it had before, if free, so that bookmarks and blocks stay true."""
+        """Return a port for each service: its earlier port if that is free, so that bookmarks and blocks stay valid."""
         file = self.state / "ports.json"
         ports: dict[str, int] = json.loads(file.read_text("utf-8")) if file.exists() else {}
         if self._prefect_port is not None and "prefect" in services:
             if not port_is_free(self._prefect_port):
                 raise StackError(
-                    f"port {self._prefect_port} (PREFECT_PORT) is in use: stop what listens there, or name another port"
+                    f"port {self._prefect_port} (PREFECT_PORT) is in use: stop what listens there, or give another port"
                 )
             ports["prefect"] = self._prefect_port
         names = services - CLIENTS.keys() | ({"warehouse_grpc"} if "warehouse" in services else set())
@@ -289,7 +293,7 @@ class Stack:
         return folder
 
     def _launch(self, service: str) -> None:
-        """Start a service's process without waiting for it."""
+        """Start a service's process without waiting until it is ready."""
         log = self._logs.enter_context((self.state / "log" / f"{service}.log").open("ab"))
         folder = self._folder(service)
         options: dict[str, Any] = {
@@ -303,7 +307,7 @@ class Stack:
         try:
             executor: Executor = getattr(self, f"_{service}")(folder, options)
             self.executors[service] = executor
-            # Executor.start would also wait; skipping to its parent's lets all services start at the same time.
+            # Executor.start would also wait. The method of its parent class does not, so all services start at the same time.
             SimpleExecutor.start(executor)
         except (OSError, subprocess.CalledProcessError, httpx.HTTPError) as error:
             raise StackError(f"{service} could not start: {error}") from error
@@ -345,7 +349,7 @@ class Stack:
         options["envvars"] |= {
             "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
             "BQEMU_GCS_LOCAL_ROOT": str(self._folder("lake")),
-            "BQEMU_ENABLE_FORMAT_EXTENSIONS": "false",  # they would be downloaded
+            "BQEMU_ENABLE_FORMAT_EXTENSIONS": "false",  # the emulator would download them
             "BQEMU_UPLOAD_STAGING_DIR": str(self.state / "tmp"),
             "OTEL_SDK_DISABLED": "true",
         }
@@ -354,12 +358,12 @@ class Stack:
     def _postgres(self, folder: Path, options: dict[str, Any]) -> Executor:
         make_cluster(folder)
         del options["cwd"]
-        # SIGINT is PostgreSQL's "fast" shutdown; SIGTERM would wait for clients to hang up.
+        # SIGINT is PostgreSQL's "fast" shutdown. SIGTERM would wait until clients disconnect.
         return _Postgres(folder, self._ports["postgres"], stop_signal=signal.SIGINT, **options)
 
     def _prefect(self, folder: Path, options: dict[str, Any]) -> Executor:
         port = self._ports["prefect"]
-        # What `prefect server start` runs, less the seconds that its own process takes to import Prefect before it does.
+        # The command that `prefect server start` runs, without the seconds in which its own process imports Prefect.
         command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--timeout-keep-alive", "5"]
         options["envvars"] |= self.env | {
@@ -370,9 +374,9 @@ class Stack:
         return _Web(command, f"http://127.0.0.1:{port}/api/health", method="GET", **options)
 
     def _agent(self, folder: Path, options: dict[str, Any]) -> Executor:
-        # Prefect makes it with the first queue of an agent. Not if another pool has a queue of that name, as taxi-pool has.
+        # Prefect makes this pool with an agent's first queue, but not if another pool has a queue of that name, as taxi-pool has.
         make_work_pool(self.env["PREFECT_API_URL"], "default-agent-pool", "prefect-agent")
-        path = self.environment()["PATH"]  # for flows that start programs by name
+        path = self.environment()["PATH"]  # for flows that start programs by their names
         options["envvars"] |= self.env | {"PATH": path, "PREFECT_AGENT_QUERY_INTERVAL": "1"}
         return _Agent(self.env["PREFECT_API_URL"], "default", **options)
 
@@ -384,11 +388,11 @@ class Stack:
 
 
 def make_key(file: Path, token_uri: str) -> None:
-    """Write a service account's key that was made here and whose tokens come from `token_uri`, so that it opens nothing."""
+    """Write a generated service account key that gets its tokens from `token_uri`, so that it gives access to nothing."""
     account = json.loads(file.read_text("utf-8")) if file.exists() else None
     if account is None:
-        # Nobody checks what it signs, and a key of half the usual size is read in a seventh of the time.
-        key = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505 - it opens nothing
+        # Nothing checks its signatures, and a key of half the usual size loads in a seventh of the time.
+        key = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505 - it gives access to nothing
         pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -404,21 +408,21 @@ def make_key(file: Path, token_uri: str) -> None:
 
 
 def make_bucket(lake: str) -> None:
-    """Make the bucket in the fake-gcs-server at `lake` unless it is there. Raises httpx.HTTPError."""
+    """Create the bucket in the fake-gcs-server at `lake` if it does not exist. Raise `httpx.HTTPError` on failure."""
     answer = httpx.post(f"{lake}/storage/v1/b", params={"project": PROJECT}, json={"name": BUCKET}, trust_env=False)
-    if answer.status_code != httpx.codes.CONFLICT:  # the bucket is there from an earlier run
+    if answer.status_code != httpx.codes.CONFLICT:  # the bucket exists from an earlier run
         answer.raise_for_status()
 
 
 def make_work_pool(api_url: str, name: str, kind: str) -> None:
-    """Make a work pool unless it is there. Raises httpx.HTTPError."""
+    """Create a work pool if it does not exist. Raise `httpx.HTTPError` on failure."""
     answer = httpx.post(f"{api_url}/work_pools/", json={"name": name, "type": kind}, trust_env=False)
     if answer.status_code != httpx.codes.CONFLICT:
         answer.raise_for_status()
 
 
 def write_env_file(stack: Stack, file: Path) -> None:
-    """Write `stack.env` as a file for a shell to `source`, whole or not at all."""
+    """Write `stack.env` atomically as a file for a shell to `source`."""
     lines = ["# Addresses of the local services, for `source`. Written by `make up`, removed by `make down`."]
     lines.append("unset PREFECT_API_KEY PREFECT_PROFILE PREFECT_PROFILES_PATH")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in stack.env.items()]
@@ -427,7 +431,7 @@ def write_env_file(stack: Stack, file: Path) -> None:
 
 
 def _write(file: Path, text: str) -> None:
-    """Replace `file`, readable by its owner alone, in one step."""
+    """Replace `file` atomically, readable only by its owner."""
     new = file.with_name(f"{file.name}.{os.getpid()}")
     new.unlink(missing_ok=True)
     new.touch(0o600)
@@ -436,10 +440,10 @@ def _write(file: Path, text: str) -> None:
 
 
 def _stop(executor: Executor) -> None:
-    impatient = Timer(_STOP_SECONDS, executor.kill)
-    impatient.start()
+    deadline = Timer(_STOP_SECONDS, executor.kill)
+    deadline.start()
     try:
-        with suppress(ProcessFinishedWithError):  # stopped all the same; how it took the signal is in its log
+        with suppress(ProcessFinishedWithError):  # it has stopped anyway; its log has the details
             executor.stop()
     finally:
-        impatient.cancel()
+        deadline.cancel()

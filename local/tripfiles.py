@@ -1,8 +1,8 @@
-"""Any month of TLC trips as a file, made up but TLC-shaped: every era of `local.shapes`, every quirk, any size.
+"""Generate any month of TLC trips as a file: made-up trips in TLC's formats (`local.shapes`), with every quirk, of any size.
 
-Same arguments, same bytes; `damaged` spoils them in the ways that people met. The trips of a month are the same in every
-format; only what TLC itself wrote differently (a dispatch block's VendorID, an era's columns) differs. Nothing here knows the
-product: tests compare the two.
+The same arguments give the same bytes. `damaged` damages them in ways that users have met. The trips of a month are the same in
+every format, except where TLC wrote them differently (a dispatch block's VendorID, an era's columns). This module does not import
+the product, because tests compare the two.
 """
 
 from __future__ import annotations
@@ -73,31 +73,31 @@ _ZONE_NAMES = {
     264: '"Unknown","N/A","N/A"',
     265: '"N/A","Outside of NYC","N/A"',
 }
-# What no reader can convert, by field.
+# Values that no reader can convert, by field.
 _NONSENSE = {"pickup": "not a time", "passengers": "many", "total": "free", "pickup_zone": "JFK"}
 
 
 Damage = Literal["html", "lfs_pointer", "truncated", "conflict_markers", "excel_dates", "gzip_members"]
-"""What people met under a trip file's name, but for the last, which is sound: gzip of several members."""
+"""Damages that users have met in trip files. The last one is no damage but valid: gzip with several members."""
 DAMAGES: tuple[Damage, ...] = get_args(Damage)
 
 
 @dataclass(frozen=True)
 class Faults:
-    """Rows a reader must set aside, per kind; they replace sound trips, so a month keeps its number of rows."""
+    """Numbers of rows that a reader must reject, by kind. They replace good trips, so a month keeps its number of rows."""
 
     unconvertible: int = 0
     too_many_fields: int = 0
     too_few_fields: int = 0
 
     def total(self) -> int:
-        """How many rows are faulty."""
+        """Return the number of faulty rows."""
         return self.unconvertible + self.too_many_fields + self.too_few_fields
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a file holds: its rows, how many rows each quirk and fault touched, and which rows (from 1) are faulty."""
+    """The content of a file: its row count, the row count of each quirk, and the positions (from 1) of faulty rows."""
 
     rows: int
     counts: Mapping[str, int]
@@ -106,7 +106,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Changes:
-    """Rows by which one edition of a month differs from another, with the position in the file as the key."""
+    """The row counts by which two editions of a month differ. The key of a row is its position in the file."""
 
     inserted: int
     updated: int
@@ -125,10 +125,23 @@ def write_month(
     edition: int = 1,
     faults: Faults = Faults(),
 ) -> Written:
-    """Write one month as TLC would have, in the format of path's ending: .parquet, .csv or .csv.gz.
+    """Write one month as TLC would, in the format of the path's ending: .parquet, .csv or .csv.gz.
 
-    `rows` is the first edition's; a later one differs from it by what `changes` says. Memory is bounded by a batch, for
-    Parquet by one row group of the era. ValueError for a month, a format or a fault that TLC's files cannot have.
+    The memory is limited to one batch of rows; for Parquet, to one row group of the era.
+
+    Args:
+        path: The file to write.
+        color: Whose trips.
+        year: The year of the month.
+        month: The month, from 1.
+        rows: The row count of the first edition. A later edition differs from it as `changes` returns.
+        seed: Another seed gives other trips.
+        quirks: Oddities of TLC's files to include.
+        edition: The edition, from 1.
+        faults: Rows that a reader must reject. Only the first edition may have them.
+
+    Raises:
+        ValueError: TLC's files cannot have this month, format or fault.
     """
     writer = next((make for ending, make in _WRITERS.items() if path.name.endswith(ending)), None)
     if writer is None:
@@ -142,7 +155,7 @@ def write_month(
 
 
 def damaged(content: bytes, ending: str, damage: Damage) -> bytes:
-    """A trip file's bytes as somebody spoiled them. ValueError for a damage that a file of this ending cannot have."""
+    """Return a trip file's bytes with a damage. Raise `ValueError` for a damage that a file of this ending cannot have."""
     if damage in _REPLACED:
         return _REPLACED[damage]
     if damage == "truncated":
@@ -170,13 +183,13 @@ _DATETIME = re.compile(rb"(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):\d\d")
 
 
 def _as_excel_saves(datetime: re.Match[bytes]) -> bytes:
-    """1/2/2021 0:30, seconds lost."""
+    """Return a time as Excel saves it: 1/2/2021 0:30, without seconds."""
     year, month, day, hour, minute = datetime.groups()
     return b"%d/%d/%s %d:%s" % (int(month), int(day), year, int(hour), minute)
 
 
 def write_zones(path: Path) -> None:
-    """Write a zone look-up as TLC's: 265 ids, names of its that repeat, and N/A that is text; other names made up."""
+    """Write a zone look-up like TLC's: 265 ids, TLC's repeated names, and N/A as text. Other names are made up."""
     lines = ['"LocationID","Borough","Zone","service_zone"']
     for zone in range(1, 266):
         lines.append(f"{zone}," + _ZONE_NAMES.get(zone, f'"{_BOROUGHS[zone % 5]}","Zone {zone}","Boro Zone"'))
@@ -184,7 +197,7 @@ def write_zones(path: Path) -> None:
 
 
 def changes(rows: int, old: int, new: int) -> Changes:
-    """What a store must report when edition `new` of a month of `rows` replaces edition `old`."""
+    """Return what a store must report when edition `new` of a month of `rows` rows replaces edition `old`."""
     before, after = rows_of_edition(rows, old), rows_of_edition(rows, new)
     common = min(before, after)
     differing = 0 if old == new else int(np.count_nonzero(_edited(common, rows, old) != _edited(common, rows, new)))
@@ -192,7 +205,7 @@ def changes(rows: int, old: int, new: int) -> Changes:
 
 
 def _edited(common: int, rows: int, edition: int) -> Ints:
-    """Per row what an edition made of it: 0 as in the first, 1 changed, -edition for a row that the first has not."""
+    """Return for each row: 0 if it is as in the first edition, 1 if it is changed, -edition if the first does not have it."""
     index = np.arange(common)
     return np.where(index >= rows, -edition, touched(index, edition).astype(np.int64))
 
@@ -209,10 +222,10 @@ def _write_csv(path: Path, month: Month, edition: int, faults: Faults) -> Writte
         raw = stack.enter_context(path.open("wb"))
         out = cast(BinaryIO, raw)
         if path.name.endswith(".gz"):
-            # No name and no time in the header: same trips, same bytes.
+            # No name and no time in the gzip header: the same trips must give the same bytes.
             out = cast(BinaryIO, stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0)))
         out.write(shape.header.encode() + shape.header_end)
-        # Compressing takes as long as making the rows and lets go of the GIL: the two overlap.
+        # Compression takes as long as making the rows and releases the GIL, so both run in parallel.
         compressor = stack.enter_context(ThreadPoolExecutor(1))
         pending: Future[int] | None = None
         for trips in batches(month, edition, counts):
@@ -229,7 +242,7 @@ def _write_csv(path: Path, month: Month, edition: int, faults: Faults) -> Writte
 
 def _lines(trips: Trips, month: Month, shape: CsvShape) -> Array:
     if "payment" in trips:
-        # In the legacy CSV a booked trip has no vendor; the official file names one.
+        # In the legacy CSV a booked trip has no vendor; in the official file it has one.
         booked = np.ma.getmaskarray(trips["payment"])
         trips["vendor"] = np.ma.array(trips["vendor"], mask=np.ma.getmaskarray(trips["vendor"]) | booked)
     columns: list[Any] = []
@@ -252,13 +265,13 @@ def _join(*columns_and_separator: Any) -> Array:
 
 
 def _joined(lines: Array) -> memoryview:
-    """The array's own text buffer, each line ended by CRLF: the file's bytes without a copy."""
+    """Return the array's text buffer, with CRLF after each line: the file's bytes without a copy."""
     _, _, text = _join(lines, "\r\n", "").buffers()
     return memoryview(cast(pa.Buffer, text))
 
 
 def _texts(trips: Trips, field: str, month: Month, decimals: Decimals) -> Array:
-    """A field as TLC printed it."""
+    """Return a field as TLC printed it."""
     values = trips[field]
     codes = since(month.color, month.text, TEXT_CODES)
     if codes and field == "vendor":
@@ -274,7 +287,7 @@ def _print_time(values: Masked, field: str, decimals: Decimals) -> Array:
 
 
 def _print_degrees(values: Masked, field: str, decimals: Decimals) -> Array:
-    # Six decimals in a double at first, a float widened to a double later.
+    # In the early eras a double with six decimals; later a float converted to a double.
     stored = np.round(values.data, 6) if decimals == "noisy" else values.data.astype(np.float32)
     return _noisy(np.ma.array(stored.astype(np.float64)))
 
@@ -288,7 +301,7 @@ def _print_money(values: Masked, field: str, decimals: Decimals) -> Array:
 
 
 def _print_distance(values: Masked, field: str, decimals: Decimals) -> Array:
-    """Two decimals and no zero before the point: .79, 3.00."""
+    """Return distances with two decimals and no zero before the point: .79, 3.00."""
     if decimals == "noisy":
         return _noisy(values / 100)
     miles = pc.if_else(pa.array(values.data < 100), "", _array(values // 100, pa.string()))
@@ -310,7 +323,7 @@ _PRINTERS: Mapping[str, Callable[[Masked, str, Decimals], Array]] = {
 
 
 def _noisy(values: Masked) -> Array:
-    """Doubles as a program that knew no shortest form printed them: 17 significant digits."""
+    """Return doubles with 17 significant digits, as programs print them that do not search for the shortest form."""
     distinct, which = np.unique(values.data, return_inverse=True)
     return _taken([f"{value:.17g}" for value in distinct.tolist()], which.ravel(), values)
 
@@ -320,7 +333,7 @@ def _array(values: Masked, kind: Any) -> Array:
 
 
 def _taken(words: Sequence[str], codes: Any, like: Masked) -> Array:
-    """The words that codes stand for, null where `like` is."""
+    """Return the words for codes; null where `like` is masked."""
     mask = np.ma.getmaskarray(like)
     indices = np.where(mask, 0, np.ma.getdata(codes)).astype(np.int64)
     return cast(Array, pa.array(words).take(cast(Any, pa.array(indices, mask=mask))))
@@ -332,10 +345,10 @@ def _vocabulary(field: str) -> list[str]:
 
 
 def _spread(faults: Faults, rows: int) -> dict[int, str]:
-    """Row index → kind of fault, spread over the file on odd rows, where neither quirks nor editions are."""
+    """Return row index → kind of fault, spread over odd rows of the file. Quirks and editions use only even rows."""
     total = faults.total()
     if rows < 2 * total:
-        raise ValueError(f"{total} faulty rows do not fit into {rows}: every other row stays sound")
+        raise ValueError(f"{total} faulty rows do not fit into {rows}: every other row must be good")
     kinds = [
         *["unconvertible"] * faults.unconvertible,
         *["too_many_fields"] * faults.too_many_fields,
@@ -384,7 +397,7 @@ def _write_parquet(path: Path, month: Month, edition: int, faults: Faults) -> Wr
         schema,
         version=shape.writer.format_version,
         compression=shape.writer.compression,
-        # Level 9 is Arrow's default for gzip: three times the time for one hundredth of the size.
+        # Arrow's default for gzip is level 9, which takes three times as long to save one hundredth of the size.
         compression_level=6 if shape.writer.compression == "gzip" else None,
         write_statistics=shape.writer.statistics == "all",
     ) as writer:
@@ -411,7 +424,7 @@ def _column(trips: Trips, field: str, kind: str, month: Month) -> Array:
     if kind == "null":
         return pa.nulls(len(values))
     if field == "payment" and month.color == "yellow":
-        values = np.ma.array(values.filled(0))  # the official yellow files say 0, "flex fare", for a booked trip
+        values = np.ma.array(values.filled(0))  # the official yellow files have 0, "flex fare", for a booked trip
     if kind in _ARROW_TEXT:
         texts = _texts(trips, field, month, "noisy")
         return cast(Array, texts.cast(_ARROW_TEXT[kind]))
@@ -426,7 +439,7 @@ def _column(trips: Trips, field: str, kind: str, month: Month) -> Array:
 
 
 def _spoilable(shape: ParquetShape, month: Month) -> str:
-    """The first column whose type can hold what its meaning cannot: half a passenger, a time that is no time."""
+    """Return the first field whose column type accepts invalid values, such as half a passenger or text instead of a time."""
     for _, field, kind in shape.columns:
         if (kind, kind_of(field)) in (("double", "whole"), ("string", "time")):
             return field

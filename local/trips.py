@@ -1,6 +1,6 @@
-"""Made-up trips of any month, a batch at a time: plausible fares, rhythms and zones, and TLC's quirks by name.
+"""Generate made-up trips of any month in batches, with plausible fares, times and zones, and with TLC's quirks by name.
 
-Same month and seed, same trips, whatever the format they end up in.
+The same month and seed give the same trips, whatever the file format.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Masked: TypeAlias = "np.ma.MaskedArray[Any, Any]"
 Trips = dict[str, Masked]
-"""One masked array per field: times in seconds since 1970, money and distances in hundredths, words as codes."""
+"""One masked array per field. Times are seconds since 1970, money and distances are hundredths, words are codes."""
 
-# Rows made at a time: what bounds memory, and the unit of randomness (a batch knows its number, not its past).
+# Rows per batch. This limits the memory. Each batch has its own random generator, which depends only on the batch's number.
 BATCH_ROWS = 1 << 16
 
 
@@ -53,7 +53,7 @@ _ONE_SECOND = timedelta(seconds=1)
 
 @dataclass(frozen=True)
 class _Tariff:
-    """Cents a taxi may charge: at the start, per fifth of a mile or slow minute, flat to the airport, on top."""
+    """A taxi's prices in cents: at the start, per fifth of a mile or slow minute, flat to the airport, and surcharges."""
 
     flag_fall: int
     step: int
@@ -67,7 +67,7 @@ class _Tariff:
 
 @dataclass(frozen=True)
 class _TextCodes:
-    """Codes as words: vendors 1 to 3, and for each of them payments 1 to 4."""
+    """Words for codes: vendors 1 to 3, and for each vendor payments 1 to 4."""
 
     vendors: tuple[str, str, str]
     payments: tuple[tuple[str, str, str, str], ...]
@@ -82,7 +82,7 @@ _TARIFFS = (
     ("*", "2023-01", _Tariff(300, 70, 7000, 100, 250, 100, 655, 175)),
     ("*", "2024-01", _Tariff(300, 70, 7000, 100, 250, 100, 694, 175)),
 )
-# What takes no part in the file of a month: (color, field, since, until). Seen in heads and footers but for †.
+# Fields without values in a month's file: color, field, since, until. Seen in headers and footers, except rows marked †.
 _ABSENT = (
     ("yellow", "rate_code", "2009-01", "2010-01"),
     ("yellow", "flag", "2009-01", "2010-01"),
@@ -102,7 +102,7 @@ _ABSENT = (
     ("fhvhv", "airport", "2019-02", "2021-01"),  # †
     ("fhvhv", "cbd", "2019-02", "2025-01"),
 )
-# Part of a month's rows that are booked trips: measured on green, recorded for yellow.
+# The share of booked trips in a month's rows: measured for green, from records for yellow.
 _DISPATCH_SHARES = (
     ("yellow", "2009-01", 0.0),
     ("yellow", "2019-01", 0.01),
@@ -187,7 +187,7 @@ KINDS: Mapping[str, set[str]] = {
     "word": set(WORDS),
     "whole": {*_WHOLE, "vendor", "shared", "seconds", "row"},
 }
-# Not one zone's real place, but one place per zone, inside the city.
+# A made-up place for each zone, inside the city.
 _ZONE_CENTERS = (
     np.random.default_rng(265).uniform(-74.01, -73.86, 266),
     np.random.default_rng(266).uniform(40.64, 40.84, 266),
@@ -196,7 +196,7 @@ _ZONE_CENTERS = (
 
 @dataclass(frozen=True)
 class Month:
-    """A month to make up: which, how large, from which seed, with which oddities, for which kind of file."""
+    """A month to generate: color and date, size, seed, quirks and file format."""
 
     color: Color
     year: int
@@ -208,39 +208,39 @@ class Month:
 
     @property
     def text(self) -> str:
-        """The month as 2021-01."""
+        """The month, such as 2021-01."""
         return f"{self.year}-{self.month:02d}"
 
     @property
     def start(self) -> int:
-        """Its first midnight, seconds since 1970."""
+        """The month's first midnight in seconds since 1970."""
         return _seconds(self.year, self.month)
 
     @property
     def regular_rows(self) -> int:
-        """Rows before the dispatch block, which TLC appends at the file's end, in time order of its own."""
+        """The row count before the dispatch block, which TLC appends to the file with its own time order."""
         if "dispatch_block" not in self.quirks:
             return self.rows
         return self.rows - round(self.rows * since(self.color, self.text, _DISPATCH_SHARES))
 
     def rng(self, *more: int) -> np.random.Generator:
-        """A generator for one purpose, told by numbers: what one purpose draws changes nothing for the others."""
+        """Return a generator for one purpose, given as numbers. Its draws do not change those of other purposes."""
         return np.random.default_rng([self.seed, get_args(Color).index(self.color), self.year, self.month, *more])
 
 
 def rows_of_edition(rows: int, edition: int) -> int:
-    """Rows of an edition: the first has `rows`; even ones have a few more at the end, odd ones a few fewer."""
+    """Return the row count of an edition. The first has `rows`; even ones have a few more at the end, odd ones a few fewer."""
     few = max(1, rows // 500)
     return rows if edition == 1 else rows + few if edition % 2 == 0 else max(1, rows - few)
 
 
 def touched(index: Ints, edition: int) -> Mask:
-    """Which rows an edition changes: one in a hundred, by position, even ones only."""
+    """Return which rows an edition changes: one in a hundred by position, only even rows."""
     return cast(Mask, index % 100 == 2 * edition % 100) if edition > 1 else np.zeros(len(index), bool)
 
 
 def batches(month: Month, edition: int, counts: Counter[str]) -> Iterator[Trips]:
-    """The trips of one edition in file order; `counts` learns how many rows each quirk touched."""
+    """Yield the trips of one edition in file order. Add the row count of each quirk to `counts`."""
     last = min(month.rows, rows_of_edition(month.rows, edition))
     for number, start in enumerate(range(0, month.rows, BATCH_ROWS)):
         if start >= last:
@@ -267,7 +267,7 @@ def _trips(month: Month, index: Ints, number: int, kept: int, counts: Counter[st
     if in_block.any():
         _dispatch(trips, in_block, month.rng(number, 1))
         counts["dispatch_block"] += int(np.count_nonzero(in_block[:kept]))
-    # Quirks sit on even rows, and copies take from the odd row above: no quirk disturbs another's rows or its source.
+    # Quirks use even rows, and copies read the odd row before. So no quirk changes another quirk's rows or the source of a copy.
     free = np.flatnonzero(~in_block)[2::2]
     free = free[month.rng(number, 2).permutation(len(free))]
     for quirk, row in _ROW_QUIRKS.items():
@@ -281,7 +281,7 @@ def _trips(month: Month, index: Ints, number: int, kept: int, counts: Counter[st
 
 
 def _pickup_seconds(month: Month, index: Ints, rng: np.random.Generator) -> Ints:
-    """Pickup times in file order: hour after hour, each as busy as its hour and weekday, any order inside an hour."""
+    """Return pickup times in file order: hour by hour, as many as the hour and weekday have, in any order within an hour."""
     regular = month.regular_rows
     in_block = (index >= regular) & (index < month.rows)
     position = np.where(
@@ -296,7 +296,7 @@ def _pickup_seconds(month: Month, index: Ints, rng: np.random.Generator) -> Ints
     edges = np.cumsum(weights) / weights.sum()
     hour = np.minimum(np.searchsorted(edges, (position + 0.5) / section), len(edges) - 1)
     seconds = month.start + hour * 3600 + rng.integers(0, 3600, len(index))
-    # Bookings of the dispatch block are by the minute: 95 % have seconds 00.
+    # Times in the dispatch block are whole minutes in 95 % of the rows.
     return cast(Ints, np.where(in_block & (rng.random(len(index)) < 0.95), seconds // 60 * 60, seconds))
 
 
@@ -307,14 +307,14 @@ def _zones(color: str, rng: np.random.Generator, n: int) -> Ints:
 
 
 def _pick(rng: np.random.Generator, n: int, shares: Mapping[int, float]) -> Ints:
-    """n values drawn by their shares; the first value takes what the shares leave over."""
+    """Draw n values by their shares. The first value also gets the rest, if the shares add up to less than 1."""
     edges = np.cumsum(list(shares.values())[::-1])
     values = np.array([*list(shares)[::-1], next(iter(shares))])
     return cast(Ints, values[np.searchsorted(edges, rng.random(n))])
 
 
 def _journey(pickup: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Miles in hundredths and seconds on the way: log-normal, slower by day."""
+    """Return distances in hundredths of a mile and durations in seconds: log-normal, slower by day."""
     n = len(pickup)
     miles = np.exp(rng.normal(math.log(1.75), 0.85, n)).clip(0.1, 60)
     speed = np.array(_MILES_PER_HOUR)[pickup % 86400 // 3600] * np.exp(rng.normal(0, 0.22, n)) + miles * 0.7
@@ -367,7 +367,7 @@ def _taxi(month: Month, index: Ints, rng: np.random.Generator) -> dict[str, npt.
         "passengers": _pick(rng, n, {1: 0.74, 2: 0.15, 3: 0.04, 4: 0.02, 5: 0.03, 6: 0.02}),
         "distance": distance,
         "rate_code": rate_code,
-        # Until 2014 only CMT's meters said whether a trip was held back.
+        # Until 2014 only CMT's meters recorded whether a trip was stored before it was sent.
         "flag": np.ma.array(
             (rng.random(n) < 0.008).astype(np.int64),
             mask=(vendor != 1) & (month.color == "yellow") & (month.text < "2015"),
@@ -389,7 +389,7 @@ def _taxi(month: Month, index: Ints, rng: np.random.Generator) -> dict[str, npt.
 
 
 def _dispatch(trips: Trips, block: Mask, rng: np.random.Generator) -> None:
-    """Turn trips into booked ones: fields a meter would know are null together, fares are to the cent."""
+    """Turn trips into booked trips: the fields that come from a meter are all null, and fares have any number of cents."""
     n = int(np.count_nonzero(block))
     for name in ("flag", "rate_code", "passengers", "payment", "trip_type", "congestion", "airport", "cbd"):
         trips[name][block] = np.ma.masked
@@ -466,7 +466,7 @@ _MAKERS: Mapping[str, Callable[[Month, Ints, np.random.Generator], dict[str, npt
     "fhv": _fhv,
     "fhvhv": _fhvhv,
 }
-# What a new edition changes in the rows it changes: fields that every era's file of that color has.
+# The amounts that a new edition adds in its changed rows. Every era's file of the color has these fields.
 _EDIT: Mapping[str, Mapping[str, int]] = {
     "yellow": {"tip": 100, "total": 100},
     "green": {"tip": 100, "total": 100},
@@ -483,7 +483,7 @@ def _copy(trips: Trips, at: Ints, *, sign: int) -> Ints:
 
 
 def _refunds(trips: Trips, at: Ints, month: Month) -> Ints:
-    """An exact mirror of the trip above, all money negative."""
+    """Copy the trip before with all money negative."""
     _copy(trips, at, sign=-1)
     trips["payment"][at] = 4
     return at
@@ -494,7 +494,7 @@ def _identical_trips(trips: Trips, at: Ints, month: Month) -> Ints:
 
 
 def _other_months(trips: Trips, at: Ints, month: Month) -> Ints:
-    """Trips of 2008-12-31, 2009-01-01, the month before, and up to four months ahead."""
+    """Move trips to 2008-12-31, 2009-01-01, the month before, and up to four months later."""
     strays = [
         _seconds(2008, 12) + 30 * 86400 + 23 * 3600,
         _seconds(2009, 1),
@@ -509,7 +509,7 @@ def _other_months(trips: Trips, at: Ints, month: Month) -> Ints:
 
 
 def _vendor_six(trips: Trips, at: Ints, month: Month) -> Ints:
-    """The minute equals the month's number in pickup and dropoff, whatever the trip took."""
+    """Set the minute of pickup and dropoff to the month's number, whatever the trip's duration."""
     trips["vendor"][at] = 6
     for name in ("pickup", "dropoff"):
         trips[name][at] = trips[name][at] // 3600 * 3600 + month.month * 60 + trips[name][at] % 60
@@ -525,7 +525,7 @@ def _values(field: str, *values: int) -> Callable[[Trips, Ints, Month], Ints]:
 
 
 def _extreme_fares(trips: Trips, at: Ints, month: Month) -> Ints:
-    """Fares from -500 to 4,003 dollars; the total follows."""
+    """Set fares to -500 and 4,003 dollars, and change the totals by the same amounts."""
     fares = np.array((-50_000, 400_300))[np.arange(len(at)) % 2]
     trips["total"][at] += fares - trips["fare"][at]
     trips["fare"][at] = fares
@@ -557,18 +557,18 @@ def _single_space(trips: Trips, at: Ints, month: Month) -> Ints:
 
 @dataclass(frozen=True)
 class _RowQuirk:
-    """One oddity of rows: how many of a hundred rows' worth (a share), where it occurs, and what it does to them."""
+    """A quirk of rows: their share, the files in which it occurs, and the change."""
 
     share: float
     apply: Callable[[Trips, Ints, Month], Ints]
-    """Changes trips at the given rows, returns the rows changed."""
+    """Changes trips at the given rows and returns the changed rows."""
     colors: str = "yellow green"
     since: str = "2009-01"
     formats: str = "csv parquet"
     months: str = "all"
 
     def fits(self, month: Month) -> bool:
-        """Whether the month has rows set aside for it, in either format: what they hold must not move the others."""
+        """Return whether the month reserves rows for the quirk. Both formats do, so that other quirks get the same rows."""
         return (
             month.color in self.colors.split()
             and month.text >= self.since
@@ -580,7 +580,7 @@ _ROW_QUIRKS: Mapping[Quirk, _RowQuirk] = {
     "refunds": _RowQuirk(0.0015, _refunds),
     "identical_trips": _RowQuirk(0.0003, _identical_trips, "yellow green fhv fhvhv"),
     "other_months": _RowQuirk(0.0004, _other_months, "yellow green fhv fhvhv"),
-    # Vendor 6 is in the official files alone: the 32 rows that green 2020-04 has over its CSV.
+    # Vendor 6 is only in the official files: green 2020-04 has 32 rows of it that its CSV lacks.
     "vendor_six": _RowQuirk(0.0008, _vendor_six, since="2020-01", formats="parquet"),
     "zero_passengers": _RowQuirk(0.019, _values("passengers", 0)),
     "crowds": _RowQuirk(0.0002, _values("passengers", 7, 8, 9)),
@@ -588,30 +588,30 @@ _ROW_QUIRKS: Mapping[Quirk, _RowQuirk] = {
     "huge_distances": _RowQuirk(0.0001, _values("distance", 29_393_112, 12_063_184, 7_500_050)),
     "rate_code_99": _RowQuirk(0.0005, _values("rate_code", 99)),
     "trailing_blanks": _RowQuirk(0.02, _trailing_blanks, "fhv"),
-    # Below those that were there before it: the rows of each are what the ones above it left.
+    # The order matters: each quirk takes its rows from those that the quirks above it left.
     "extreme_fares": _RowQuirk(0.0001, _extreme_fares),
     "single_space": _RowQuirk(0.0, _single_space, "fhvhv"),
-    # The months whose location ids are integers have none that are blank.
+    # Months whose location ids are integers have no blank ids.
     "blank_zones": _RowQuirk(0.4, _blank_zones, "fhv", months="odd"),
 }
 
 
 def kind_of(field: str) -> str:
-    """What a field measures: time, degrees, money, distance, word or whole."""
+    """Return the kind of a field: time, degrees, money, distance, word or whole."""
     return next(kind for kind, fields in KINDS.items() if field in fields)
 
 
 def _seconds(year: int, month: int) -> int:
-    """Midnight of a month's first day, New York wall-clock, as seconds since 1970; month 13 is the next January."""
+    """Return midnight of a month's first day, New York wall-clock, in seconds since 1970. Month 13 is the next January."""
     first = datetime(year + (month - 1) // 12, (month - 1) % 12 + 1, 1)
     return (first - datetime(1970, 1, 1)) // _ONE_SECOND
 
 
 def since(color: str, month: str, rows: tuple[tuple[str, str, _Value], ...]) -> _Value:
-    """The value of the last row of that color (or of any, "*") that had begun by the month."""
+    """Return the value of the last row for the color (or for any, "*") that starts in the month or before."""
     return [value for row_color, since, value in rows if row_color in (color, "*") and since <= month][-1]
 
 
 def _absent(month: Month) -> list[str]:
-    """Fields that hold nothing in a month, whatever column is there for them."""
+    """Return the fields without values in a month, even if the file has columns for them."""
     return [field for color, field, since, until in _ABSENT if color == month.color and since <= month.text < until]

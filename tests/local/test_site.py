@@ -148,7 +148,7 @@ def test_real_files_are_served_in_place_of_made_ones(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(b"real")
     with Site(tmp_path / "state", files=tmp_path) as site:
         assert httpx.get(site.url + OFFICIAL, verify=TLS).content == b"real"
-        with pytest.raises(ValueError, match="own making"):
+        with pytest.raises(ValueError, match="this site generated"):
             site.republish(NAME)
 
 
