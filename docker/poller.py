@@ -1,6 +1,6 @@
 """Run `prefect agent start …` or `prefect worker start …`, and touch a file each time the server answers a poll.
 
-`healthy.py` reads the file's time. A queue's `last_polled` on the server is no substitute: another agent may poll the same queue.
+`healthy.py` reads the file's time. A queue's `last_polled` on the server is not enough: another agent may poll the same queue.
 """
 
 import functools

@@ -78,7 +78,7 @@ _NONSENSE = {"pickup": "not a time", "passengers": "many", "total": "free", "pic
 
 
 Damage = Literal["html", "lfs_pointer", "truncated", "conflict_markers", "excel_dates", "gzip_members"]
-"""Damages that users have met in trip files. The last one is no damage but valid: gzip with several members."""
+"""Damages that users have met in trip files. The last one is valid: gzip with several members."""
 DAMAGES: tuple[Damage, ...] = get_args(Damage)
 
 

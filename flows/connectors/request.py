@@ -149,7 +149,7 @@ def require_credible(published: PublishedFile, size: int) -> None:
     if size > (most := LARGEST[published.ending]):
         raise UnreadableFile(
             f"{published.trip_month}: {shown(published.url)} has more than {most:,} bytes, four times as many as the largest"
-            f" {published.ending} that was ever published; it is no month of trips. Nothing was loaded; check the source."
+            f" {published.ending} that was ever published; it is not a month of trips. Nothing was loaded; check the source."
         )
 
 

@@ -296,6 +296,6 @@ def _small(name: str, pieces: Iterable[bytes]) -> bytes:
         content += piece
         if len(content) > zones.LARGEST:
             raise UnreadableFile(
-                f"zones: {name} is larger than {zones.LARGEST:,} bytes, no zone look-up; check the source."
+                f"zones: {name} is larger than {zones.LARGEST:,} bytes, so it is not a zone look-up; check the source."
             )
     return bytes(content)

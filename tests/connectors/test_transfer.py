@@ -222,7 +222,7 @@ def test_a_file_larger_than_any_month_is_given_up(big: Site, known: str, monkeyp
     if known == "packed":
         big.put(NAME, b"PAR1" + bytes(3_000_000))
     big.fault(PATH, times=None, **fault[known])
-    with pytest.raises(UnreadableFile, match=r"has more than [28],000,000 bytes.*it is no month of trips"):
+    with pytest.raises(UnreadableFile, match=r"has more than [28],000,000 bytes.*it is not a month of trips"):
         list(read(look_up(official(big), MONTH)))
 
 
@@ -270,7 +270,7 @@ def test_a_zone_look_up_is_checked_bounded_and_unpacked_too(big: Site) -> None:
     with pytest.raises(Unreachable, match="are not those the server promised"):
         zone_file(url)
     big.fault(path, endless=True)
-    with pytest.raises(UnreadableFile, match="no zone look-up"):
+    with pytest.raises(UnreadableFile, match="not a zone look-up"):
         zone_file(url)
     with pytest.raises(NotPublished):
         zone_file(f"file://{os.devnull}/x.csv")
