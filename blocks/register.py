@@ -158,7 +158,7 @@ def _connection(environment: Environment) -> ConnectionComponents:
     if secret := [name for name in _UNSTORABLE if name in query]:
         raise BadValue(
             f"POSTGRES_URL has {', '.join(secret)}, which the block would store unhidden; "
-            "let the machines that run the flows have it, for example by PGSERVICEFILE, or as a key without a password."
+            "set it on the machines that run the flows, for example with PGSERVICEFILE, or use a key without a password."
         )
     parts = {
         "username": url.username,

@@ -33,7 +33,7 @@ def _duckdb() -> Any:
         import duckdb  # not a dependency of this package: only queries over the lake need it
     except ImportError:
         raise Unanswerable(
-            "asking the lake from here needs DuckDB: pip install duckdb; or let BigQuery ask it (--engine bigquery)."
+            "a query on this machine needs DuckDB: run `pip install duckdb`, or let BigQuery run the query (--engine bigquery)."
         ) from None
     return duckdb
 

@@ -85,8 +85,9 @@ class BigQuery:
             except NotFound:
                 if location is None:
                     raise MisconfiguredBlock(
-                        f"BigQuery dataset {self.dataset} does not exist, and where the bucket is may not be asked: make the"
-                        " dataset in the bucket's location, or give the service account Storage Legacy Bucket Reader on it."
+                        f"BigQuery dataset {self.dataset} does not exist, and the credentials may not read the bucket's location:"
+                        " create the dataset in that location, or give the service account Storage Legacy Bucket Reader on the"
+                        " bucket."
                     ) from None
                 dataset = bigquery.Dataset(self.dataset)
                 dataset.location = location

@@ -39,7 +39,7 @@ def decoded(about: object, url: str, ending: Ending, header: str | None, pieces:
     if len(named) > 1 or named[0] not in _PACKED:
         raise UnreadableFile(
             f"{about}: {url} is sent with Content-Encoding {escaped(', '.join(named), 40)!r}, though none was asked for; have it"
-            " published without, or fetch the file by another program and name it with file://. Nothing was loaded."
+            " published without one, or download the file with another program and name it with file://. Nothing was loaded."
         )
     sent = iter(pieces)
     begun = bytearray()
@@ -79,7 +79,7 @@ def _inflated(about: object, url: str, pieces: Iterable[bytes]) -> Iterator[byte
                 data = inflate.unconsumed_tail or inflate.unused_data  # noqa: PLW2901
     except zlib.error as error:
         raise UnreadableFile(
-            f"{about}: {url} is sent with Content-Encoding gzip, and that is damaged ({error})."
+            f"{about}: {url} is sent with Content-Encoding gzip, and the gzip data is damaged ({error})."
             " Nothing was loaded; run again. If that does not help, download the file and name it with file://."
         ) from error
     if not inflate.eof:

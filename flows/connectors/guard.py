@@ -97,7 +97,9 @@ def _refused(url: str, what: str) -> SourceNotAllowed:
 
 
 def _never(url: str) -> SourceNotAllowed:
-    return SourceNotAllowed(f"{shown(url)} is an address of a cloud's metadata service, which is never read.")
+    return SourceNotAllowed(
+        f"{shown(url)} is an address of a cloud's metadata service, which is never read; check the source."
+    )
 
 
 def _host(name: str | None) -> str:
@@ -188,7 +190,7 @@ class Wire(httpcore.NetworkBackend):
             return timeout
         left = self.deadline - time.monotonic()
         if left <= 0:
-            raise httpcore.ReadTimeout("no whole answer within the time allowed")
+            raise httpcore.ReadTimeout("no complete answer within the time limit")
         return left if timeout is None else min(left, timeout)
 
     def connect_tcp(

@@ -46,8 +46,8 @@ def folder() -> Path:
     is in the system's temporary folder.
 
     Raises:
-        UnsafeScratch: The folder is a symbolic link, belongs to another user, or other users can write to it. Or no folder can be
-            written.
+        UnsafeScratch: The folder is a symbolic link, belongs to another user, or other users can write to it.
+            The same error means that this user cannot write to any of the candidates.
     """
     named = os.environ.get("TRIPS_SCRATCH")
     places = [_at_home(named).absolute()] if named else _default_places()
@@ -119,7 +119,7 @@ def require_room(size: int | None, what: str) -> None:
     if (size or 0) + _SPARE > free:
         raise DiskFull(
             f"{what} needs {((size or 0) + _SPARE) / 1e6:,.0f} MB on disk, {free / 1e6:,.0f} MB are free in {folder()}."
-            " Free some, or point TRIPS_SCRATCH at a larger disk. Nothing was loaded."
+            " Free some room, or point TRIPS_SCRATCH at a larger disk. Nothing was loaded."
         )
 
 

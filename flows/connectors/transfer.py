@@ -107,7 +107,7 @@ class Transfer:
         if skip:
             raise self._republished()
         if answer.status_code == 206 and self.size and self._received < self.size:
-            raise httpx.ReadError("a part of what was asked for")
+            raise httpx.ReadError("the answer has only a part of the requested range")
 
     def _head_is_wrong(self, client: Client, got: PublishedFile) -> bool:
         """Return whether the server's versions are useless, so that a different version is not a new edition.
@@ -140,7 +140,7 @@ class Transfer:
                 raise self._republished()
             if same is None and answer.status_code == 206:
                 self._ranges = False
-                raise httpx.ReadError("a range of a file of no version")
+                raise httpx.ReadError("the answer to a Range has no version of the file")
         if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(
             f"bytes {self._received}-"
         ):
