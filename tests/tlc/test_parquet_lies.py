@@ -160,7 +160,7 @@ NESTED = (
 @pytest.mark.parametrize("place", [0, len(TRIP)])
 def test_a_new_column_that_is_nested_is_no_lie_and_hides_none(nested: pa.Array, place: int) -> None:
     def read(data: bytes) -> int:
-        chunks = parquet_chunks(GREEN, io.BytesIO(data), lambda shape: None, "accept_new_columns")
+        chunks = parquet_chunks(GREEN, io.BytesIO(data), "accept_new_columns")
         return sum(chunk.trips.num_rows for chunk in chunks)
 
     file = Edited(parquet_file(TRIPS.add_column(place, "new", nested), row_group_size=GROUP))
