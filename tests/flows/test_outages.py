@@ -302,7 +302,7 @@ def test_a_run_that_is_interrupted_begins_no_further_month_and_ends(times: int, 
     process = start(
         "etl_web_gcs", color, year, *months, "--block-name", LAKE, "--source", ours.official, "--at-once", 1
     )
-    until(lambda: any(f"{year}-01" in request.path for request in ours.site.requests))
+    until(lambda: any(f"{color}_tripdata_{year}-01" in request.path for request in ours.site.requests))
     for _ in range(times):
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
