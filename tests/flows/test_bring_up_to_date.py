@@ -230,7 +230,8 @@ def test_a_source_whose_newest_month_is_older_than_expected_fails_the_run_after_
     assert f"fhvhv: the newest month published at {own.official}" in runs.logs()
     assert bring(own, "fhvhv", since, expect_within=age) == []
     assert bring(own, "fhvhv", since, expect_within=0) == []
-    with pytest.raises(Overdue, match="fhvhv: no month since 2024-04 is published"):
+    # Another test may have loaded 2024-03 into the database, which is then watched as well.
+    with pytest.raises(Overdue, match=r"fhvhv: (no month since 2024-04 is published|the newest month .* is 2024-03)"):
         bring(own, "fhvhv", "2024-04", into=["database"], expect_within=4)
     with pytest.raises(TripDataError, match="expect_within is -1"):
         bring(own, "fhvhv", since, expect_within=-1)

@@ -162,7 +162,7 @@ class TestPublished:
         asked.stores.blob(more[0]).upload_from_string(asked.stores.blob(MONTHS[0].key).download_as_bytes())
         assert asked.rows("select count(distinct file_month) as n from green") == [{"n": 3}]
         months = Lake(asked.block)._published("green")
-        assert [manifest.trip_month for manifest, _ in months] == MONTHS
+        assert [manifest.trip_month for manifest, *_ in months] == MONTHS
 
     def test_an_object_newer_than_its_manifest_is_no_month(self, asked: Asked, more: list[str]) -> None:
         month = TripMonth("green", 2022, 5)
