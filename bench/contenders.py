@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
-from bench.process import TOLD
+from bench.process import MEASURED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ def _timed() -> Iterator[dict[str, Any]]:
     wall = time.perf_counter() - begun
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(TOLD + json.dumps({"wall_s": wall, "cpu_s": cpu, **extra}))
+    print(MEASURED + json.dumps({"wall_s": wall, "cpu_s": cpu, **extra}))
 
 
 def empty_flow(imports: str, at_once: str, months: str, tasks: str) -> None:

@@ -171,7 +171,7 @@ class Contest:
     def _enter(self, entry: Entry, repeat: int) -> Run:
         entry.before()
         run = self._measure(entry.work, entry.contender, entry.command(repeat))
-        rows = run.told.get("rows") if entry.stored is None else entry.stored(repeat)
+        rows = run.measured.get("rows") if entry.stored is None else entry.stored(repeat)
         if rows != entry.rows:
             raise WrongRows(f"{entry.work}, {entry.contender}: {rows} rows instead of {entry.rows}")
         entry.after()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 # A contender that times itself ends its output with this word and a JSON object.
-TOLD = "measured "
+MEASURED = "measured "
 
 
 class RunFailed(Exception):
@@ -20,12 +20,12 @@ class RunFailed(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """The cost of one run: seconds, CPU seconds, peak memory in MB. `told` has what the program measured itself."""
+    """The cost of one run: seconds, CPU seconds, peak memory in MB. `measured` has what the program measured itself."""
 
     wall_s: float
     cpu_s: float
     peak_rss_mb: float
-    told: Mapping[str, Any]
+    measured: Mapping[str, Any]
 
 
 def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Run:
@@ -46,9 +46,9 @@ def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path
     lines = log.read_text("utf-8", "replace").splitlines()
     if process.returncode:
         raise RunFailed("\n".join([f"{' '.join(command)} ended with {process.returncode}:", *lines[-20:]]))
-    told: Mapping[str, Any] = next(
-        (json.loads(line.removeprefix(TOLD)) for line in reversed(lines) if line.startswith(TOLD)), {}
+    measured: Mapping[str, Any] = next(
+        (json.loads(line.removeprefix(MEASURED)) for line in reversed(lines) if line.startswith(MEASURED)), {}
     )
     cpu = usage.ru_utime + usage.ru_stime
     peak = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # macOS reports bytes, other systems KB
-    return Run(told.get("wall_s", wall), told.get("cpu_s", cpu), peak, told)
+    return Run(measured.get("wall_s", wall), measured.get("cpu_s", cpu), peak, measured)

@@ -5,8 +5,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import flows
+from flows.stores import STORES
+from flows.stores.zones import PUBLISH_ZONES
+from flows.tlc.trips import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,6 +52,10 @@ def test_every_module_of_the_flows_is_on_their_map():
         if path.endswith("__init__.py") and "class" not in (ROOT / "flows" / path).read_text("utf-8")
     }
     assert named == there - empty - {"__init__.py"}
+
+
+def test_every_store_takes_the_zones():
+    assert set(PUBLISH_ZONES) == set(STORES) == set(get_args(Store))
 
 
 def test_no_room_is_without_a_name():

@@ -29,12 +29,11 @@ from flows.tlc import zones
 from flows.tlc.addresses import BadAddress, parsed, shown
 from flows.tlc.errors import AskAgainLater, NotPublished, Unreachable, UnreadableFile
 from flows.tlc.manifest import Verified
+from flows.tlc.pipeline import Add
 from flows.tlc.reading import recognise, recognise_end
 from flows.tlc.reading_csv import require_header
 from flows.tlc.sources import TEMPLATES, Ending, PublishedFile, Source
 from flows.tlc.trips import TripMonth
-
-Add = Callable[[int, float], None]  # gets the number of new bytes, and the share of the whole that is done
 
 PIECE = 1 << 20  # bytes yielded at once
 _ASKING = 4  # parallel look-ups: hundreds at once would look like an attack

@@ -11,11 +11,9 @@ from typing import Any, Literal, Protocol
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from flows.tlc.catalog import Held
 from flows.tlc.manifest import Manifest, Outcome, Present, RawFile
+from flows.tlc.pipeline import Add
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import Rows, Store, Terms, TripMonth, Via
-
-Add = Callable[[int, float], None]
-"""Receives how many more rows or bytes are done, and which share of the month is done so far (0 to 1)."""
 
 
 class MonthStore(Protocol):

@@ -20,13 +20,13 @@ from flows.connectors import scratch
 from flows.connectors.copy_format import encode, write_rejects
 from flows.connectors.known import last_known_rows
 from flows.connectors.postgres import Postgres, listed, names_of, value
-from flows.connectors.web import Add, Download
+from flows.connectors.web import Download
 from flows.tlc.addresses import shown
 from flows.tlc.attention import warnings_of
 from flows.tlc.catalog import Held
 from flows.tlc.errors import MisconfiguredBlock, NotReconciled, UnreadableFile
 from flows.tlc.manifest import LOADS_COLUMNS, Changes, Manifest, Outcome, Present, RawFile, StagedMonth, Status
-from flows.tlc.pipeline import ahead
+from flows.tlc.pipeline import Add, ahead
 from flows.tlc.schema import KEY, QUARANTINE_COLUMNS, columns
 from flows.tlc.sources import PublishedFile
 from flows.tlc.stream import MonthStream

@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from flows.connectors import scratch
 from flows.connectors.bucket import Bucket, Object
 from flows.connectors.known import last_known_rows
-from flows.connectors.web import Add
 from flows.stores.raw_zone import RAW_FACTS, RawZone
 from flows.tlc.attention import warnings_of
 from flows.tlc.catalog import Held
@@ -32,6 +31,7 @@ from flows.tlc.errors import (
     WrongMonth,
 )
 from flows.tlc.manifest import Changes, Manifest, Outcome, Present, RawFile, StagedMonth
+from flows.tlc.pipeline import Add
 from flows.tlc.schema import KEY, arrow_schema
 from flows.tlc.sources import PublishedFile
 from flows.tlc.stream import MonthStream

@@ -74,7 +74,6 @@ class FromLake:
 
     def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
         """Find the month in the lake; raise `Gone` if it is not there."""
-        store.lake.check()
         manifest = store.lake.required(trip_month)
         present = store.present(trip_month)
         if present.manifest and present.manifest.same_rows(manifest):

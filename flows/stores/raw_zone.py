@@ -10,10 +10,10 @@ from typing import IO, get_args
 
 from flows.connectors import scratch
 from flows.connectors.bucket import Bucket, Object
-from flows.connectors.web import Add, Download
+from flows.connectors.web import Download
 from flows.tlc.errors import Gone, Overtaken
 from flows.tlc.manifest import Manifest, RawFile, Verified
-from flows.tlc.pipeline import ahead
+from flows.tlc.pipeline import Add, ahead
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import TripMonth, staged_key
 

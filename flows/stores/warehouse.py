@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from flows.connectors.bigquery import NO_SUCH, BigQuery, Values
-from flows.connectors.web import Add
 from flows.stores.lake import Lake
 from flows.tlc.attention import warnings_of
 from flows.tlc.catalog import Held
 from flows.tlc.errors import NotReconciled, SchemaMismatch
 from flows.tlc.manifest import LOADS_COLUMNS, Changes, Manifest, Outcome, Present, StagedCopy
+from flows.tlc.pipeline import Add
 from flows.tlc.schema import KEY, KINDS, arrow_schema, columns
 from flows.tlc.trips import Store, Terms, TripMonth, Via, dataset_named
 

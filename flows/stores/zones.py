@@ -1,7 +1,8 @@
 """The zone lookup as a small table in each store."""
 
 import json
-from functools import singledispatch
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,20 +11,11 @@ from flows.stores.database import Database
 from flows.stores.lake import Lake
 from flows.stores.warehouse import Warehouse
 from flows.tlc.manifest import Changes
+from flows.tlc.trips import Store
 from flows.tlc.zones import COLUMNS, KEY, RAW_KEY, TABLE, ZoneFile, ZonesOutcome, changed, read_zones
 
 
-@singledispatch
-def publish_zones(store: object, file: ZoneFile, run_id: str) -> ZonesOutcome:
-    """Update a store's table `zones` to the zones of a file, and store the facts about the file with it.
-
-    Nothing is written if nothing has changed.
-    """
-    raise NotImplementedError(f"{type(store).__name__} has no zones yet: see flows/stores/zones.py")
-
-
-@publish_zones.register
-def _(store: Lake, file: ZoneFile, run_id: str) -> ZonesOutcome:
+def _to_lake(store: Lake, file: ZoneFile, run_id: str) -> ZonesOutcome:
     """Write the raw file if its bytes are new, then the table if its rows are new.
 
     Raises:
@@ -43,8 +35,7 @@ def _(store: Lake, file: ZoneFile, run_id: str) -> ZonesOutcome:
     return outcome
 
 
-@publish_zones.register
-def _(store: Warehouse, file: ZoneFile, run_id: str) -> ZonesOutcome:
+def _to_warehouse(store: Warehouse, file: ZoneFile, run_id: str) -> ZonesOutcome:
     """Replace the table if its rows are new. A new dataset is created in the location of the lake's bucket."""
     bigquery, zones = store.bigquery, read_zones(file)
     changes = changed(bigquery.read_table(TABLE, COLUMNS), zones)
@@ -55,8 +46,7 @@ def _(store: Warehouse, file: ZoneFile, run_id: str) -> ZonesOutcome:
     return outcome
 
 
-@publish_zones.register
-def _(store: Database, file: ZoneFile, run_id: str) -> ZonesOutcome:
+def _to_database(store: Database, file: ZoneFile, run_id: str) -> ZonesOutcome:
     """Write only the rows that differ, in one transaction."""
     rows = [tuple(zone.values()) for zone in read_zones(file).to_pylist()]
 
@@ -65,3 +55,11 @@ def _(store: Database, file: ZoneFile, run_id: str) -> ZonesOutcome:
 
     inserted, updated, removed = store.postgres.replace_table(TABLE, COLUMNS, rows, comment)
     return ZonesOutcome.of("database", len(rows), Changes(inserted=inserted, updated=updated, removed=removed))
+
+
+# One row per store. Each updates the store's table `zones`, stores the facts about the file with it, and writes only changes.
+PUBLISH_ZONES: Mapping[Store, Callable[[Any, ZoneFile, str], ZonesOutcome]] = {
+    "lake": _to_lake,
+    "warehouse": _to_warehouse,
+    "database": _to_database,
+}

@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -15,7 +15,6 @@ _EVERY = 10.0  # seconds between two log lines
 
 
 Unit = Literal["rows", "bytes"]
-Add = Callable[[int, float], None]  # how many more are done, and which share of the month is done so far (0 to 1)
 
 
 class Meter:

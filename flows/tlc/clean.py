@@ -157,7 +157,7 @@ class Tally:
         [(word, times)] = self.misfits.most_common(1) or [("", 0)]
         if times >= _MOSTLY * self.quarantined.total():
             hint = (
-                f"If {word!r} stands for a missing value, save the file with empty fields in its place;"
+                f"If {word!r} means a missing value, save the file with empty fields instead;"
                 " otherwise compare the file with its source."
             )
         return (

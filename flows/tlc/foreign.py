@@ -24,7 +24,7 @@ _LONG = 256  # bytes; a shorter stretch does not count
 _ROWS_LOST = 5  # rows of mean size; a stretch of foreign text as long as these refuses the file
 _SPAN = 1 << 10  # bytes, about ten rows: so many equal bytes do not occur twice by chance
 _ONE_IN = 64  # one in so many lines is compared; this finds a repeated part of some hundred rows
-_HEADER_NAMES = 3  # column names that make a line a header
+_HEADER_NAMES = 3  # a line with at least so many column names is a header
 
 _FILLS = {
     0: "NUL bytes",

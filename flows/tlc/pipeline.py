@@ -2,11 +2,14 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
+
+Add = Callable[[int, float], None]
+"""Receives how many more rows or bytes are done, and which share of the month is done so far (0 to 1; 0 if unknown)."""
 
 _END = object()
 

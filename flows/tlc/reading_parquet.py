@@ -73,6 +73,7 @@ def _explained(trip_month: TripMonth, error: Exception) -> UnreadableFile:
         return _excessive(trip_month, error)
     if isinstance(error, MemoryError):
         return _excessive(trip_month, error or "it does not fit into memory")
+    # Arrow's error for what it cannot read, such as an unknown codec, is a NotImplementedError.
     if isinstance(error, NotImplementedError) or "crypt" in str(error):
         return _unsupported(trip_month, error)
     return _damaged(trip_month, error)

@@ -1,7 +1,7 @@
 """Read a month's published file once, from beginning to end, as canonical trips."""
 
 import datetime as dt
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing
 from typing import IO, Any, Protocol
 
@@ -9,14 +9,11 @@ from flows.tlc.clean import Chunk, Tally, filtered
 from flows.tlc.manifest import RawFile, StagedMonth
 from flows.tlc.matching import Shape
 from flows.tlc.pickups import Pickups
-from flows.tlc.pipeline import ahead
+from flows.tlc.pipeline import Add, ahead
 from flows.tlc.quality import Profiler
 from flows.tlc.reading_csv import csv_chunks
 from flows.tlc.reading_parquet import parquet_chunks
 from flows.tlc.trips import Rows, SchemaRule
-
-OnRows = Callable[[int, float], None]
-"""Receives the source rows of each chunk, and which share of the file is read after it (0 to 1)."""
 
 
 class Content(Protocol):
@@ -50,7 +47,7 @@ class MonthStream:
         content: Content,
         rows: Rows = "all",
         schema: SchemaRule = "strict",
-        on_rows: OnRows = lambda rows, share: None,
+        on_rows: Add = lambda rows, share: None,
     ) -> None:
         self.raw, self.rows = raw, rows
         self.trip_month = raw.published.trip_month

@@ -476,9 +476,17 @@ def test_what_is_no_file_is_refused_by_name(tmp_path: Path) -> None:
         look_up(source, TripMonth("green", 2021, 4))
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may read every file")
-def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+@pytest.fixture
+def unprivileged(tmp_path: Path) -> Iterator[None]:
+    """This process as a user who may not read the file of January."""
     (tmp_path / "2021-01.csv").touch(mode=0)
+    own = os.geteuid()
+    os.seteuid(own or 65534)
+    yield
+    os.seteuid(own)
+
+
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, unprivileged: None) -> None:
     with pytest.raises(
         UnreadableFile, match=r"2021-01.csv cannot be read \(Permission denied\); check its permissions"
     ):

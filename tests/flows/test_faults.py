@@ -294,11 +294,11 @@ def test_rows_that_do_not_fit_are_kept_with_their_reason_and_a_clean_edition_rem
     )
     ours.site.put(name, tmp_path / name)
     outcome = runs.lake(month, source=source)
-    aside = ours.quarantined(month)
-    assert sorted(row["row_number"] for row in aside) == sorted(written.faulty_rows)
-    assert sum(outcome.manifest.quarantined.values()) == len(aside) == 5
+    rejected = ours.quarantined(month)
+    assert sorted(row["row_number"] for row in rejected) == sorted(written.faulty_rows)
+    assert sum(outcome.manifest.quarantined.values()) == len(rejected) == 5
     assert outcome.manifest.quarantined["wrong number of fields"] == 2
-    assert all(row["original"] and row["reason"] for row in aside)
+    assert all(row["original"] and row["reason"] for row in rejected)
     assert not set(written.faulty_rows) & set(pc.unique(ours.in_lake(month)["row_number"]).to_pylist())
     assert ours.manifest(month)["quarantine_key"] == month.quarantine_key
 

@@ -124,11 +124,12 @@ def trips_of(month: TripMonth, rows: int, folder: Path) -> pa.Table:
     return pq.read_table(path)
 
 
-LARGE = "LARGE_MONTHS" in os.environ
+# They take more time than all other tests together.
+large_months = pytest.mark.skipif("LARGE_MONTHS" not in os.environ, reason="takes an hour: make test-memory")
 
 
+@large_months
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(not LARGE, reason="takes many minutes: make test-memory")
 def test_no_way_of_reading_a_parquet_month_keeps_what_it_has_read(
     ours: Stores, prefect_api: dict[str, str], tmp_path: Path
 ) -> None:
@@ -140,8 +141,8 @@ def test_no_way_of_reading_a_parquet_month_keeps_what_it_has_read(
     assert all(large[step] - small[step] < MOST for step in STEPS), (small, large)
 
 
+@large_months
 @pytest.mark.timeout(4 * 3600)
-@pytest.mark.skipif(not LARGE, reason="takes half an hour: make test-memory")
 def test_a_month_of_twenty_million_trips_takes_the_memory_of_one_of_five(
     ours: Stores, prefect_api: dict[str, str], tmp_path: Path
 ) -> None:

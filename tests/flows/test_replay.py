@@ -61,12 +61,12 @@ def test_a_quarantined_row_of_a_parquet_file_keeps_every_value_as_published(ours
     people = [2.5 if n == 7 else 1.0 for n in range(ROWS)]
     published = table(ROWS, month, fare_amount=fares, passenger_count=people)
     runs.lake(month, source=put(ours, month, parquet_file(published)))
-    aside = ours.quarantined(month)
-    assert [(row["row_number"], row["reason"]) for row in aside] == [
+    rejected = ours.quarantined(month)
+    assert [(row["row_number"], row["reason"]) for row in rejected] == [
         (8, "passenger_count: not a whole number"),
         (42, "fare_amount: not a number"),
     ]
-    for row in aside:
+    for row in rejected:
         [values] = published.slice(row["row_number"] - 1, 1).to_pylist()
         values |= {name: f"{values[name]}.000000" for name in ("lpep_pickup_datetime", "lpep_dropoff_datetime")}
         values |= {"fare_amount": "inf"} if row["row_number"] == 42 else {}

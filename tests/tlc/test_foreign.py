@@ -244,7 +244,7 @@ def test_a_word_that_may_be_a_text_or_missing_refuses_the_file_and_says_what_to_
 def test_an_unknown_word_for_a_missing_value_is_named_with_what_to_do(word: str) -> None:
     lines = [line(ehail_fee=word, passenger_count=word if n % 3 else "1") for n in range(200)]
     with pytest.raises(
-        TooManyRejects, match=re.escape(f"If {word.strip()!r} stands for a missing value, save the file with")
+        TooManyRejects, match=re.escape(f"If {word.strip()!r} means a missing value, save the file with")
     ):
         read_csv(csv_file(*lines)).tally.check(GREEN)
 
