@@ -19,7 +19,7 @@ help:
 	@echo 'make down      stop the services; stored data stays'
 	@echo 'make test      run the test suite  (ARGS="-k lake")'
 	@echo 'make test-operations   test what operators do: schedules, notifications, Cloud, GitHub, secrets, zones, SQL over the lake'
-	@echo 'make test-memory   test that months of 5 and 20 million trips need the same memory (half an hour)'
+	@echo 'make test-memory   test that months of 5 and 20 million trips need the same memory (long)'
 	@echo 'make coverage  run both suites and report which lines and branches they reach'
 	@echo 'make lint      run ruff and mypy, and check the import rules'
 	@echo 'make generated   write the forms in deployments/*.yaml, deployments/workers/prefect.yaml and docs/schema.md from the code'
@@ -61,7 +61,7 @@ test: $(INSTALLED)
 test-operations: $(INSTALLED)
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m operations $(ARGS)
 
-# Takes half an hour and 10 GB of disk.
+# Long: it loads 5 and 20 million trips into the lake and Postgres, and reads them in every way.
 test-memory: $(INSTALLED)
 	@LARGE_MONTHS=1 $(PY) -m pytest -s tests/flows/test_memory.py $(ARGS)
 

@@ -125,7 +125,7 @@ def trips_of(month: TripMonth, rows: int, folder: Path) -> pa.Table:
 
 
 # They take more time than all other tests together.
-large_months = pytest.mark.skipif("LARGE_MONTHS" not in os.environ, reason="takes an hour: make test-memory")
+large_months = pytest.mark.skipif("LARGE_MONTHS" not in os.environ, reason="loads millions of trips: make test-memory")
 
 
 @large_months
