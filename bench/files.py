@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from local.tripfiles import write_month
+from local.trip_files.writing import write_month
 
 
 def make(path: Path, year: int, month: int, rows: int, edition: int) -> tuple[int, int]:

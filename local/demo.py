@@ -32,8 +32,8 @@ import blocks
 from flows.tlc.errors import UnknownMonth
 from flows.tlc.sources import TEMPLATES
 from flows.tlc.trips import TripMonth, trip_months
-from local.__main__ import DEPLOY, ROOT, environment, up
-from local.stack import SERVICES, WITH_WORKER, WORK_POOL, StackError
+from local.servers.background import DEPLOY, ROOT, client_environment, up
+from local.servers.stack import SERVICES, WITH_WORKER, WORK_POOL, StackError
 
 STATE = ROOT / ".local"
 PREFECT = str(Path(sys.executable).with_name("prefect"))
@@ -220,7 +220,7 @@ def _inflated(file: object, ending: str) -> object:
     return pa.CompressedInputStream(file, "gzip") if ending == ".csv.gz" else file
 
 
-def table(counts: Sequence[Counts]) -> Table:
+def counts_table(counts: Sequence[Counts]) -> Table:
     """Return the counts as a table to print."""
     shown = Table(title="Every row, stage by stage", title_justify="left")
     shown.add_column("month")
@@ -249,7 +249,7 @@ def main() -> int:
         samples = chosen(options)
         if status := up(STATE, WITH_WORKER if options.worker else SERVICES):
             return status
-        env = environment(STATE)
+        env = client_environment(STATE)
         prepare(env, say, "worker" if options.worker else "agent")
         asyncio.run(run_all(env, say, samples))
         os.environ.update(env, PREFECT_LOGGING_LEVEL="WARNING")
@@ -257,7 +257,7 @@ def main() -> int:
     except (DemoError, UnknownMonth, StackError, OSError, httpx.HTTPError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    say.print(table(counts))
+    say.print(counts_table(counts))
     if not all(c.reconciled for c in counts):
         print("Error: rows do not add up, see the table; please report this.", file=sys.stderr)
         return 1

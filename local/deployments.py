@@ -15,7 +15,7 @@ import yaml
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
-from local.stack import WORK_POOL
+from local.servers.stack import WORK_POOL
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "deployments"

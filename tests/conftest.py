@@ -16,7 +16,7 @@ from pathlib import Path
 import certifi
 import pytest
 
-from local.stack import Stack, without_foreign_settings
+from local.servers.stack import Stack, without_foreign_settings
 
 # On import, which comes before that of any other conftest or test: Prefect reads its settings when it is imported, and Python
 # picks its temporary folder once.

@@ -6,7 +6,7 @@ import pytest
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-# Every era is tried without them, by the files of `local.tripfiles`; these prove that those files are like the real ones.
+# Tests of every era use the files of `local.trip_files`. Tests with these real files prove that the two are alike.
 needs_real_files = pytest.mark.skipif(
     not DATA.is_dir(), reason="published files are not part of the repository; they are read from ../shared/data"
 )

@@ -20,7 +20,7 @@ from psycopg2 import sql
 
 from flows.tlc.schema import TRIP_COLUMNS, arrow_schema
 from flows.tlc.trips import TripMonth
-from local.site import Request, Site
+from local.servers.site import Request, Site
 
 LAKE_BLOCK, CREDENTIALS_BLOCK, POSTGRES_BLOCK = "tests-lake", "tests-credentials", "tests-postgres"
 

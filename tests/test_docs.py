@@ -22,7 +22,7 @@ from flows.tasks.command import run_as_program
 from flows.tlc.sources import TEMPLATES
 from flows.tlc.trips import TripMonth
 from local.deployments import PREFECT_FILE
-from local.stack import Stack
+from local.servers.stack import Stack
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

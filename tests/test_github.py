@@ -24,7 +24,7 @@ from blocks import FLOW_CODE
 from blocks.environment import BadValue
 from blocks.github import flow_code
 from blocks.register import BLOCKS, register
-from local.stack import Stack
+from local.servers.stack import Stack
 from tests.command_line import prefect
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,7 +21,7 @@ from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, temporary_setting
 
 from blocks.notify import main as attach
 from blocks.register import register
-from local.stack import WORK_POOL, Stack
+from local.servers.stack import WORK_POOL, Stack
 from tests.command_line import ended, prefect, start_programs
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from local.stack import Stack
+from local.servers.stack import Stack
 from tests.command_line import prefect
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, make_url, text
 
 from blocks import FLOW_CODE, NOTIFICATIONS
 from blocks.register import ON_DEMAND, sqlalchemy_connector
-from local.stack import Stack
+from local.servers.stack import Stack
 from tests.command_line import ended, start_programs
 from tests.receivers import VALUES, Receiver, receiver
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from local import demo
 from local.deployments import manifests
-from local.stack import WORK_POOL, Stack, make_work_pool
+from local.servers.stack import WORK_POOL, Stack, make_work_pool
 from tests.command_line import prefect
 
 pytestmark = pytest.mark.operations

@@ -26,7 +26,7 @@ from sqlalchemy import make_url
 
 from blocks import GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from blocks.register import BLOCKS, BadValue, main, register, sqlalchemy_connector
-from local.stack import Stack
+from local.servers.stack import Stack
 from tests.receivers import web_page
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from flows.connectors import copy_format
 from flows.connectors.copy_format import encode, write_rejects
 from flows.connectors.postgres import _Stream
 from flows.tlc.clean import rejects_table
-from local.stack import Stack
+from local.servers.stack import Stack
 
 SCHEMA = pa.schema(
     [("i", pa.int64()), ("d", pa.float64()), ("t", pa.timestamp("us")), ("s", pa.string()), ("u", pa.string())]

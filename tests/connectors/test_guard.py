@@ -14,7 +14,7 @@ from flows.connectors.web import look_up, read, source_of, zone_file
 from flows.tlc.errors import MisconfiguredBlock, SourceNotAllowed, Unreachable, UnreadableFile
 from flows.tlc.sources import Source
 from flows.tlc.trips import TripMonth
-from local.site import Site
+from local.servers.site import Site
 
 MONTH = TripMonth("green", 2021, 1)
 NAME = "green_tripdata_2021-01.parquet"

@@ -13,7 +13,7 @@ from sqlalchemy import URL, create_engine, make_url
 from flows.connectors import postgres
 from flows.connectors.postgres import Postgres
 from flows.tlc.errors import MisconfiguredBlock, Unreachable
-from local.stack import Stack
+from local.servers.stack import Stack
 from tests.stores import own_database
 
 CANARY = "canary-81150774"

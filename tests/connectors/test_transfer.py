@@ -19,7 +19,7 @@ from flows.tlc.errors import AskAgainLater, NotPublished, Unreachable, Unreadabl
 from flows.tlc.manifest import Verified
 from flows.tlc.sources import LARGEST, Source
 from flows.tlc.trips import TripMonth
-from local.site import Site, _Handler
+from local.servers.site import Site, _Handler
 from tests.connectors.test_web import BODY, MONTH, NAME, PATH, asked, official
 
 CSV = "green_tripdata_2021-01.csv"
@@ -155,7 +155,7 @@ def test_a_range_that_ends_too_early_is_followed_by_the_next(big: Site, monkeypa
         span = real(self, size, headers)
         return (span[0], min(span[1], span[0] + 900_000)) if isinstance(span, tuple) else span
 
-    monkeypatch.setattr("local.site._Handler._range", short)
+    monkeypatch.setattr("local.servers.site._Handler._range", short)
     assert b"".join(read(found)) == BODY
 
 
@@ -244,7 +244,7 @@ def test_a_body_that_drips_is_given_up_however_evenly(big: Site, drop: bytes, mo
         while not self.site.stopping.wait(0.02):
             self.wfile.write(b"1\r\n" + file.read(1) + b"\r\n" if drop else b"0")
 
-    monkeypatch.setattr("local.site._Handler._body", dripping)
+    monkeypatch.setattr("local.servers.site._Handler._body", dripping)
     big.fault(PATH, missing=("length",), times=None)
     with pytest.raises(Unreachable, match=r"broke off after \d+ bytes: ReadTimeout"):
         list(read(found))

@@ -20,7 +20,7 @@ from flows.connectors.web import look_up, read, source_of
 from flows.tlc.errors import AskAgainLater, NotPublished, TripDataError, Unreachable, UnreadableFile
 from flows.tlc.sources import PublishedFile, Source
 from flows.tlc.trips import TripMonth
-from local.site import Site
+from local.servers.site import Site
 
 MONTH = TripMonth("green", 2021, 1)
 NAME = "green_tripdata_2021-01.parquet"
@@ -341,7 +341,7 @@ def _republish(site: Site) -> None:
 def test_a_range_other_than_asked_for_is_not_taken(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=1_000_000)
-    monkeypatch.setattr("local.site._Handler._range", lambda *_: (5, len(BODY)))
+    monkeypatch.setattr("local.servers.site._Handler._range", lambda *_: (5, len(BODY)))
     big.fault(PATH, missing=("ranges",), methods=("HEAD",))
     with pytest.raises(Unreachable, match="was asked to go on at byte 0 and did not"):
         list(read(found))

@@ -28,7 +28,7 @@ from mirakuru.http import HTTPExecutor
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from blocks.register import register
-from local.stack import BUCKET, make_bucket
+from local.servers.stack import BUCKET, make_bucket
 from tests.command_line import prefect
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -35,7 +35,7 @@ from flows.tasks.stores import open_store
 from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import Outcome
 from flows.tlc.trips import Rows, Terms, TripMonth, Via
-from local.stack import Stack
+from local.servers.stack import Stack
 from tests.stores import Stores, stores
 from tests.strict_lake import StrictLake
 

@@ -23,7 +23,7 @@ from flows.query_lake import query_lake
 from flows.tasks import stores
 from flows.tlc.errors import ImpossibleDataset, MisconfiguredBlock, UnknownMonth
 from flows.tlc.trips import TripMonth
-from local.tripfiles import write_month
+from local.trip_files.writing import write_month
 from tests.flows.conftest import LAKE, POSTGRES, Program, Runs, lake_of, postgres_block
 from tests.stores import Stores
 

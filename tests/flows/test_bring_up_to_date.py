@@ -23,7 +23,7 @@ from flows.tlc.errors import Overdue, RefusedMonth, TripDataError
 from flows.tlc.manifest import Outcome
 from flows.tlc.sources import TEMPLATES
 from flows.tlc.trips import TripMonth
-from local.site import Site
+from local.servers.site import Site
 from tests.flows.conftest import CREDENTIALS, ROOT, Runs, Started, postgres_block
 from tests.stores import Stores, own_database
 

@@ -20,7 +20,7 @@ from flows.stores.warehouse import Warehouse
 from flows.tlc.errors import NotReconciled, TripDataError
 from flows.tlc.manifest import Present, StagedCopy
 from flows.tlc.trips import Terms, TripMonth
-from local.tripfiles import Faults, write_month
+from local.trip_files.writing import BadRows, write_month
 from tests.flows.conftest import CREDENTIALS, LAKE, Runs, dying, lake_of, no_progress, warehouse_of
 from tests.stores import Stores, as_published, same, with_passengers
 from tests.strict_lake import StrictLake
@@ -290,16 +290,16 @@ def test_rows_that_do_not_fit_are_kept_with_their_reason_and_a_clean_edition_rem
         month.year,
         month.month,
         rows=2000,
-        faults=Faults(unconvertible=3, too_few_fields=2),
+        bad_rows=BadRows(unconvertible=3, too_few_fields=2),
     )
     ours.site.put(name, tmp_path / name)
     outcome = runs.lake(month, source=source)
     rejected = ours.quarantined(month)
-    assert sorted(row["row_number"] for row in rejected) == sorted(written.faulty_rows)
+    assert sorted(row["row_number"] for row in rejected) == sorted(written.bad_row_numbers)
     assert sum(outcome.manifest.quarantined.values()) == len(rejected) == 5
     assert outcome.manifest.quarantined["wrong number of fields"] == 2
     assert all(row["original"] and row["reason"] for row in rejected)
-    assert not set(written.faulty_rows) & set(pc.unique(ours.in_lake(month)["row_number"]).to_pylist())
+    assert not set(written.bad_row_numbers) & set(pc.unique(ours.in_lake(month)["row_number"]).to_pylist())
     assert ours.manifest(month)["quarantine_key"] == month.quarantine_key
 
     write_month(tmp_path / f"clean-{name}", month.color, month.year, month.month, rows=2000)
@@ -313,7 +313,7 @@ def test_too_many_rows_that_do_not_fit_stop_the_month_in_every_store(
 ) -> None:
     name = f"{month.stem}.csv.gz"
     source = ours.site.url + "/legacy/{color}_tripdata_{year}-{month:02d}.csv.gz"
-    write_month(tmp_path / name, month.color, month.year, month.month, rows=2000, faults=Faults(unconvertible=40))
+    write_month(tmp_path / name, month.color, month.year, month.month, rows=2000, bad_rows=BadRows(unconvertible=40))
     ours.site.put(name, tmp_path / name)
     for flow in (etl_web_gcs, ingest_data):
         state = runs.of(flow, month, source=source)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.tlc.trips import TripMonth
-from local.tripfiles import write_month
+from local.trip_files.writing import write_month
 from tests.flows.conftest import LAKE, POSTGRES, ROOT
 from tests.stores import Stores
 

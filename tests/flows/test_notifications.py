@@ -34,7 +34,7 @@ from flows.tasks import notify
 from flows.tasks.notify import notifications, tell_of_run
 from flows.tlc.trips import TripMonth
 from local import demo
-from local.stack import Stack
+from local.servers.stack import Stack
 from tests.command_line import prefect
 from tests.flows.conftest import POSTGRES, Program, Runs
 from tests.receivers import KEY, VALUES, Message, Receiver, mailbox, receiver

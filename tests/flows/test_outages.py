@@ -27,7 +27,7 @@ from flows.tlc.catalog import Held
 from flows.tlc.errors import MisconfiguredBlock, Overtaken, Unreachable
 from flows.tlc.manifest import Present, RawFile
 from flows.tlc.trips import Rows, Terms, TripMonth, Via
-from local.stack import Stack
+from local.servers.stack import Stack
 from tests.flows.conftest import (
     CREDENTIALS,
     LAKE,

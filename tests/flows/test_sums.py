@@ -20,7 +20,7 @@ from flows.stores.lake import Lake
 from flows.tlc.schema import TRIP_COLUMNS
 from flows.tlc.sources import ENDINGS
 from flows.tlc.trips import TripMonth
-from local.tripfiles import Faults, write_month
+from local.trip_files.writing import BadRows, write_month
 from tests.flows.conftest import by_hand
 from tests.real_files import DATA, needs_real_files
 from tests.stores import Stores
@@ -115,7 +115,7 @@ def test_the_lakes_totals_of_any_month_are_those_of_its_sound_rows(
     month = TripMonth(color, year, number)
     path = tmp_path / f"{month.stem}{ending}"
     # Most Parquet is typed so tightly that nothing in it can fail to convert.
-    wanted = Faults(**dict.fromkeys(faults, 1)) if ending == ".csv" else Faults()
-    written = write_month(path, color, year, number, rows=rows, seed=seed, faults=wanted)
-    sums = published(path, color, written.faulty_rows)
+    wanted = BadRows(**dict.fromkeys(faults, 1)) if ending == ".csv" else BadRows()
+    written = write_month(path, color, year, number, rows=rows, seed=seed, bad_rows=wanted)
+    sums = published(path, color, written.bad_row_numbers)
     assert in_lake(path, month, ours.bucket) == dict.fromkeys(MONEY[color], 0) | sums

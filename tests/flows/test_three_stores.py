@@ -10,7 +10,7 @@ from google.cloud import bigquery
 from flows.connectors import bigquery as connector
 from flows.tlc.schema import KINDS, columns
 from flows.tlc.trips import TripMonth
-from local.tripfiles import changes
+from local.trip_files.editions import expected_changes
 from tests.flows.conftest import CREDENTIALS, Runs, warehouse_of
 from tests.stores import Stores, as_published, same, with_passengers
 
@@ -134,7 +134,7 @@ def test_a_republished_month_replaces_its_rows_and_the_outcome_says_how_many(
     runs.postgres(month, rows="all")
     ours.site.republish(f"{month.stem}.parquet", 2)
     rows = ours.site.rows_of(month.color, month.year, month.month)
-    truth = changes(rows, 1, 2)
+    truth = expected_changes(rows, 1, 2)
     assert truth.updated
     for run in (runs.lake, runs.warehouse, lambda m: runs.postgres(m, rows="all")):
         outcome = run(month)

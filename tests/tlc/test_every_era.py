@@ -1,6 +1,6 @@
 """Every month TLC ever published, as its era has it: loaded to the row, nothing shifted, nothing guessed.
 
-The files come from `local.tripfiles`, whose table of shapes is not the product's.
+The files come from `local.trip_files.writing`, whose table of layouts is not the product's.
 """
 
 import csv
@@ -21,8 +21,10 @@ from flows.tlc.reading_csv import csv_chunks
 from flows.tlc.reading_parquet import parquet_chunks
 from flows.tlc.sources import Ending
 from flows.tlc.trips import TripMonth
-from local.shapes import FIRST_MONTH
-from local.tripfiles import Damage, Quirk, damaged, write_month
+from local.trip_files.damages import Damage, with_damage
+from local.trip_files.layouts import FIRST_FILE
+from local.trip_files.made_up_trips import Quirk
+from local.trip_files.writing import write_month
 from tests.real_files import DATA, needs_real_files
 
 HEADS = sorted(DATA.glob("heads-100/*.csv"))
@@ -38,7 +40,7 @@ def months(first: str, last: str) -> Iterator[tuple[int, int]]:
 
 PUBLISHED = [
     (color, year, month, ".parquet" if form == "parquet" else ".csv")
-    for (color, form), first in FIRST_MONTH.items()
+    for (color, form), first in FIRST_FILE.items()
     for year, month in months(first, "2026-06" if form == "parquet" else "2021-07")
     # each month around a change of shape, and one a year between
     if month in (1, 2, 3, 4, 6, 7, 8, 9)
@@ -92,7 +94,7 @@ def test_a_file_that_was_spoiled_is_refused_with_what_is_wrong(
 ) -> None:
     path = tmp_path / f"trips{ending}"
     write_month(path, "green", 2021, 1, rows=300)
-    content, month = damaged(path.read_bytes(), ending, damage), TripMonth("green", 2021, 1)
+    content, month = with_damage(path.read_bytes(), ending, damage), TripMonth("green", 2021, 1)
 
     def load() -> None:
         recognise(month, ending, content[:1024], path.name)
@@ -107,7 +109,7 @@ def test_gzip_of_several_members_is_loaded_to_the_value(tmp_path: Path) -> None:
     path = tmp_path / "trips.csv.gz"
     write_month(path, "green", 2021, 1, rows=300)
     content, month = path.read_bytes(), TripMonth("green", 2021, 1)
-    parted = damaged(content, ".csv.gz", "gzip_members")
+    parted = with_damage(content, ".csv.gz", "gzip_members")
     assert read(month, ".csv.gz", parted)[0].equals(read(month, ".csv.gz", content)[0])
 
 

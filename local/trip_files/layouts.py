@@ -1,4 +1,4 @@
-"""The shape of every file that TLC published, as rows of tables: names, order, types, line ends, compression by month.
+"""The layout of every file that TLC published, as rows of tables: names, order, types, line ends, compression by month.
 
 This is separate from the product's own table of eras on purpose: tests compare the two, and would prove nothing if both used one
 table. A row applies from its month until the next row for the same subject, so the newest era has no end.
@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow as pa
 
-FIRST_MONTH = {
+Color = Literal["yellow", "green", "fhv", "fhvhv"]  # a test compares this with the product's
+COLORS: tuple[Color, ...] = get_args(Color)
+FIRST_FILE = {
     ("yellow", "csv"): "2009-01",
     ("green", "csv"): "2013-08",
     ("fhv", "csv"): "2015-01",
@@ -114,7 +116,7 @@ _FHV_2019 = "dispatching_base_num,pickup_datetime,dropoff_datetime,PULocationID,
 
 
 @dataclass(frozen=True)
-class CsvShape:
+class CsvLayout:
     """The format of a color's CSV from a month on: header, line end of the header, format of rows."""
 
     color: str
@@ -135,35 +137,35 @@ class CsvShape:
         return [(name, field_of(name)) for name in self.header.split(",")]
 
 
-CSV_SHAPES = (
-    CsvShape("yellow", "2009-01", _YELLOW_2009, b"\n\r\n", decimals="noisy"),
-    CsvShape("yellow", "2010-01", _YELLOW_2010, b"\n\r\n", decimals="noisy"),
-    CsvShape("yellow", "2014-01", _YELLOW_2010.replace(",", ", "), b"\n\r\n", decimals="noisy"),
-    CsvShape("yellow", "2015-01", _YELLOW_2015),
-    CsvShape("yellow", "2015-07", _YELLOW_2015.replace("RateCodeID", "RatecodeID")),
-    CsvShape("yellow", "2016-07", _YELLOW_2016, empty_tail=2),
-    CsvShape("yellow", "2017-01", _YELLOW_2016, b"\n\r\n"),
-    CsvShape("yellow", "2019-01", _YELLOW_2016 + ",congestion_surcharge"),
-    CsvShape("green", "2013-08", _GREEN_2013, b"\n\r\n", empty_tail=2),
-    CsvShape("green", "2014-01", _GREEN_2013, b"\n\n\r\n", empty_tail=2),
-    CsvShape("green", "2015-01", _GREEN_2015, empty_tail=2),
-    CsvShape("green", "2015-07", _GREEN_2015),
-    CsvShape("green", "2016-01", _GREEN_2015, b"\n\r\n"),
-    CsvShape("green", "2016-07", _GREEN_2016, b"\n\r\n", empty_tail=2),
-    CsvShape("green", "2017-01", _GREEN_2016, b"\n\r\n"),
-    CsvShape("green", "2019-01", _GREEN_2016 + ",congestion_surcharge"),
-    CsvShape("fhv", "2015-01", "Dispatching_base_num,Pickup_date,locationID"),
-    CsvShape("fhv", "2017-01", _FHV_2017),
-    CsvShape("fhv", "2017-07", ",".join(f'"{name}"' for name in [*_FHV_2017.split(","), "SR_Flag"]), quoting="all"),
-    CsvShape(
+CSV_LAYOUTS = (
+    CsvLayout("yellow", "2009-01", _YELLOW_2009, b"\n\r\n", decimals="noisy"),
+    CsvLayout("yellow", "2010-01", _YELLOW_2010, b"\n\r\n", decimals="noisy"),
+    CsvLayout("yellow", "2014-01", _YELLOW_2010.replace(",", ", "), b"\n\r\n", decimals="noisy"),
+    CsvLayout("yellow", "2015-01", _YELLOW_2015),
+    CsvLayout("yellow", "2015-07", _YELLOW_2015.replace("RateCodeID", "RatecodeID")),
+    CsvLayout("yellow", "2016-07", _YELLOW_2016, empty_tail=2),
+    CsvLayout("yellow", "2017-01", _YELLOW_2016, b"\n\r\n"),
+    CsvLayout("yellow", "2019-01", _YELLOW_2016 + ",congestion_surcharge"),
+    CsvLayout("green", "2013-08", _GREEN_2013, b"\n\r\n", empty_tail=2),
+    CsvLayout("green", "2014-01", _GREEN_2013, b"\n\n\r\n", empty_tail=2),
+    CsvLayout("green", "2015-01", _GREEN_2015, empty_tail=2),
+    CsvLayout("green", "2015-07", _GREEN_2015),
+    CsvLayout("green", "2016-01", _GREEN_2015, b"\n\r\n"),
+    CsvLayout("green", "2016-07", _GREEN_2016, b"\n\r\n", empty_tail=2),
+    CsvLayout("green", "2017-01", _GREEN_2016, b"\n\r\n"),
+    CsvLayout("green", "2019-01", _GREEN_2016 + ",congestion_surcharge"),
+    CsvLayout("fhv", "2015-01", "Dispatching_base_num,Pickup_date,locationID"),
+    CsvLayout("fhv", "2017-01", _FHV_2017),
+    CsvLayout("fhv", "2017-07", ",".join(f'"{name}"' for name in [*_FHV_2017.split(","), "SR_Flag"]), quoting="all"),
+    CsvLayout(
         "fhv",
         "2018-01",
         ",".join(f'"{name}"' for name in _FHV_2018.split(",")),
         quoting="all",
         never_filled='"Dispatching_base_num"',
     ),
-    CsvShape("fhv", "2019-01", _FHV_2019),
-    CsvShape("fhvhv", "2019-02", f"hvfhs_license_num,{_FHV_2019}"),
+    CsvLayout("fhv", "2019-01", _FHV_2019),
+    CsvLayout("fhvhv", "2019-02", f"hvfhs_license_num,{_FHV_2019}"),
 )
 
 _YELLOW_OFFICIAL = _YELLOW_2016 + ",congestion_surcharge,airport_fee"
@@ -206,7 +208,7 @@ _TEXTS = (
     "flag base affiliated_base originating_base license shared_request shared_match access_a_ride wheelchair_request "
     "wheelchair_match request_source"
 )
-_ANY = "yellow green fhv fhvhv"
+_ANY = " ".join(COLORS)
 PARQUET_TYPES = (
     (
         _ANY,
@@ -290,7 +292,7 @@ WRITERS = (
 
 
 @dataclass(frozen=True)
-class ParquetShape:
+class ParquetLayout:
     """The format of a color's official file of one month: columns and writer."""
 
     writer: Writer
@@ -328,15 +330,15 @@ def field_of(name: str) -> str:
     return _FIELD_OF_NAME[name.strip(' "').lower()]
 
 
-def csv_shape(color: str, month: str) -> CsvShape:
+def csv_layout(color: str, month: str) -> CsvLayout:
     """Return the CSV format of a month such as 2021-01. Raise `ValueError` for a month before TLC's first."""
     _require_published(color, month, "csv")
-    return [shape for shape in CSV_SHAPES if shape.color == color and shape.since <= month][-1]
+    return [layout for layout in CSV_LAYOUTS if layout.color == color and layout.since <= month][-1]
 
 
-def parquet_shape(
+def parquet_layout(
     color: str, month: str, null_typed: Literal["as_published", "never"] = "as_published"
-) -> ParquetShape:
+) -> ParquetLayout:
     """Return the official format of a month such as 2021-01. With null_typed="never" no column has the type null."""
     _require_published(color, month, "parquet")
     names = [names for row_color, since, names in PARQUET_NAMES if row_color == color and since <= month][-1]
@@ -347,7 +349,7 @@ def parquet_shape(
         if null_typed == "never":
             kinds = [kind for kind in kinds if kind != "null"]
         columns.append((name, field, kinds[-1]))
-    return ParquetShape([writer for writer in WRITERS if writer.since <= month][-1], tuple(columns))
+    return ParquetLayout([writer for writer in WRITERS if writer.since <= month][-1], tuple(columns))
 
 
 def _types_of(color: str, field: str, month: str) -> list[str]:
@@ -362,6 +364,6 @@ def _types_of(color: str, field: str, month: str) -> list[str]:
 
 
 def _require_published(color: str, month: str, file_format: str) -> None:
-    first = FIRST_MONTH.get((color, file_format))
+    first = FIRST_FILE.get((color, file_format))
     if first is None or month < first:
         raise ValueError(f"TLC published no {color} {file_format} for {month}; the first is {first or 'none at all'}")

@@ -30,7 +30,7 @@ from mirakuru.base import Executor, SimpleExecutor
 from mirakuru.exceptions import ExecutorError, ProcessFinishedWithError
 from mirakuru.http import HTTPExecutor
 
-from local.postgres import PostgresExecutor, make_cluster
+from local.servers.postgres import PostgresExecutor, make_cluster
 
 PROJECT = "taxi-local"
 BUCKET = "taxi-lake"
@@ -327,8 +327,8 @@ class Stack:
 
     def _web(self, folder: Path, options: dict[str, Any]) -> Executor:
         port = self._ports["web"]
-        command = [sys.executable, "-m", "local.site", "--port", str(port), "--state", str(folder)]
-        options["envvars"]["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
+        command = [sys.executable, "-m", "local.servers.site", "--port", str(port), "--state", str(folder)]
+        options["envvars"]["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
         return _Web(command, f"http://127.0.0.1:{port}/healthz", method="GET", **options)
 
     def _lake(self, folder: Path, options: dict[str, Any]) -> Executor:
@@ -343,11 +343,11 @@ class Stack:
 
     def _warehouse(self, folder: Path, options: dict[str, Any]) -> Executor:
         port, grpc_port = self._ports["warehouse"], self._ports["warehouse_grpc"]
-        command = [sys.executable, "-m", "local.bigquery", "start", "--rest-port", str(port)]
+        command = [sys.executable, "-m", "local.servers.bigquery", "start", "--rest-port", str(port)]
         command += ["--grpc-port", str(grpc_port), "--persistent", "--data-dir", str(folder), "--project", PROJECT]
         command += ["--log-level", "warning"]
         options["envvars"] |= {
-            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
             "BQEMU_GCS_LOCAL_ROOT": str(self._folder("lake")),
             "BQEMU_ENABLE_FORMAT_EXTENSIONS": "false",  # the emulator would download them
             "BQEMU_UPLOAD_STAGING_DIR": str(self.state / "tmp"),

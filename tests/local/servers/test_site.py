@@ -19,10 +19,11 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
-from local.site import Site
-from local.tripfiles import damaged, write_month
+from local.servers.site import Site
+from local.trip_files.damages import with_damage
+from local.trip_files.writing import write_month
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 OFFICIAL = "/trip-data/green_tripdata_2021-01.parquet"
 NAME = "green_tripdata_2021-01.parquet"
 # Made once: httpx would load all certificates anew for every client, and no request here is encrypted.
@@ -248,7 +249,7 @@ def test_a_file_can_come_spoiled_by_the_name_of_the_damage(site: Site, web: http
     for damage in ("gzip_members", "excel_dates", "conflict_markers"):
         site.fault(path, body=damage)
         answer = web.get(path)
-        assert answer.content == damaged(whole.content, ".csv.gz", damage)
+        assert answer.content == with_damage(whole.content, ".csv.gz", damage)
         assert answer.headers["ETag"] != whole.headers["ETag"]
     assert web.get(path).content == whole.content
 
@@ -324,17 +325,21 @@ def test_a_file_streams_as_fast_as_a_disk_and_without_filling_memory(site: Site,
 def test_it_runs_as_a_program_and_stops_when_told(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "local.site", "--port", str(port), "--state", str(tmp_path), "--rows", "50"]
+        options = ["--port", str(port), "--state", str(tmp_path), "--rows", "50"]
+        command = [sys.executable, "-m", "local.servers.site", *options]
         refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert refused.stderr.startswith(f"cannot serve on 127.0.0.1:{port}")
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as program:
-        assert program.stdout
-        url = program.stdout.readline().split()[-1]
-        path = tmp_path / NAME
-        path.write_bytes(httpx.get(url + OFFICIAL).content)
-        program.send_signal(signal.SIGTERM)
-        assert program.wait(10) == 0
+        try:
+            assert program.stdout
+            url = program.stdout.readline().split()[-1]
+            path = tmp_path / NAME
+            path.write_bytes(httpx.get(url + OFFICIAL, timeout=60).content)
+            program.send_signal(signal.SIGTERM)
+            assert program.wait(10) == 0
+        finally:
+            program.kill()  # otherwise a failure above would wait here for a program that never ends
     assert 45 <= pq.read_metadata(path).num_rows <= 55
 
 

@@ -1,6 +1,6 @@
-"""Run the stand-ins in the background: `python -m local up|down|status`, which `make up`, `make down` and `make status` call.
+"""Run the stand-ins in the background: `make up`, `make down` and `make status`.
 
-A supervisor process owns the services (`local.stack.Stack`). It locks `supervisor.pid` for its whole life, and the kernel
+A supervisor process owns the services (`local.servers.stack.Stack`). It locks `supervisor.pid` for its whole life, and the kernel
 releases the lock when the process ends. A pid is trusted only while its file is locked, so a crash or a reused pid does no harm.
 """
 
@@ -21,9 +21,18 @@ from typing import NoReturn
 
 import psutil
 
-from local.stack import CLIENTS, SERVICES, STATE_MARK, WITH_WORKER, Stack, StackError, port_is_free, write_env_file
+from local.servers.stack import (
+    CLIENTS,
+    SERVICES,
+    STATE_MARK,
+    WITH_WORKER,
+    Stack,
+    StackError,
+    port_is_free,
+    write_env_file,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # The arguments of `prefect`, run in the project's folder. The work pool must exist.
 DEPLOY = ("deploy", "--all", "--prefect-file", "deployments/workers/prefect.yaml")
 _NEEDED_GB = 2
@@ -32,7 +41,9 @@ _STOP_SECONDS = 60
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Return 0, or 1 with a line on stderr if it fails."""
-    parser = argparse.ArgumentParser(prog="python -m local", description="The local stand-in services.")
+    parser = argparse.ArgumentParser(
+        prog="python -m local.servers.background", description="The local stand-in services."
+    )
     parser.add_argument("--state", type=Path, default=ROOT / ".local", help="folder for all files of the services")
     parser.add_argument(
         "--services", type=lambda words: words.split(","), help="services to start, separated by commas"
@@ -73,9 +84,9 @@ def up(state: Path, services: Sequence[str] = SERVICES) -> int:
         )
         if dead := sorted(set(services) - set(_running(state, services))):
             raise StackError(
-                f"{', '.join(dead)} ended by itself, see {_short(state / 'log')}; `make down up` starts all again"
+                f"{', '.join(dead)} ended by itself, see {_relative(state / 'log')}; `make down up` starts all again"
             )
-        print(f"already up: `source {_short(state / 'env')}` to use it, `make down` to stop it")
+        print(f"already up: `source {_relative(state / 'env')}` to use it, `make down` to stop it")
         return 0
     _prefect_port()
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,9 +94,18 @@ def up(state: Path, services: Sequence[str] = SERVICES) -> int:
         raise StackError(f"{free:.1f} GB free on the disk of {state}, {_NEEDED_GB} GB needed: make room there first")
     _clear_leftovers(state)
     started = time.monotonic()
-    print(f"starting the local services, 10 to 60 seconds; their logs are in {_short(state / 'log')}", flush=True)
+    print(f"starting the local services, 10 to 60 seconds; their logs are in {_relative(state / 'log')}", flush=True)
     supervisor = subprocess.Popen(
-        [sys.executable, "-m", "local", "--state", str(state), "--services", ",".join(services), "supervise"],
+        [
+            sys.executable,
+            "-m",
+            "local.servers.background",
+            "--state",
+            str(state),
+            "--services",
+            ",".join(services),
+            "supervise",
+        ],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,  # its messages until all services are ready; after that it writes to its log
@@ -103,7 +123,7 @@ def up(state: Path, services: Sequence[str] = SERVICES) -> int:
     if not (state / "env").exists():
         return supervisor.wait() or 1
     print(
-        f"ready after {time.monotonic() - started:.0f} s: `source {_short(state / 'env')}` to use it, `make down` to stop it"
+        f"ready after {time.monotonic() - started:.0f} s: `source {_relative(state / 'env')}` to use it, `make down` to stop it"
     )
     return 0
 
@@ -113,14 +133,14 @@ def deploy(state: Path) -> int:
     print(f"$ {shlex.join(['prefect', *DEPLOY])}", flush=True)
     program = Path(sys.executable).with_name("prefect")
     done = subprocess.run(
-        [str(program), *DEPLOY], cwd=ROOT, env=environment(state), capture_output=True, text=True, check=False
+        [str(program), *DEPLOY], cwd=ROOT, env=client_environment(state), capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise StackError(f"`prefect deploy` failed:\n{done.stdout}{done.stderr}")
     return 0
 
 
-def environment(state: Path) -> dict[str, str]:
+def client_environment(state: Path) -> dict[str, str]:
     """Return this process's environment plus the addresses in `env` of a state folder whose services run."""
     shell = subprocess.run(
         ["bash", "-c", f"set -a; . {shlex.quote(str(state / 'env'))}; env -0"], check=True, capture_output=True, text=True
@@ -179,14 +199,14 @@ def supervise(state: Path, services: Sequence[str]) -> int:
     """Run the services until SIGTERM. `up` starts this process; users do not."""
     with (state / "supervisor.pid").open("a+", encoding="ascii") as pid_file:
         try:
-            _wait(lambda: _lock(pid_file.fileno()), "another `up`", seconds=2)
+            _wait(lambda: _try_lock(pid_file.fileno()), "another `up`", seconds=2)
         except StackError:
             raise StackError("another `up` is starting the services: wait for it, or run `make down`") from None
         pid_file.truncate(0)
         pid_file.write(str(os.getpid()))
         pid_file.flush()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _leave)
+            signal.signal(number, _exit_once)
         with Stack(
             state,
             services,
@@ -204,7 +224,7 @@ def supervise(state: Path, services: Sequence[str]) -> int:
     return 0
 
 
-def _leave(number: int, frame: object) -> NoReturn:
+def _exit_once(number: int, frame: object) -> NoReturn:
     for again in (signal.SIGTERM, signal.SIGINT):
         signal.signal(again, signal.SIG_IGN)  # a second signal must not interrupt the stop
     raise SystemExit(0)
@@ -237,7 +257,7 @@ def _prefect_port() -> int | None:
     return int(text)
 
 
-def _lock(file: int) -> bool:
+def _try_lock(file: int) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -249,7 +269,7 @@ def _supervisor(state: Path) -> int | None:
     """Return the pid of this folder's supervisor, or None if none runs."""
     try:
         with (state / "supervisor.pid").open(encoding="ascii") as file:
-            if _lock(file.fileno()):
+            if _try_lock(file.fileno()):
                 return None
             return int(file.read() or 0) or None
     except FileNotFoundError:
@@ -305,7 +325,7 @@ def _signal(process: psutil.Process, number: int) -> None:
         process.send_signal(number)
 
 
-def _short(path: Path) -> str:
+def _relative(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

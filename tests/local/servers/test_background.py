@@ -1,4 +1,4 @@
-"""`python -m local up`, `down` and `status`, as `make` runs them."""
+"""`python -m local.servers.background up`, `down` and `status`, as `make` runs them."""
 
 import os
 import signal
@@ -12,12 +12,12 @@ import psycopg2
 import pytest
 from test_stack import processes_of
 
-from local.__main__ import ROOT
+from local.servers.background import ROOT
 
 
 def local(state: Path, *words: str, services: str = "postgres", **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "local", "--state", str(state), "--services", services, *words],
+        [sys.executable, "-m", "local.servers.background", "--state", str(state), "--services", services, *words],
         cwd=ROOT,
         env={**os.environ, **settings},
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What the BigQuery stand-in has to do as BigQuery does, through the clients that flows use; `local/bigquery.py` makes it so."""
+"""The BigQuery stand-in (`local/servers/bigquery.py`) behaves like BigQuery towards the clients that flows use."""
 
 import datetime as dt
 import io
@@ -16,7 +16,7 @@ import pytest
 from google.cloud import bigquery, storage
 from google.oauth2 import service_account
 
-from local.stack import Stack
+from local.servers.stack import Stack
 
 JANUARY, FEBRUARY = dt.date(2021, 1, 1), dt.date(2021, 2, 1)
 SCHEMA = [

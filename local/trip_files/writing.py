@@ -1,62 +1,38 @@
-"""Generate any month of TLC trips as a file: made-up trips in TLC's formats (`local.shapes`), with every quirk, of any size.
+"""Write any month of made-up trips as a file of any size, in the layout that TLC gave that month, with TLC's quirks.
 
-The same arguments give the same bytes. `damaged` damages them in ways that users have met. The trips of a month are the same in
-every format, except where TLC wrote them differently (a dispatch block's VendorID, an era's columns). This module does not import
-the product, because tests compare the two.
+The same arguments give the same bytes. The trips of a month are the same in every format, except where TLC wrote them differently
+(a dispatch block's VendorID, an era's columns).
 """
 
 from __future__ import annotations
 
 import gzip
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias, cast, get_args
+from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from local.shapes import CsvShape, ParquetShape, csv_shape, parquet_shape
-from local.trips import (
-    ALL,
-    NONE,
+from local.trip_files.layouts import Color, CsvLayout, ParquetLayout, csv_layout, parquet_layout
+from local.trip_files.made_up_trips import (
+    ALL_QUIRKS,
     TEXT_CODES,
     WORDS,
-    Color,
-    Ints,
     Masked,
-    Month,
+    MonthSpec,
     Quirk,
     Trips,
-    batches,
+    generate,
+    in_force,
     kind_of,
-    rows_of_edition,
-    since,
-    touched,
 )
-
-__all__ = [
-    "ALL",
-    "DAMAGES",
-    "NONE",
-    "Changes",
-    "Color",
-    "Damage",
-    "Faults",
-    "Quirk",
-    "Written",
-    "changes",
-    "damaged",
-    "rows_of_edition",
-    "write_month",
-    "write_zones",
-]
 
 Array: TypeAlias = "pa.Array[Any]"
 Decimals = Literal["exact", "noisy"]
@@ -77,13 +53,8 @@ _ZONE_NAMES = {
 _NONSENSE = {"pickup": "not a time", "passengers": "many", "total": "free", "pickup_zone": "JFK"}
 
 
-Damage = Literal["html", "lfs_pointer", "truncated", "conflict_markers", "excel_dates", "gzip_members"]
-"""Damages that users have met in trip files. The last one is valid: gzip with several members."""
-DAMAGES: tuple[Damage, ...] = get_args(Damage)
-
-
 @dataclass(frozen=True)
-class Faults:
+class BadRows:
     """Numbers of rows that a reader must reject, by kind. They replace good trips, so a month keeps its number of rows."""
 
     unconvertible: int = 0
@@ -91,26 +62,17 @@ class Faults:
     too_few_fields: int = 0
 
     def total(self) -> int:
-        """Return the number of faulty rows."""
+        """Return the number of bad rows."""
         return self.unconvertible + self.too_many_fields + self.too_few_fields
 
 
 @dataclass(frozen=True)
 class Written:
-    """The content of a file: its row count, the row count of each quirk, and the positions (from 1) of faulty rows."""
+    """The content of a file: its row count, the row count of each quirk, and the positions (from 1) of bad rows."""
 
     rows: int
     counts: Mapping[str, int]
-    faulty_rows: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Changes:
-    """The row counts by which two editions of a month differ. The key of a row is its position in the file."""
-
-    inserted: int
-    updated: int
-    removed: int
+    bad_row_numbers: tuple[int, ...] = ()
 
 
 def write_month(
@@ -121,9 +83,9 @@ def write_month(
     *,
     rows: int,
     seed: int = 0,
-    quirks: frozenset[Quirk] = ALL,
+    quirks: frozenset[Quirk] = ALL_QUIRKS,
     edition: int = 1,
-    faults: Faults = Faults(),
+    bad_rows: BadRows = BadRows(),
 ) -> Written:
     """Write one month as TLC would, in the format of the path's ending: .parquet, .csv or .csv.gz.
 
@@ -138,7 +100,7 @@ def write_month(
         seed: Another seed gives other trips.
         quirks: Oddities of TLC's files to include.
         edition: The edition, from 1.
-        faults: Rows that a reader must reject. Only the first edition may have them.
+        bad_rows: Rows that a reader must reject. Only the first edition may have them.
 
     Raises:
         ValueError: TLC's files cannot have this month, format or fault.
@@ -146,46 +108,14 @@ def write_month(
     writer = next((make for ending, make in _WRITERS.items() if path.name.endswith(ending)), None)
     if writer is None:
         raise ValueError(f"{path.name}: a trip file ends in one of {', '.join(_WRITERS)}")
-    if edition > 1 and faults.total():
-        raise ValueError("faults are for the first edition: which rows they hit is not the same in another")
+    if edition > 1 and bad_rows.total():
+        raise ValueError(
+            "bad rows are for the first edition only: a later edition would not have them at the same positions"
+        )
     if rows < 1 or edition < 1:
         raise ValueError(f"rows={rows}, edition={edition}: both count from 1")
     file_format: Literal["csv", "parquet"] = "parquet" if path.name.endswith(".parquet") else "csv"
-    return writer(path, Month(color, year, month, rows, seed, quirks, file_format), edition, faults)
-
-
-def damaged(content: bytes, ending: str, damage: Damage) -> bytes:
-    """Return a trip file's bytes with a damage. Raise `ValueError` for a damage that a file of this ending cannot have."""
-    if damage in _REPLACED:
-        return _REPLACED[damage]
-    if damage == "truncated":
-        return content[: len(content) // 2]
-    if ending == ".parquet" or (damage == "gzip_members" and ending != ".csv.gz"):
-        raise ValueError(f"a {ending} file cannot have {damage}")
-    text = gzip.decompress(content) if ending == ".csv.gz" else content
-    lines = text.splitlines(keepends=True)
-    middle = len(lines) // 2
-    if damage == "gzip_members":
-        return b"".join(gzip.compress(b"".join(part), 6, mtime=0) for part in (lines[:middle], lines[middle:]))
-    if damage == "conflict_markers":
-        ours = [b"<<<<<<< HEAD\r\n", lines[middle], b"=======\r\n", lines[middle], b">>>>>>> 21c0f2254e6f\r\n"]
-        spoiled = b"".join([*lines[:middle], *ours, *lines[middle + 1 :]])
-    else:
-        spoiled = _DATETIME.sub(_as_excel_saves, text)
-    return gzip.compress(spoiled, 6, mtime=0) if ending == ".csv.gz" else spoiled
-
-
-_REPLACED: Mapping[Damage, bytes] = {
-    "html": b"<!DOCTYPE html>\n<html><body><h1>503 Service Unavailable</h1></body></html>\n",
-    "lfs_pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 25031880\n" % (b"4d7a2146" * 8),
-}
-_DATETIME = re.compile(rb"(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):\d\d")
-
-
-def _as_excel_saves(datetime: re.Match[bytes]) -> bytes:
-    """Return a time as Excel saves it: 1/2/2021 0:30, without seconds."""
-    year, month, day, hour, minute = datetime.groups()
-    return b"%d/%d/%s %d:%s" % (int(month), int(day), year, int(hour), minute)
+    return writer(path, MonthSpec(color, year, month, rows, seed, quirks, file_format), edition, bad_rows)
 
 
 def write_zones(path: Path) -> None:
@@ -196,27 +126,15 @@ def write_zones(path: Path) -> None:
     path.write_text("\r\n".join(lines) + "\r\n", newline="")
 
 
-def changes(rows: int, old: int, new: int) -> Changes:
-    """Return what a store must report when edition `new` of a month of `rows` rows replaces edition `old`."""
-    before, after = rows_of_edition(rows, old), rows_of_edition(rows, new)
-    common = min(before, after)
-    differing = 0 if old == new else int(np.count_nonzero(_edited(common, rows, old) != _edited(common, rows, new)))
-    return Changes(max(0, after - before), differing, max(0, before - after))
-
-
-def _edited(common: int, rows: int, edition: int) -> Ints:
-    """Return for each row: 0 if it is as in the first edition, 1 if it is changed, -edition if the first does not have it."""
-    index = np.arange(common)
-    return np.where(index >= rows, -edition, touched(index, edition).astype(np.int64))
-
-
-def _write_csv(path: Path, month: Month, edition: int, faults: Faults) -> Written:
-    shape = csv_shape(month.color, month.text)
+def _write_csv(path: Path, month: MonthSpec, edition: int, bad_rows: BadRows) -> Written:
+    layout = csv_layout(month.color, month.text)
     counts: Counter[str] = Counter()
     if "ragged_rows" in month.quirks and month.color == "yellow" and month.text in ("2010-02", "2010-03"):
         counts["ragged_rows"] = max(1, month.rows // 20_000)
-        faults = Faults(faults.unconvertible, faults.too_many_fields + counts["ragged_rows"], faults.too_few_fields)
-    spoils = _spread(faults, month.rows)
+        bad_rows = BadRows(
+            bad_rows.unconvertible, bad_rows.too_many_fields + counts["ragged_rows"], bad_rows.too_few_fields
+        )
+    spoils = _spread(bad_rows, month.rows)
     rows = 0
     with ExitStack() as stack:
         raw = stack.enter_context(path.open("wb"))
@@ -224,13 +142,13 @@ def _write_csv(path: Path, month: Month, edition: int, faults: Faults) -> Writte
         if path.name.endswith(".gz"):
             # No name and no time in the gzip header: the same trips must give the same bytes.
             out = cast(BinaryIO, stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0)))
-        out.write(shape.header.encode() + shape.header_end)
+        out.write(layout.header.encode() + layout.header_end)
         # Compression takes as long as making the rows and releases the GIL, so both run in parallel.
         compressor = stack.enter_context(ThreadPoolExecutor(1))
         pending: Future[int] | None = None
-        for trips in batches(month, edition, counts):
-            lines = _lines(trips, month, shape)
-            lines = _spoil_lines(lines, rows, spoils, shape)
+        for trips in generate(month, edition, counts):
+            lines = _csv_lines(trips, month, layout)
+            lines = _spoil_lines(lines, rows, spoils, layout)
             rows += len(lines)
             if pending:
                 pending.result()
@@ -240,40 +158,40 @@ def _write_csv(path: Path, month: Month, edition: int, faults: Faults) -> Writte
     return Written(rows, dict(counts), tuple(row + 1 for row in sorted(spoils)))
 
 
-def _lines(trips: Trips, month: Month, shape: CsvShape) -> Array:
+def _csv_lines(trips: Trips, month: MonthSpec, layout: CsvLayout) -> Array:
     if "payment" in trips:
         # In the legacy CSV a booked trip has no vendor; in the official file it has one.
         booked = np.ma.getmaskarray(trips["payment"])
         trips["vendor"] = np.ma.array(trips["vendor"], mask=np.ma.getmaskarray(trips["vendor"]) | booked)
     columns: list[Any] = []
-    for name, field in shape.columns():
+    for name, field in layout.columns():
         texts = (
             pa.nulls(len(trips[field]), pa.string())
-            if name == shape.never_filled
-            else _texts(trips, field, month, shape.decimals)
+            if name == layout.never_filled
+            else _printed(trips, field, month, layout.decimals)
         )
-        if shape.quoting == "all":
-            texts = _join('"', texts, '"', "")
+        if layout.quoting == "all":
+            texts = _concatenate('"', texts, '"', "")
         columns.append(texts)
-    columns += [""] * shape.empty_tail
-    return _join(*columns, ",")
+    columns += [""] * layout.empty_tail
+    return _concatenate(*columns, ",")
 
 
-def _join(*columns_and_separator: Any) -> Array:
+def _concatenate(*columns_and_separator: Any) -> Array:
     joined = pc.binary_join_element_wise(*columns_and_separator, null_handling="replace", null_replacement="")
     return cast(Array, joined)
 
 
 def _joined(lines: Array) -> memoryview:
     """Return the array's text buffer, with CRLF after each line: the file's bytes without a copy."""
-    _, _, text = _join(lines, "\r\n", "").buffers()
+    _, _, text = _concatenate(lines, "\r\n", "").buffers()
     return memoryview(cast(pa.Buffer, text))
 
 
-def _texts(trips: Trips, field: str, month: Month, decimals: Decimals) -> Array:
+def _printed(trips: Trips, field: str, month: MonthSpec, decimals: Decimals) -> Array:
     """Return a field as TLC printed it."""
     values = trips[field]
-    codes = since(month.color, month.text, TEXT_CODES)
+    codes = in_force(month.color, month.text, TEXT_CODES)
     if codes and field == "vendor":
         return _taken(("", *codes.vendors), values, values)
     if codes and field == "payment":
@@ -305,7 +223,7 @@ def _print_distance(values: Masked, field: str, decimals: Decimals) -> Array:
     if decimals == "noisy":
         return _noisy(values / 100)
     miles = pc.if_else(pa.array(values.data < 100), "", _array(values // 100, pa.string()))
-    return _join(miles, _taken(_HUNDREDTHS, values % 100, values), ".")
+    return _concatenate(miles, _taken(_HUNDREDTHS, values % 100, values), ".")
 
 
 def _print_whole(values: Masked, field: str, decimals: Decimals) -> Array:
@@ -344,24 +262,24 @@ def _vocabulary(field: str) -> list[str]:
     return [*words, *(f"{word}          " for word in words)] if field == "base" else list(words)
 
 
-def _spread(faults: Faults, rows: int) -> dict[int, str]:
+def _spread(bad_rows: BadRows, rows: int) -> dict[int, str]:
     """Return row index → kind of fault, spread over odd rows of the file. Quirks and editions use only even rows."""
-    total = faults.total()
+    total = bad_rows.total()
     if rows < 2 * total:
-        raise ValueError(f"{total} faulty rows do not fit into {rows}: every other row must be good")
+        raise ValueError(f"{total} bad rows do not fit into {rows}: every other row must be good")
     kinds = [
-        *["unconvertible"] * faults.unconvertible,
-        *["too_many_fields"] * faults.too_many_fields,
-        *["too_few_fields"] * faults.too_few_fields,
+        *["unconvertible"] * bad_rows.unconvertible,
+        *["too_many_fields"] * bad_rows.too_many_fields,
+        *["too_few_fields"] * bad_rows.too_few_fields,
     ]
     return {(number * rows // total) | 1: kind for number, kind in enumerate(kinds)}
 
 
-def _spoil_lines(lines: Array, first: int, spoils: Mapping[int, str], shape: CsvShape) -> Array:
+def _spoil_lines(lines: Array, first: int, spoils: Mapping[int, str], layout: CsvLayout) -> Array:
     here = {row - first: kind for row, kind in sorted(spoils.items()) if first <= row < first + len(lines)}
     if not here:
         return lines
-    fields = [field for _, field in shape.columns()]
+    fields = [field for _, field in layout.columns()]
     targets = [(field, text) for field, text in _NONSENSE.items() if field in fields]
     spoiled = []
     for row, kind in here.items():
@@ -372,40 +290,40 @@ def _spoil_lines(lines: Array, first: int, spoils: Mapping[int, str], shape: Csv
             cells = cells[: len(fields) - 2]
         else:
             field, text = targets[row // 2 % len(targets)]
-            cells[fields.index(field)] = f'"{text}"' if shape.quoting == "all" else text
+            cells[fields.index(field)] = f'"{text}"' if layout.quoting == "all" else text
         spoiled.append(",".join(cells))
     mask = np.zeros(len(lines), bool)
     mask[list(here)] = True
     return cast(Array, pc.replace_with_mask(lines, pa.array(mask), pa.array(spoiled, lines.type)))
 
 
-def _write_parquet(path: Path, month: Month, edition: int, faults: Faults) -> Written:
+def _write_parquet(path: Path, month: MonthSpec, edition: int, bad_rows: BadRows) -> Written:
     null_typed: Literal["as_published", "never"] = "as_published" if "null_typed_columns" in month.quirks else "never"
-    shape = parquet_shape(month.color, month.text, null_typed)
+    layout = parquet_layout(month.color, month.text, null_typed)
     counts: Counter[str] = Counter()
-    if faults.too_many_fields or faults.too_few_fields:
+    if bad_rows.too_many_fields or bad_rows.too_few_fields:
         raise ValueError("a Parquet file cannot hold rows with too many or too few fields")
-    spoiled_field = _spoilable(shape, month) if faults.unconvertible else ""
-    spoils = sorted(_spread(faults, month.rows))
+    spoiled_field = _spoilable(layout, month) if bad_rows.unconvertible else ""
+    spoils = sorted(_spread(bad_rows, month.rows))
     if null_typed == "as_published":
-        counts["null_typed_columns"] = sum(kind == "null" for _, _, kind in shape.columns)
-    rows, waiting, schema = 0, 0, shape.schema()
+        counts["null_typed_columns"] = sum(kind == "null" for _, _, kind in layout.columns)
+    rows, waiting, schema = 0, 0, layout.schema()
     group: list[pa.RecordBatch] = []
-    size = shape.writer.rows_per_group
+    size = layout.writer.rows_per_group
     with pq.ParquetWriter(
         path,
         schema,
-        version=shape.writer.format_version,
-        compression=shape.writer.compression,
+        version=layout.writer.format_version,
+        compression=layout.writer.compression,
         # Arrow's default for gzip is level 9, which takes three times as long to save one hundredth of the size.
-        compression_level=6 if shape.writer.compression == "gzip" else None,
-        write_statistics=shape.writer.statistics == "all",
+        compression_level=6 if layout.writer.compression == "gzip" else None,
+        write_statistics=layout.writer.statistics == "all",
     ) as writer:
-        for trips in batches(month, edition, counts):
-            arrays = [_column(trips, field, kind, month) for _, field, kind in shape.columns]
+        for trips in generate(month, edition, counts):
+            arrays = [_arrow_column(trips, field, kind, month) for _, field, kind in layout.columns]
             here = [row - rows for row in spoils if 0 <= row - rows < len(arrays[0])]
             if here:
-                at = [field for _, field, _ in shape.columns].index(spoiled_field)
+                at = [field for _, field, _ in layout.columns].index(spoiled_field)
                 arrays[at] = _spoil_array(arrays[at], here)
             group.append(pa.record_batch(arrays, schema=schema))
             rows += len(arrays[0])
@@ -419,14 +337,14 @@ def _write_parquet(path: Path, month: Month, edition: int, faults: Faults) -> Wr
     return Written(rows, dict(counts), tuple(row + 1 for row in spoils))
 
 
-def _column(trips: Trips, field: str, kind: str, month: Month) -> Array:
+def _arrow_column(trips: Trips, field: str, kind: str, month: MonthSpec) -> Array:
     values = trips[field]
     if kind == "null":
         return pa.nulls(len(values))
     if field == "payment" and month.color == "yellow":
         values = np.ma.array(values.filled(0))  # the official yellow files have 0, "flex fare", for a booked trip
     if kind in _ARROW_TEXT:
-        texts = _texts(trips, field, month, "noisy")
+        texts = _printed(trips, field, month, "noisy")
         return cast(Array, texts.cast(_ARROW_TEXT[kind]))
     if kind == "timestamp[us]":
         return cast(Array, _array(values, pa.timestamp("s")).cast(pa.timestamp("us")))
@@ -438,9 +356,9 @@ def _column(trips: Trips, field: str, kind: str, month: Month) -> Array:
     return cast(Array, pa.array(values.data.astype(kind), mask=mask))
 
 
-def _spoilable(shape: ParquetShape, month: Month) -> str:
+def _spoilable(layout: ParquetLayout, month: MonthSpec) -> str:
     """Return the first field whose column type accepts invalid values, such as half a passenger or text instead of a time."""
-    for _, field, kind in shape.columns:
+    for _, field, kind in layout.columns:
         if (kind, kind_of(field)) in (("double", "whole"), ("string", "time")):
             return field
     raise ValueError(f"{month.color} {month.text} Parquet is typed so tightly that no value in it can fail to convert")
@@ -453,7 +371,7 @@ def _spoil_array(array: Array, at: list[int]) -> Array:
     return cast(Array, pc.replace_with_mask(array, pa.array(mask), pa.array([nonsense] * len(at), array.type)))
 
 
-_WRITERS: Mapping[str, Callable[[Path, Month, int, Faults], Written]] = {
+_WRITERS: Mapping[str, Callable[[Path, MonthSpec, int, BadRows], Written]] = {
     ".parquet": _write_parquet,
     ".csv": _write_csv,
     ".csv.gz": _write_csv,

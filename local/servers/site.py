@@ -6,7 +6,7 @@
     /misc/taxi_zone_lookup.csv, /healthz, POST /token   zone table, readiness, an OAuth token for any client
     /faults (POST, DELETE), /republish (POST), /requests (GET, DELETE)   control by tests in another process
 
-A month is generated at its first request (`local.tripfiles`), unless `files` has a file of the same name.
+A month is generated at its first request (`local.trip_files.writing`), unless `files` has a file of the same name.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self, cast
 from urllib.parse import urlsplit
 
-from local.shapes import FIRST_MONTH
-from local.tripfiles import Color, Damage, damaged, write_month, write_zones
+from local.trip_files.damages import Damage, with_damage
+from local.trip_files.layouts import COLORS, FIRST_FILE, Color
+from local.trip_files.writing import write_month, write_zones
 
 LAST_CSV_MONTH = "2021-07"
 _MIRROR_FIRST_MONTH = "2019-01"
 _TRIP_FILE = re.compile(
-    r"(?P<color>yellow|green|fhv|fhvhv)_tripdata_(?P<month>\d{4}-(0[1-9]|1[0-2]))\.(?P<ending>parquet|csv|csv\.gz)"
+    rf"(?P<color>{'|'.join(COLORS)})_tripdata_(?P<month>\d{{4}}-(0[1-9]|1[0-2]))\.(?P<ending>parquet|csv|csv\.gz)"
 )
 _ZONES = "taxi_zone_lookup.csv"
 _CHUNK = 1 << 20
 
-Missing = Literal["etag", "last_modified", "head", "length", "ranges"]
+Feature = Literal["etag", "last_modified", "head", "length", "ranges"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Fault:
     stall: float = 0
     """Seconds of silence before the answer, or in the body at byte `stall_at`."""
     stall_at: int | None = None
-    missing: tuple[Missing, ...] = ()
+    missing: tuple[Feature, ...] = ()
     """Features that the server lacks: etag, last_modified, head (405), length (chunked instead), ranges."""
     body: Damage | None = None
     """Answer 200 with another body: an HTML page, a Git LFS pointer, the file's first half, or a damaged file."""
@@ -239,7 +240,7 @@ class Site:
         copy = self._made / damage / path.name
         copy.parent.mkdir(exist_ok=True)
         part = copy.with_name(f".{secrets.token_hex(4)}-{path.name}")
-        part.write_bytes(damaged(path.read_bytes(), f".{name['ending']}", damage))
+        part.write_bytes(with_damage(path.read_bytes(), f".{name['ending']}", damage))
         os.utime(part, (path.stat().st_mtime,) * 2)
         part.replace(copy)
         return copy
@@ -363,7 +364,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._text(405, "", headers={"Allow": "GET"})
             elif fault.body in ("html", "lfs_pointer"):
                 kind = "text/html" if fault.body == "html" else "text/plain"
-                self._text(200, damaged(b"", "", fault.body).decode(), kind)
+                self._text(200, with_damage(b"", "", fault.body).decode(), kind)
             else:
                 self._route(path, fault)
 
@@ -400,7 +401,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not match or match["ending"].startswith("csv") != (file_format == "csv"):
             return False
         last = LAST_CSV_MONTH if file_format == "csv" else self.site.last_month
-        return max(first, FIRST_MONTH[match["color"], file_format]) <= match["month"] <= last
+        return max(first, FIRST_FILE[match["color"], file_format]) <= match["month"] <= last
 
     def _file(self, name: str, fault: Fault) -> None:
         path = self.site.file(name)
@@ -542,7 +543,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-_HEADER_OF: dict[Missing, str] = {"etag": "ETag", "last_modified": "Last-Modified", "ranges": "Accept-Ranges"}
+_HEADER_OF: dict[Feature, str] = {"etag": "ETag", "last_modified": "Last-Modified", "ranges": "Accept-Ranges"}
 _ACCESS_DENIED = (
     '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><Message>Access Denied</Message>'
     "<RequestId>{}</RequestId></Error>"
@@ -565,7 +566,9 @@ def _two_months_ago() -> str:
 
 def main() -> int:
     """Serve until SIGTERM or Ctrl-C. Return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m local.site", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m local.servers.site", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another one only inside a container")
     parser.add_argument("--port", type=int, required=True, help="port of that address")
     parser.add_argument("--state", type=Path, required=True, help="folder for the generated files")

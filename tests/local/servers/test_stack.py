@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 from google.cloud import bigquery, storage
 
-from local.stack import STATE_MARK, Stack, StackError, port_is_free, without_foreign_settings
+from local.servers.stack import STATE_MARK, Stack, StackError, port_is_free, without_foreign_settings
 
 
 def processes_of(state: Path) -> list[str]:
@@ -54,7 +54,7 @@ def test_postgres_takes_its_password_and_no_other(stack: Stack) -> None:
 
 def test_the_site_publishes_at_the_addresses_given(stack: Stack) -> None:
     url = stack.env["TLC_MIRROR_URL"].format(color="green", year=2021, month=1)
-    assert httpx.head(url, follow_redirects=True, trust_env=False).is_success
+    assert httpx.head(url, follow_redirects=True, trust_env=False, timeout=60).is_success
 
 
 def test_secrets_are_readable_by_their_owner_alone(stack: Stack) -> None:

@@ -39,7 +39,7 @@ def fill_in(page: Page, ui: str) -> None:
     expect(form).to_contain_text("Whose trips: yellow and green taxis")
 
 
-def picture(page: Page, name: str) -> None:
+def screenshot(page: Page, name: str) -> None:
     """Take a picture of the page."""
     page.wait_for_timeout(1500)  # animations must end first
     page.screenshot(path=IMAGES / f"{name}.png")
@@ -57,7 +57,7 @@ def main() -> None:
         )
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         fill_in(page, ui)
-        picture(page, "run-form")
+        screenshot(page, "run-form")
         page.get_by_role("button", name="Submit", exact=True).click()
         view = page.locator(".toast-flow-run-create__button")
         expect(view.first).to_be_visible(timeout=MINUTES)
@@ -69,7 +69,7 @@ def main() -> None:
         page.goto(f"{ui}/artifacts/key/{key}")
         page.locator("a[href*='/artifacts/artifact/']").first.click(timeout=MINUTES)
         expect(page.get_by_alt_text("trips per day")).to_be_visible(timeout=MINUTES)
-        picture(page, "report")
+        screenshot(page, "report")
         browser.close()
 
 

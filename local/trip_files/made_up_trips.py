@@ -15,6 +15,9 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
+from local.trip_files.editions import Ints, Mask, rows_of_edition, touched
+from local.trip_files.layouts import COLORS, Color
+
 Quirk = Literal[
     "dispatch_block",
     "refunds",
@@ -33,12 +36,9 @@ Quirk = Literal[
     "ragged_rows",
     "null_typed_columns",
 ]
-ALL: frozenset[Quirk] = frozenset(get_args(Quirk))
-NONE: frozenset[Quirk] = frozenset()
+ALL_QUIRKS: frozenset[Quirk] = frozenset(get_args(Quirk))
+NO_QUIRKS: frozenset[Quirk] = frozenset()
 
-Color = Literal["yellow", "green", "fhv", "fhvhv"]
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 Masked: TypeAlias = "np.ma.MaskedArray[Any, Any]"
 Trips = dict[str, Masked]
 """One masked array per field. Times are seconds since 1970, money and distances are hundredths, words are codes."""
@@ -47,7 +47,7 @@ Trips = dict[str, Masked]
 BATCH_ROWS = 1 << 16
 
 
-_Value = TypeVar("_Value")
+_T = TypeVar("_T")
 _ONE_SECOND = timedelta(seconds=1)
 
 
@@ -83,7 +83,7 @@ _TARIFFS = (
     ("*", "2024-01", _Tariff(300, 70, 7000, 100, 250, 100, 694, 175)),
 )
 # Fields without values in a month's file: color, field, since, until. Seen in headers and footers, except rows marked †.
-_ABSENT = (
+_EMPTY_FIELDS = (
     ("yellow", "rate_code", "2009-01", "2010-01"),
     ("yellow", "flag", "2009-01", "2010-01"),
     ("yellow", "mta_tax", "2009-01", "2010-01"),
@@ -179,7 +179,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "wheelchair_match": _YES_NO,
     "request_source": ("street", "app"),
 }
-KINDS: Mapping[str, set[str]] = {
+FIELDS_OF_KIND: Mapping[str, set[str]] = {
     "time": _TIMES,
     "degrees": _DEGREES,
     "money": _MONEY,
@@ -195,7 +195,7 @@ _ZONE_CENTERS = (
 
 
 @dataclass(frozen=True)
-class Month:
+class MonthSpec:
     """A month to generate: color and date, size, seed, quirks and file format."""
 
     color: Color
@@ -221,32 +221,21 @@ class Month:
         """The row count before the dispatch block, which TLC appends to the file with its own time order."""
         if "dispatch_block" not in self.quirks:
             return self.rows
-        return self.rows - round(self.rows * since(self.color, self.text, _DISPATCH_SHARES))
+        return self.rows - round(self.rows * in_force(self.color, self.text, _DISPATCH_SHARES))
 
     def rng(self, *more: int) -> np.random.Generator:
         """Return a generator for one purpose, given as numbers. Its draws do not change those of other purposes."""
-        return np.random.default_rng([self.seed, get_args(Color).index(self.color), self.year, self.month, *more])
+        return np.random.default_rng([self.seed, COLORS.index(self.color), self.year, self.month, *more])
 
 
-def rows_of_edition(rows: int, edition: int) -> int:
-    """Return the row count of an edition. The first has `rows`; even ones have a few more at the end, odd ones a few fewer."""
-    few = max(1, rows // 500)
-    return rows if edition == 1 else rows + few if edition % 2 == 0 else max(1, rows - few)
-
-
-def touched(index: Ints, edition: int) -> Mask:
-    """Return which rows an edition changes: one in a hundred by position, only even rows."""
-    return cast(Mask, index % 100 == 2 * edition % 100) if edition > 1 else np.zeros(len(index), bool)
-
-
-def batches(month: Month, edition: int, counts: Counter[str]) -> Iterator[Trips]:
+def generate(month: MonthSpec, edition: int, counts: Counter[str]) -> Iterator[Trips]:
     """Yield the trips of one edition in file order. Add the row count of each quirk to `counts`."""
     last = min(month.rows, rows_of_edition(month.rows, edition))
     for number, start in enumerate(range(0, month.rows, BATCH_ROWS)):
         if start >= last:
             break
         index = np.arange(start, min(start + BATCH_ROWS, month.rows))
-        trips = _trips(month, index, number, last - start, counts)
+        trips = _batch(month, index, number, last - start, counts)
         edited = touched(index, edition)
         for name, amount in _EDIT[month.color].items():
             trips[name][edited] += amount
@@ -254,15 +243,15 @@ def batches(month: Month, edition: int, counts: Counter[str]) -> Iterator[Trips]
     extra = rows_of_edition(month.rows, edition) - month.rows
     for number, start in enumerate(range(0, extra, BATCH_ROWS)):
         index = np.arange(month.rows + start, month.rows + min(start + BATCH_ROWS, extra))
-        yield _trips(month, index, (edition << 20) + number, extra, counts)
+        yield _batch(month, index, (edition << 20) + number, extra, counts)
 
 
-def _trips(month: Month, index: Ints, number: int, kept: int, counts: Counter[str]) -> Trips:
+def _batch(month: MonthSpec, index: Ints, number: int, kept: int, counts: Counter[str]) -> Trips:
     in_block = (index >= month.regular_rows) & (index < month.rows)
     trips = {
         name: np.ma.array(values) for name, values in _MAKERS[month.color](month, index, month.rng(number)).items()
     }
-    for name in _absent(month):
+    for name in _empty_fields(month):
         trips[name][:] = np.ma.masked
     if in_block.any():
         _dispatch(trips, in_block, month.rng(number, 1))
@@ -280,7 +269,7 @@ def _trips(month: Month, index: Ints, number: int, kept: int, counts: Counter[st
     return trips
 
 
-def _pickup_seconds(month: Month, index: Ints, rng: np.random.Generator) -> Ints:
+def _pickup_seconds(month: MonthSpec, index: Ints, rng: np.random.Generator) -> Ints:
     """Return pickup times in file order: hour by hour, as many as the hour and weekday have, in any order within an hour."""
     regular = month.regular_rows
     in_block = (index >= regular) & (index < month.rows)
@@ -302,7 +291,7 @@ def _pickup_seconds(month: Month, index: Ints, rng: np.random.Generator) -> Ints
 
 def _zones(color: str, rng: np.random.Generator, n: int) -> Ints:
     weights = 1 / np.arange(1, 264) ** 1.15
-    zones = np.random.default_rng(get_args(Color).index(color)).permutation(np.arange(1, 264))
+    zones = np.random.default_rng(COLORS.index(color)).permutation(np.arange(1, 264))
     return cast(Ints, zones[np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random(n)).clip(0, 262)])
 
 
@@ -321,13 +310,13 @@ def _journey(pickup: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
     return (miles * 100).astype(np.int64), (40 + miles / speed * 3600).astype(np.int64)
 
 
-def _taxi(month: Month, index: Ints, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
+def _taxi(month: MonthSpec, index: Ints, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
     n = len(index)
     pickup = _pickup_seconds(month, index, rng)
     distance, seconds = _journey(pickup, rng)
-    vendor = _pick(rng, n, since(month.color, month.text, _VENDORS))
+    vendor = _pick(rng, n, in_force(month.color, month.text, _VENDORS))
     distance = np.where(vendor == 1, distance // 10 * 10, distance)
-    tariff = since(month.color, month.text, _TARIFFS)
+    tariff = in_force(month.color, month.text, _TARIFFS)
     rate_code = np.where(
         (distance > 1500) & (rng.random(n) < 0.5), 2, _pick(rng, n, {1: 0.99, 5: 0.006, 3: 0.001, 4: 0.001})
     )
@@ -349,7 +338,7 @@ def _taxi(month: Month, index: Ints, rng: np.random.Generator) -> dict[str, npt.
         "airport": np.where(np.isin(pickup_zone, (132, 138)), tariff.airport_fee, 0),
         "cbd": np.where(central & (rng.random(n) < 0.9), 75, 0),
     }
-    for name in _absent(month):
+    for name in _empty_fields(month):
         if name in money:
             money[name] = np.zeros(n, np.int64)
     payment = _pick(rng, n, {1: 0.72, 2: 0.27, 3: 0.006, 4: 0.004})
@@ -406,7 +395,7 @@ def _dispatch(trips: Trips, block: Mask, rng: np.random.Generator) -> None:
     )
 
 
-def _fhv(month: Month, index: Ints, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
+def _fhv(month: MonthSpec, index: Ints, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
     n = len(index)
     pickup = _pickup_seconds(month, index, rng)
     base = rng.integers(0, len(WORDS["base"]), n)
@@ -421,7 +410,7 @@ def _fhv(month: Month, index: Ints, rng: np.random.Generator) -> dict[str, npt.N
     }
 
 
-def _fhvhv(month: Month, index: Ints, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
+def _fhvhv(month: MonthSpec, index: Ints, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
     n = len(index)
     pickup = _pickup_seconds(month, index, rng)
     distance, seconds = _journey(pickup, rng)
@@ -460,7 +449,7 @@ def _fhvhv(month: Month, index: Ints, rng: np.random.Generator) -> dict[str, npt
     }
 
 
-_MAKERS: Mapping[str, Callable[[Month, Ints, np.random.Generator], dict[str, npt.NDArray[Any]]]] = {
+_MAKERS: Mapping[str, Callable[[MonthSpec, Ints, np.random.Generator], dict[str, npt.NDArray[Any]]]] = {
     "yellow": _taxi,
     "green": _taxi,
     "fhv": _fhv,
@@ -482,18 +471,18 @@ def _copy(trips: Trips, at: Ints, *, sign: int) -> Ints:
     return at
 
 
-def _refunds(trips: Trips, at: Ints, month: Month) -> Ints:
+def _refunds(trips: Trips, at: Ints, month: MonthSpec) -> Ints:
     """Copy the trip before with all money negative."""
     _copy(trips, at, sign=-1)
     trips["payment"][at] = 4
     return at
 
 
-def _identical_trips(trips: Trips, at: Ints, month: Month) -> Ints:
+def _identical_trips(trips: Trips, at: Ints, month: MonthSpec) -> Ints:
     return _copy(trips, at, sign=1)
 
 
-def _other_months(trips: Trips, at: Ints, month: Month) -> Ints:
+def _other_months(trips: Trips, at: Ints, month: MonthSpec) -> Ints:
     """Move trips to 2008-12-31, 2009-01-01, the month before, and up to four months later."""
     strays = [
         _seconds(2008, 12) + 30 * 86400 + 23 * 3600,
@@ -508,7 +497,7 @@ def _other_months(trips: Trips, at: Ints, month: Month) -> Ints:
     return at
 
 
-def _vendor_six(trips: Trips, at: Ints, month: Month) -> Ints:
+def _vendor_six(trips: Trips, at: Ints, month: MonthSpec) -> Ints:
     """Set the minute of pickup and dropoff to the month's number, whatever the trip's duration."""
     trips["vendor"][at] = 6
     for name in ("pickup", "dropoff"):
@@ -516,15 +505,15 @@ def _vendor_six(trips: Trips, at: Ints, month: Month) -> Ints:
     return at
 
 
-def _values(field: str, *values: int) -> Callable[[Trips, Ints, Month], Ints]:
-    def apply(trips: Trips, at: Ints, month: Month) -> Ints:
+def _cycled(field: str, *values: int) -> Callable[[Trips, Ints, MonthSpec], Ints]:
+    def apply(trips: Trips, at: Ints, month: MonthSpec) -> Ints:
         trips[field][at] = np.array(values)[np.arange(len(at)) % len(values)]
         return at
 
     return apply
 
 
-def _extreme_fares(trips: Trips, at: Ints, month: Month) -> Ints:
+def _extreme_fares(trips: Trips, at: Ints, month: MonthSpec) -> Ints:
     """Set fares to -500 and 4,003 dollars, and change the totals by the same amounts."""
     fares = np.array((-50_000, 400_300))[np.arange(len(at)) % 2]
     trips["total"][at] += fares - trips["fare"][at]
@@ -532,24 +521,24 @@ def _extreme_fares(trips: Trips, at: Ints, month: Month) -> Ints:
     return at
 
 
-def _odd_zones(trips: Trips, at: Ints, month: Month) -> Ints:
+def _odd_zones(trips: Trips, at: Ints, month: MonthSpec) -> Ints:
     trips["pickup_zone"][at] = 264
     trips["dropoff_zone"][at] = 264 + np.arange(len(at)) % 2
     return at
 
 
-def _blank_zones(trips: Trips, at: Ints, month: Month) -> Ints:
+def _blank_zones(trips: Trips, at: Ints, month: MonthSpec) -> Ints:
     trips["pickup_zone"][at] = np.ma.masked
     trips["dropoff_zone"][at[::2]] = np.ma.masked
     return at
 
 
-def _trailing_blanks(trips: Trips, at: Ints, month: Month) -> Ints:
+def _trailing_blanks(trips: Trips, at: Ints, month: MonthSpec) -> Ints:
     trips["base"][at] += len(WORDS["base"])
     return at
 
 
-def _single_space(trips: Trips, at: Ints, month: Month) -> Ints:
+def _single_space(trips: Trips, at: Ints, month: MonthSpec) -> Ints:
     uber = np.flatnonzero(trips["license"] == 1)
     trips["access_a_ride"][uber] = 0
     return uber
@@ -560,14 +549,14 @@ class _RowQuirk:
     """A quirk of rows: their share, the files in which it occurs, and the change."""
 
     share: float
-    apply: Callable[[Trips, Ints, Month], Ints]
+    apply: Callable[[Trips, Ints, MonthSpec], Ints]
     """Changes trips at the given rows and returns the changed rows."""
     colors: str = "yellow green"
     since: str = "2009-01"
     formats: str = "csv parquet"
     months: str = "all"
 
-    def fits(self, month: Month) -> bool:
+    def fits(self, month: MonthSpec) -> bool:
         """Return whether the month reserves rows for the quirk. Both formats do, so that other quirks get the same rows."""
         return (
             month.color in self.colors.split()
@@ -578,15 +567,15 @@ class _RowQuirk:
 
 _ROW_QUIRKS: Mapping[Quirk, _RowQuirk] = {
     "refunds": _RowQuirk(0.0015, _refunds),
-    "identical_trips": _RowQuirk(0.0003, _identical_trips, "yellow green fhv fhvhv"),
-    "other_months": _RowQuirk(0.0004, _other_months, "yellow green fhv fhvhv"),
+    "identical_trips": _RowQuirk(0.0003, _identical_trips, " ".join(COLORS)),
+    "other_months": _RowQuirk(0.0004, _other_months, " ".join(COLORS)),
     # Vendor 6 is only in the official files: green 2020-04 has 32 rows of it that its CSV lacks.
     "vendor_six": _RowQuirk(0.0008, _vendor_six, since="2020-01", formats="parquet"),
-    "zero_passengers": _RowQuirk(0.019, _values("passengers", 0)),
-    "crowds": _RowQuirk(0.0002, _values("passengers", 7, 8, 9)),
+    "zero_passengers": _RowQuirk(0.019, _cycled("passengers", 0)),
+    "crowds": _RowQuirk(0.0002, _cycled("passengers", 7, 8, 9)),
     "odd_zones": _RowQuirk(0.01, _odd_zones),
-    "huge_distances": _RowQuirk(0.0001, _values("distance", 29_393_112, 12_063_184, 7_500_050)),
-    "rate_code_99": _RowQuirk(0.0005, _values("rate_code", 99)),
+    "huge_distances": _RowQuirk(0.0001, _cycled("distance", 29_393_112, 12_063_184, 7_500_050)),
+    "rate_code_99": _RowQuirk(0.0005, _cycled("rate_code", 99)),
     "trailing_blanks": _RowQuirk(0.02, _trailing_blanks, "fhv"),
     # The order matters: each quirk takes its rows from those that the quirks above it left.
     "extreme_fares": _RowQuirk(0.0001, _extreme_fares),
@@ -598,7 +587,7 @@ _ROW_QUIRKS: Mapping[Quirk, _RowQuirk] = {
 
 def kind_of(field: str) -> str:
     """Return the kind of a field: time, degrees, money, distance, word or whole."""
-    return next(kind for kind, fields in KINDS.items() if field in fields)
+    return next(kind for kind, fields in FIELDS_OF_KIND.items() if field in fields)
 
 
 def _seconds(year: int, month: int) -> int:
@@ -607,11 +596,13 @@ def _seconds(year: int, month: int) -> int:
     return (first - datetime(1970, 1, 1)) // _ONE_SECOND
 
 
-def since(color: str, month: str, rows: tuple[tuple[str, str, _Value], ...]) -> _Value:
+def in_force(color: str, month: str, rows: tuple[tuple[str, str, _T], ...]) -> _T:
     """Return the value of the last row for the color (or for any, "*") that starts in the month or before."""
     return [value for row_color, since, value in rows if row_color in (color, "*") and since <= month][-1]
 
 
-def _absent(month: Month) -> list[str]:
+def _empty_fields(month: MonthSpec) -> list[str]:
     """Return the fields without values in a month, even if the file has columns for them."""
-    return [field for color, field, since, until in _ABSENT if color == month.color and since <= month.text < until]
+    return [
+        field for color, field, since, until in _EMPTY_FIELDS if color == month.color and since <= month.text < until
+    ]

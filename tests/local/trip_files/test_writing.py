@@ -16,8 +16,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from local.shapes import CSV_SHAPES, FIRST_MONTH, PARQUET_NAMES, PARQUET_TYPES, WRITERS, parquet_shape
-from local.tripfiles import ALL, NONE, Color, Faults, Quirk, changes, damaged, rows_of_edition, write_month
+from local.trip_files.damages import with_damage
+from local.trip_files.editions import expected_changes, rows_of_edition
+from local.trip_files.layouts import (
+    COLORS,
+    CSV_LAYOUTS,
+    FIRST_FILE,
+    PARQUET_NAMES,
+    PARQUET_TYPES,
+    WRITERS,
+    Color,
+    parquet_layout,
+)
+from local.trip_files.made_up_trips import ALL_QUIRKS, NO_QUIRKS, Quirk
+from local.trip_files.writing import BadRows, write_month
 from tests.real_files import DATA, needs_real_files
 
 HEADS = sorted(DATA.glob("heads-*/*.csv"))
@@ -31,11 +43,11 @@ def month_of(path: Path) -> tuple[Any, int, int]:
 
 
 def eras() -> list[tuple[Any, int, int]]:
-    """One month on each side of every line in the tables of shapes."""
-    sinces = {(shape.color, shape.since) for shape in CSV_SHAPES}
+    """One month on each side of every line in the tables of layouts."""
+    sinces = {(layout.color, layout.since) for layout in CSV_LAYOUTS}
     sinces |= {(color, since) for color, since, _ in PARQUET_NAMES}
     sinces |= {(color, row[2]) for row in PARQUET_TYPES for color in row[0].split()}
-    sinces |= {(color, writer.since) for color in ("yellow", "green", "fhv", "fhvhv") for writer in WRITERS}
+    sinces |= {(color, writer.since) for color in COLORS for writer in WRITERS}
     months = {(color, int(since[:4]), int(since[5:])) for color, since in sinces}
     return sorted(months | {(color, year, month % 12 + 1) for color, year, month in months})
 
@@ -92,7 +104,7 @@ def test_every_official_month_has_the_columns_it_was_published_with() -> None:
     with (DATA / "published-months.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             color, year, month = month_of(Path(row["file"]))
-            assert parquet_shape(color, f"{year}-{month:02d}").schema().names == row["columns"].split(), row["file"]
+            assert parquet_layout(color, f"{year}-{month:02d}").schema().names == row["columns"].split(), row["file"]
 
 
 @pytest.mark.parametrize(("color", "year", "month"), eras())
@@ -100,7 +112,7 @@ def test_the_same_arguments_make_the_same_bytes_in_every_era(
     color: Color, year: int, month: int, tmp_path: Path
 ) -> None:
     for file_format, ending, last in (("parquet", "parquet", "9999-12"), ("csv", "csv.gz", "2021-07")):
-        if FIRST_MONTH[color, file_format] <= f"{year}-{month:02d}" <= last:
+        if FIRST_FILE[color, file_format] <= f"{year}-{month:02d}" <= last:
             paths = [tmp_path / f"{name}.{ending}" for name in ("one", "two")]
             one, two = (write(path, color, year, month, rows=150) for path in paths)
             assert one == two
@@ -114,7 +126,7 @@ def test_another_seed_makes_other_trips(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("color", "month"), [("yellow", 1), ("green", 1), ("green", 7)])
 def test_csv_and_parquet_of_a_month_hold_the_same_trips(color: Color, month: int, tmp_path: Path) -> None:
-    official = table(tmp_path, color, 2021, month, rows=3000, quirks=ALL - {"vendor_six"})
+    official = table(tmp_path, color, 2021, month, rows=3000, quirks=ALL_QUIRKS - {"vendor_six"})
     write(tmp_path / "month.csv.gz", color, 2021, month, rows=3000)
     names = gzip.decompress((tmp_path / "month.csv.gz").read_bytes()).decode().partition("\r\n")[0].split(",")
     rows = lines(tmp_path / "month.csv.gz")
@@ -138,7 +150,7 @@ def test_parts_of_a_fare_add_up_to_its_total(tmp_path: Path) -> None:
 
 
 def test_days_and_hours_are_as_busy_as_in_a_city(tmp_path: Path) -> None:
-    pickups = table(tmp_path, "yellow", 2021, 3, rows=20_000, quirks=NONE)["tpep_pickup_datetime"].to_numpy()
+    pickups = table(tmp_path, "yellow", 2021, 3, rows=20_000, quirks=NO_QUIRKS)["tpep_pickup_datetime"].to_numpy()
     days, per_day = np.unique(pickups.astype("M8[D]"), return_counts=True)
     assert (days[0], days[-1], len(days)) == (np.datetime64("2021-03-01"), np.datetime64("2021-03-31"), 31)
     assert per_day.max() < 2 * per_day.min()
@@ -151,15 +163,15 @@ def test_a_month_compresses_as_well_as_a_real_one(tmp_path: Path) -> None:
     assert 15 < (tmp_path / "month.csv.gz").stat().st_size / 100_000 < 28
 
 
-@pytest.mark.parametrize("quirk", sorted(ALL))
+@pytest.mark.parametrize("quirk", sorted(ALL_QUIRKS))
 def test_each_quirk_can_be_had_alone_and_left_out(quirk: Quirk, tmp_path: Path) -> None:
-    where: dict[str, tuple[Any, int, int]] = dict.fromkeys(ALL, ("green", 2021, 1))
+    where: dict[str, tuple[Any, int, int]] = dict.fromkeys(ALL_QUIRKS, ("green", 2021, 1))
     where |= {"ragged_rows": ("yellow", 2010, 2), "single_space": ("fhvhv", 2021, 1)}
     where |= {"blank_zones": ("fhv", 2019, 1), "trailing_blanks": ("fhv", 2019, 1)}
     path = tmp_path / ("month.csv" if quirk == "ragged_rows" else "month.parquet")
     alone = write(path, *where[quirk], quirks=frozenset({quirk}))
     assert [name for name, count in alone.counts.items() if count] == [quirk]
-    assert not write(path, *where[quirk], quirks=ALL - {quirk}).counts.get(quirk)
+    assert not write(path, *where[quirk], quirks=ALL_QUIRKS - {quirk}).counts.get(quirk)
 
 
 def test_a_dispatch_block_ends_the_file_with_its_columns_null_together(tmp_path: Path) -> None:
@@ -230,7 +242,7 @@ def test_fares_go_from_minus_500_to_4003_dollars_and_their_totals_with_them(tmp_
 def test_excels_dates_have_no_seconds_and_nothing_else_is_changed(tmp_path: Path) -> None:
     write(tmp_path / "month.csv", "fhv", 2020, 1)
     sound = (tmp_path / "month.csv").read_bytes()
-    saved = damaged(sound, ".csv", "excel_dates")
+    saved = with_damage(sound, ".csv", "excel_dates")
     before, after = (list(csv.reader(content.decode().splitlines())) for content in (sound, saved))
     for was, now in zip(before[1:], after[1:], strict=True):
         assert (was[0], was[3:]) == (now[0], now[3:])
@@ -242,7 +254,7 @@ def test_excels_dates_have_no_seconds_and_nothing_else_is_changed(tmp_path: Path
 def test_conflict_markers_are_inside_a_csv_with_a_row_twice_between_them(tmp_path: Path) -> None:
     write(tmp_path / "month.csv", "green", 2021, 1)
     sound = (tmp_path / "month.csv").read_bytes()
-    lines, spoiled = (c.splitlines() for c in (sound, damaged(sound, ".csv", "conflict_markers")))
+    lines, spoiled = (c.splitlines() for c in (sound, with_damage(sound, ".csv", "conflict_markers")))
     [begin, middle, end] = [n for n, line in enumerate(spoiled) if line[:7] in (b"<<<<<<<", b"=======", b">>>>>>>")]
     assert begin > 100
     assert spoiled[begin + 1 : middle] == spoiled[middle + 1 : end]
@@ -252,7 +264,7 @@ def test_conflict_markers_are_inside_a_csv_with_a_row_twice_between_them(tmp_pat
 def test_gzip_of_several_members_is_the_same_text(tmp_path: Path) -> None:
     write(tmp_path / "month.csv.gz", "green", 2021, 1)
     sound = (tmp_path / "month.csv.gz").read_bytes()
-    parted = damaged(sound, ".csv.gz", "gzip_members")
+    parted = with_damage(sound, ".csv.gz", "gzip_members")
     assert gzip.decompress(parted) == gzip.decompress(sound)
     first = zlib.decompressobj(wbits=31)
     assert 0 < len(first.decompress(parted)) < len(gzip.decompress(sound))
@@ -260,19 +272,21 @@ def test_gzip_of_several_members_is_the_same_text(tmp_path: Path) -> None:
 
 
 def test_other_damages_are_a_page_a_pointer_and_half_a_file() -> None:
-    page, pointer, half = (damaged(b"PAR1....PAR1", ".parquet", kind) for kind in ("html", "lfs_pointer", "truncated"))
+    page, pointer, half = (
+        with_damage(b"PAR1....PAR1", ".parquet", kind) for kind in ("html", "lfs_pointer", "truncated")
+    )
     assert page.startswith(b"<!DOCTYPE html>")
     assert pointer.startswith(b"version https://git-lfs")
     assert 120 < len(pointer) < 140
     assert half == b"PAR1.."
     for ending, kind in ((".parquet", "excel_dates"), (".csv", "gzip_members")):
         with pytest.raises(ValueError, match=f"a {ending} file cannot have {kind}"):
-            damaged(b"", ending, kind)
+            with_damage(b"", ending, kind)
 
 
 def test_null_typed_columns_are_null_as_values_when_the_quirk_is_off(tmp_path: Path) -> None:
     published, typed = (
-        table(tmp_path, "green", 2021, 1, quirks=quirks) for quirks in (ALL, ALL - {"null_typed_columns"})
+        table(tmp_path, "green", 2021, 1, quirks=quirks) for quirks in (ALL_QUIRKS, ALL_QUIRKS - {"null_typed_columns"})
     )
     assert (str(published["ehail_fee"].type), str(typed["ehail_fee"].type)) == ("null", "double")
     assert typed["ehail_fee"].null_count == len(typed)
@@ -302,33 +316,33 @@ def test_editions_differ_by_exactly_the_changes_foretold(
         assert write(path, color, 2020, 3, rows=2501, edition=edition).rows == rows_of_edition(2501, edition)
         found.append(pq.read_table(path).to_pylist() if ending == "parquet" else lines(path))
     before, after = found
-    foretold = changes(2501, old, new)
+    foretold = expected_changes(2501, old, new)
     assert (foretold.inserted, foretold.removed) == (max(0, len(after) - len(before)), max(0, len(before) - len(after)))
     assert foretold.updated == sum(one != two for one, two in zip(before, after, strict=False))
     assert (foretold.updated > 20) == (old != new)
 
 
 def test_faulty_rows_are_where_and_what_was_asked_for(tmp_path: Path) -> None:
-    faults = Faults(unconvertible=4, too_many_fields=3, too_few_fields=2)
+    bad_rows = BadRows(unconvertible=4, too_many_fields=3, too_few_fields=2)
     for color, year, month in (("yellow", 2021, 1), ("green", 2013, 8), ("fhv", 2017, 8)):
         sound, faulty = tmp_path / "sound.csv", tmp_path / "faulty.csv"
-        write(sound, color, year, month, quirks=NONE)  # type: ignore[arg-type]
-        written = write(faulty, color, year, month, quirks=NONE, faults=faults)  # type: ignore[arg-type]
+        write(sound, color, year, month, quirks=NO_QUIRKS)  # type: ignore[arg-type]
+        written = write(faulty, color, year, month, quirks=NO_QUIRKS, bad_rows=bad_rows)  # type: ignore[arg-type]
         before, after = lines(sound), lines(faulty)
         assert len(before) == len(after)
         assert (
             tuple(at for at, rows in enumerate(zip(before, after, strict=True), 1) if rows[0] != rows[1])
-            == written.faulty_rows
+            == written.bad_row_numbers
         )
-        widths = Counter(np.sign(len(after[row - 1]) - len(before[0])) for row in written.faulty_rows)
+        widths = Counter(np.sign(len(after[row - 1]) - len(before[0])) for row in written.bad_row_numbers)
         assert widths == {0: 4, 1: 3, -1: 2}
 
 
 def test_a_parquet_value_that_cannot_convert_is_half_a_number_or_a_time_that_is_none(tmp_path: Path) -> None:
-    faults = Faults(unconvertible=3)
-    write(tmp_path / "month.parquet", "green", 2021, 1, faults=faults)
+    bad_rows = BadRows(unconvertible=3)
+    write(tmp_path / "month.parquet", "green", 2021, 1, bad_rows=bad_rows)
     assert pq.read_table(tmp_path / "month.parquet")["RatecodeID"].to_pylist().count(1.5) == 3
-    write(tmp_path / "month.parquet", "yellow", 2009, 1, faults=faults)
+    write(tmp_path / "month.parquet", "yellow", 2009, 1, bad_rows=bad_rows)
     assert pq.read_table(tmp_path / "month.parquet")["Trip_Pickup_DateTime"].to_pylist().count("not a time") == 3
 
 
@@ -339,10 +353,10 @@ def test_a_parquet_value_that_cannot_convert_is_half_a_number_or_a_time_that_is_
         ("month.parquet", "green", 2013, 8, {}, "the first is 2014-01"),
         ("month.json", "green", 2021, 1, {}, "ends in one of"),
         ("month.csv", "green", 2021, 1, {"rows": 0}, "count from 1"),
-        ("month.csv", "green", 2021, 1, {"edition": 2, "faults": Faults(1)}, "first edition"),
-        ("month.csv", "green", 2021, 1, {"rows": 9, "faults": Faults(5)}, "do not fit"),
-        ("month.parquet", "green", 2021, 1, {"faults": Faults(too_few_fields=1)}, "cannot hold rows"),
-        ("month.parquet", "green", 2024, 1, {"faults": Faults(1)}, "typed so tightly"),
+        ("month.csv", "green", 2021, 1, {"edition": 2, "bad_rows": BadRows(1)}, "first edition"),
+        ("month.csv", "green", 2021, 1, {"rows": 9, "bad_rows": BadRows(5)}, "do not fit"),
+        ("month.parquet", "green", 2021, 1, {"bad_rows": BadRows(too_few_fields=1)}, "cannot hold rows"),
+        ("month.parquet", "green", 2024, 1, {"bad_rows": BadRows(1)}, "typed so tightly"),
     ],
 )
 def test_what_tlc_cannot_have_published_is_refused(
@@ -353,15 +367,9 @@ def test_what_tlc_cannot_have_published_is_refused(
 
 
 def test_a_month_of_many_batches_keeps_its_order_and_row_groups(tmp_path: Path) -> None:
-    trips = table(tmp_path, "green", 2024, 3, rows=140_001, quirks=ALL - {"other_months", "dispatch_block"})
+    trips = table(tmp_path, "green", 2024, 3, rows=140_001, quirks=ALL_QUIRKS - {"other_months", "dispatch_block"})
     hours = trips["lpep_pickup_datetime"].to_numpy().astype("M8[h]").astype(int)
     assert len(trips) == 140_001
     # Vendor 6 keeps its hour, copies are of the row above: nothing goes back an hour.
     assert (np.diff(hours) >= -1).all()
     assert pq.ParquetFile(tmp_path / "month.parquet").num_row_groups == 1
-
-
-def test_the_generator_knows_nothing_of_the_product() -> None:
-    folder = Path(__file__).resolve().parents[2] / "local"
-    for name in ("shapes", "trips", "tripfiles", "site"):
-        assert not re.search(r"^\s*(from|import) (flows|blocks)", (folder / f"{name}.py").read_text(), re.MULTILINE)

@@ -1,7 +1,7 @@
-"""Run bqemulator 1.4.0, patched to start offline and to behave like BigQuery: `python -m local.bigquery start …`.
+"""Run bqemulator 1.4.0, patched to start offline and to behave like BigQuery: `python -m local.servers.bigquery start …`.
 
-The docstring of each patch says what BigQuery does, and `tests/local/test_bigquery.py` tests it. bqemulator looks up these
-functions in its modules at each call, so replacing the names in the modules is enough. `poetry.lock` pins the version.
+The docstring of each patch says what BigQuery does, and `tests/local/servers/test_bigquery.py` tests it. bqemulator looks up
+these functions in its modules at each call, so replacing the names in the modules is enough. `poetry.lock` pins the version.
 """
 
 import threading
@@ -32,10 +32,10 @@ from bqemulator.versioning.snapshots import SnapshotManager
 
 Config = dict[str, Any]
 Translate = Callable[..., Awaitable[str]]
-Columns = dict[str, str]  # lower-case name -> DuckDB type
+ColumnTypes = dict[str, str]  # lower-case name -> DuckDB type
 
 # When BigQuery loads Parquet, it does not convert between these kinds: a file's INT64 does not fit a FLOAT64 column.
-_KINDS = {
+_FAMILIES = {
     **dict.fromkeys(
         ["TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"], "INTEGER"
     ),
@@ -45,27 +45,27 @@ _KINDS = {
 _PARTITION_FORMATS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H"}  # by the length of the text after the $
 
 
-def _number(context: AppContext, sql: str, *parameters: str) -> int:
+def _scalar(context: AppContext, sql: str, *parameters: str) -> int:
     row = context.engine.execute(sql, list(parameters)).fetchone()
     return int(row[0]) if row else 0
 
 
-def _kind(duckdb_type: str) -> str:
-    return _KINDS.get(duckdb_type, duckdb_type.partition("(")[0])
+def _family(duckdb_type: str) -> str:
+    return _FAMILIES.get(duckdb_type, duckdb_type.partition("(")[0])
 
 
-def _columns(context: AppContext, relation: str, *parameters: str) -> Columns:
+def _column_types(context: AppContext, relation: str, *parameters: str) -> ColumnTypes:
     rows = context.engine.execute(f"DESCRIBE SELECT * FROM {relation}", list(parameters)).fetchall()  # noqa: S608
     return {name.lower(): duckdb_type for name, duckdb_type, *_ in rows}
 
 
 def _load_parquet_by_name(path: str, target: str, context: AppContext) -> None:
     """Match columns by name. Fail the job for a column that the table lacks or has with another type."""
-    table = _columns(context, target)
-    for name, found in _columns(context, "read_parquet(?)", path).items():
+    table = _column_types(context, target)
+    for name, found in _column_types(context, "read_parquet(?)", path).items():
         if name not in table:
             raise InvalidQueryError(f"Provided Schema does not match Table. Cannot add fields (field: {name})")
-        if _kind(found) != _kind(table[name]):
+        if _family(found) != _family(table[name]):
             raise InvalidQueryError(
                 f"Provided Schema does not match Table. Field {name} has changed type from {table[name]} to {found}"
             )
@@ -112,7 +112,7 @@ def _partition_condition(table: TableMeta, decorator: str) -> str:
     return f"strftime(\"{layout.field}\", '{_PARTITION_FORMATS[len(decorator)]}') IS NOT DISTINCT FROM '{decorator}'"
 
 
-async def _load(project: str, job_id: str, config: Config, context: AppContext) -> JobMeta:
+async def _load_files(project: str, job_id: str, config: Config, context: AppContext) -> JobMeta:
     """Load files into a table or a partition of it atomically. Check the files before any row is deleted."""
     load = dict(config["load"])
     destination = dict(load.get("destinationTable") or {})
@@ -125,7 +125,7 @@ async def _load(project: str, job_id: str, config: Config, context: AppContext) 
     paths = [executor._resolve_uri(uri, context) for uri in job.source_uris]
     for uri, path in zip(job.source_uris, paths, strict=True):
         executor._validate_local_path(path)
-        if not _number(context, "SELECT count(*) FROM glob(?)", path):
+        if not _scalar(context, "SELECT count(*) FROM glob(?)", path):
             raise NotFoundError(f"Not found: URI {uri}")
 
     async with engine.write_lock():
@@ -136,7 +136,7 @@ async def _load(project: str, job_id: str, config: Config, context: AppContext) 
             raise NotFoundError(f"Not found: Table {job.project_id}:{job.dataset_id}.{job.table_id}")
 
         def count(condition: str = "TRUE") -> int:
-            return _number(context, f"SELECT count(*) FROM {job.target_ref} WHERE {condition}")  # noqa: S608
+            return _scalar(context, f"SELECT count(*) FROM {job.target_ref} WHERE {condition}")  # noqa: S608
 
         engine.execute("BEGIN TRANSACTION")
         try:
@@ -179,7 +179,7 @@ async def _load(project: str, job_id: str, config: Config, context: AppContext) 
 async def _execute_load_job(project: str, job_id: str, config: Config, context: AppContext) -> JobMeta:
     """Run a load job. A failed load is a DONE job with an error, which the client raises from `result()`."""
     try:
-        return await _load(project, job_id, config, context)
+        return await _load_files(project, job_id, config, context)
     except DomainError as error:
         reason = "invalid" if error.bq_reason == "invalidQuery" else error.bq_reason
         message = error.message
@@ -234,7 +234,7 @@ def _transaction(run: Callable[..., Awaitable[Any]], translate: Translate) -> Ca
             duckdb_sql = rewrite_table_refs(duckdb_sql, project)
             prepared.append(bind_parameters(duckdb_sql, job["query_params"]))
         async with context.engine.write_lock():
-            # As in `_load`: no await from here on.
+            # As in `_load_files`: no await from here on.
             context.engine.execute("BEGIN TRANSACTION")
             try:
                 for duckdb_sql, values in prepared:
