@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WANTED = ((3, 11), (3, 12))  # `requires-python` of pyproject.toml, the preferred one first
 NEEDED_GB = 4
 HOW_TO_GET_ONE = """\
-Install one of them and run the same command again:
+Install one of them, then run `make install`:
   uv python install 3.11            with uv
   pyenv install 3.11                with pyenv
   apt-get install python3.11-venv   on Debian 12; other systems: their package of Python 3.11 or 3.12
@@ -72,16 +72,16 @@ def install(python: str) -> None:
     """
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < NEEDED_GB:
-        raise InstallError(
-            f"{free:.1f} GB free on the disk of this folder, {NEEDED_GB} GB needed: make room and try again"
-        )
+        raise InstallError(f"{free:.1f} GB free on the disk of this folder, {NEEDED_GB} GB needed: make room first")
     print("installing the locked packages into .venv, hashes checked: one to two minutes, 1 GB", flush=True)
     environment = ROOT / ".venv"
     fresh = not environment.exists()
     made = subprocess.run([python, "-m", "venv", str(environment)], capture_output=True, text=True, check=False)
     if made.returncode:
         last = "\n".join((made.stdout + made.stderr).strip().splitlines()[-3:])
-        raise InstallError(f"{python} -m venv .venv failed: fix the cause below, remove .venv and try again\n{last}")
+        raise InstallError(
+            f"{python} -m venv .venv failed: fix the cause below, remove .venv, and run `make install`\n{last}"
+        )
     inside = str(environment / "bin" / "python")
     export = [inside, str(ROOT / "local" / "requirements.py"), "main", "local", "dev"]
     locked = subprocess.run(export, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
@@ -89,16 +89,20 @@ def install(python: str) -> None:
     # download the newest backend without checking its hash.
     backend = [line for line in locked if re.match(r"(poetry-core|setuptools)==", line)]
     _finish(_install_locked(inside, backend, "requirements.txt"))
-    second = environment / "second"
-    shutil.rmtree(second, ignore_errors=True)
+    halves = [environment / "first", environment / "second"]
+    for half in halves:
+        shutil.rmtree(half, ignore_errors=True)  # an interrupted run leaves them
     if fresh:
-        # pip unpacks on one core, which takes longer than the download, so two pips run in parallel. Each has its own folder,
-        # because pip complains about partly unpacked packages.
+        # pip unpacks on one core, which takes longer than the download, so two pips run at the same time, each in a folder of
+        # its own. In one folder they would warn of each other's partly unpacked packages ("invalid metadata entry").
         _finish(
-            _install_locked(inside, locked[0::2], "requirements.txt"),
-            _install_locked(inside, locked[1::2], "second.txt", "--ignore-installed", "--prefix", str(second)),
+            *(
+                _install_locked(inside, locked[n::2], f"{half.name}.txt", "--ignore-installed", "--prefix", str(half))
+                for n, half in enumerate(halves)
+            )
         )
-        _move_into(environment, second)
+        for half in halves:
+            _move(half, environment)
     else:
         _finish(_install_locked(inside, locked, "requirements.txt"))
     _finish(_pip(inside, "--editable", str(ROOT)))
@@ -122,17 +126,20 @@ def _finish(*processes: subprocess.Popen[str]) -> None:
     """Wait until all have ended. Raise `InstallError` if one has failed."""
     statuses = [process.wait() for process in processes]
     if any(statuses):
-        raise InstallError("the packages could not be installed, see above: fix that and run the same command again")
+        raise InstallError(
+            "the packages could not be installed: fix the cause that pip names above, then run `make install` again."
+            " pip has already tried each download several times; what it downloaded is kept."
+        )
 
 
-def _move_into(environment: Path, second: Path) -> None:
-    """Move every file below `second` to the same place below `environment`."""
-    for folder, _, files in os.walk(str(second)):
-        there = environment / Path(folder).relative_to(second)
+def _move(folder: Path, target: Path) -> None:
+    """Move every file below `folder` to the same place below `target`."""
+    for path, _, files in os.walk(str(folder)):
+        there = target / Path(path).relative_to(folder)
         there.mkdir(parents=True, exist_ok=True)
         for file in files:
-            (Path(folder) / file).replace(there / file)
-    shutil.rmtree(second, ignore_errors=True)
+            (Path(path) / file).replace(there / file)
+    shutil.rmtree(folder)
 
 
 def _inquire(path: str) -> tuple[tuple[int, int] | None, bool]:
@@ -166,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; run the same command to continue", file=sys.stderr)
+        print("interrupted; `make install` continues", file=sys.stderr)
         return 1
     (ROOT / ".venv" / "installed").touch()
     print("installed")

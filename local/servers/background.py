@@ -75,7 +75,7 @@ def up(state: Path, services: Sequence[str] = SERVICES) -> int:
     if pid := _supervisor(state):
         if missing := sorted(set(services) - set(_services_of(pid))):
             raise StackError(
-                f"the services run without {', '.join(missing)}: stop them with `make down`, then run the same command again"
+                f"the services run without {', '.join(missing)}: stop them with `make down`, then start them again"
             )
         _wait(
             lambda: (state / "env").exists() or not _supervisor(state),
