@@ -77,9 +77,10 @@ def _service_account(environment: Environment) -> dict[str, Any] | None:
 
 
 _NO_CREDENTIALS = (
-    "neither GCP_SERVICE_ACCOUNT_FILE nor GCP_SERVICE_ACCOUNT_INFO is set, so the block would mean each machine's own "
-    "(application default) credentials. Prefect needs such credentials on this machine too, to make the block: "
-    "set one of the two, or run `gcloud auth application-default login`, or let GOOGLE_APPLICATION_CREDENTIALS name a key file"
+    "neither GCP_SERVICE_ACCOUNT_FILE nor GCP_SERVICE_ACCOUNT_INFO is set, so the block would use the application default "
+    "credentials of each machine. To make the block, Prefect needs such credentials on this machine too: "
+    "set one of the two variables, or run `gcloud auth application-default login`, "
+    "or set GOOGLE_APPLICATION_CREDENTIALS to the path of a key file"
 )
 
 
@@ -90,7 +91,7 @@ def _no_credentials(why: str) -> BadValue:
     except BadValue as wrong:
         return BadValue(f"{wrong} {_NO_CREDENTIALS} ({why}).")
     if path := os.environ.get(MACHINE_KEY, "").strip():
-        return BadValue(f"{MACHINE_KEY} names {path!r}, which is no key that can be used. {_NO_CREDENTIALS} ({why}).")
+        return BadValue(f"{MACHINE_KEY} names {path!r}, which is not a usable key. {_NO_CREDENTIALS} ({why}).")
     return BadValue(f"{_NO_CREDENTIALS} ({why}).")
 
 
@@ -109,7 +110,7 @@ def gcp_credentials(environment: Environment) -> GcpCredentials:
         if account is None:
             raise _no_credentials(why) from None
         name = "INFO" if environment.get("GCP_SERVICE_ACCOUNT_INFO", "").strip() else "FILE"
-        raise BadValue(f"GCP_SERVICE_ACCOUNT_{name} has a private_key that cannot be used ({why}).") from None
+        raise BadValue(f"GCP_SERVICE_ACCOUNT_{name} has an unusable private_key ({why}).") from None
 
 
 def _bucket(environment: Environment) -> str:
@@ -117,8 +118,8 @@ def _bucket(environment: Environment) -> str:
     # https://cloud.google.com/storage/docs/buckets#naming
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket):
         raise BadValue(
-            "LAKE_BUCKET is not a bucket's name: no folders, three or more of a-z, 0-9, '-', '_' and '.', "
-            "a letter or digit at either end."
+            "LAKE_BUCKET is not the name of a bucket: use three or more of a-z, 0-9, '-', '_' and '.', "
+            "begin and end with a letter or a digit, and name no folder."
         )
     return bucket
 
@@ -157,7 +158,7 @@ def _connection(environment: Environment) -> ConnectionComponents:
     query = {name: value for name, value in url.query.items() if isinstance(value, str)}
     if secret := [name for name in _UNSTORABLE if name in query]:
         raise BadValue(
-            f"POSTGRES_URL has {', '.join(secret)}, which the block would store unhidden; "
+            f"POSTGRES_URL has {', '.join(secret)}, which the block would store readable for everyone; "
             "set it on the machines that run the flows, for example with PGSERVICEFILE, or use a key without a password."
         )
     parts = {
@@ -170,15 +171,15 @@ def _connection(environment: Environment) -> ConnectionComponents:
     # As in libpq, options in the query override the other parts.
     parts |= {field: query.pop(name) for name, field in _FIELDS.items() if name in query}
     if url.get_backend_name() not in ("postgresql", "postgres") or not parts["database"]:
-        raise BadValue("POSTGRES_URL must begin with postgresql:// and end with a database's name.")
+        raise BadValue("POSTGRES_URL must begin with postgresql:// and end with the name of a database.")
     if any("@" in (parts[field] or "") for field in ("host", "database")):
         raise BadValue(
-            "POSTGRES_URL has more than one @: in a user's name or a password write @ as %40, / as %2F, : as %3A."
+            "POSTGRES_URL has more than one @: in a user name or password, write @ as %40, / as %2F and : as %3A."
         )
     if re.fullmatch(r"[^/:]+:\d+", parts["host"] or ""):
         raise BadValue("POSTGRES_URL has a port in the option host; give it as the option port.")
     if parts["port"] and not re.fullmatch(r"[0-9]{1,5}", parts["port"]):
-        raise BadValue("POSTGRES_URL has a port that is not one number.")
+        raise BadValue("POSTGRES_URL has a port that is not a number.")
     try:
         make_dsn("", **query)  # libpq rejects typos such as pasword=…, whose value Prefect would show
     except (ProgrammingError, TypeError):  # TypeError: the option dsn, which could contain a secret

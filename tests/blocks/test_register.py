@@ -246,7 +246,7 @@ BAD: list[tuple[str, str | None, str]] = [
     ("GCP_SERVICE_ACCOUNT_INFO", CANARY, "is not JSON"),
     ("GCP_SERVICE_ACCOUNT_INFO", f'["{CANARY}"]', "client_email, private_key, token_uri"),
     ("GCP_SERVICE_ACCOUNT_INFO", f'{{"private_key": "{CANARY}", "token_uri": {{}}}}', "no client_email, token_uri"),
-    ("GCP_SERVICE_ACCOUNT_INFO", A_KEY, "private_key that cannot be used"),
+    ("GCP_SERVICE_ACCOUNT_INFO", A_KEY, "unusable private_key"),
     (
         "GCP_SERVICE_ACCOUNT_INFO",
         "~/keys/key.json",
@@ -273,7 +273,7 @@ BAD: list[tuple[str, str | None, str]] = [
     ("GCP_SERVICE_ACCOUNT_FILE", f"file: {CANARY}", "is not JSON"),
     ("GCP_SERVICE_ACCOUNT_FILE", "file: ", "is not JSON"),
     ("GCP_SERVICE_ACCOUNT_FILE", f"file: \udcff{CANARY}", "which is not text"),
-    ("GCP_SERVICE_ACCOUNT_FILE", f"file: {A_KEY}", "private_key that cannot be used"),
+    ("GCP_SERVICE_ACCOUNT_FILE", f"file: {A_KEY}", "unusable private_key"),
 ]
 
 
@@ -337,7 +337,7 @@ def test_without_a_key_and_without_credentials_of_the_machine_the_error_tells_wh
     said = {
         "absent": "neither GCP_SERVICE_ACCOUNT_FILE",
         "a file that is not there": f"GOOGLE_APPLICATION_CREDENTIALS names '{file}', but there is no such file",
-        "a file that is no key": f"GOOGLE_APPLICATION_CREDENTIALS names '{file}', which is no key that can be used",
+        "a file that is no key": f"GOOGLE_APPLICATION_CREDENTIALS names '{file}', which is not a usable key",
     }
     assert str(raised.value).startswith(said[broken])
     for word in ("this machine", "GCP_SERVICE_ACCOUNT_FILE", "GCP_SERVICE_ACCOUNT_INFO"):
