@@ -13,6 +13,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 DEPLOYMENT = "parametrized ny-taxi ETL"
 COLOR, YEAR, MONTHS = "green", 2022, (4, 5, 6)
+# Each choice's default and everything that the form must offer. This environment lacks the product; a test compares the two.
+CHOICES = {"yellow": ["yellow", "green", "fhv", "fhvhv"], "official": ["official", "mirror"]}
 MINUTES = 60_000  # milliseconds
 # With these flags, Chromium itself sends no requests over the network.
 FLAGS = (
@@ -28,7 +30,7 @@ def fill_in(page: Page, ui: str) -> None:
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
     form = page.locator("form")
-    for chosen, offered in (("yellow", ["yellow", "green", "fhv", "fhvhv"]), ("official", ["official", "mirror"])):
+    for chosen, offered in CHOICES.items():
         form.locator("button", has_text=chosen).first.click()
         expect(page.get_by_role("option")).to_have_text(offered)
         page.get_by_role("option", name=COLOR if COLOR in offered else chosen, exact=True).click()

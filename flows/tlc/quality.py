@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.tlc.pickups import Pickups, pickup
 from flows.tlc.schema import TRIP_COLUMNS
-from flows.tlc.trips import TripMonth
+from flows.tlc.trips import COLORS, TripMonth
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Rule:
     colors: str
 
 
-_TAXIS, _ALL = "yellow green", "yellow green fhv fhvhv"
+_TAXIS, _ALL = "yellow green", " ".join(COLORS)
 _field = pc.field
 _month = pc.year(_field("pickup")) * 12 + pc.month(_field("pickup"))
 _file_month = pc.year(_field("file_month")) * 12 + pc.month(_field("file_month"))

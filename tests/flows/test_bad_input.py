@@ -22,7 +22,7 @@ from flows.load_zones import load_zones
 from flows.query_lake import query_lake
 from flows.tasks import stores
 from flows.tlc.errors import ImpossibleDataset, MisconfiguredBlock, UnknownMonth
-from flows.tlc.trips import TripMonth
+from flows.tlc.trips import COLORS, TripMonth
 from local.trip_files.writing import write_month
 from tests.flows.conftest import LAKE, POSTGRES, Program, Runs, lake_of, postgres_block
 from tests.stores import Stores
@@ -88,7 +88,7 @@ def test_a_dataset_whose_name_is_sql_stops_a_run_before_any_work(
 
 def test_an_unknown_color_is_told_with_the_known_ones(runs: Runs) -> None:
     state = etl_parent_flow(color="red", year=2021, months=[1], **runs.places(etl_parent_flow), return_state=True)
-    assert "'yellow', 'green', 'fhv' or 'fhvhv'" in said(state)
+    assert f"{', '.join(map(repr, COLORS[:-1]))} or {COLORS[-1]!r}" in said(state)
 
 
 def test_a_block_that_does_not_exist_is_named_with_how_to_make_it(month: TripMonth, runs: Runs) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from flows.tasks import progress
 from flows.tasks.command import run_as_program
 from flows.tlc.errors import UnknownMonth
-from flows.tlc.trips import Bound, Color, Month, OptionalMonths
+from flows.tlc.trips import COLORS, Bound, Color, Month, OptionalMonths
 from tests.receivers import web_page
 from tests.stores import Stores
 
@@ -126,7 +126,7 @@ def test_a_color_that_is_none_is_refused_with_those_there_are(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_status(monkeypatch, "red", "1") == 2
-    assert "'yellow', 'green', 'fhv', 'fhvhv'" in capsys.readouterr().err
+    assert ", ".join(map(repr, COLORS)) in capsys.readouterr().err
 
 
 def test_help_says_what_the_docstring_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

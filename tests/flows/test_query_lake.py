@@ -24,7 +24,7 @@ from flows.query_lake import query_lake
 from flows.stores.lake import Lake
 from flows.tasks.command import run_as_program
 from flows.tlc.schema import KINDS, columns
-from flows.tlc.trips import TripMonth
+from flows.tlc.trips import COLORS, TripMonth
 from tests.flows.conftest import ROOT, Program, Runs, postgres_block
 from tests.stores import Stores, stores
 
@@ -188,7 +188,7 @@ class TestPublished:
 @pytest.mark.parametrize(
     ("sql", "reason"),
     [
-        ("select 1", "names no table of the lake; there are yellow, green, fhv, fhvhv, zones"),
+        ("select 1", f"names no table of the lake; there are {', '.join(COLORS)}, zones"),
         ("select from from green", "syntax error"),
         ("select totl from green", "totl"),
         ("select count(*) from yellow", "no month of yellow is in the lake .*run etl-web-gcs first"),

@@ -167,7 +167,7 @@ def test_the_known_counts_are_of_all_487_files_and_agree_with_those_published():
     )] == [567_852, 447_770, 76_518, 1_369_769]  # fmt: skip
     every = [
         found
-        for month in months_between(["yellow", "green", "fhv", "fhvhv"], "", "2024-05")
+        for month in months_between(COLORS, "", "2024-05")
         if (found := known_file(month.url(TEMPLATES["official"])))
     ]
     assert len(every) == 487

@@ -46,7 +46,7 @@ def test_no_two_months_share_a_name(two: set[tuple[str, int, int]]) -> None:
 @pytest.mark.parametrize(
     ("color", "year", "months", "said"),
     [
-        ("purple", 2021, [1], "color 'purple' is unknown; use one of yellow, green, fhv, fhvhv."),
+        ("purple", 2021, [1], f"color 'purple' is unknown; use one of {', '.join(COLORS)}."),
         ("Yellow", 2021, [1], "color 'Yellow' is unknown"),
         ("yellow", 2021, [], "months is empty; name at least one, such as [1, 2, 3]."),
         ("yellow", 2021, [0, 13], "month 0 does not exist; months are 1 to 12. month 13 does not exist"),
