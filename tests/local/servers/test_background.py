@@ -32,7 +32,7 @@ def sourced(state: Path, name: str) -> str:
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Iterator[Path]:
+def state(tmp_path: Path, own_servers: None) -> Iterator[Path]:
     folder = tmp_path / "it's a state"
     yield folder
     local(folder, "down")

@@ -23,6 +23,7 @@ from local.servers.site import Site
 from local.trip_files.damages import with_damage
 from local.trip_files.writing import write_month
 
+pytestmark = pytest.mark.usefixtures("own_servers")
 ROOT = Path(__file__).resolve().parents[3]
 OFFICIAL = "/trip-data/green_tripdata_2021-01.parquet"
 NAME = "green_tripdata_2021-01.parquet"

@@ -11,6 +11,8 @@ from google.cloud import bigquery, storage
 
 from local.servers.stack import STATE_MARK, Stack, StackError, port_is_free, without_foreign_settings
 
+pytestmark = pytest.mark.usefixtures("own_servers")
+
 
 def processes_of(state: Path) -> list[str]:
     """The names of the processes that were started for a state folder and are still there."""
