@@ -19,8 +19,8 @@ from flows.stores.origins import FromLake, Origin, Web
 from flows.tasks.bring import bring
 from flows.tasks.command import run_as_program
 from flows.tasks.months import each_month, named
-from flows.tasks.notify import notifications
-from flows.tasks.policy import task_runner
+from flows.tasks.policy import flow_options
+from flows.tasks.stores import note_checked
 from flows.tasks.survey import ask_source, list_months, report_stores
 from flows.tlc.catalog import KNOWN_RANGES, Found, months_ago, months_between, oldest_first, overdue
 from flows.tlc.errors import MonthsFailed, NotPublished, Overdue, TripDataError
@@ -33,9 +33,7 @@ _INTO: list[Store] = ["lake", "warehouse"]
 _LOOK_BACK = 24  # months
 
 
-@flow(
-    name="bring-up-to-date", flow_run_name=named("up to date: {colors}"), task_runner=task_runner(), **notifications()
-)
+@flow(name="bring-up-to-date", flow_run_name=named("up to date: {colors}"), **flow_options())
 def bring_up_to_date(
     colors: list[Color] = _COLORS,
     since: Bound = "",
@@ -78,7 +76,9 @@ def bring_up_to_date(
     target = Target("lake", block_name, credentials_block, dataset, postgres_block)
     # A store that is loaded from the lake needs the lake up to date, too.
     wanted = {*into, *(["lake"] if any(STORES[store].files == "lake" for store in into) else [])}
-    listed = {store: list_months.submit(target.of(store), colors).result() for store in STORES if store in wanted}
+    targets = {store: target.with_store(store) for store in STORES if store in wanted}
+    listed = {store: list_months.submit(target, colors).result() for store, target in targets.items()}
+    note_checked(targets.values())
     manifests = {store: {m: month.manifest for m, month in months.items()} for store, months in listed.items()}
     unfinished = [m for months in listed.values() for m, month in months.items() if not month.finished]
 
@@ -92,7 +92,7 @@ def bring_up_to_date(
         # Keep the rules that the month was loaded with.
         terms = Terms(loaded.rule, loaded.schema_rule) if loaded else Terms(kind.rows)
         origin: Origin = FromLake() if kind.files == "lake" else Web(publisher, terms)
-        return bring(trip_month, origin, target.of(store))
+        return bring(trip_month, origin, targets[store])
 
     work = {month.trip_month: month for month in found if month in taken or month.wrong}
     statuses: dict[TripMonth, dict[Store, str]] = defaultdict(dict)

@@ -14,9 +14,8 @@ from flows.stores.origins import FromLake
 from flows.tasks.bring import bring
 from flows.tasks.command import run_as_program
 from flows.tasks.months import chosen_months, each_month, named_for_months
-from flows.tasks.notify import notifications
-from flows.tasks.policy import task_runner
-from flows.tasks.stores import check_store
+from flows.tasks.policy import flow_options
+from flows.tasks.stores import require_usable
 from flows.tlc.manifest import Outcome
 from flows.tlc.trips import (
     AtLeastOne,
@@ -36,8 +35,7 @@ from flows.tlc.trips import (
 @flow(
     name="etl-gcs-bq",
     flow_run_name="{color} {year}-{month:02d} via {via}",
-    task_runner=task_runner(),
-    **notifications(),
+    **flow_options(),
 )
 def etl_gcs_bq(
     color: Color,
@@ -66,8 +64,7 @@ def etl_gcs_bq(
 @flow(
     name="etl-gcs-bq-parent-flow",
     flow_run_name=named_for_months(" via {via}"),
-    task_runner=task_runner(),
-    **notifications(),
+    **flow_options(),
 )
 def etl_gcs_bq_parent_flow(
     color: Color,
@@ -96,7 +93,7 @@ def etl_gcs_bq_parent_flow(
         until: Last month of the range, such as 2019-03 or 2019.
     """
     chosen = chosen_months(color, year, months, since, until)
-    check_store.submit(Target("warehouse", block_name, credentials_block, dataset)).result()
+    require_usable(Target("warehouse", block_name, credentials_block, dataset, via=via))
 
     def load(trip_month: TripMonth) -> Outcome:
         return etl_gcs_bq(color, trip_month.year, trip_month.month, block_name, credentials_block, via, dataset)

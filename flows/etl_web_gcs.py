@@ -16,9 +16,8 @@ from flows.stores.origins import Web
 from flows.tasks.bring import bring
 from flows.tasks.command import run_as_program
 from flows.tasks.months import chosen_months, each_month, named_for_months
-from flows.tasks.notify import notifications
-from flows.tasks.policy import task_runner
-from flows.tasks.stores import check_store
+from flows.tasks.policy import flow_options
+from flows.tasks.stores import require_usable
 from flows.tlc.manifest import Outcome
 from flows.tlc.sources import SourceName
 from flows.tlc.trips import (
@@ -40,7 +39,7 @@ from flows.tlc.trips import (
 warnings.filterwarnings("ignore", 'Field name "schema" in', UserWarning)
 
 
-@flow(name="etl-web-gcs", flow_run_name="{color} {year}-{month:02d}", task_runner=task_runner(), **notifications())
+@flow(name="etl-web-gcs", flow_run_name="{color} {year}-{month:02d}", **flow_options())
 def etl_web_gcs(
     color: Color,
     year: Year,
@@ -65,7 +64,7 @@ def etl_web_gcs(
     return bring(trip_month, Web(source_of(source), Terms(rows, schema)), Target("lake", block_name))
 
 
-@flow(name="etl-parent-flow", flow_run_name=named_for_months(), task_runner=task_runner(), **notifications())
+@flow(name="etl-parent-flow", flow_run_name=named_for_months(), **flow_options())
 def etl_parent_flow(
     color: Color,
     year: OptionalYear = None,
@@ -94,7 +93,7 @@ def etl_parent_flow(
     """
     chosen = chosen_months(color, year, months, since, until)
     source_of(source)
-    check_store.submit(Target("lake", block_name)).result()
+    require_usable(Target("lake", block_name))
 
     def load(trip_month: TripMonth) -> Outcome:
         return etl_web_gcs(color, trip_month.year, trip_month.month, block_name, source, rows, schema)

@@ -15,15 +15,14 @@ from flows.stores.origins import Web
 from flows.tasks.bring import bring
 from flows.tasks.command import run_as_program
 from flows.tasks.months import chosen_months, each_month, named_for_months
-from flows.tasks.notify import notifications
-from flows.tasks.policy import task_runner
-from flows.tasks.stores import check_store
+from flows.tasks.policy import flow_options
+from flows.tasks.stores import require_usable
 from flows.tlc.manifest import Outcome
 from flows.tlc.sources import SourceName
 from flows.tlc.trips import AtLeastOne, Bound, Color, OptionalMonths, OptionalYear, Rows, Terms, TripMonth
 
 
-@flow(name="ingest-data", flow_run_name=named_for_months(), task_runner=task_runner(), **notifications())
+@flow(name="ingest-data", flow_run_name=named_for_months(), **flow_options())
 def ingest_data(
     color: Color,
     year: OptionalYear = None,
@@ -50,7 +49,7 @@ def ingest_data(
     """
     chosen = chosen_months(color, year, months, since, until)
     origin, into = Web(source_of(source), Terms(rows)), Target("database", database_block=block_name)
-    check_store.submit(into).result()
+    require_usable(into)
 
     def load(trip_month: TripMonth) -> Outcome:
         return bring(trip_month, origin, into)

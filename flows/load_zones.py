@@ -12,16 +12,15 @@ from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from flows.stores import Target
 from flows.tasks.command import run_as_program
 from flows.tasks.months import named
-from flows.tasks.notify import notifications
-from flows.tasks.policy import task_runner
-from flows.tasks.stores import check_store
+from flows.tasks.policy import flow_options
+from flows.tasks.stores import require_usable
 from flows.tasks.zones import extract_zones, load_zones_into, report_zones
 from flows.tlc.errors import TripDataError
 from flows.tlc.trips import Dataset, Store
 from flows.tlc.zones import ZonesOutcome
 
 
-@flow(name="load-zones", flow_run_name=named("zones → {stores}"), task_runner=task_runner(), **notifications())
+@flow(name="load-zones", flow_run_name=named("zones → {stores}"), **flow_options())
 def load_zones(
     stores: list[Store],
     source: str = "official",
@@ -43,9 +42,8 @@ def load_zones(
     if not stores:
         raise TripDataError("stores is empty; name at least one of lake, warehouse, database.")
     target = Target("lake", block_name, credentials_block, dataset, postgres_block)
-    targets = [target.of(store) for store in dict.fromkeys(stores)]
-    for into in targets:
-        check_store.submit(into).result()
+    targets = [target.with_store(store) for store in dict.fromkeys(stores)]
+    require_usable(*targets)
     file = extract_zones.submit(source).result()
     loading = [load_zones_into.submit(file, into) for into in targets]
     states = [future.wait() for future in loading]

@@ -15,14 +15,13 @@ from flows.stores.origins import Again
 from flows.tasks.bring import bring
 from flows.tasks.command import run_as_program
 from flows.tasks.months import chosen_months, each_month, named_for_months
-from flows.tasks.notify import notifications
-from flows.tasks.policy import task_runner
-from flows.tasks.stores import check_store
+from flows.tasks.policy import flow_options
+from flows.tasks.stores import require_usable
 from flows.tlc.manifest import Outcome
 from flows.tlc.trips import AtLeastOne, Bound, Color, OptionalMonths, OptionalYear, TripMonth
 
 
-@flow(name="replay-quarantine", flow_run_name=named_for_months(), task_runner=task_runner(), **notifications())
+@flow(name="replay-quarantine", flow_run_name=named_for_months(), **flow_options())
 def replay_quarantine(
     color: Color,
     year: OptionalYear = None,
@@ -49,7 +48,7 @@ def replay_quarantine(
     """
     chosen = chosen_months(color, year, months, since, until)
     into = Target(store, block_name, database_block=postgres_block)
-    check_store.submit(into).result()
+    require_usable(into)
 
     def replay(trip_month: TripMonth) -> Outcome:
         outcome = bring(trip_month, Again(), into)

@@ -4,7 +4,6 @@ To add a store, write a module here and add a row to `STORES`: see docs/extendin
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -27,9 +26,6 @@ class MonthStore(Protocol):
     def check(self) -> None:
         """Raise `MisconfiguredBlock` unless the store can be used."""
 
-    def claim(self, trip_month: TripMonth, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
-        """Lock a month for one run if the store needs that. Call `on_wait` once if another run has the lock."""
-
     def present(self, trip_month: TripMonth) -> Present:
         """Return the state of a month in the store."""
 
@@ -51,12 +47,6 @@ class MonthStore(Protocol):
 
 class FileStore(MonthStore, Protocol):
     """A store that is loaded from published files."""
-
-    block: Any
-    """The Prefect block that stores task results for every machine. None: they stay on this machine."""
-
-    def forget_result(self, key: str) -> None:
-        """Delete a task's result from `block`, if there is one."""
 
     def extract(self, published: PublishedFile, add: Add) -> RawFile:
         """Copy a published file, byte for byte, to where `stage` reads it."""
@@ -88,11 +78,11 @@ class Target:
         return STORES[self.store].title
 
     @property
-    def file_key(self) -> str:
-        """Return the part of a cache key that says where this store's published files are kept; "" for this machine."""
+    def bucket_block(self) -> str:
+        """Return the name of the bucket block that keeps this store's published files; "" if this machine keeps them."""
         return self.lake_block if STORES[self.store].files == "bucket" else ""
 
-    def of(self, store: Store) -> "Target":
+    def with_store(self, store: Store) -> "Target":
         """Return another store, opened with the same blocks."""
         return replace(self, store=store)
 
@@ -111,6 +101,8 @@ class Kind:
     """Which rows are loaded by default."""
     files: Literal["bucket", "machine", "lake"] = "machine"
     """Where its published files are kept: in its bucket, in this machine's scratch folder, or in the lake it is loaded from."""
+    exclusive: bool = False
+    """Whether a run must claim a month before it loads it: `claim(trip_month, on_wait)` of the store locks the month."""
 
 
 # A store's module is imported when the store is opened, because its client library is slow to import.
@@ -138,5 +130,5 @@ def _database(target: Target, load_block: LoadBlock) -> Any:
 STORES: Mapping[Store, Kind] = {
     "lake": Kind("the lake", _lake, files="bucket"),
     "warehouse": Kind("BigQuery", _warehouse, files="lake"),
-    "database": Kind("Postgres", _database, rows="with_passengers"),
+    "database": Kind("Postgres", _database, rows="with_passengers", exclusive=True),
 }

@@ -50,7 +50,6 @@ class Database:
     """Store of months in a PostgreSQL database."""
 
     name: Store = "database"
-    block = None
 
     def __init__(self, engine: Engine) -> None:
         self.postgres = Postgres(engine)
@@ -129,9 +128,6 @@ class Database:
     def has(self, raw: RawFile) -> bool:
         """Return whether this machine's scratch folder still has the file."""
         return scratch.has(raw)
-
-    def forget_result(self, key: str) -> None:
-        """Do nothing: Prefect manages the results on this machine."""
 
     def raw_of(self, manifest: Manifest) -> RawFile | None:
         """Return the published file that a month was made from; None if this machine does not have it."""

@@ -4,7 +4,7 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -54,17 +54,12 @@ class Lake:
     name: Store = "lake"
 
     def __init__(self, block: "GcsBucket") -> None:
-        self.block = block
         self.bucket = Bucket(block)
         self.raw_zone = RawZone(self.bucket)
 
     def check(self) -> None:
         """Raise `MisconfiguredBlock` unless the bucket exists and can be read."""
         self.bucket.check()
-
-    def claim(self, trip_month: TripMonth, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
-        """Do nothing: if two runs publish at once, the later one fails on the earlier one's generation and handles it."""
-        return nullcontext()
 
     # What the lake has.
 
@@ -151,10 +146,6 @@ class Lake:
     def has(self, raw: RawFile) -> bool:
         """Return whether the raw zone still has the file."""
         return self.raw_zone.has(raw)
-
-    def forget_result(self, key: str) -> None:
-        """Delete a task's result that Prefect's cache keeps in the lake."""
-        self.bucket.delete([key])
 
     def raw_of(self, manifest: Manifest) -> RawFile:
         """Return the published file that a month was made from; raise `Gone` if the raw zone no longer has it."""

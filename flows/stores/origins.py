@@ -31,7 +31,7 @@ class LookedUp(BaseModel):
     sha256: str = ""
     """The SHA-256 that the file must have; "" if any edition is accepted."""
 
-    def held(self, raw: RawFile | Manifest) -> Manifest | None:
+    def loaded_from(self, raw: RawFile | Manifest) -> Manifest | None:
         """Return the store's manifest of the month if the month was made from exactly the bytes of `raw`, else None."""
         again = isinstance(raw, RawFile) and not self.sha256 and self.present.holds(raw, self.terms.rows)
         return self.present.manifest if again else None

@@ -4,8 +4,7 @@ A month is loaded from the lake, and replaced atomically.
 """
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -42,10 +41,6 @@ class Warehouse:
     def check(self) -> None:
         """Raise `MisconfiguredBlock` unless the lake's bucket exists and can be read."""
         self.lake.check()
-
-    def claim(self, trip_month: TripMonth, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
-        """Do nothing: BigQuery replaces a month as a whole, and two runs of one month load the same rows."""
-        return nullcontext()
 
     # What the warehouse has.
 

@@ -1,16 +1,16 @@
 """Bring one month into one store: look it up, extract it, transform it, load it. Each step is a task with retries."""
 
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.runtime import flow_run
 
-from flows.stores import FileStore, MonthStore, Target
+from flows.stores import STORES, MonthStore, Target
 from flows.stores.origins import LookedUp, Origin
-from flows.tasks.policy import CACHE_FOR, RETRIES, believed, cached_by, this_run
+from flows.tasks.policy import CACHE_FOR, RETRIES, cached_by, this_run
 from flows.tasks.progress import meter
 from flows.tasks.report import report
-from flows.tasks.stores import open_store
+from flows.tasks.stores import is_checked, open_store
 from flows.tlc.addresses import shown
 from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import Manifest, Outcome, Present, RawFile, StagedCopy, StagedMonth
@@ -20,58 +20,81 @@ from flows.tlc.trips import Terms, TripMonth
 
 def bring(trip_month: TripMonth, origin: Origin, into: Target) -> Outcome:
     """Bring one month from its origin into a store, exactly once, and return the outcome."""
-    log, store = get_run_logger(), open_store(into)
-    with store.claim(trip_month, lambda: log.info("another run is loading %s; waiting for it", trip_month)):
-        looked = look_up.submit(trip_month, origin, into).result()
-        if looked.unchanged:
-            return _unchanged(into, looked.unchanged, looked.why)
-        raw = extract(looked.found, store, into) if isinstance(looked.found, PublishedFile) else looked.found
-        _require_edition(looked, raw)
-        if same := looked.held(raw):
-            seen = remember.submit(same, raw, into).result()
-            return _unchanged(into, seen, "was published again with the same bytes; nothing to do")
-        staged = transform.submit(raw, looked.terms, into).result()
-        return load.submit(staged, looked.present, into).result()
-
-
-def _unchanged(into: Target, manifest: Manifest, why: str) -> Outcome:
-    get_run_logger().info("%s %s", manifest.trip_month, why)
+    with ExitStack() as claims:  # released however this run ends
+        if STORES[into.store].exclusive:
+            # Called, not submitted: a submitted task may run on another machine, and the claim belongs to this process.
+            claim(trip_month, into, claims)
+        looked = look_up.submit(trip_month, origin, into, is_checked(into)).result()
+        manifest, why = looked.unchanged, looked.why
+        if manifest is None:
+            raw = extract(looked.found, into) if isinstance(looked.found, PublishedFile) else looked.found
+            _require_edition(looked, raw)
+            if same := looked.loaded_from(raw):
+                manifest = remember.submit(same, raw, into).result()
+                why = "was published again with the same bytes; nothing to do"
+            else:
+                staged = transform.submit(raw, looked.terms, into).result()
+                return load.submit(staged, looked.present, into).result()
+    get_run_logger().info("%s %s", trip_month, why)
     return Outcome(store=into.store, status="unchanged", manifest=manifest)
+
+
+@task(name="claim", task_run_name="claim {trip_month} in {into.title}", **RETRIES)
+def claim(trip_month: TripMonth, into: Target, claims: ExitStack) -> None:
+    """Lock the month in its store until `claims` is closed. Wait if another run of the month has the lock."""
+    log = get_run_logger()
+    claims.enter_context(
+        open_store(into).claim(trip_month, lambda: log.info("another run is loading %s; waiting for it", trip_month))
+    )
 
 
 def _require_edition(looked: LookedUp, raw: RawFile | Manifest) -> None:
     if looked.sha256 and raw.sha256 != looked.sha256:
-        published = raw.published
-        raise TripDataError(
-            f"{raw.trip_month} was re-published at {shown(published.url)}; run ingest-data, which takes that in."
-        )
+        url = shown(raw.published.url)
+        raise TripDataError(f"{raw.trip_month} was re-published at {url}; run ingest-data, which takes that in.")
 
 
 @task(name="look up", task_run_name="look up {trip_month}", **RETRIES)
-def look_up(trip_month: TripMonth, origin: Origin, into: Target) -> LookedUp:
-    """Compare the month at its origin with the month in the store."""
+def look_up(trip_month: TripMonth, origin: Origin, into: Target, checked: bool) -> LookedUp:
+    """Compare the month at its origin with the month in the store. Check the store first unless the run has `checked` it."""
     store = open_store(into)
-    store.check()
+    if not checked:
+        store.check()
     return origin.look_up(trip_month, store)
 
 
-def extract(published: PublishedFile, store: FileStore, into: Target) -> RawFile:
+def extract(published: PublishedFile, into: Target) -> RawFile:
     """Extract a published file. Reuse a cached result if it is less than a day old and the file is still there.
 
     If every machine can reach the store, its cached results are kept in the store itself.
     """
-    extraction, results = extract_file, published.trip_month.results_key
-    if store.block:
-        extraction = extraction.with_options(
-            result_storage=store.block,
-            result_storage_key=results,
-            task_run_name=extraction.task_run_name,  # with_options() drops it
-        )
+    named: dict[str, Any] = {"task_run_name": extract_file.task_run_name}  # with_options() drops it
+    key = published.trip_month.results_key
+    if into.bucket_block:
+        named |= {"result_storage": f"gcs-bucket/{into.bucket_block}", "result_storage_key": key}
+    state: Any = extract_file.with_options(**named).submit(published, into).wait()
+    if state.name == "Cached":
+        with suppress(Exception):  # the cached result may be gone
+            raw = RawFile.model_validate(state.result())
+            if still_there.submit(raw, into).result():
+                return raw
+        state = extract_file.with_options(**named, refresh_cache=True).submit(published, into).wait()
     try:
-        return believed(extraction, store.has, published, into)
+        return RawFile.model_validate(state.result())
     except TripDataError:
-        store.forget_result(results.replace("{flow_run.id}", this_run()))  # Prefect persists a failed task's error, too
+        if into.bucket_block:
+            with suppress(
+                Exception
+            ):  # Prefect persists a failed task's error, too; a later run would delete it in a day
+                open_store(into).bucket.delete([key.replace("{flow_run.id}", this_run())])
         raise
+
+
+@task(name="check file", task_run_name="check file {raw.trip_month} → {into.title}", **RETRIES)
+def still_there(raw: RawFile, into: Target) -> bool:
+    """Return whether an extracted file is still where the store reads it."""
+    there: bool = open_store(into).has(raw)
+    return there
 
 
 @task(
@@ -95,17 +118,15 @@ def extract_file(published: PublishedFile, into: Target) -> dict[str, Any]:
 def transform(raw: RawFile | Manifest, terms: Terms, into: Target) -> StagedMonth | StagedCopy:
     """Stage canonical trips where no reader sees them yet, and quarantine the rows that do not fit."""
     with meter(f"transform {raw.trip_month}") as progress:
-        staged: StagedMonth | StagedCopy = open_store(into).stage(
-            raw, terms, str(flow_run.get_id() or "local"), progress.add
-        )
+        staged: StagedMonth | StagedCopy = open_store(into).stage(raw, terms, this_run() or "local", progress.add)
     return staged
 
 
 @task(name="load", task_run_name="load {staged.trip_month} → {into.title}", **RETRIES)
 def load(staged: StagedMonth | StagedCopy, present: Present, into: Target) -> Outcome:
     """Publish a staged month atomically, and report it."""
-    store = open_store(into)
-    outcome: Outcome = store.publish(staged, present, this_run())
+    store: MonthStore = open_store(into)
+    outcome = store.publish(staged, present, this_run())
     _report(outcome, store)
     return outcome
 

@@ -56,7 +56,7 @@ def chosen_months(
     return chosen
 
 
-Tell = Callable[[str, Sequence[Outcome], Sequence[tuple[str, str]]], None]
+Report = Callable[[str, Sequence[Outcome], Sequence[tuple[str, str]]], None]
 
 
 def each_month(
@@ -64,7 +64,7 @@ def each_month(
     trip_months: Sequence[TripMonth],
     at_once: int,
     load: Callable[[TripMonth], Outcome],
-    tell: Tell = report_months,
+    report: Report = report_months,
 ) -> list[Outcome]:
     """Load every month, `at_once` at a time.
 
@@ -75,7 +75,7 @@ def each_month(
         trip_months: The months.
         at_once: How many months are processed at the same time.
         load: Loads one month.
-        tell: Reports the run. It receives the artifact's name, the outcomes, and the failed months with their reasons.
+        report: Reports the run. It receives the artifact's name, the outcomes, and the failed months with their reasons.
 
     Raises:
         MonthsFailed: Some months failed. It is raised after all other months are loaded.
@@ -93,33 +93,33 @@ def each_month(
             try:
                 done.append(future.result())
             except Exception as error:
-                reason = str(error) or type(error).__name__
-                failed.append((str(trip_month), reason))
-                log.error("%s could not be loaded: %s", trip_month, reason)
+                failed.append((str(trip_month), _reason(trip_month, error)))
+                log.error("could not be loaded: %s", failed[-1][1])
     except BaseException:  # Ctrl-C, or somebody cancelled the run
         log.warning("interrupted: the months in progress are finished, no other is started")
         pool.shutdown(cancel_futures=True)  # if months were still running, Prefect's engine would wait for ever
         raise
     pool.shutdown()
     ends = Counter([outcome.status for outcome in done] + ["failed"] * len(failed))
-    log.info(
-        "%s of %s months are done: %s", len(done), len(running), ", ".join(f"{n} {end}" for end, n in ends.items())
-    )
+    counts = ", ".join(f"{n} {end}" for end, n in ends.items())
+    log.info("%s of %s months are done: %s", len(done), len(running), counts)
     if done:
         log.info("%s", total(done))
-    tell(f"{name}-months", done, failed)
+    report(f"{name}-months", done, failed)
     if odd := [str(outcome.trip_month) for outcome in done if outcome.warnings]:
-        log.warning(
-            "look at %s of %s months: %s; their reports and the warnings above say why",
-            len(odd),
-            len(running),
-            ", ".join(odd),
-        )
+        why = "their reports and the warnings above say why"
+        log.warning("look at %s of %s months: %s; %s", len(odd), len(running), ", ".join(odd), why)
     if failed:
         failure = MonthsFailed(
             f"{len(failed)} of {len(running)} months could not be loaded:\n"
-            + "\n".join(f"  - {month}: {reason}" for month, reason in failed)
+            + "\n".join(f"  - {reason}" for _, reason in failed)
         )
         failure.done = done
         raise failure
     return done
+
+
+def _reason(trip_month: TripMonth, error: Exception) -> str:
+    """Return an error's text. It begins with the month, once."""
+    text = str(error) or type(error).__name__
+    return text if text.startswith(str(trip_month)) else f"{trip_month}: {text}"

@@ -4,8 +4,7 @@ import datetime as dt
 import logging
 import os
 import platform
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import Task
@@ -15,8 +14,8 @@ from prefect.runtime import flow_run
 from prefect.task_runners import BaseTaskRunner, ConcurrentTaskRunner
 from prefect.tasks import exponential_backoff
 
+from flows.tasks.notify import notifications
 from flows.tlc.errors import TripDataError
-from flows.tlc.manifest import RawFile
 
 CACHE_FOR = dt.timedelta(days=1)
 TIMEOUT = 6 * 60 * 60  # seconds; enough for the largest month over a slow connection
@@ -40,6 +39,11 @@ for _logger in ("prefect.flow_runs", "prefect.task_runs"):  # of Prefect's engin
 def this_run() -> str:
     """Return the id of the current flow run, for manifests and staging names; "" outside of a run."""
     return str(flow_run.get_id() or "")
+
+
+def flow_options() -> dict[str, Any]:
+    """Return the arguments of `@flow` that all flows that load data share: their task runner and notifications."""
+    return {"task_runner": task_runner(), **notifications()}
 
 
 def task_runner() -> BaseTaskRunner:
@@ -69,22 +73,9 @@ RETRIES: Mapping[str, Any] = {
 }
 
 
-def believed(task: Task[..., Any], still_true: Callable[[RawFile], bool], *arguments: Any) -> RawFile:
-    """Run `task` and return its file. Use a cached result only if it can be read and is `still_true`; else run the task again."""
-    state: Any = task.submit(*arguments).wait()
-    if state.name == "Cached":
-        with suppress(Exception):  # the file of a cached result may be gone
-            raw = RawFile.model_validate(state.result())
-            if still_true(raw):
-                return raw
-        again = task.with_options(refresh_cache=True, task_run_name=task.task_run_name)
-        state = again.submit(*arguments).wait()
-    return RawFile.model_validate(state.result())
-
-
 def cached_by(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
     """Return a cache key made of the published file's identity and of the place it is copied to, or None for no caching."""
     published, into = parameters["published"], parameters["into"]
     if published.identity is None:
         return None
-    return " ".join([context.task.task_key, published.identity, into.file_key or platform.node()])
+    return " ".join([context.task.task_key, published.identity, into.bucket_block or platform.node()])

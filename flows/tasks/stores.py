@@ -1,7 +1,8 @@
 """Open the stores that blocks name. Blocks are loaded in this module only."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any, cast
 
 from google.auth.exceptions import GoogleAuthError
@@ -119,7 +120,27 @@ _BLOCKS: Mapping[str, type[Block]] = {
 }
 
 
+_checked: ContextVar[frozenset[Target]] = ContextVar("checked", default=frozenset())
+
+
+def require_usable(*targets: Target) -> None:
+    """Raise `MisconfiguredBlock` unless the stores can be used. A run calls it before any other work; its months need not."""
+    for target in targets:
+        check_store.submit(target).result()
+    note_checked(targets)
+
+
+def note_checked(targets: Iterable[Target]) -> None:
+    """Note that this run has checked the stores."""
+    _checked.set(_checked.get() | {*targets})
+
+
+def is_checked(target: Target) -> bool:
+    """Return whether this run, or the run that it is a part of, has checked the store already."""
+    return target in _checked.get()
+
+
 @task(name="check", task_run_name="check {target.title}", **RETRIES)
 def check_store(target: Target) -> None:
-    """Raise `MisconfiguredBlock` unless the store can be used. Run it before any other work."""
+    """Raise `MisconfiguredBlock` unless the store can be used."""
     open_store(target).check()

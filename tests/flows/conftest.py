@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -253,6 +254,14 @@ def dying(owner: Any, name: str, *, when: Literal["before", "after"], times: int
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, dies)
         yield died
+
+
+def until(happened: Callable[[], bool], seconds: float = 300) -> None:
+    """Wait; AssertionError if it does not happen."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
 
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]

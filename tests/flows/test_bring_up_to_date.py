@@ -158,9 +158,7 @@ def test_a_month_that_a_store_holds_and_its_source_refuses_is_a_failed_run_with_
             bring(own, "yellow", "2023-07", at_most=1)
     finally:
         own.site.heal()
-    assert str(failed.value).startswith(
-        "1 of 2 months could not be loaded:\n  - yellow 2023-06: yellow 2023-06 is known"
-    )
+    assert str(failed.value).startswith("1 of 2 months could not be loaded:\n  - yellow 2023-06 is known")
     rows = own.manifest(held)["source_rows"]
     for words in (
         f"({rows:,} rows in the lake, ",

@@ -30,7 +30,7 @@ from blocks.notify import main as attach
 from blocks.register import ON_DEMAND, register
 from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
 from flows.ingest_data import ingest_data
-from flows.tasks import notify
+from flows.tasks import bring, notify
 from flows.tasks.notify import notifications, tell_of_run
 from flows.tlc.trips import TripMonth
 from local import demo
@@ -118,7 +118,7 @@ def test_a_run_that_is_interrupted_is_told_of_as_crashed(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flows.tasks.bring.open_store", interrupted)
+    monkeypatch.setattr(bring.look_up, "submit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runs.of(etl_web_gcs, month)
     [message] = told.messages

@@ -38,6 +38,7 @@ from tests.flows.conftest import (
     dying,
     lake_of,
     no_progress,
+    until,
     warehouse_of,
 )
 from tests.stores import Stores, as_published, connected, same, with_passengers
@@ -46,14 +47,6 @@ from tests.strict_lake import StrictLake
 
 def published(ours: Stores, month: TripMonth):
     return as_published(ours.site.file(f"{month.stem}.parquet"), month)
-
-
-def until(happened: Callable[[], bool], seconds: float = 300) -> None:
-    """Wait; AssertionError if it does not happen."""
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 def told(ours: Stores, month: TripMonth) -> list[dict[str, object]]:

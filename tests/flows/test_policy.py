@@ -5,13 +5,15 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows.catalog import catalog
 from flows.connectors import scratch, transfer
+from flows.connectors.bucket import Bucket
 from flows.etl_gcs_bq import etl_gcs_bq, etl_gcs_bq_parent_flow
 from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
 from flows.ingest_data import ingest_data
+from flows.stores.database import Database
 from flows.stores.lake import Lake
 from flows.tlc.errors import MonthsFailed, UnreadableFile
 from flows.tlc.trips import TripMonth
-from tests.flows.conftest import LAKE, Runs, dying, tasks_with_retries
+from tests.flows.conftest import LAKE, Runs, dying, tasks_with_retries, until
 from tests.stores import Stores, as_published, same, with_passengers
 
 
@@ -36,6 +38,7 @@ def test_runs_are_named_for_people(month: TripMonth, runs: Runs) -> None:
         [f"look up {month}", f"transform {month} → BigQuery", f"load {month} → BigQuery"],
         [
             "check Postgres",
+            f"claim {month} in Postgres",
             f"look up {month}",
             *(f"{verb} {month} → Postgres" for verb in ("extract", "transform", "load")),
         ],
@@ -93,7 +96,7 @@ def test_on_one_machine_too_the_cache_is_not_believed_when_what_it_tells_of_is_g
 ) -> None:
     runs.postgres(month)
     again = runs.of(ingest_data, month, rows="all")
-    assert [state for name, state in states(runs, again) if not name.startswith(("check", "look up"))] == [
+    assert [state for name, state in states(runs, again) if not name.startswith(("check", "claim", "look up"))] == [
         "Cached", "Completed", "Completed",
     ]  # fmt: skip
     assert bodies(ours, month) == 1
@@ -139,7 +142,7 @@ def test_a_month_that_fails_stops_no_other_and_is_named(flow, store: str, ours: 
     state = flow(color, 2021, [6, 8, 7], **runs.places(flow) | {"source": ours.mirror}, return_state=True)
     with pytest.raises(MonthsFailed) as failed:
         state.result()
-    assert f"1 of 3 months could not be loaded:\n  - {color} 2021-08: " in str(failed.value)
+    assert f"1 of 3 months could not be loaded:\n  - {color} 2021-08 " in str(failed.value)
     assert "is not published" in str(failed.value)
     for number in (6, 7):
         month = TripMonth(color, 2021, number)
@@ -164,7 +167,7 @@ def test_a_parent_flow_brings_months_into_the_warehouse_and_names_those_the_lake
     state = etl_gcs_bq_parent_flow(
         month.color, month.year, months, **runs.places(etl_gcs_bq_parent_flow), return_state=True
     )
-    with pytest.raises(MonthsFailed, match=f"{absent}: .* is not in the lake.*run etl-web-gcs for it first"):
+    with pytest.raises(MonthsFailed, match=f"- {absent} is not in the lake.*run etl-web-gcs for it first"):
         state.result()
     assert same(ours.in_warehouse(month), ours.in_lake(month))
 
@@ -174,3 +177,36 @@ def test_the_raw_files_transient_error_leaves_no_second_copy(month: TripMonth, o
         assert runs.lake(month).status == "loaded"
     assert died
     assert bodies(ours, month) == 1
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["a month alone", "a parent run"])
+def test_a_run_checks_its_store_once(
+    alone: bool, month: TripMonth, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check, checked = Bucket.check, []
+
+    def counted(bucket: Bucket) -> None:
+        checked.append(bucket)
+        check(bucket)
+
+    monkeypatch.setattr(Bucket, "check", counted)
+    if alone:
+        runs.lake(month)
+    else:
+        etl_parent_flow(month.color, month.year, [month.month], **runs.places(etl_parent_flow))
+    assert len(checked) == 1
+
+
+def test_a_claim_is_retried_and_released(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 31265 AND objid > 0"
+    locked: list[object] = []
+    monkeypatch.setattr(Database, "present", lambda *_: locked.append(ours.query(locks)) or 1 / 0)
+    with dying(Database, "claim", when="before", times=1) as died:
+        state = runs.of(ingest_data, month)
+    assert died
+    assert state.is_failed()
+    assert [run.run_count for run in runs.task_runs(state)] == [1, 2, 4]  # check, claim, look up
+    assert set(map(str, locked)) == {"[(1,)]"}
+    until(lambda: ours.query(locks) == [(0,)], 30)
