@@ -34,11 +34,7 @@ def like_path(value: str) -> bool:
 
 
 def file_at(value: str) -> Path:
-    """Return the readable file at a path, with `~` expanded.
-
-    Raises:
-        BadValue: The path names no readable file. The text is the end of a sentence that names the path.
-    """
+    """Return the readable file at a path, with `~` expanded. The text of `BadValue` ends a sentence that names the path."""
     try:
         path = Path(value).expanduser().absolute()
         if path.is_dir():
@@ -57,11 +53,7 @@ def file_at(value: str) -> Path:
 
 
 def key_file(environment: Environment, name: str) -> Path | None:
-    """Return the key file that a variable names, with `~` expanded, or None if the variable is not set.
-
-    Raises:
-        BadValue: The value names no readable file. The text quotes the value if it looks like a path.
-    """
+    """Return the key file that a variable names, with `~` expanded, or None if the variable is not set."""
     value = environment.get(name, "").strip()
     if not value:
         return None
@@ -76,6 +68,15 @@ def key_file(environment: Environment, name: str) -> Path | None:
         raise BadValue(f"{what}; {advice}.") from None
 
 
+def machine_key_fault() -> str:
+    """Return what is wrong with the key file of GOOGLE_APPLICATION_CREDENTIALS, which Google refused; "" if it names none."""
+    try:
+        path = key_file(os.environ, MACHINE_KEY)
+    except BadValue as wrong:
+        return str(wrong)
+    return f"{MACHINE_KEY} names {str(path)!r}, which is not a usable key; name a key file." if path else ""
+
+
 def expand_machine_key(environment: MutableMapping[str, str] = os.environ) -> None:
     """Expand `~` in GOOGLE_APPLICATION_CREDENTIALS, because Google's library does not.
 
@@ -87,6 +88,10 @@ def expand_machine_key(environment: MutableMapping[str, str] = os.environ) -> No
             environment[MACHINE_KEY] = str(key_file(environment, MACHINE_KEY) or "")
         except BadValue:
             return
+
+
+NO_SERVER = (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError)
+"""The errors of Prefect's client if `PREFECT_API_URL` is not a Prefect server that can be used."""
 
 
 def no_server(error: httpx.HTTPError | httpx.InvalidURL | json.JSONDecodeError) -> str:

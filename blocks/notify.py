@@ -5,8 +5,8 @@ Running it again replaces the earlier states. `python -m blocks.notify none` end
 
 import argparse
 import asyncio
-import json
 import sys
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -15,7 +15,7 @@ from prefect.client.schemas.filters import FlowRunNotificationPolicyFilter
 from prefect.client.schemas.objects import BlockDocument
 
 from blocks import MAIL, NOTIFICATIONS, TAG
-from blocks.environment import no_server
+from blocks.environment import NO_SERVER, no_server
 
 # The state of a failed run can also have the name TimedOut.
 STATES = {"completed": ["Completed"], "failed": ["Failed", "TimedOut"], "crashed": ["Crashed"]}
@@ -52,11 +52,8 @@ async def _blocks(client: PrefectClient, names: list[str]) -> list[BlockDocument
     every: list[BlockDocument] = []
     while page := await client.read_block_documents(limit=200, offset=len(every), include_secrets=False):
         every += page
-    found = {
-        _name(block): block
-        for block in every
-        if (_name(block) in names if names else block.name in (NOTIFICATIONS, MAIL))
-    }
+    wanted = [b for b in every if (_name(b) in names if names else b.name in (NOTIFICATIONS, MAIL))]
+    found = {_name(block): block for block in wanted}
     if missing := [name for name in names if name not in found]:
         raise NothingToAttach(f"there is no block {', '.join(missing)}; `prefect block ls` lists all blocks.")
     if not found:
@@ -74,14 +71,11 @@ def _name(block: BlockDocument) -> str:
 async def _attach(client: PrefectClient, block: BlockDocument, states: list[str]) -> str:
     mine = await _policies(client, block.id)
     wanted = [name for state in states for name in STATES[state]]
+    policy: dict[str, Any] = {"state_names": wanted, "message_template": TEMPLATE}
     if wanted and mine:
-        await client.update_flow_run_notification_policy(
-            mine[0], is_active=True, state_names=wanted, message_template=TEMPLATE
-        )
+        await client.update_flow_run_notification_policy(mine[0], is_active=True, **policy)
     elif wanted:
-        await client.create_flow_run_notification_policy(
-            block.id, tags=[TAG], state_names=wanted, message_template=TEMPLATE
-        )
+        await client.create_flow_run_notification_policy(block.id, tags=[TAG], **policy)
     for surplus in mine[1:] if wanted else mine:
         await client.delete_flow_run_notification_policy(surplus)
     what = f"notifications of runs that end as {', '.join(wanted)}" if wanted else "no notifications any more"
@@ -108,7 +102,7 @@ def main(arguments: list[str]) -> int:
     except NothingToAttach as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError) as error:
+    except NO_SERVER as error:
         gone = isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 404
         why = "this server has no notification policies; on Prefect Cloud make an automation in the UI instead."
         print(f"error: {why if gone else no_server(error)}", file=sys.stderr)

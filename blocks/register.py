@@ -9,7 +9,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import httpx
 import prefect_gcp
 import prefect_sqlalchemy
 from google.auth.exceptions import GoogleAuthError
@@ -34,12 +33,13 @@ from blocks import (
     notifications,
 )
 from blocks.environment import (
-    MACHINE_KEY,
+    NO_SERVER,
     BadValue,
     Environment,
     expand_machine_key,
     key_file,
     like_path,
+    machine_key_fault,
     no_server,
     required,
 )
@@ -60,9 +60,8 @@ def _service_account(environment: Environment) -> dict[str, Any] | None:
         try:
             content = file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise BadValue(
-                f"GCP_SERVICE_ACCOUNT_FILE names {path!r}, which is not text ({type(error).__name__})."
-            ) from None
+            why = type(error).__name__
+            raise BadValue(f"GCP_SERVICE_ACCOUNT_FILE names {path!r}, which is not text ({why}).") from None
     if not content and not path:
         return None
     try:
@@ -86,13 +85,7 @@ _NO_CREDENTIALS = (
 
 def _no_credentials(why: str) -> BadValue:
     """Return the error for a machine without application default credentials. A wrong key file is named first."""
-    try:
-        key_file(os.environ, MACHINE_KEY)
-    except BadValue as wrong:
-        return BadValue(f"{wrong} {_NO_CREDENTIALS} ({why}).")
-    if path := os.environ.get(MACHINE_KEY, "").strip():
-        return BadValue(f"{MACHINE_KEY} names {path!r}, which is not a usable key. {_NO_CREDENTIALS} ({why}).")
-    return BadValue(f"{_NO_CREDENTIALS} ({why}).")
+    return BadValue(f"{machine_key_fault()} {_NO_CREDENTIALS} ({why}).".lstrip())
 
 
 def gcp_credentials(environment: Environment) -> GcpCredentials:
@@ -161,13 +154,8 @@ def _connection(environment: Environment) -> ConnectionComponents:
             f"POSTGRES_URL has {', '.join(secret)}, which the block would store readable for everyone; "
             "set it on the machines that run the flows, for example with PGSERVICEFILE, or use a key without a password."
         )
-    parts = {
-        "username": url.username,
-        "password": url.password,
-        "host": url.host,
-        "port": None if url.port is None else str(url.port),
-        "database": url.database,
-    }
+    parts = {field: getattr(url, field) for field in ("username", "password", "host", "database")}
+    parts["port"] = None if url.port is None else str(url.port)
     # As in libpq, options in the query override the other parts.
     parts |= {field: query.pop(name) for name, field in _FIELDS.items() if name in query}
     if url.get_backend_name() not in ("postgresql", "postgres") or not parts["database"]:
@@ -226,11 +214,7 @@ def register_types(module: ModuleType) -> None:
 
 
 def register(environment: Environment, kinds: list[str]) -> list[str]:
-    """Make or update the blocks of `kinds` and return their names. Make none if a value of any of them is missing or malformed.
-
-    Raises:
-        BadValue: A variable is missing or malformed.
-    """
+    """Make or update the blocks of `kinds` and return their names. Raise `BadValue`, and make none, if any value is wrong."""
     rows = [BLOCKS.get(kind) or (*ON_DEMAND[kind][:2], ON_DEMAND[kind][1]) for kind in kinds]
     for _, _, check in rows:
         check(environment)
@@ -245,10 +229,7 @@ def register(environment: Environment, kinds: list[str]) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Register the blocks of the given kinds. Without kinds, register the required ones and those that the environment turns on.
-
-    Return 0; 1 after an error, or 2 for wrong arguments.
-    """
+    """Register the blocks of the given kinds; without kinds, the required ones and those that the environment turns on."""
     kinds = [*BLOCKS, *ON_DEMAND]
     if set(arguments) - set(kinds):
         print(f"usage: python -m blocks.register [{'] ['.join(kinds)}]", file=sys.stderr)
@@ -259,12 +240,10 @@ def main(arguments: list[str]) -> int:
         for block in register(os.environ, chosen):
             print(f"registered {block}")
     except BadValue as error:
-        print(
-            f"error: {error}\nSee .env.example; to make only some blocks, name their kinds: {' '.join(kinds)}.",
-            file=sys.stderr,
-        )
+        advice = f"See .env.example; to make only some blocks, name their kinds: {' '.join(kinds)}."
+        print(f"error: {error}\n{advice}", file=sys.stderr)
         return 1
-    except (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError) as error:
+    except NO_SERVER as error:
         print(f"error: {no_server(error)}", file=sys.stderr)
         return 1
     return 0
