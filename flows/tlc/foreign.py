@@ -48,7 +48,7 @@ class Look:
     alone: bool = False
     count: int = 1  # matches of the pattern that the text must have
 
-    def of(self, text: bytes) -> bool:
+    def matches(self, text: bytes) -> bool:
         """Return whether the text looks like this kind."""
         return sum(1 for _ in islice(self.pattern.finditer(text), self.count)) == self.count
 
@@ -87,7 +87,7 @@ _ALONE = tuple(look for look in LOOKS if look.alone)
 
 def look_of(text: bytes) -> str:
     """Return the name of what a piece of text, which is not a row, looks like."""
-    return next(look.name for look in LOOKS if look.of(text))
+    return next(look.name for look in LOOKS if look.matches(text))
 
 
 @dataclass(frozen=True)
@@ -189,13 +189,13 @@ class Foreign:
             self._remember(*self._run)
             self._run = (0, 0, b"")
 
-    def no_row(self, row_number: int, line: bytes) -> None:
+    def foreign_line(self, row_number: int, line: bytes) -> None:
         """Note that a line is not a row. Raise `UnreadableFile` if this line alone shows that the file is damaged."""
         for look in _ALONE:
             if look.pattern.search(line):
                 _refuse(self._trip_month, self._run[0] or row_number, f"is {look.name}")
         require_no_header(self._trip_month, row_number, line)
-        if _DATETIME.search(line) and not _BINARY.of(line):  # a row with the wrong number of fields
+        if _DATETIME.search(line) and not _BINARY.matches(line):  # a row with the wrong number of fields
             self.row()
             return
         number, size, begin = self._run

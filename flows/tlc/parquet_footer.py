@@ -84,16 +84,16 @@ class ColumnChunk:
 
 @dataclass(frozen=True)
 class Group:
-    """A row group: its position `number`, counted from 0, in a file with `of` row groups."""
+    """A row group: its position `number`, counted from 0, in a file with `total` row groups."""
 
     number: int
-    of: int
+    total: int
     rows: int
     columns: tuple[ColumnChunk, ...]
 
     def place(self, column: int | None = None) -> str:
         """Return the name of the row group, or of one of its columns, for a message."""
-        where = f"row group {self.number + 1} of {self.of}"
+        where = f"row group {self.number + 1} of {self.total}"
         return where if column is None else f"{where}, column {'.'.join(self.columns[column].leaf.path)[:60]!r}"
 
 

@@ -214,7 +214,7 @@ class _Rows:
             except csv.Error:
                 reason = _NO_CSV
             if reason:
-                self._foreign.no_row(first_row + position, line)
+                self._foreign.foreign_line(first_row + position, line)
                 rejects.append((first_row + position, reason, line.decode(errors="backslashreplace")))
                 if len(rejects) > MAX_REJECTED:
                     break  # `Tally` refuses any month with so many
