@@ -27,7 +27,7 @@
 | the page about columns and eras                    | `tlc/dictionary.py` → `docs/schema.md` |
 | the data-quality rules                             | `tlc/quality.py`                  |
 | how many trips of a file must be in its month      | `tlc/pickups.py`                  |
-| the known row counts of published files            | `tlc/known_months.csv`, `connectors/known.py` |
+| the known row counts of published files            | `tlc/known_months.csv`, `connectors/known_months.py` |
 | where months are published, in which formats       | `tlc/sources.py`                  |
 | how a file becomes one checked, counted stream of trips | `tlc/stream.py`                   |
 | how a file is read                                 | `tlc/{reading_csv,reading_parquet}.py`|

@@ -12,7 +12,7 @@ if not __package__:  # run as a file: Python looks for modules in the file's fol
 from prefect import flow, get_run_logger
 
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
-from flows.connectors.known import known_publication
+from flows.connectors.known_months import known_publication
 from flows.connectors.web import source_of
 from flows.stores import STORES, Target
 from flows.stores.origins import FromLake, Origin, Web

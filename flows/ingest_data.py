@@ -19,7 +19,7 @@ from flows.tasks.policy import flow_options
 from flows.tasks.stores import require_usable
 from flows.tlc.manifest import Outcome
 from flows.tlc.sources import SourceName
-from flows.tlc.trips import AtLeastOne, Bound, Color, OptionalMonths, OptionalYear, Rows, Terms, TripMonth
+from flows.tlc.trips import AtLeastOne, Bound, Color, OptionalMonths, OptionalYear, Rows, Terms
 
 
 @flow(name="ingest-data", flow_run_name=named_for_months(), **flow_options())
@@ -50,11 +50,7 @@ def ingest_data(
     chosen = chosen_months(color, year, months, since, until)
     origin, into = Web(source_of(source), Terms(rows)), Target("database", database_block=block_name)
     require_usable(into)
-
-    def load(trip_month: TripMonth) -> Outcome:
-        return bring(trip_month, origin, into)
-
-    return each_month("ingest-data", chosen, at_once, load)
+    return each_month("ingest-data", chosen, at_once, lambda trip_month: bring(trip_month, origin, into))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import yaml
 from prefect import Flow
 
 from blocks.register import BLOCKS, register
-from flows.connectors.known import known_file
+from flows.connectors.known_months import known_file
 from flows.etl_gcs_bq import etl_gcs_bq_parent_flow
 from flows.etl_web_gcs import etl_parent_flow
 from flows.ingest_data import ingest_data

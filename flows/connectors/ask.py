@@ -50,11 +50,7 @@ def read_by(sql: str, tables: Iterable[str]) -> list[str]:
 
 
 def answer(sql: str, tables: Mapping[str, ds.Dataset | pa.Table], most: int) -> Answer:
-    """Run a query over `tables` and return at most `most` rows.
-
-    Raises:
-        Unanswerable: DuckDB is not installed, or the query fails.
-    """
+    """Run a query over `tables` and return at most `most` rows. Raise `Unanswerable` if it fails."""
     duckdb = _duckdb()
     connection = duckdb.connect(config=_CLOSED)
     try:

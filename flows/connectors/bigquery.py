@@ -37,6 +37,15 @@ def _fields(columns: Iterable[Column]) -> list[bigquery.SchemaField]:
     return [bigquery.SchemaField(c.name, KINDS[c.kind].bigquery, description=c.described) for c in columns]
 
 
+def _replacing(wanted: Iterable[Column]) -> bigquery.LoadJobConfig:
+    """Return the configuration of a load job that replaces a table with a Parquet file."""
+    return bigquery.LoadJobConfig(
+        source_format=bigquery.SourceFormat.PARQUET,
+        schema=_fields(wanted),
+        write_disposition=bigquery.WriteDisposition.WRITE_TRUNCATE,
+    )
+
+
 class BigQuery:
     """One dataset of a project."""
 
@@ -71,14 +80,7 @@ class BigQuery:
         return str(self._client.get_dataset(self.dataset).location)
 
     def ensure_dataset(self, location: str | None) -> None:
-        """Create the dataset if it does not exist.
-
-        Args:
-            location: The bucket's location, where load jobs need the dataset to be. None if it is unknown.
-
-        Raises:
-            MisconfiguredBlock: The dataset does not exist, and the location is unknown.
-        """
+        """Create the dataset if it does not exist. Load jobs need it in the bucket's `location`; None if that is unknown."""
         with self._explained():
             try:
                 self._client.get_dataset(self.dataset)
@@ -94,12 +96,7 @@ class BigQuery:
                 self._client.create_dataset(dataset, exists_ok=True)
 
     def ensure_table(self, name: str, wanted: Iterable[Column], partitioned_by: str = "") -> None:
-        """Create a table if it does not exist, and add the columns that it lacks.
-
-        Args:
-            name: The table.
-            wanted: The columns that the table needs.
-            partitioned_by: The column by which the table is partitioned by month; "" for no partitions.
+        """Create a table if it does not exist, and add the columns that it lacks. Partition it by month if a column is given.
 
         Raises:
             MisconfiguredBlock: The table exists and is not partitioned by that column.
@@ -111,7 +108,7 @@ class BigQuery:
         with self._explained():
             table = self._client.get_table(self._client.create_table(new, exists_ok=True).reference)
             partitioning = table.time_partitioning
-            if partitioned_by and (partitioning is None or partitioning.field != partitioned_by):
+            if partitioned_by and getattr(partitioning, "field", None) != partitioned_by:
                 raise MisconfiguredBlock(
                     f"BigQuery has a table {table.full_table_id} that this project did not make (it is not partitioned by"
                     f" {partitioned_by}); rename it, or choose another dataset."
@@ -153,12 +150,8 @@ class BigQuery:
         load twice. A failed job's id cannot be used again. If the first job failed, or if `loaded()` does not find its rows, the
         load gets the next id.
         """
-        config = bigquery.LoadJobConfig(
-            source_format=bigquery.SourceFormat.PARQUET,
-            schema=_fields(wanted),
-            write_disposition=bigquery.WriteDisposition.WRITE_TRUNCATE,
-            create_disposition=bigquery.CreateDisposition.CREATE_NEVER,
-        )
+        config = _replacing(wanted)
+        config.create_disposition = bigquery.CreateDisposition.CREATE_NEVER
         location = self.location
         for attempt in itertools.count():
             job_id = f"load-{self.dataset.dataset_id}-{job_name}-{attempt}"
@@ -214,39 +207,30 @@ class BigQuery:
             self._client.delete_table(self.dataset.table(table), not_found_ok=True)
 
     def read_table(self, name: str, wanted: Sequence[Column]) -> pa.Table | None:
-        """Return all rows of a small table, or None if it does not exist.
-
-        Raises:
-            MisconfiguredBlock: The table has other columns.
-        """
+        """Return all rows of a small table, or None if it does not exist. Raise `MisconfiguredBlock` for other columns."""
         names = [column.name for column in wanted]
         with self._explained():
             try:
                 found = self._client.get_table(self.dataset.table(name))
             except NotFound:
                 return None
-            if [field.name for field in found.schema] != names:
-                raise MisconfiguredBlock(
-                    f"BigQuery has a table {found.full_table_id} that this project did not make (its columns are not"
-                    f" {', '.join(names)}); rename it, or choose another dataset."
-                )
-        listed = ", ".join(f"`{name}`" for name in names)
-        rows = self.query(f"SELECT {listed} FROM {self.sql_name(name)}")  # noqa: S608
+        if [field.name for field in found.schema] != names:
+            raise MisconfiguredBlock(
+                f"BigQuery has a table {found.full_table_id} that this project did not make (its columns are not"
+                f" {', '.join(names)}); rename it, or choose another dataset."
+            )
+        rows = self.query(f"SELECT * FROM {self.sql_name(name)}")  # noqa: S608
         return pa.Table.from_pylist(rows, schema=pa.schema([(c.name, KINDS[c.kind].arrow) for c in wanted]))
 
     def replace_table(self, name: str, wanted: Sequence[Column], rows: pa.Table, description: str) -> None:
         """Replace a small table atomically, then set its description. Create the table if it does not exist."""
         with self._explained(), io.BytesIO() as file:
             pq.write_table(rows, file)
-            config = bigquery.LoadJobConfig(
-                source_format=bigquery.SourceFormat.PARQUET,
-                schema=_fields(wanted),
-                write_disposition=bigquery.WriteDisposition.WRITE_TRUNCATE,
-            )
+            reference = self.dataset.table(name)
             self._client.load_table_from_file(
-                file, self.dataset.table(name), rewind=True, location=self.location, job_config=config
+                file, reference, rewind=True, location=self.location, job_config=_replacing(wanted)
             ).result()
-            table = self._client.get_table(self.dataset.table(name))
+            table = self._client.get_table(reference)
             table.description = description
             self._client.update_table(table, ["description"])
 

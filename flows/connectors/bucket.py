@@ -4,7 +4,7 @@ import datetime as dt
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -30,17 +30,19 @@ if TYPE_CHECKING:
 # slow connections.
 CHUNK = 8 << 20
 TIMEOUT = (15, 300)  # seconds to connect, seconds to wait for an answer
-_FOOTER = 1 << 20  # bytes per request when only a small part of an object is read
 
 
 @dataclass(frozen=True)
 class Object:
-    """One generation of an object in the bucket."""
+    """One generation of an object in the bucket. False if the object does not exist: then the generation is 0."""
 
     key: str
-    generation: int
-    size: int
-    metadata: Mapping[str, str]
+    generation: int = 0
+    size: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return self.generation != 0
 
 
 @contextmanager
@@ -64,12 +66,14 @@ class Bucket:
         self._bucket: StorageBucket = client.bucket(block.bucket)
 
     @contextmanager
-    def _explained(self, doing: str) -> Iterator[None]:
-        """Convert the client's errors about access to the bucket into `MisconfiguredBlock`, which says what to do."""
+    def _explained(self, doing: str, key: str = "") -> Iterator[None]:
+        """Convert the client's errors: access to the bucket to `MisconfiguredBlock`, the precondition of `key` to `Overtaken`."""
         name = self.block.bucket
         try:
             with _named():
                 yield
+        except PreconditionFailed as error:
+            raise self._overtaken(key) from error
         except TransportError:  # the token server cannot be reached; the credentials may be right
             raise
         except (Forbidden, Unauthorized, GoogleAuthError) as error:
@@ -77,6 +81,9 @@ class Bucket:
                 f"bucket {name!r} cannot be {doing} with the block's credentials ({type(error).__name__}: {error});"
                 " give the service account Storage Object Admin on it, or correct the credentials."
             ) from error
+
+    def _overtaken(self, key: str) -> Overtaken:
+        return Overtaken(f"{self.uri(key)} was written by another run meanwhile")
 
     def check(self) -> None:
         """Raise `MisconfiguredBlock` unless the bucket exists and the credentials may read it."""
@@ -112,21 +119,22 @@ class Bucket:
             return None
         return str(self._bucket.location) if self._bucket.location else None
 
-    def stat(self, key: str) -> Object | None:
-        """Return the newest generation of the object `key`, or None if it does not exist."""
+    def stat(self, key: str) -> Object:
+        """Return the newest generation of the object `key`; an object that is False if it does not exist."""
         with self._explained("read"):
             blob = self._bucket.get_blob(self.path(key), timeout=TIMEOUT)
-        return None if blob is None else self._object(key, blob)
+        return Object(key) if blob is None else self._object(key, blob)
 
     def holds(self, key: str, generation: int) -> bool:
         """Return whether the object `key` has this generation."""
-        present = self.stat(key)
-        return present is not None and present.generation == generation
+        return self.stat(key).generation == generation
 
-    def require(self, key: str, generation: int) -> None:
-        """Raise `Gone` unless the object `key` has this generation."""
-        if not self.holds(key, generation):
+    def require(self, key: str, generation: int) -> Object:
+        """Return the object `key`. Raise `Gone` unless it has this generation."""
+        present = self.stat(key)
+        if present.generation != generation:
             raise Gone(f"{self.uri(key)} was replaced while this run was at work. Run again.")
+        return present
 
     def listing(self, prefix: str) -> dict[str, Object]:
         """Return the objects below a prefix by key, sorted by name."""
@@ -136,11 +144,7 @@ class Bucket:
             return {key: self._object(key, blob) for key, blob in keys}
 
     def read(self, key: str, generation: int, position: int = 0) -> Iterator[bytes]:
-        """Yield the bytes of this generation of an object, starting at `position`.
-
-        Raises:
-            Gone: This generation of the object does not exist.
-        """
+        """Yield the bytes of this generation of an object from `position` on. Raise `Gone` if it does not exist."""
         blob = self._bucket.blob(self.path(key), generation=generation)
         try:
             with self._explained("read"), blob.open("rb", chunk_size=CHUNK, timeout=TIMEOUT) as file:
@@ -157,24 +161,13 @@ class Bucket:
         return None
 
     def write_text(self, key: str, text: str, replaces: int) -> None:
-        """Write a small JSON object.
-
-        Raises:
-            Overtaken: The object is not at generation `replaces` (0: absent).
-        """
-        with self._explained("written"):
-            try:
-                self._bucket.blob(self.path(key)).upload_from_string(
-                    text, "application/json", timeout=TIMEOUT, if_generation_match=replaces
-                )
-            except PreconditionFailed as error:
-                raise self._overtaken(key) from error
+        """Write a small JSON object. Raise `Overtaken` unless the object is at generation `replaces` (0: absent)."""
+        blob = self._bucket.blob(self.path(key))
+        with self._explained("written", key):
+            blob.upload_from_string(text, "application/json", timeout=TIMEOUT, if_generation_match=replaces)
 
     def _object(self, key: str, blob: Blob) -> Object:
         return Object(key, int(blob.generation), int(blob.size), dict(blob.metadata or {}))
-
-    def _overtaken(self, key: str) -> Overtaken:
-        return Overtaken(f"{self.uri(key)} was written by another run meanwhile")
 
     @contextmanager
     def writer(
@@ -182,65 +175,43 @@ class Bucket:
     ) -> Iterator[IO[bytes]]:
         """Yield a file that writes a new object. The object appears when the block ends; after an error it does not appear.
 
-        Raises:
-            Overtaken: `replaces` is given, and the object `key` is not at that generation (0: absent).
+        Raise `Overtaken` if `replaces` is given, and the object `key` is not at that generation (0: absent).
         """
         blob = self._bucket.blob(self.path(key))
         blob.metadata = dict(metadata or {})
-        with self._explained("written"):
-            file: Any = blob.open(
-                "wb", chunk_size=CHUNK, ignore_flush=True, timeout=TIMEOUT, if_generation_match=replaces
-            )
+        options: dict[str, Any] = {"chunk_size": CHUNK, "timeout": TIMEOUT, "if_generation_match": replaces}
+        with self._explained("written", key):
+            file: Any = blob.open("wb", ignore_flush=True, **options)
             try:
-                with _named(), file:
+                with file:
                     yield file
-            except PreconditionFailed as error:
-                raise self._overtaken(key) from error
             finally:
                 # If an upload fails, and so does cancelling it, the client leaves the buffer open. The garbage collector would
                 # close it later, and closing sends the incomplete data as a whole object.
                 file._buffer.close()
 
     def add_metadata(self, key: str, metadata: Mapping[str, str], mark: Mapping[str, str]) -> Object:
-        """Add metadata to the object `key`, whose metadata must contain `mark`, and return the object.
+        """Add metadata to the object `key` and return the object. Metadata that the server or another tool added stays.
 
-        Metadata that the server or another tool added stays.
-
-        Raises:
-            Gone: The object does not exist.
-            Overtaken: The object's metadata does not contain `mark`: another run replaced it.
+        Raise `Overtaken` unless the object's metadata contains `mark`: another run replaced it.
         """
-        with self._explained("written"):
-            blob = self._bucket.get_blob(self.path(key), timeout=TIMEOUT)
-            if blob is None:
-                raise self._vanished(key)
-            if not mark.items() <= (blob.metadata or {}).items():
+        present = self.written(key)
+        blob = self._bucket.blob(self.path(key))
+        blob.metadata = dict(metadata)  # a PATCH keeps the keys that it does not name
+        with self._explained("written", key):
+            if not mark.items() <= present.metadata.items():
                 raise self._overtaken(key)
-            blob.metadata = dict(metadata)  # a PATCH keeps the keys that it does not name
-            try:
-                blob.patch(timeout=TIMEOUT, if_generation_match=blob.generation)
-            except PreconditionFailed as error:
-                raise self._overtaken(key) from error
+            blob.patch(timeout=TIMEOUT, if_generation_match=present.generation)
         return self._object(key, blob)
-
-    def _vanished(self, key: str) -> Gone:
-        return Gone(f"{self.uri(key)} vanished right after it was written; is a lifecycle rule at work? Run again.")
 
     def written(self, key: str) -> Object:
         """Return an object that was just written. Raise `Gone` if it does not exist."""
-        present = self.stat(key)
-        if present is None:
-            raise self._vanished(key)
-        return present
+        if present := self.stat(key):
+            return present
+        raise Gone(f"{self.uri(key)} vanished right after it was written; is a lifecycle rule at work? Run again.")
 
     def copy(
-        self,
-        staged: str,
-        generation: int,
-        key: str,
-        replaces: int,
-        metadata: Mapping[str, str] | None = None,
-        content_type: str = "application/octet-stream",
+        self, staged: str, generation: int, key: str, replaces: int, metadata: Mapping[str, str], content_type: str
     ) -> Object:
         """Copy a staged object to `key` inside the store, with new metadata, and return the copy.
 
@@ -251,40 +222,21 @@ class Bucket:
         source = self._bucket.blob(self.path(staged), generation=generation)
         blob = self._bucket.blob(self.path(key))
         blob.content_type = content_type  # a copy with its own metadata needs one
-        blob.metadata = dict(metadata or {})
+        blob.metadata = dict(metadata)
         token: str | None = None
-        with self._explained("written"):
+        with self._explained("written", key):
             try:
                 while True:  # the store may copy a large object in several requests
                     token, _, _ = blob.rewrite(source, token=token, if_generation_match=replaces, timeout=TIMEOUT)
                     if token is None:
                         return self._object(key, blob)
-            except PreconditionFailed as error:
-                raise self._overtaken(key) from error
             except NotFound as error:
                 raise Gone(f"{self.uri(staged)} is not in the lake any more; run again.") from error
 
-    def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects. Ignore those that do not exist."""
-        for key in keys:
-            with self._explained("written"):
-                try:
-                    self._bucket.blob(self.path(key)).delete(timeout=TIMEOUT)
-                except NotFound:
-                    continue
-
-    def delete_generation(self, key: str, generation: int) -> None:
-        """Delete one generation of an object. Ignore an object that does not exist.
-
-        Raises:
-            Overtaken: The object has another generation.
-        """
-        with self._explained("written"), suppress(NotFound):
-            try:
-                blob = self._bucket.blob(self.path(key))
-                blob.delete(timeout=TIMEOUT, if_generation_match=generation)
-            except PreconditionFailed as error:
-                raise self._overtaken(key) from error
+    def delete(self, key: str, generation: int | None = None) -> None:
+        """Delete an object if it exists. Raise `Overtaken` if `generation` is given and the object has another one."""
+        with self._explained("written", key), suppress(NotFound):
+            self._bucket.blob(self.path(key)).delete(timeout=TIMEOUT, if_generation_match=generation)
 
     def delete_older(self, prefixes: Iterable[str], before: dt.datetime) -> None:
         """Delete the objects below the prefixes that were last changed before a time."""
@@ -300,19 +252,10 @@ class Bucket:
         with self._explained("read"):
             self.block.download_object_to_file_object(key, file)
 
-    @contextmanager
-    def opened(self, key: str, generation: int) -> Iterator[IO[bytes]]:
-        """Open an object to read a small part of it, such as a Parquet footer."""
-        blob = self._bucket.blob(self.path(key), generation=generation)
-        with self._explained("read"), blob.open("rb", chunk_size=_FOOTER, timeout=TIMEOUT) as file:
-            yield file
-
     def ranges(self, present: Object, on_read: Callable[[int], None] = lambda size: None) -> io.RawIOBase:
         """Return this generation of an object as a file that fetches only the ranges that are read.
 
-        Args:
-            present: The object.
-            on_read: Called after each request with the number of bytes that it fetched.
+        `on_read` is called after each request with the number of bytes that it fetched.
         """
         blob = self._bucket.blob(self.path(present.key), generation=present.generation)
 

@@ -5,7 +5,6 @@ import binascii
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import google_crc32c
@@ -32,29 +31,19 @@ _LENGTHS: dict[Verified, int] = {"sha256": 32, "md5": 16, "crc32c": 4}
 _NAMES: dict[str, Verified] = {"sha-256": "sha256", "sha256": "sha256", "md5": "md5", "crc32c": "crc32c"}
 
 
-@dataclass(frozen=True)
-class _Header:
-    """A response header that carries digests.
-
-    `covers` is "file" (the whole file, also in the answer to a Range request) or "answer" (the body of this answer).
-    """
-
-    name: str
-    kind: str  # "" if each value names its kind
-    covers: str
-
-
+# The response headers that carry digests. For each: the kind of digest ("" if each value names its kind), and what it covers:
+# "file" (the whole file, also in the answer to a Range request) or "answer" (the body of this answer).
 # A multipart checksum of S3 ("…-12") is a digest of digests, not of the bytes. Its length does not match, so it is ignored.
-_HEADERS = (
-    _Header("Repr-Digest", "", "file"),  # RFC 9530: sha-256=:…:
-    _Header("Digest", "", "file"),  # RFC 3230: SHA-256=…
-    _Header("Content-Digest", "", "answer"),  # RFC 9530
-    _Header("x-goog-hash", "", "file"),  # https://cloud.google.com/storage/docs/xml-api/reference-headers#xgooghash
+_HEADERS = {
+    "Repr-Digest": ("", "file"),  # RFC 9530: sha-256=:…:
+    "Digest": ("", "file"),  # RFC 3230: SHA-256=…
+    "Content-Digest": ("", "answer"),  # RFC 9530
+    "x-goog-hash": ("", "file"),  # https://cloud.google.com/storage/docs/xml-api/reference-headers#xgooghash
     # https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html
-    _Header("x-amz-checksum-sha256", "sha256", "file"),
-    _Header("x-amz-checksum-crc32c", "crc32c", "file"),
-    _Header("Content-MD5", "md5", "answer"),  # RFC 1864
-)
+    "x-amz-checksum-sha256": ("sha256", "file"),
+    "x-amz-checksum-crc32c": ("crc32c", "file"),
+    "Content-MD5": ("md5", "answer"),  # RFC 1864
+}
 _VALUE = re.compile(r"\s*([A-Za-z0-9-]+)=:?([A-Za-z0-9+/=_-]+?):?\s*(?:,|$)")
 _MD5_ETAG = re.compile(r'"([0-9a-fA-F]{32})"')
 
@@ -69,13 +58,12 @@ def _sent_otherwise(header: str, headers: Mapping[str, str]) -> bool:
 
 def _promises(answer: httpx.Response) -> Iterator[tuple[Verified, bytes]]:
     """Yield each digest that an answer carries for the bytes of the whole file, as they are sent."""
-    for header in _HEADERS:
-        text = answer.headers.get(header.name, "")
-        if not text or (header.covers == "answer" and answer.status_code != 200):
+    for header, (its_kind, covers) in _HEADERS.items():
+        text = answer.headers.get(header, "")
+        partial = covers == "answer" and answer.status_code != 200
+        if not text or partial or _sent_otherwise(header, answer.headers):
             continue
-        if _sent_otherwise(header.name, answer.headers):
-            continue
-        for name, value in [(header.kind, text.strip())] if header.kind else _VALUE.findall(text):
+        for name, value in [(its_kind, text.strip())] if its_kind else _VALUE.findall(text):
             kind = _NAMES.get(name.lower())
             try:
                 digest = base64.b64decode(value, validate=True)
@@ -83,12 +71,6 @@ def _promises(answer: httpx.Response) -> Iterator[tuple[Verified, bytes]]:
                 continue
             if kind and len(digest) == _LENGTHS[kind]:
                 yield kind, digest
-
-
-def _by_etag(answer: httpx.Response) -> bytes | None:
-    """Return what may be the file's MD5. S3, MinIO, R2 and others use it as the ETag of files uploaded in one part."""
-    match = _MD5_ETAG.fullmatch(answer.headers.get("ETag", ""))
-    return bytes.fromhex(match[1]) if match else None
 
 
 def _etag_is_md5(answer: httpx.Response) -> bool:
@@ -106,7 +88,9 @@ class Check:
 
     def __init__(self, answer: httpx.Response) -> None:
         self._promised = dict(reversed([*_promises(answer)]))
-        self._etag = _by_etag(answer)
+        # S3, MinIO, R2 and others use the MD5 as the ETag of files uploaded in one part.
+        match = _MD5_ETAG.fullmatch(answer.headers.get("ETag", ""))
+        self._etag = bytes.fromhex(match[1]) if match else None
         self._etag_counts = _etag_is_md5(answer)
         kinds = set(self._promised) | ({"md5"} if self._etag else set())
         self._digests = {kind: make() for kind, make in _KINDS.items() if kind in kinds}

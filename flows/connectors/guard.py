@@ -26,25 +26,19 @@ from flows.tlc.errors import MisconfiguredBlock, SourceNotAllowed, UnreadableFil
 
 ALLOW = "TRIPS_ALLOW_SOURCES"
 ALLOWANCES = {"file": "files of the machine that runs the flow", "private": "servers at private and local addresses"}
-OPERATORS = (
-    "TLC_OFFICIAL_URL",
-    "TLC_MIRROR_URL",
-    "TLC_ZONES_URL",
-)  # set by the operator, so their addresses are trusted
+# Set by the operator, so their addresses are trusted.
+OPERATORS = ("TLC_OFFICIAL_URL", "TLC_MIRROR_URL", "TLC_ZONES_URL")
 _PORTS = {"http": 80, "https": 443}
 _TIMEOUT = httpx.Timeout(60, connect=15)
 
 # A cloud's metadata service gives credentials to any local caller. It never publishes trips, so no setting allows it.
-_METADATA = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "169.254.0.0/16",  # link-local: AWS, Google, Azure, Oracle, DigitalOcean; 169.254.170.2 for ECS containers
-        "fd00:ec2::/32",  # AWS, IPv6
-        "fd20:ce::254/128",  # Google, IPv6
-        "100.100.100.200/32",  # Alibaba
-        "168.63.129.16/32",  # Azure's WireServer
-        "192.0.0.192/32",  # Oracle, older
-    )
+_METADATA = (
+    ipaddress.ip_network("169.254.0.0/16"),  # link-local: AWS, Google, Azure, Oracle, DigitalOcean, and ECS containers
+    ipaddress.ip_network("fd00:ec2::/32"),  # AWS, IPv6
+    ipaddress.ip_network("fd20:ce::254/128"),  # Google, IPv6
+    ipaddress.ip_network("100.100.100.200/32"),  # Alibaba
+    ipaddress.ip_network("168.63.129.16/32"),  # Azure's WireServer
+    ipaddress.ip_network("192.0.0.192/32"),  # Oracle, older
 )
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
@@ -68,8 +62,8 @@ def require_allowed(url: str) -> None:
     """
     parts = urlsplit(url)
     if parts.scheme == "file":
-        if "file" not in allowances() and not _is_operators_file(url):
-            raise _refused(url, "file")
+        if not _is_operators_file(url):
+            _require_allowance(url, "file")
         return
     _require_host(url, _host(parts.hostname), parts.port or _PORTS.get(parts.scheme, 0))
 
@@ -80,17 +74,14 @@ def _require_host(url: str, host: str, port: int, trusted: Iterable[tuple[str, i
     if address and _is_metadata(address):
         raise _never(url)
     if (local or (address and not _is_public(address))) and (host, port) not in {*_operators_hosts(), *trusted}:
-        _require_private_allowed(url)
+        _require_allowance(url, "private")
 
 
-def _require_private_allowed(url: str) -> None:
-    if "private" not in allowances():
-        raise _refused(url, "private")
-
-
-def _refused(url: str, what: str) -> SourceNotAllowed:
+def _require_allowance(url: str, what: str) -> None:
+    if what in allowances():
+        return
     named = "a local file" if what == "file" else "at a private or local address"
-    return SourceNotAllowed(
+    raise SourceNotAllowed(
         f"{shown(url)} is {named}, which this process may not read. To allow {ALLOWANCES[what]}, the operator sets"
         f" {ALLOW}={what} in the environment of the process that runs the flow (docs/secrets.md). Nothing was loaded."
     )
@@ -113,14 +104,11 @@ def _host(name: str | None) -> str:
 
 def _literal(host: str) -> Address | None:
     """Return the address that a host is written as (dotted, decimal, octal, hexadecimal or IPv6), or None for a name."""
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host)
-    except ValueError:
-        pass
-    try:
+    with suppress(OSError):
         return ipaddress.IPv4Address(socket.inet_aton(host))
-    except OSError:
-        return None
+    return None
 
 
 def _carried(address: Address) -> Address:
@@ -150,11 +138,9 @@ def _operators_urls() -> list[str]:
 def _operators_hosts() -> set[tuple[str, int]]:
     hosts = set()
     for url in _operators_urls():
-        try:
+        with suppress(ValueError):
             parts = parsed(url)
             hosts.add((_host(parts.hostname), parts.port or _PORTS.get(parts.scheme, 0)))
-        except ValueError:
-            continue
     return hosts - {("", 0)}
 
 
@@ -198,7 +184,7 @@ class Wire(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:  # fmt: skip
         """Connect to the first address of a host that answers."""
-        addresses = [host] if self._to_proxy else self.judged(host, port)
+        addresses = [host] if self._to_proxy else self.allowed_addresses(host, port)
         for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             try:
                 stream = self._backend.connect_tcp(address, port, self.within(timeout), local_address, socket_options)
@@ -208,7 +194,7 @@ class Wire(httpcore.NetworkBackend):
                     raise
         raise httpcore.ConnectError(f"{host} has no address")
 
-    def judged(self, host: str, port: int) -> list[str]:
+    def allowed_addresses(self, host: str, port: int) -> list[str]:
         """Return a host's addresses. Raise `SourceNotAllowed` if this process may not read one of them."""
         try:
             found = [str(at[4][0]) for at in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
@@ -219,7 +205,7 @@ class Wire(httpcore.NetworkBackend):
             if _is_metadata(address):
                 raise _never(f"http://{host}:{port}")
             if not _is_public(address) and not trusted:
-                _require_private_allowed(f"http://{host}:{port}")
+                _require_allowance(f"http://{host}:{port}", "private")
         return list(dict.fromkeys(found))
 
 
@@ -258,7 +244,7 @@ class Client(httpx.Client):
             # identity: the bytes are hashed and counted as published, so a proxy must not gzip them
             super().__init__(
                 timeout=_TIMEOUT, follow_redirects=True, headers={"Accept-Encoding": "identity"}, verify=_tls(),
-                event_hooks={"request": [self._judge_request], "response": [self._judge_redirect]},
+                event_hooks={"request": [self._check_request], "response": [self._check_redirect]},
             )  # fmt: skip
         except (ValueError, httpx.InvalidURL, ImportError):  # the error's text may contain a proxy's password
             raise MisconfiguredBlock(
@@ -276,16 +262,16 @@ class Client(httpx.Client):
         for wire in self._wires:
             wire.deadline = time.monotonic() + seconds
 
-    def _judge_request(self, request: httpx.Request) -> None:
+    def _check_request(self, request: httpx.Request) -> None:
         url = str(request.url)
         host, port = _host(request.url.host), request.url.port or _PORTS.get(request.url.scheme, 0)
         _require_host(url, host, port, self._wires[0].trusted)
         if self._transport_for_url(request.url) is not self._transport:
             # The proxy connects, and some names only the proxy can resolve. Names that this machine resolves are checked.
             with suppress(httpcore.ConnectError):
-                self._wires[0].judged(host, port)
+                self._wires[0].allowed_addresses(host, port)
 
-    def _judge_redirect(self, answer: httpx.Response) -> None:
+    def _check_redirect(self, answer: httpx.Response) -> None:
         """Check a redirect's target before httpx does, because httpx's errors quote the address."""
         if not answer.has_redirect_location:
             return

@@ -1,6 +1,7 @@
 """PostgreSQL: connections, transactions, tables, COPY and advisory locks. Column names are in lower case."""
 
 import io
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,21 +56,34 @@ class _Stream(io.RawIOBase):
         return bytes(taken)
 
 
-def names_of(wanted: Iterable[Column]) -> list[sql.Identifier]:
-    """Return the names of columns as SQL identifiers."""
-    return [sql.Identifier(column.postgres_name) for column in wanted]
+def run(cursor: "Cursor", statement: str, values: Sequence[object] = (), /, **names: str | sql.Composable) -> None:
+    """Run a statement. Each `{name}` in it becomes the identifier, or the piece of SQL, that is given as `name`."""
+    cursor.execute(composed(statement, **names), values or None)
 
 
-def _defined(wanted: Iterable[Column]) -> sql.Composed:
-    """Return column definitions for CREATE TABLE and ADD COLUMN."""
-    return sql.SQL(", ").join(
-        sql.SQL("{} {}").format(sql.Identifier(c.postgres_name), sql.SQL(KINDS[c.kind].postgres)) for c in wanted
-    )
+def composed(statement: str, **names: str | sql.Composable) -> sql.Composed:
+    """Return a statement with its names filled in, as `run` does."""
+    pieces = {name: sql.Identifier(given) if isinstance(given, str) else given for name, given in names.items()}
+    return sql.SQL(statement).format(**pieces)
 
 
-def listed(names: Iterable[sql.Composable], prefix: str = "") -> sql.Composed:
-    """Return names as a comma-separated SQL list, each with a prefix."""
-    return sql.SQL(", ").join(sql.SQL(prefix) + name for name in names)
+def names_of(wanted: Iterable[Column]) -> list[str]:
+    """Return the names of columns."""
+    return [column.postgres_name for column in wanted]
+
+
+def listed(names: Iterable[str], each: str = "{name}") -> sql.Composed:
+    """Return a comma-separated SQL list, with one item `each` per name."""
+    return sql.SQL(", ").join(composed(each, name=name) for name in names)
+
+
+UPDATED = "{name} = EXCLUDED.{name}"
+"""An item of the list that follows ON CONFLICT … DO UPDATE SET."""
+
+
+def _defined(column: Column) -> sql.Composed:
+    """Return a column's definition for CREATE TABLE and ADD COLUMN."""
+    return composed("{name} " + KINDS[column.kind].postgres, name=column.postgres_name)
 
 
 class Postgres:
@@ -83,9 +97,7 @@ class Postgres:
         pooled = self._engine.raw_connection()
         connection: Any = pooled.driver_connection
         try:
-            connection.set_client_encoding(
-                "UTF8"
-            )  # the encoding of everything sent, whatever the database's own encoding is
+            connection.set_client_encoding("UTF8")  # of everything sent, whatever the database's own encoding is
             yield connection
         finally:
             # Never return the connection to the pool: its session may still own locks, or it may be broken.
@@ -102,14 +114,14 @@ class Postgres:
         """Own the project's advisory lock `number` during the block. If another run owns it, call `on_wait` once and wait."""
         with self._connection() as connection, connection.cursor() as cursor:
             connection.autocommit = True
-            waited = False
-            cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", key := (_LOCK_SPACE, number))
-            while not value(cursor):  # polled: a wait inside the server would end if the connection breaks
-                if not waited:
+            for attempt in itertools.count():
+                # Polled: a wait inside the server would end if the connection breaks.
+                cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (_LOCK_SPACE, number))
+                if value(cursor):
+                    break
+                if attempt == 0:
                     on_wait()
-                waited = True
                 time.sleep(_ASK_AGAIN)
-                cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", key)
             yield
 
     def lock_tables(self, cursor: "Cursor") -> None:
@@ -120,12 +132,7 @@ class Postgres:
         cursor.execute("SELECT pg_advisory_xact_lock(%s, 0)", (_LOCK_SPACE,))
 
     def check(self) -> None:
-        """Check that the block's user can connect and create tables.
-
-        Raises:
-            MisconfiguredBlock: The user cannot connect, or may not create tables.
-            Unreachable: The server does not answer.
-        """
+        """Raise `MisconfiguredBlock` unless the user can connect and create tables; `Unreachable` if the server is down."""
         url = self._engine.url
         where = f"database {url.database!r} on {url.host or 'this machine'}:{url.port or 5432}"
         mend = "correct the SqlAlchemyConnector block (python -m blocks.register takes POSTGRES_URL)"
@@ -155,17 +162,11 @@ class Postgres:
     def ensure_table(
         self, cursor: "Cursor", table: str, wanted: Sequence[Column], key: Sequence[str], partitioned: str = ""
     ) -> None:
-        """Create a table if it does not exist, and add the columns that it lacks.
-
-        Raises:
-            MisconfiguredBlock: The primary key of the table is not `key`.
-        """
-        cursor.execute(
-            sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, PRIMARY KEY ({}))").format(
-                sql.Identifier(table), _defined(wanted), listed(map(sql.Identifier, key))
-            )
-            + sql.SQL(partitioned)
-        )
+        """Create a table if it does not exist, and add the columns that it lacks. Its primary key must be `key`."""
+        run(
+            cursor, "CREATE TABLE IF NOT EXISTS {table} ({columns}, PRIMARY KEY ({key}))" + partitioned,
+            table=table, columns=sql.SQL(", ").join(map(_defined, wanted)), key=listed(key),
+        )  # fmt: skip
         cursor.execute(
             "SELECT array_agg(attname::text ORDER BY attname) = %s FROM pg_index JOIN pg_attribute"
             " ON attrelid = indrelid AND attnum = ANY (indkey) WHERE indisprimary AND indrelid = to_regclass(%s)",
@@ -180,9 +181,7 @@ class Postgres:
         present = {name for (name,) in cursor.fetchall()}
         for column in wanted:
             if column.postgres_name not in present:
-                cursor.execute(
-                    sql.SQL("ALTER TABLE {} ADD COLUMN {}").format(sql.Identifier(table), _defined([column]))
-                )
+                run(cursor, "ALTER TABLE {table} ADD COLUMN {column}", table=table, column=_defined(column))
 
     def rows(self, cursor: "Cursor", statement: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
         """Run a query and return each row as a dict by column name."""
@@ -204,52 +203,33 @@ class Postgres:
         self,
         name: str,
         wanted: Sequence[Column],
-        rows: Iterable[Sequence[object]],
+        rows: list[tuple[object, ...]],
         comment: Callable[[int, int, int], str],
     ) -> tuple[int, int, int]:
         """Replace the rows of a small table in one transaction. Create the table if it does not exist.
 
-        Only rows that differ are written. If any row differs, the table gets a comment.
-
-        Args:
-            name: The table.
-            wanted: The columns. The first one is the primary key.
-            rows: The new rows, with one value per column.
-            comment: Returns the table's comment, given the counts of inserted, updated and removed rows.
+        Only rows that differ are written. If any row differs, the table gets a comment, which depends on the counts.
 
         Returns:
             The counts of inserted, updated and removed rows.
         """
-        new = list(rows)
-        table, names = sql.Identifier(name), names_of(wanted)
-        key = names[0]
+        key, *others = names_of(wanted)
+        upsert = composed(
+            "INSERT INTO {table} AS old ({names}) VALUES %s ON CONFLICT ({key}) DO UPDATE SET {updates}"
+            " WHERE ({old}) IS DISTINCT FROM ({new}) RETURNING xmax = 0",
+            table=name, names=listed([key, *others]), key=key, updates=listed(others, UPDATED),
+            old=listed(others, "old.{name}"), new=listed(others, "EXCLUDED.{name}"),
+        )  # fmt: skip
         with self.transaction() as cursor:
             self.lock_tables(cursor)  # two runs at once also write one after the other
-            self.ensure_table(cursor, name, wanted, [wanted[0].postgres_name])
-            written = execute_values(
-                cursor,
-                sql.SQL(
-                    "INSERT INTO {} AS old ({}) VALUES %s ON CONFLICT ({}) DO UPDATE SET {}"
-                    " WHERE ({}) IS DISTINCT FROM ({}) RETURNING xmax = 0"
-                ).format(
-                    table,
-                    listed(names),
-                    key,
-                    sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(n) for n in names[1:]),
-                    listed(names[1:], "old."),
-                    listed(names[1:], "EXCLUDED."),
-                ),
-                new,
-                page_size=len(new),
-                fetch=True,
-            )
-            cursor.execute(
-                sql.SQL("DELETE FROM {} WHERE NOT {} = ANY (%s)").format(table, key), ([row[0] for row in new],)
-            )
+            self.ensure_table(cursor, name, wanted, [key])
+            written = execute_values(cursor, upsert, rows, page_size=len(rows), fetch=True)
+            kept = [row[0] for row in rows]
+            run(cursor, "DELETE FROM {table} WHERE NOT {key} = ANY (%s)", [kept], table=name, key=key)
             inserted = sum(is_new for (is_new,) in written)
             changes = inserted, len(written) - inserted, cursor.rowcount
             if any(changes):
-                cursor.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(table, sql.Literal(comment(*changes))))
+                run(cursor, "COMMENT ON TABLE {table} IS {text}", table=name, text=sql.Literal(comment(*changes)))
         return changes
 
 

@@ -18,9 +18,7 @@ from flows.tlc.sources import LARGEST, Ending, PublishedFile
 from flows.tlc.trips import TripMonth
 
 ATTEMPTS = 5  # per request; a task that makes the request may retry all of them
-LONGEST_WAIT = (
-    300.0  # seconds; if a server asks for a longer wait, the run gives up and a later run must load the month
-)
+LONGEST_WAIT = 300.0  # seconds; if a server asks for a longer wait, the run fails and a later run must load the month
 ANSWER_WITHIN = 60.0  # seconds until the headers of an answer are complete
 _SILENCES = 2  # attempts without an answer, after which the run gives up: each takes `ANSWER_WITHIN`
 WINDOW = 60.0  # seconds in which at least `LEAST` bytes of a body must arrive, without the time that the caller spends
@@ -51,11 +49,7 @@ def pause(attempt: int) -> float:
 
 @contextmanager
 def answered(
-    client: Client,
-    url: str,
-    asks: Sequence[Ask],
-    within: float | None = None,
-    raised: tuple[type[Exception], ...] = (),
+    client: Client, url: str, asks: Sequence[Ask], within: float = 0, raised: tuple[type[Exception], ...] = ()
 ) -> Iterator[httpx.Response]:
     """Yield the final answer to a request. Make one attempt for each of `asks`, until one does not fail temporarily.
 
@@ -65,7 +59,7 @@ def answered(
         client: The HTTP client.
         url: The address.
         asks: Method and headers of each attempt.
-        within: Seconds until the headers of an answer must be complete; `ANSWER_WITHIN` by default.
+        within: Seconds until the headers of an answer must be complete; 0 for `ANSWER_WITHIN`.
         raised: Errors that are not retried.
 
     Raises:
@@ -123,7 +117,7 @@ def require_file(trip_month: TripMonth, url: str, answer: httpx.Response) -> Non
         raise UnreadableFile(f"{trip_month}: {shown(url)} answered HTTP {answer.status_code}; check the source.")
 
 
-def told_by(trip_month: TripMonth, url: str, ending: Ending, answer: httpx.Response) -> PublishedFile:
+def described_file(trip_month: TripMonth, url: str, ending: Ending, answer: httpx.Response) -> PublishedFile:
     """Return the file that an answer describes. The size is None if the body is encoded: its length is not the file's."""
     sent = whole_size(answer)
     return PublishedFile(

@@ -100,10 +100,8 @@ def _require_private(path: Path) -> None:
     elif about.st_uid != os.getuid():
         wrong, advice = f"it belongs to another user (uid {about.st_uid}, this is {os.getuid()})", elsewhere
     elif about.st_mode & stat.S_ISVTX and about.st_mode & _OTHERS_MAY_WRITE:
-        wrong, advice = (
-            "it is shared by all users",
-            f"point TRIPS_SCRATCH at a folder of its own, such as {path / _OURS}",
-        )
+        wrong = "it is shared by all users"
+        advice = f"point TRIPS_SCRATCH at a folder of its own, such as {path / _OURS}"
     elif about.st_mode & _OTHERS_MAY_WRITE:
         wrong = f"other users may write to it (mode {stat.S_IMODE(about.st_mode):04o})"
         advice = f"run `chmod go-w '{path}'`, or {elsewhere}"
@@ -115,10 +113,10 @@ def _require_private(path: Path) -> None:
 def require_room(size: int | None, what: str) -> None:
     """Raise `DiskFull` unless the scratch disk has room for `size` bytes. `what` names the file in the message."""
     _sweep()
-    free = shutil.disk_usage(folder()).free
-    if (size or 0) + _SPARE > free:
+    needed, free = (size or 0) + _SPARE, shutil.disk_usage(folder()).free
+    if needed > free:
         raise DiskFull(
-            f"{what} needs {((size or 0) + _SPARE) / 1e6:,.0f} MB on disk, {free / 1e6:,.0f} MB are free in {folder()}."
+            f"{what} needs {needed / 1e6:,.0f} MB on disk, {free / 1e6:,.0f} MB are free in {folder()}."
             " Free some room, or point TRIPS_SCRATCH at a larger disk. Nothing was loaded."
         )
 
@@ -257,11 +255,7 @@ def pieces(file: BinaryIO, piece: int = 1 << 20) -> Iterator[bytes]:
 
 @contextmanager
 def temporary_file(size: int, what: str) -> Iterator[IO[bytes]]:
-    """Yield an unnamed file on the scratch disk, with room for `size` bytes. It is deleted when the block ends.
-
-    Raises:
-        DiskFull: The disk has too little room, before or during writing.
-    """
+    """Yield an unnamed file on the scratch disk. Raise `DiskFull` if the disk has no room for it, now or while it is written."""
     require_room(size, what)
     with disk_full_explained(what), tempfile.TemporaryFile(dir=folder()) as file:
         yield file

@@ -14,11 +14,11 @@ from flows.connectors.request import (
     LEAST,
     REFUSED,
     answered,
+    described_file,
     pause,
     require_credible,
     require_file,
     timely,
-    told_by,
     whole_size,
     why,
 )
@@ -116,7 +116,7 @@ class Transfer:
         for a file of the same size.
         """
         with answered(client, self.published.url, [("HEAD", {})] * 2) as head:
-            again = told_by(self.published.trip_month, self.published.url, self.published.ending, head)
+            again = described_file(self.published.trip_month, self.published.url, self.published.ending, head)
         if head.status_code != 200:
             return False
         same_size = got.size is not None and self.published.size == got.size == again.size
@@ -126,7 +126,7 @@ class Transfer:
     def _require_same(self, client: Client, answer: httpx.Response) -> None:
         """Raise unless the answer is for the file that was looked up, and starts where the last answer stopped."""
         published = self.published
-        got = told_by(published.trip_month, published.url, published.ending, answer)
+        got = described_file(published.trip_month, published.url, published.ending, answer)
         if self._first is None:
             # Some servers answer a HEAD with the file's ETag and a wrong size. A strong ETag identifies exactly these bytes.
             same_etag = got.etag is not None and got.etag == published.etag and not is_weak(got.etag)

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -19,10 +19,10 @@ from flows.connectors.request import (
     PASSING,
     Ask,
     answered,
+    described_file,
     require_credible,
     require_file,
     timely,
-    told_by,
 )
 from flows.connectors.transfer import Transfer
 from flows.tlc import zones
@@ -48,9 +48,7 @@ _FIRST_BYTE: Ask = ("GET", {"Range": "bytes=0-0"})
 def source_of(word_or_template: str) -> Source:
     """Return the source for a flow's parameter `source`: a word, whose address the environment may override, or a URL template.
 
-    Raises:
-        BadSource: The parameter is neither.
-        SourceNotAllowed: The address is a local file or a private address that this process may not read.
+    Raise `SourceNotAllowed` for a local file or a private address that this process may not read.
     """
     template = TEMPLATES.get(word_or_template)
     source = Source(_address(word_or_template, template) if template else word_or_template)
@@ -80,15 +78,13 @@ def published_at(trip_month: TripMonth, url: str, ending: Ending) -> PublishedFi
     if _is_file(url):
         with opened(trip_month, url) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return PublishedFile(
-                trip_month=trip_month, url=url, ending=ending, etag=f"sha256:{digest}", last_modified=None,
-                size=os.fstat(file.fileno()).st_size,
-            )  # fmt: skip
+            etag, size = f"sha256:{digest}", os.fstat(file.fileno()).st_size
+        return PublishedFile(trip_month=trip_month, url=url, ending=ending, etag=etag, last_modified=None, size=size)
     require_allowed(url)
     with Client() as client:
         answer = _headers(client, url)
     require_file(trip_month, url, answer)
-    published = told_by(trip_month, url, ending, answer)
+    published = described_file(trip_month, url, ending, answer)
     require_credible(published, published.size or 0)
     return published
 
@@ -103,7 +99,7 @@ def _headers(client: Client, url: str) -> httpx.Response:
     asks = [_HEAD] * (ATTEMPTS - 1) + [_FIRST_BYTE]
     try:
         with answered(client, url, asks, _HEAD_WITHIN, raised=_HUNG) as answer:
-            if _tells_all(answer) or answer.status_code in PASSING:
+            if _describes_a_file(answer) or answer.status_code in PASSING:
                 return answer
     except _HUNG:
         pass
@@ -117,7 +113,7 @@ def _headers(client: Client, url: str) -> httpx.Response:
         return answer
 
 
-def _tells_all(head: httpx.Response) -> bool:
+def _describes_a_file(head: httpx.Response) -> bool:
     """Return whether the answer to a HEAD is useful: it describes a file, with a size and an ETag."""
     about = head.headers
     sized = re.fullmatch("0*[1-9][0-9]*", about.get("Content-Length", ""))
@@ -154,40 +150,70 @@ def look_up_all(source: Source, trip_months: Iterable[TripMonth]) -> dict[TripMo
         return dict(zip(months, pool.map(ask, months), strict=True))
 
 
-def _from_web(published: PublishedFile, verified: Callable[[Verified], None]) -> Generator[bytes, None, None]:
-    transfer = Transfer(published)
-    name = shown(published.url)
-    with closing(transfer.pieces()) as sent:
-        first = next(sent, b"")
-        expected = 0 if encodings(transfer.encoding) else transfer.size or 0
-        size = 0
-        whole = itertools.chain([first], sent)
-        for piece in decoded(published.trip_month, name, published.ending, transfer.encoding, whole):
-            size += len(piece)
-            require_credible(published, size)
-            if expected and size > expected:
-                break
-            yield piece
-    if expected and size != expected:
-        received = "more" if size > expected else str(size)
-        raise UnreadableFile(
-            f"{published.trip_month}: {name} should have {expected} bytes by its headers, but {received} came."
-            " Nothing was loaded; run again."
-        )
-    verified(transfer.verified)
+class Download:
+    """The download of a published file. Iterate once for its checked bytes; after that, `verified` says how they were checked.
+
+    Raises:
+        UnreadableFile: The bytes are not a complete file of its kind.
+        AskAgainLater: The file was changed during the download.
+        Unreachable: The connection fails, or the bytes do not match the server's digest.
+    """
+
+    verified: Verified = ""
+
+    def __init__(self, published: PublishedFile, add: Add = lambda size, share: None) -> None:
+        self._published, self._add = published, add
+
+    def __iter__(self) -> Iterator[bytes]:
+        published, name = self._published, shown(self._published.url)
+        local = _is_file(published.url)
+        require_allowed(published.url)
+        size, tail = 0, b""
+        with closing(self._from_disk() if local else self._from_web(name)) as parts:
+            for piece in _in_pieces(parts):
+                if not size:
+                    recognise(published.trip_month, published.ending, piece, name)
+                    require_header(published.trip_month, published.ending, piece, name)
+                size += len(piece)
+                tail = (tail + piece)[-8:]
+                self._add(len(piece), size / published.size if published.size else 0)
+                yield piece
+        if not size:
+            recognise(published.trip_month, published.ending, b"", name)
+        recognise_end(published.trip_month, published.ending, tail, name)
+
+    def _from_web(self, name: str) -> Generator[bytes, None, None]:
+        published, transfer = self._published, Transfer(self._published)
+        with closing(transfer.pieces()) as sent:
+            first = next(sent, b"")
+            expected = 0 if encodings(transfer.encoding) else transfer.size or 0
+            size = 0
+            whole = itertools.chain([first], sent)
+            for piece in decoded(published.trip_month, name, published.ending, transfer.encoding, whole):
+                size += len(piece)
+                require_credible(published, size)
+                if expected and size > expected:
+                    break
+                yield piece
+        if expected and size != expected:
+            received = "more" if size > expected else str(size)
+            raise UnreadableFile(
+                f"{published.trip_month}: {name} should have {expected} bytes by its headers, but {received} came."
+                " Nothing was loaded; run again."
+            )
+        self.verified = transfer.verified
+
+    def _from_disk(self) -> Generator[bytes, None, None]:
+        published, digest = self._published, hashlib.sha256()
+        with opened(published.trip_month, published.url) as file:
+            while piece := file.read(PIECE):
+                digest.update(piece)
+                yield piece
+        if published.etag != f"sha256:{digest.hexdigest()}":
+            raise AskAgainLater(f"{shown(published.url)} was changed while it was being read; run again.")
 
 
-def _from_disk(published: PublishedFile, verified: Callable[[Verified], None]) -> Generator[bytes, None, None]:
-    digest = hashlib.sha256()
-    with opened(published.trip_month, published.url) as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-            yield piece
-    if published.etag != f"sha256:{digest.hexdigest()}":
-        raise AskAgainLater(f"{shown(published.url)} was changed while it was being read; run again.")
-
-
-def _in_pieces(parts: Iterator[bytes]) -> Iterator[bytes]:
+def _in_pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the same bytes in pieces of at least `PIECE`."""
     buffer = bytearray()
     for part in parts:
@@ -199,68 +225,8 @@ def _in_pieces(parts: Iterator[bytes]) -> Iterator[bytes]:
         yield bytes(buffer)
 
 
-def read(
-    published: PublishedFile, verified: Callable[[Verified], None] = lambda how: None
-) -> Generator[bytes, None, None]:
-    """Yield the file's bytes. Check its beginning, header, end, size and digest.
-
-    Args:
-        published: The file.
-        verified: Called at the end with the check that the bytes passed.
-
-    Raises:
-        UnreadableFile: The bytes are not a complete file of its kind.
-        AskAgainLater: The file was changed during the download.
-        Unreachable: The connection fails, or the bytes do not match the server's digest.
-    """
-    trip_month, name = published.trip_month, shown(published.url)
-    local = _is_file(published.url)
-    require_allowed(published.url)
-    size, tail = 0, b""
-    parts = (_from_disk if local else _from_web)(published, verified)
-    with closing(parts):
-        for piece in _in_pieces(parts):
-            if not size:
-                recognise(trip_month, published.ending, piece, name)
-                require_header(trip_month, published.ending, piece, name)
-            size += len(piece)
-            tail = (tail + piece)[-8:]
-            yield piece
-    if not size:
-        recognise(trip_month, published.ending, b"", name)
-    recognise_end(trip_month, published.ending, tail, name)
-
-
-class Download:
-    """The download of a published file. Iterate once for its bytes; after that, `verified` says how they were checked."""
-
-    verified: Verified = ""
-
-    def __init__(self, published: PublishedFile, add: Add = lambda size, share: None) -> None:
-        self._published, self._add = published, add
-
-    def __iter__(self) -> Iterator[bytes]:
-        checks: list[Verified] = []
-        received = 0
-        with closing(read(self._published, checks.append)) as pieces:
-            for piece in pieces:
-                received += len(piece)
-                self._add(len(piece), received / self._published.size if self._published.size else 0)
-                yield piece
-        self.verified = checks[-1] if checks else ""
-
-
 def zone_file(source: str) -> zones.ZoneFile:
-    """Return the taxi zone look-up file.
-
-    Args:
-        source: A URL, or `official`, whose address the environment may override (TLC_ZONES_URL).
-
-    Raises:
-        NotPublished: The server has no such file.
-        Unreachable: The server does not answer, or the bytes do not match its digest.
-        UnreadableFile: The source is not an address, or the file is too large.
-    """
+    """Return the taxi zone look-up file at a URL, or `official`, whose address the environment may override (TLC_ZONES_URL)."""
     url = _address("zones", zones.OFFICIAL) if source == "official" else source
     name = shown(url)
     try:

@@ -124,7 +124,7 @@ def _warehouse(target: Target, load_block: LoadBlock) -> Any:
 def _database(target: Target, load_block: LoadBlock) -> Any:
     from flows.stores.database import Database
 
-    return Database.of(load_block("sqlalchemy-connector", target.database_block), target.database_block)
+    return Database.from_block(load_block("sqlalchemy-connector", target.database_block), target.database_block)
 
 
 STORES: Mapping[Store, Kind] = {

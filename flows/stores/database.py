@@ -18,8 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flows.connectors import scratch
 from flows.connectors.copy_format import encode, write_rejects
-from flows.connectors.known import last_known_rows
-from flows.connectors.postgres import Postgres, listed, names_of, value
+from flows.connectors.known_months import last_known_rows
+from flows.connectors.postgres import UPDATED, Postgres, composed, listed, names_of, run, value
 from flows.connectors.web import Download
 from flows.tlc.addresses import shown
 from flows.tlc.attention import warnings_of
@@ -55,7 +55,7 @@ class Database:
         self.postgres = Postgres(engine)
 
     @classmethod
-    def of(cls, block: "SqlAlchemyConnector", block_name: str) -> "Database":
+    def from_block(cls, block: "SqlAlchemyConnector", block_name: str) -> "Database":
         """Return the database that a block points to."""
         try:
             engine = block.get_engine()
@@ -69,12 +69,7 @@ class Database:
         return cls(engine)
 
     def check(self) -> None:
-        """Check that the block's user can log in and create tables.
-
-        Raises:
-            MisconfiguredBlock: The user cannot log in or cannot create tables.
-            Unreachable: The server does not answer now.
-        """
+        """Raise `MisconfiguredBlock` unless the block's user can log in and create tables."""
         self.postgres.check()
 
     def claim(self, trip_month: TripMonth, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
@@ -168,62 +163,39 @@ class Database:
                 self.postgres.ensure_table(cursor, table, wanted, key, partitioned)
 
     def _copy(self, trip_month: TripMonth, pieces: Iterable[bytes], rejects: IO[bytes]) -> str:
-        """COPY encoded trips into a new staging table, and return its name.
+        """COPY encoded trips, without `file_month`, into a new staging table, and then the rejects into another. Return its name.
 
         The table has no key yet: building the index at the end is cheaper than growing it row by row.
-
-        Args:
-            trip_month: The month.
-            pieces: Trips in COPY's binary format, all columns except `file_month`.
-            rejects: CSV with the columns of `QUARANTINE_SCHEMA`. It is read after the trips, into a second staging table.
         """
         staging = f"{trip_month.postgres_partition}_staging"
-        fed = names_of(c for c in columns(trip_month.color) if c is not KEY[0])
-        with self.postgres.transaction() as cursor:
-            cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(staging)))
-            cursor.execute(
-                sql.SQL(
-                    "CREATE TABLE {staging} (LIKE {table}, CHECK (file_month IS NOT NULL AND file_month = {month}))"
-                ).format(
-                    staging=sql.Identifier(staging),
-                    table=sql.Identifier(trip_month.color),
-                    month=sql.Literal(trip_month.file_month),
-                )
-            )
-            cursor.execute(
-                sql.SQL("ALTER TABLE {} ALTER COLUMN file_month SET DEFAULT {}").format(
-                    sql.Identifier(staging), sql.Literal(trip_month.file_month)
-                )
-            )
-            # FREEZE is safe: the table is invisible until this transaction ends. It spares vacuum a second pass over the rows.
-            copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)").format(
-                sql.Identifier(staging), listed(fed)
-            )
-            self.postgres.copy(cursor, copy, pieces)
-            self._stage_rejects(cursor, trip_month, _rejects_table(staging), rejects)
-        return staging
-
-    def _stage_rejects(self, cursor: "Cursor", trip_month: TripMonth, table: str, rejects: IO[bytes]) -> None:
-        names = {
-            "table": sql.Identifier(table),
+        names: dict[str, str | sql.Composable] = {
+            "table": trip_month.color,
+            "staging": staging,
+            "fed": listed(names_of(c for c in columns(trip_month.color) if c is not KEY[0])),
+            "staged_rejects": _rejects_table(staging),
+            "fed_rejects": listed(names_of(QUARANTINE_COLUMNS)),
             "color": sql.Literal(trip_month.color),
             "month": sql.Literal(trip_month.file_month),
-            "fed": listed(names_of(QUARANTINE_COLUMNS)),
         }
-        for statement in (
-            "DROP TABLE IF EXISTS {table}",
-            "CREATE TABLE {table} (LIKE quarantine)",
-            "ALTER TABLE {table} ALTER color SET DEFAULT {color}, ALTER file_month SET DEFAULT {month}",
-        ):
-            cursor.execute(sql.SQL(statement).format(**names))
-        rejects.seek(0)
-        cursor.copy_expert(sql.SQL("COPY {table} ({fed}) FROM STDIN (FORMAT csv)").format(**names), rejects)
+        with self.postgres.transaction() as cursor:
+            for statement in (
+                "DROP TABLE IF EXISTS {staging}, {staged_rejects}",
+                "CREATE TABLE {staging} (LIKE {table}, CHECK (file_month IS NOT NULL AND file_month = {month}))",
+                "ALTER TABLE {staging} ALTER file_month SET DEFAULT {month}",
+                "CREATE TABLE {staged_rejects} (LIKE quarantine)",
+                "ALTER TABLE {staged_rejects} ALTER color SET DEFAULT {color}, ALTER file_month SET DEFAULT {month}",
+            ):
+                run(cursor, statement, **names)
+            # FREEZE is safe: the table is invisible until this transaction ends. It spares vacuum a second pass over the rows.
+            copy = composed("COPY {staging} ({fed}) FROM STDIN (FORMAT binary, FREEZE)", **names)
+            self.postgres.copy(cursor, copy, pieces)
+            rejects.seek(0)
+            copy = composed("COPY {staged_rejects} ({fed_rejects}) FROM STDIN (FORMAT csv)", **names)
+            cursor.copy_expert(copy, rejects)
+        return staging
 
     def publish(self, staged: StagedMonth, present: Present, run_id: str) -> Outcome:
-        """Publish a staged month and its row in `loads` in one transaction. Readers see the old month or the new one.
-
-        `present` is the state of the month when this run began.
-        """
+        """Publish a staged month and its row in `loads` in one transaction. Readers see the old month or the new one."""
         current = self.remembered(staged.trip_month)
         before = current
         if current and run_id and current.flow_run_id == run_id and current.holds(staged.raw, staged.rule):
@@ -250,7 +222,7 @@ class Database:
             else:
                 self._attach(cursor, trip_month, staging)
                 published = Changes(inserted=manifest.loaded)
-            cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(partition)))
+            run(cursor, "SELECT count(*) FROM {partition}", partition=partition)
             if (count := value(cursor)) != manifest.loaded:
                 raise NotReconciled(
                     f"{trip_month}: {manifest.loaded} rows were staged for Postgres, {count} would be published. Nothing was."
@@ -260,36 +232,29 @@ class Database:
         return published
 
     def _publish_rejects(self, cursor: "Cursor", manifest: Manifest, staging: str) -> None:
-        names = {"staging": sql.Identifier(staging)}
-        cursor.execute(
-            "DELETE FROM quarantine WHERE color = %s AND file_month = %s", (manifest.color, manifest.file_month)
-        )
-        cursor.execute(sql.SQL("INSERT INTO quarantine SELECT * FROM {staging}").format(**names))
-        if (count := cursor.rowcount) != sum(manifest.quarantined.values()):
+        month, quarantined = (manifest.color, manifest.file_month), sum(manifest.quarantined.values())
+        cursor.execute("DELETE FROM quarantine WHERE color = %s AND file_month = %s", month)
+        run(cursor, "INSERT INTO quarantine SELECT * FROM {staging}", staging=staging)
+        if (count := cursor.rowcount) != quarantined:
             raise NotReconciled(
-                f"{manifest.trip_month}: {sum(manifest.quarantined.values())} rows were quarantined, {count} would be kept."
+                f"{manifest.trip_month}: {quarantined} rows were quarantined, {count} would be kept."
                 " Nothing was published; please report this."
             )
-        cursor.execute(sql.SQL("DROP TABLE {staging}").format(**names))
+        run(cursor, "DROP TABLE {staging}", staging=staging)
 
     def _attach(self, cursor: "Cursor", trip_month: TripMonth, staging: str) -> None:
         """Attach the staging table of a new month as its partition. No row is written twice."""
-        names = {
-            "table": sql.Identifier(trip_month.color),
-            "staging": sql.Identifier(staging),
-            "partition": sql.Identifier(trip_month.postgres_partition),
-            "month": sql.Literal(trip_month.file_month),
-        }
+        partition, month = trip_month.postgres_partition, sql.Literal(trip_month.file_month)
         for statement in (
             "ALTER TABLE {staging} RENAME TO {partition}",
             "ALTER TABLE {partition} ADD PRIMARY KEY (file_month, row_number)",
             "ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES IN ({month})",
         ):
             try:
-                cursor.execute(sql.SQL(statement).format(**names))
+                run(cursor, statement, table=trip_month.color, staging=staging, partition=partition, month=month)
             except psycopg2.errors.DuplicateTable:
                 raise MisconfiguredBlock(
-                    f"the database has a table {trip_month.postgres_partition!r} that is not a partition of"
+                    f"the database has a table {partition!r} that is not a partition of"
                     f" {trip_month.color!r}; rename it, or point the block at another database. Nothing was published."
                 ) from None
 
@@ -297,37 +262,37 @@ class Database:
         """Update an existing partition: write only rows that differ, and delete rows that are no longer published."""
         fed = names_of(columns(trip_month.color))
         values = names_of(c for c in columns(trip_month.color) if c not in KEY)
-        names = {
-            "partition": sql.Identifier(trip_month.postgres_partition),
-            "staging": sql.Identifier(staging),
+        names: dict[str, str | sql.Composable] = {
+            "partition": trip_month.postgres_partition,
+            "staging": staging,
             "names": listed(fed),
-            "new_names": listed(fed, "new."),
-            "old_values": listed(values, "old."),
-            "new_values": listed(values, "new."),
-            "updates": sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(name) for name in values),
+            "new_names": listed(fed, "new.{name}"),
+            "old_values": listed(values, "old.{name}"),
+            "new_values": listed(values, "new.{name}"),
+            "updates": listed(values, UPDATED),
         }
-        cursor.execute(sql.SQL("ANALYZE {staging}").format(**names))
-        cursor.execute(
-            sql.SQL(
-                "WITH written AS ("
-                " INSERT INTO {partition} ({names})"
-                " SELECT {new_names} FROM {staging} new LEFT JOIN {partition} old USING (row_number)"
-                # Without this condition, every row would be locked and rewritten.
-                " WHERE old.row_number IS NULL OR ({old_values}) IS DISTINCT FROM ({new_values})"
-                " ON CONFLICT (file_month, row_number) DO UPDATE SET {updates}"
-                " RETURNING (xmax = 0) AS is_new)"
-                " SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM written"
-            ).format(**names)
+        run(cursor, "ANALYZE {staging}", **names)
+        run(
+            cursor,
+            "WITH written AS ("
+            " INSERT INTO {partition} ({names})"
+            " SELECT {new_names} FROM {staging} new LEFT JOIN {partition} old USING (row_number)"
+            # Without this condition, every row would be locked and rewritten.
+            " WHERE old.row_number IS NULL OR ({old_values}) IS DISTINCT FROM ({new_values})"
+            " ON CONFLICT (file_month, row_number) DO UPDATE SET {updates}"
+            " RETURNING (xmax = 0) AS is_new)"
+            " SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM written",
+            **names,
         )
         inserted, updated = cursor.fetchone() or (0, 0)
-        cursor.execute(
-            sql.SQL(
-                "DELETE FROM {partition} old WHERE NOT EXISTS"
-                " (SELECT FROM {staging} new WHERE new.row_number = old.row_number)"
-            ).format(**names)
+        run(
+            cursor,
+            "DELETE FROM {partition} old"
+            " WHERE NOT EXISTS (SELECT FROM {staging} new WHERE new.row_number = old.row_number)",
+            **names,
         )
         removed = cursor.rowcount
-        cursor.execute(sql.SQL("DROP TABLE {staging}").format(**names))
+        run(cursor, "DROP TABLE {staging}", **names)
         return Changes(inserted=inserted, updated=updated, removed=removed)
 
     def remember(self, manifest: Manifest) -> None:
@@ -337,14 +302,13 @@ class Database:
 
     def _write_manifest(self, cursor: "Cursor", manifest: Manifest) -> None:
         row = manifest.row()
-        names = list(map(sql.Identifier, row))
-        cursor.execute(
-            sql.SQL("INSERT INTO loads ({}) VALUES ({}) ON CONFLICT (color, file_month) DO UPDATE SET {}").format(
-                listed(names),
-                sql.SQL(", ").join(sql.Placeholder() * len(row)),
-                sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(name) for name in names),
-            ),
+        run(
+            cursor,
+            "INSERT INTO loads ({names}) VALUES ({values}) ON CONFLICT (color, file_month) DO UPDATE SET {updates}",
             list(row.values()),
+            names=listed(row),
+            values=sql.SQL(", ").join(sql.Placeholder() * len(row)),
+            updates=listed(row, UPDATED),
         )
 
 

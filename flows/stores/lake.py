@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from flows.connectors import scratch
 from flows.connectors.bucket import Bucket, Object
-from flows.connectors.known import last_known_rows
+from flows.connectors.known_months import last_known_rows
 from flows.stores.raw_zone import RAW_FACTS, RawZone
 from flows.tlc.attention import warnings_of
 from flows.tlc.catalog import Held
@@ -33,7 +33,6 @@ from flows.tlc.errors import (
 from flows.tlc.manifest import Changes, Manifest, Outcome, Present, RawFile, StagedMonth
 from flows.tlc.pipeline import Add
 from flows.tlc.schema import KEY, arrow_schema
-from flows.tlc.sources import PublishedFile
 from flows.tlc.stream import MonthStream
 from flows.tlc.trips import PASSING_KEYS, Store, Terms, TripMonth, staged_key
 
@@ -48,14 +47,13 @@ _PARQUET = "application/vnd.apache.parquet"
 _OTHERS_TIME = 30.0  # seconds to wait for the manifest of another run that has published its object
 
 
-class Lake:
-    """Store of months in a bucket."""
+class Lake(RawZone):
+    """Store of months in a bucket. Its raw zone has the published files."""
 
     name: Store = "lake"
 
     def __init__(self, block: "GcsBucket") -> None:
-        self.bucket = Bucket(block)
-        self.raw_zone = RawZone(self.bucket)
+        super().__init__(Bucket(block))
 
     def check(self) -> None:
         """Raise `MisconfiguredBlock` unless the bucket exists and can be read."""
@@ -74,7 +72,7 @@ class Lake:
         """
         found = self.bucket.stat(trip_month.key)
         written = self.remembered(trip_month)
-        if found is None:
+        if not found:
             return Present()
         finished = written is not None and written.generation == found.generation
         if "staged" not in found.metadata and not finished:
@@ -103,16 +101,12 @@ class Lake:
         return _manifest_of(present, self.remembered(trip_month)) if present else None
 
     def required(self, trip_month: TripMonth) -> Manifest:
-        """Return the manifest of the month's object.
-
-        Raises:
-            Gone: The lake does not have the month, or has no readable manifest of it.
-        """
+        """Return the manifest of the month's object. Raise `Gone` if the lake has no month, or no readable manifest of it."""
         manifest = self.current(trip_month)
         if manifest is not None:
             return manifest
         uri = self.bucket.uri(trip_month.key)
-        if self.bucket.stat(trip_month.key) is None:
+        if not self.bucket.stat(trip_month.key):
             raise Gone(f"{trip_month} is not in the lake ({uri}); run etl-web-gcs for it first.")
         raise Gone(f"{uri} has no readable manifest; run etl-web-gcs for {trip_month} again.")
 
@@ -137,20 +131,6 @@ class Lake:
         """Return the URL of the month's object in Google's console."""
         return self.bucket.page(manifest.key)
 
-    # The published file.
-
-    def extract(self, published: PublishedFile, add: Add) -> RawFile:
-        """Stream the published file into the raw zone."""
-        return self.raw_zone.extract(published, add)
-
-    def has(self, raw: RawFile) -> bool:
-        """Return whether the raw zone still has the file."""
-        return self.raw_zone.has(raw)
-
-    def raw_of(self, manifest: Manifest) -> RawFile:
-        """Return the published file that a month was made from; raise `Gone` if the raw zone no longer has it."""
-        return self.raw_zone.raw_of(manifest)
-
     # Stage and publish a month.
 
     def stage(self, raw: RawFile, terms: Terms, run: str, add: Add) -> StagedMonth:
@@ -159,13 +139,13 @@ class Lake:
         Only one row group is in memory at a time, whatever the month's size. Nothing is staged from a refused file.
         """
         self._sweep()
-        stream = MonthStream(raw, self.raw_zone.content(raw), terms.rows, terms.schema, add)
+        stream = MonthStream(raw, self.content(raw), terms.rows, terms.schema, add)
         try:
             return self._write(stream, run)
         except (UnreadableFile, SchemaMismatch, TooManyRejects, WrongMonth):
             published = self.current(raw.trip_month)
             if not published or published.sha256 != raw.sha256:
-                self.raw_zone.forget(raw, raw.trip_month, run)
+                self.forget(raw, run)
             raise
 
     def _write(self, stream: MonthStream, run: str) -> StagedMonth:
@@ -204,14 +184,12 @@ class Lake:
         self.bucket.delete_older(PASSING_KEYS, dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
 
     def publish(self, staged: StagedMonth, present: Present, run_id: str) -> Outcome:
-        """Publish a staged month. Keep another run's month if that run published the same bytes by the same rule first.
-
-        `present` is the state of the month when this run began.
-        """
+        """Publish a staged month. Keep another run's month if that run published the same bytes by the same rule first."""
         trip_month, replaces = staged.trip_month, present.generation
         raw_key = trip_month.raw_key(staged.raw.published.ending)
-        staged_raw = staged.raw.key if staged.raw.key != raw_key else ""
-        staged_keys = [key for key in (staged.key, staged.quarantine_key, staged.extra_key, staged_raw) if key]
+        side_keys = {trip_month.quarantine_key: staged.quarantine_key, trip_month.extra_key: staged.extra_key}
+        if staged.raw.key != raw_key:
+            side_keys[raw_key] = staged.raw.key
         manifest = staged.manifest(
             run_id,
             key=trip_month.key,
@@ -228,18 +206,14 @@ class Lake:
             packed = manifest.packed()
             carried = {_MANIFEST: packed} if len(packed) <= _ROOM else {}
             try:
+                metadata = {name: str(fact) for name, fact in noted.items()} | carried
                 published = self.bucket.copy(
-                    staged.key,
-                    staged.generation,
-                    trip_month.key,
-                    replaces,
-                    {name: str(fact) for name, fact in noted.items()} | carried,
-                    _PARQUET,
+                    staged.key, staged.generation, trip_month.key, replaces, metadata, _PARQUET
                 )
                 break
             except Overtaken:
                 there = self.bucket.stat(trip_month.key)
-                if there and there.metadata.get("staged") == staged.key:  # published by an earlier attempt of this run
+                if there.metadata.get("staged") == staged.key:  # published by an earlier attempt of this run
                     published, replaces = there, int(there.metadata["replaces"])
                     counts = {name: int(there.metadata[name]) for name in Changes.model_fields}
                     manifest = manifest.model_copy(update={**counts, "replaces": replaces})
@@ -250,20 +224,20 @@ class Lake:
                     break
                 other = self._manifest_of_the_other(trip_month, there)
                 if other and other.holds(staged.raw, staged.rule):
-                    self.bucket.delete(staged_keys)
+                    self._delete_staged(staged.key, *side_keys.values())
                     return Outcome(store="lake", status="unchanged", manifest=other)
-                replaces = (
-                    there.generation if there else 0
-                )  # the other run died before its manifest, or loaded another file
+                replaces = there.generation  # the other run died before its manifest, or loaded another file
         manifest = manifest.model_copy(update={"generation": published.generation})
-        self._publish_beside(staged.quarantine_key, trip_month.quarantine_key, published)
-        self._publish_beside(staged.extra_key, trip_month.extra_key, published)
-        if staged_raw:
-            self._publish_beside(staged_raw, raw_key, published)
+        for key, staged_side in side_keys.items():
+            self._publish_beside(staged_side, key, published)
         self.remember(manifest)
-        self.bucket.delete(staged_keys)
+        self._delete_staged(staged.key, *side_keys.values())
         warnings = warnings_of(manifest, before if replaces else None)
         return Outcome(store="lake", status="replaced" if replaces else "loaded", manifest=manifest, warnings=warnings)
+
+    def _delete_staged(self, *keys: str) -> None:
+        for key in filter(None, keys):
+            self.bucket.delete(key)
 
     def _changes(self, staged: StagedMonth, replaces: int) -> Changes:
         """Return the rows that publishing will insert, update and remove, compared with generation `replaces`."""
@@ -273,16 +247,13 @@ class Lake:
                 return compare(self.trips(key, replaces), self.trips(staged.key, staged.generation))
         return Changes(inserted=staged.loaded)
 
-    def _manifest_of_the_other(self, trip_month: TripMonth, there: Object | None) -> Manifest | None:
+    def _manifest_of_the_other(self, trip_month: TripMonth, there: Object) -> Manifest | None:
         """Wait for the manifest of the run that overtook this one. Return None if it does not appear in time."""
         until = time.monotonic() + _OTHERS_TIME
-        while there is not None and time.monotonic() < until:
+        while there and time.monotonic() < until:
             manifest = self.remembered(trip_month)
-            if (
-                manifest
-                and manifest.generation == there.generation
-                and self.bucket.holds(trip_month.key, there.generation)
-            ):
+            written = manifest is not None and manifest.generation == there.generation
+            if written and self.bucket.holds(trip_month.key, there.generation):
                 return manifest
             time.sleep(1)
         return None
@@ -294,7 +265,7 @@ class Lake:
         """
         bucket = self.bucket
         while True:
-            source = bucket.stat(staged) if staged else None
+            source = bucket.stat(staged) if staged else Object("")
             kept = bucket.stat(key)
             # The order matters: stat `key` first, then check the month. If another run publishes its month after this check,
             # it writes `key` after our stat. If it does so before us, our precondition fails, and we check again.
@@ -304,9 +275,9 @@ class Lake:
                 if source:
                     ours = {name: text for name, text in source.metadata.items() if name in RAW_FACTS}
                     kind = _PARQUET if key.endswith(".parquet") else "application/octet-stream"
-                    bucket.copy(staged, source.generation, key, kept.generation if kept else 0, ours, kind)
+                    bucket.copy(staged, source.generation, key, kept.generation, ours, kind)
                 elif kept and not staged:  # if `staged` is named but gone, an earlier attempt has published it
-                    bucket.delete_generation(key, kept.generation)
+                    bucket.delete(key, kept.generation)
                 return
 
     def remember(self, manifest: Manifest) -> None:
@@ -320,15 +291,14 @@ class Lake:
             if not self.bucket.holds(manifest.trip_month.key, manifest.generation):
                 return
             with suppress(Overtaken):  # another run wrote first: check again
-                self.bucket.write_text(key, manifest.model_dump_json(indent=1), current.generation if current else 0)
+                self.bucket.write_text(key, manifest.model_dump_json(indent=1), current.generation)
                 return
 
     # Read trips, for other stores and for queries.
 
     def trips(self, key: str, generation: int) -> Iterator[pa.Table]:
         """Yield the trips of a canonical object, one row group at a time, from a temporary copy on disk."""
-        present = self.bucket.stat(key)
-        with scratch.temporary_file(present.size if present else 0, self.bucket.uri(key)) as file:
+        with scratch.temporary_file(self.bucket.stat(key).size, self.bucket.uri(key)) as file:
             self.bucket.download(key, file)
             self.bucket.require(key, generation)
             file.seek(0)
@@ -338,7 +308,7 @@ class Lake:
 
     def footer(self, manifest: Manifest) -> pq.FileMetaData:
         """Return the Parquet footer of a published month."""
-        with self.bucket.opened(manifest.trip_month.key, manifest.generation) as file:
+        with self.bucket.ranges(self.bucket.require(manifest.trip_month.key, manifest.generation)) as file:
             return pq.read_metadata(file)
 
     def require_reconciled(self, manifest: Manifest) -> None:

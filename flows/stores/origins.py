@@ -1,11 +1,11 @@
 """Where a store's months come from: a source on the web, the lake, or the same files that its months were made from."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from flows.connectors.known import known_publication
+from flows.connectors.known_months import known_publication
 from flows.connectors.web import published_at
 from flows.stores import STORES, MonthStore
 from flows.tlc.catalog import refusal
@@ -37,13 +37,6 @@ class LookedUp(BaseModel):
         return self.present.manifest if again else None
 
 
-class Origin(Protocol):
-    """Where a store's months come from."""
-
-    def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
-        """Compare the month at its origin with the month in the store."""
-
-
 @dataclass(frozen=True)
 class Web:
     """A source that publishes files."""
@@ -52,12 +45,7 @@ class Web:
     terms: Terms
 
     def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
-        """Ask the source for the month.
-
-        Raises:
-            NotPublished: The source has no file for the month.
-            RefusedMonth: The source refuses a month that is known to be published.
-        """
+        """Ask the source for the month. Raise `NotPublished`, or `RefusedMonth` if it is known to be published."""
         present = store.present(trip_month)
         published = _published(trip_month, self.source.url(trip_month), self.source.ending, store, present.manifest)
         if present.covers(published, self.terms.rows):
@@ -87,11 +75,7 @@ class Again:
     """The same files that a store's months were made from, for months that have quarantined rows."""
 
     def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
-        """Find the kept file, or the address to fetch it from again.
-
-        Raises:
-            TripDataError: The store does not have the month.
-        """
+        """Find the kept file, or the address to fetch it from again. The store must have the month."""
         present = store.present(trip_month)
         before = present.manifest
         if before is None:
@@ -104,6 +88,10 @@ class Again:
         found = raw or _published(trip_month, before.url, before.published.ending, store, before)
         terms = Terms(before.rule, before.schema_rule)
         return LookedUp(present=present, found=found, terms=terms, sha256=before.sha256)
+
+
+Origin = Web | FromLake | Again
+"""Where a store's months come from. `look_up` compares the month there with the month in the store."""
 
 
 def _published(

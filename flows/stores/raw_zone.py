@@ -3,7 +3,7 @@
 import datetime as dt
 import hashlib
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, get_args
@@ -29,29 +29,25 @@ class RawZone:
     """Published files in a bucket."""
 
     def __init__(self, bucket: Bucket) -> None:
-        self._bucket = bucket
+        self.bucket = bucket
 
-    def extract(self, published: PublishedFile, add: Add = lambda size, share: None) -> RawFile:
+    def extract(self, published: PublishedFile, add: Add) -> RawFile:
         """Stream a published file into the raw zone. The object appears whole or not at all.
 
         A complete raw file is not overwritten, because the month was made from it. A new edition is staged until its month
         is published.
         """
-        bucket, key = self._bucket, published.trip_month.raw_key(published.ending)
-        about = {
-            "url": published.url,
-            "etag": published.etag or "",
-            "last_modified": published.last_modified or "",
-        }
+        bucket, key = self.bucket, published.trip_month.raw_key(published.ending)
+        about = {name: getattr(published, name) or "" for name in ("url", "etag", "last_modified")}
         current = bucket.stat(key)
         # No month was made from an object without sha256: its run died, or still runs and is about to be overtaken.
-        whole = current is not None and "sha256" in current.metadata
-        if current and whole and same_edition(published, current):
+        whole = "sha256" in current.metadata
+        if whole and same_edition(published, current):
             return _raw_file(published, current)
         upload = uuid.uuid4().hex
         mark = {"upload": upload}  # lets this run recognise its own upload
         into = staged_key(key, upload) if whole else key
-        replaces = current.generation if current and not whole else 0
+        replaces = 0 if whole else current.generation
         digest, download = hashlib.sha256(), Download(published, add)
         try:
             with bucket.writer(into, about | mark, replaces=replaces) as raw:
@@ -59,11 +55,10 @@ class RawZone:
                     for piece in pieces:
                         digest.update(piece)
                         raw.write(piece)
-                if current and current.metadata.get("sha256") == digest.hexdigest():
-                    into, mark = key, {"sha256": digest.hexdigest()}
+                if current.metadata.get("sha256") == digest.hexdigest():
                     raise _SameBytes
         except _SameBytes:
-            pass
+            into, mark = key, {"sha256": digest.hexdigest()}
         facts = {
             "sha256": digest.hexdigest(),
             "fetched_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -72,14 +67,10 @@ class RawZone:
         return _raw_file(published, bucket.add_metadata(into, about | facts, mark))
 
     def raw_of(self, manifest: Manifest) -> RawFile:
-        """Return the published file that a month was made from.
-
-        Raises:
-            Gone: The raw zone has another edition of the file, or none.
-        """
+        """Return the published file that a month was made from. Raise `Gone` if the raw zone does not have it."""
         published = manifest.published
-        present = self._bucket.stat(manifest.trip_month.raw_key(published.ending))
-        if not present or present.metadata.get("sha256") != manifest.sha256:
+        present = self.bucket.stat(manifest.trip_month.raw_key(published.ending))
+        if present.metadata.get("sha256") != manifest.sha256:
             raise Gone(
                 f"{manifest.trip_month}: the file it was made of (sha256 {manifest.sha256[:12]}…) is not in the lake any more;"
                 " run etl-web-gcs to fetch the month again."
@@ -88,17 +79,21 @@ class RawZone:
 
     def has(self, raw: RawFile) -> bool:
         """Return whether a raw file is unchanged since it was extracted."""
-        return self._bucket.holds(raw.key, raw.generation)
+        return self.bucket.holds(raw.key, raw.generation)
 
     def content(self, raw: RawFile) -> "RawContent":
         """Return the bytes of a raw file."""
-        return RawContent(self._bucket, raw)
+        return RawContent(self.bucket, raw)
 
-    def forget(self, raw: RawFile, trip_month: TripMonth, run: str) -> None:
+    def forget(self, raw: RawFile, run: str) -> None:
         """Delete a refused file, and the result that run `run` stored about it for Prefect's cache."""
         with suppress(Overtaken):
-            self._bucket.delete_generation(raw.key, raw.generation)
-        self._bucket.delete([trip_month.results_key.replace("{flow_run.id}", run)])
+            self.bucket.delete(raw.key, raw.generation)
+        self.forget_result(raw.trip_month, run)
+
+    def forget_result(self, trip_month: TripMonth, run: str) -> None:
+        """Delete the result that run `run` stored about a month's file for Prefect's cache."""
+        self.bucket.delete(trip_month.results_key.replace("{flow_run.id}", run))
 
 
 @dataclass(frozen=True)
@@ -121,7 +116,7 @@ class RawContent:
             except Gone:
                 for key in (raw.key, raw.published.trip_month.raw_key(raw.published.ending)):
                     present = self.bucket.stat(key)
-                    if present and _same_file(raw, present):
+                    if _same_file(raw, present):
                         generation = present.generation
                         break
                 else:
@@ -140,26 +135,16 @@ class RawContent:
 def _raw_file(published: PublishedFile, present: Object) -> RawFile:
     verified = present.metadata.get("verified")  # absent from objects written by older versions
     return RawFile(
-        published=published,
-        key=present.key,
-        generation=present.generation,
-        size=present.size,
-        sha256=present.metadata["sha256"],
-        verified=next((word for word in get_args(Verified) if word == verified), ""),
-    )
+        published=published, key=present.key, generation=present.generation, size=present.size,
+        sha256=present.metadata["sha256"], verified=next((word for word in get_args(Verified) if word == verified), ""),
+    )  # fmt: skip
 
 
 def same_edition(published: PublishedFile, present: Object) -> bool:
     """Return whether a raw object is this edition of the file: by the URL, ETag and time in its metadata, and by its size."""
-    about: Mapping[str, str] = present.metadata
-    kept = published.model_copy(
-        update={
-            "etag": about.get("etag") or None,
-            "last_modified": about.get("last_modified") or None,
-            "size": present.size,
-        }
-    )
-    return about.get("url") == published.url and bool(published.same_edition(kept))
+    about = {name: present.metadata.get(name) or None for name in ("url", "etag", "last_modified")}
+    kept = published.model_copy(update=about | {"size": present.size})
+    return kept.url == published.url and bool(published.same_edition(kept))
 
 
 def _same_file(raw: RawFile, present: Object) -> bool:

@@ -5,6 +5,7 @@ A month is loaded from the lake, and replaced atomically.
 
 import datetime as dt
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from flows.stores.lake import Lake
 from flows.tlc.attention import warnings_of
 from flows.tlc.catalog import Held
 from flows.tlc.errors import NotReconciled, SchemaMismatch
-from flows.tlc.manifest import LOADS_COLUMNS, Changes, Manifest, Outcome, Present, StagedCopy
+from flows.tlc.manifest import LOADS_COLUMNS, Changes, Manifest, Outcome, Present, StagedCopy, Status
 from flows.tlc.pipeline import Add
 from flows.tlc.schema import KEY, KINDS, arrow_schema, columns
 from flows.tlc.trips import Store, Terms, TripMonth, Via, dataset_named
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from prefect_gcp import GcpCredentials
 
 _LOADS = "loads"
-
-
-def _month_values(trip_month: TripMonth) -> Values:
-    return {"color": ("STRING", trip_month.color), "file_month": ("DATE", trip_month.file_month)}
 
 
 class Warehouse:
@@ -46,14 +43,11 @@ class Warehouse:
 
     def present(self, trip_month: TripMonth) -> Present:
         """Return the state of a month in the warehouse: empty if its row count differs from the one in `loads`."""
-        query = f"SELECT * FROM {self._table(_LOADS)} WHERE color = @color AND file_month = @file_month"  # noqa: S608
-        try:
-            rows = self.bigquery.query(query, _month_values(trip_month))
-            manifest = Manifest.from_row(rows[0]) if rows else None
-            if manifest and self._count(trip_month) == manifest.loaded:
-                return Present(manifest=manifest)
-        except NO_SUCH:
-            pass
+        values: Values = {"color": ("STRING", trip_month.color), "file_month": ("DATE", trip_month.file_month)}
+        with suppress(*NO_SUCH):
+            for manifest in self._manifests("WHERE color = @color AND file_month = @file_month", values):
+                if self._count(trip_month) == manifest.loaded:
+                    return Present(manifest=manifest)
         return Present()
 
     def remembered(self, trip_month: TripMonth) -> Manifest | None:
@@ -62,19 +56,20 @@ class Warehouse:
 
     def months(self, colors: Iterable[str]) -> dict[TripMonth, Held]:
         """Return every month of the colors, from `loads`. One query; no trips are read."""
-        try:
-            rows = self.bigquery.query(f"SELECT * FROM {self._table(_LOADS)}")  # noqa: S608
-        except NO_SUCH:
-            return {}
-        manifests = [Manifest.from_row(row) for row in rows]
-        return {m.trip_month: Held(m, m.size, True) for m in manifests if m.color in colors}
+        with suppress(*NO_SUCH):
+            return {m.trip_month: Held(m, m.size, True) for m in self._manifests() if m.color in colors}
+        return {}
 
     def _table(self, name: str) -> str:
         return self.bigquery.sql_name(name)
 
+    def _manifests(self, where: str = "", values: Values | None = None) -> list[Manifest]:
+        rows = self.bigquery.query(f"SELECT * FROM {self._table(_LOADS)} {where}", values)  # noqa: S608
+        return [Manifest.from_row(row) for row in rows]
+
     def _count(self, trip_month: TripMonth) -> int:
         query = f"SELECT COUNT(*) AS n FROM {self._table(trip_month.color)} WHERE file_month = @file_month"  # noqa: S608
-        return int(self.bigquery.query(query, _month_values(trip_month))[0]["n"])
+        return int(self.bigquery.query(query, {"file_month": ("DATE", trip_month.file_month)})[0]["n"])
 
     def page(self, manifest: Manifest) -> str:
         """Return the URL of the object that the month was loaded from, in Google's console."""
@@ -105,10 +100,7 @@ class Warehouse:
         return StagedCopy(manifest=manifest, table=table)
 
     def publish(self, staged: StagedCopy, present: Present, run_id: str) -> Outcome:
-        """Publish a month of the lake: from its staging table if there is one, else directly from the bucket.
-
-        `present` is the state of the month when this run began.
-        """
+        """Publish a month of the lake: from its staging table if there is one, else directly from the bucket."""
         started_at, lake_month, before = dt.datetime.now(dt.UTC), staged.manifest, present.manifest
         if before is None:
             changes = Changes(inserted=lake_month.loaded)
@@ -118,8 +110,9 @@ class Warehouse:
             changes = Changes(inserted=lake_month.loaded, removed=before.loaded)
 
         def published() -> Manifest:
-            now = {"started_at": started_at, "published_at": dt.datetime.now(dt.UTC)}
-            return lake_month.model_copy(update={**dict(changes), **now, "flow_run_id": run_id})
+            now = dt.datetime.now(dt.UTC)
+            facts = {"started_at": started_at, "published_at": now, "flow_run_id": run_id}
+            return lake_month.model_copy(update=dict(changes) | facts)
 
         if staged.table:
             manifest = published()
@@ -134,14 +127,9 @@ class Warehouse:
             self.lake.bucket.require(lake_month.trip_month.key, lake_month.generation)
             self._require_reconciled(lake_month)
             manifest = published()
-            statement, values = self._remembering(manifest)
-            self.bigquery.query(statement, values)
-        return Outcome(
-            store="warehouse",
-            status="replaced" if before else "loaded",
-            manifest=manifest,
-            warnings=warnings_of(manifest, before),
-        )
+            self.bigquery.query(*self._remembering(manifest))
+        status: Status = "replaced" if before else "loaded"
+        return Outcome(store="warehouse", status=status, manifest=manifest, warnings=warnings_of(manifest, before))
 
     def _load_from_lake(self, manifest: Manifest) -> None:
         """Replace the month with a load job that reads the lake's object. No trip passes through this machine."""
@@ -201,11 +189,11 @@ def _require_same_types(trip_month: TripMonth, published: pa.Schema) -> None:
     BigQuery itself would convert types by its own guess.
     """
     wanted = arrow_schema(trip_month.color)
+    types = dict(zip(published.names, published.types, strict=True))
     wrong = [
-        f"{field.name}: {published.field(field.name).type if field.name in published.names else 'absent'},"
-        f" canonical {field.type}"
+        f"{field.name}: {types.get(field.name, 'absent')}, canonical {field.type}"
         for field in wanted
-        if field.name not in published.names or published.field(field.name).type != field.type
+        if types.get(field.name) != field.type
     ]
     wrong += [f"{name}: unknown to the canonical schema" for name in published.names if name not in wanted.names]
     if wrong:

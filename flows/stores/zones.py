@@ -25,12 +25,12 @@ def _to_lake(store: Lake, file: ZoneFile, run_id: str) -> ZonesOutcome:
     raw, present = bucket.stat(RAW_KEY), bucket.stat(KEY)
     changes = changed(store.table(present) if present else None, zones)
     facts = file.facts(run_id, changes)
-    if raw is None or raw.metadata.get("sha256") != file.sha256:
-        with bucket.writer(RAW_KEY, facts, replaces=raw.generation if raw else 0) as out:
+    if raw.metadata.get("sha256") != file.sha256:
+        with bucket.writer(RAW_KEY, facts, replaces=raw.generation) as out:
             out.write(file.content)
     outcome = ZonesOutcome.of("lake", zones.num_rows, changes)
     if outcome.status != "unchanged":
-        with bucket.writer(KEY, facts, replaces=present.generation if present else 0) as out:
+        with bucket.writer(KEY, facts, replaces=present.generation) as out:
             pq.write_table(zones, pa.PythonFile(out, mode="w"))
     return outcome
 

@@ -26,17 +26,13 @@ MOST = 1000  # rows of an answer that are shown
 @task(name="ask lake", task_run_name="ask lake", **RETRIES)
 def ask_lake(sql: str, block_name: str) -> Answer:
     """Answer a query over the lake's published months."""
-    read = [0]
-
-    def count(size: int) -> None:
-        read[0] += size
-
+    sizes: list[int] = []  # of the reads
     lake: Lake = open_store(Target("lake", block_name))
     lake.check()
-    found = answer(sql, {name: _table(lake, name, count) for name in _some(read_by(sql, tables_of(sql)))}, MOST)
-    get_run_logger().info(
-        "%s rows%s; %.1f MB read from the lake", len(found.rows), ", and more" if found.more else "", read[0] / 1e6
-    )
+    tables = {name: _table(lake, name, sizes.append) for name in _some(read_by(sql, tables_of(sql)))}
+    found = answer(sql, tables, MOST)
+    more = ", and more" if found.more else ""
+    get_run_logger().info("%s rows%s; %.1f MB read from the lake", len(found.rows), more, sum(sizes) / 1e6)
     return found
 
 
@@ -50,7 +46,7 @@ def _table(lake: Lake, name: str, on_read: Any) -> ds.Dataset | pa.Table:
     if name != zones.TABLE:
         return lake.dataset(name, on_read)
     present = lake.bucket.stat(zones.KEY)
-    if present is None:
+    if not present:
         raise Gone(f"the zones are not in the lake ({lake.bucket.uri(zones.KEY)}); run load-zones first.")
     return lake.table(present)
 

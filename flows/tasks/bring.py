@@ -69,9 +69,9 @@ def extract(published: PublishedFile, into: Target) -> RawFile:
     If every machine can reach the store, its cached results are kept in the store itself.
     """
     named: dict[str, Any] = {"task_run_name": extract_file.task_run_name}  # with_options() drops it
-    key = published.trip_month.results_key
     if into.bucket_block:
-        named |= {"result_storage": f"gcs-bucket/{into.bucket_block}", "result_storage_key": key}
+        named |= {"result_storage": f"gcs-bucket/{into.bucket_block}"}
+        named |= {"result_storage_key": published.trip_month.results_key}
     state: Any = extract_file.with_options(**named).submit(published, into).wait()
     if state.name == "Cached":
         with suppress(Exception):  # the cached result may be gone
@@ -86,7 +86,7 @@ def extract(published: PublishedFile, into: Target) -> RawFile:
             with suppress(
                 Exception
             ):  # Prefect persists a failed task's error, too; a later run would delete it in a day
-                open_store(into).bucket.delete([key.replace("{flow_run.id}", this_run())])
+                open_store(into).forget_result(published.trip_month, this_run())
         raise
 
 

@@ -19,9 +19,8 @@ def named(template: str) -> Callable[[], str]:
 
     def name() -> str:
         given = flow_run.parameters.items()
-        return template.format(
-            **{name: ", ".join(map(str, v)) if isinstance(v, list) else v for name, v in given}
-        ).strip()
+        words = {name: ", ".join(map(str, v)) if isinstance(v, list) else v for name, v in given}
+        return template.format(**words).strip()
 
     return name
 
@@ -44,9 +43,7 @@ def named_for_months(more: str = "") -> Callable[[], str]:
     return name
 
 
-def chosen_months(
-    color: str, year: int | None, months: Sequence[int] | None, since: str, until: str
-) -> list[TripMonth]:
+def chosen_months(color: str, year: int | None, months: list[int] | None, since: str, until: str) -> list[TripMonth]:
     """Return the months that a parent run has to load. Log them, and log which parameters are not used."""
     chosen = asked_for(color, year, months, since, until)
     log = get_run_logger()
@@ -57,6 +54,7 @@ def chosen_months(
 
 
 Report = Callable[[str, Sequence[Outcome], Sequence[tuple[str, str]]], None]
+"""Reports a run. It receives the artifact's name, the outcomes, and the failed months with their reasons."""
 
 
 def each_month(
@@ -69,13 +67,6 @@ def each_month(
     """Load every month, `at_once` at a time.
 
     A run that is interrupted or cancelled finishes the months in progress, and starts no other.
-
-    Args:
-        name: Prefix of the name of the run's artifact.
-        trip_months: The months.
-        at_once: How many months are processed at the same time.
-        load: Loads one month.
-        report: Reports the run. It receives the artifact's name, the outcomes, and the failed months with their reasons.
 
     Raises:
         MonthsFailed: Some months failed. It is raised after all other months are loaded.

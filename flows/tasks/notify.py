@@ -33,10 +33,10 @@ def notifications() -> dict[str, Any]:
     """Return the arguments of `@flow` that turn notifications on: none unless `TRIPS_NOTIFY` names blocks."""
     if not os.environ.get("TRIPS_NOTIFY"):
         return {}
-    return {event: [tell_of_run] for event in ("on_completion", "on_failure", "on_crashed")}
+    return {event: [notify_run_ended] for event in ("on_completion", "on_failure", "on_crashed")}
 
 
-def tell_of_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def notify_run_ended(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Notify the blocks of `TRIPS_NOTIFY`, such as `slack-webhook/ny-taxi-notifications`, that a run ended.
 
     Do nothing for a subflow run: its parent's message covers it.
@@ -74,27 +74,19 @@ async def _notify_all(
         result = await cast(Any, state).result(raise_on_failure=False, fetch=True)
         subject = f"{flow.name} / {run.name}: {state.name}"
         body = message(flow.name, run, state, result)
-        await asyncio.gather(*(_notify(name, client, run, state, subject, body, log) for name in names))
 
+        async def notify(name: str) -> None:
+            try:
+                block = await cast(Any, Block.load(name))
+                if not isinstance(block, NotificationBlock):
+                    log.warning("%s of TRIPS_NOTIFY is not a notification block", name)
+                elif not await _notified_by_server(client, block, run, state):
+                    with block.raise_on_failure():
+                        await cast(Any, block.notify(body, subject=subject))
+            except Exception as error:
+                log.warning("%s could not be notified; the run itself is not affected: %s", name, _in_words(error))
 
-async def _notify(
-    name: str,
-    client: PrefectClient,
-    run: FlowRun,
-    state: State[Any],
-    subject: str,
-    body: str,
-    log: "logging.LoggerAdapter[Any]",
-) -> None:
-    try:
-        block = await cast(Any, Block.load(name))
-        if not isinstance(block, NotificationBlock):
-            log.warning("%s of TRIPS_NOTIFY is not a notification block", name)
-        elif not await _notified_by_server(client, block, run, state):
-            with block.raise_on_failure():
-                await cast(Any, block.notify(body, subject=subject))
-    except Exception as error:
-        log.warning("%s could not be notified; the run itself is not affected: %s", name, _in_words(error))
+        await asyncio.gather(*map(notify, names))
 
 
 def _in_words(error: Exception) -> str:

@@ -10,11 +10,6 @@ _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 720, 220, 56, 34, 22
 
 def trips_per_day(title: str, days: Mapping[dt.date, int], before: Mapping[dt.date, int]) -> str:
     """Return an image as Markdown: one bar per day of a month, and a line for the days of the month before, if known."""
-    svg = base64.b64encode(_svg(title, days, before).encode()).decode()
-    return f"![{title}](data:image/svg+xml;base64,{svg})"
-
-
-def _svg(title: str, days: Mapping[dt.date, int], before: Mapping[dt.date, int]) -> str:
     top = max([1, *days.values(), *before.values()])
     step = (_WIDTH - _LEFT) / 31
     height = _HEIGHT - _TOP - _BOTTOM
@@ -40,9 +35,10 @@ def _svg(title: str, days: Mapping[dt.date, int], before: Mapping[dt.date, int])
             f'<text x="{_LEFT + step * (number - 0.5):.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{number}</text>'
         )
     legend = escape(title) + (" · line: the month before" if before else "") + " · dark: weekends"
-    return (
+    svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
         ' font-family="sans-serif" font-size="11" fill="#555">'
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>'
         f'<text x="{_LEFT}" y="16" font-size="13">{legend}</text>{"".join(drawn)}</svg>'
     )
+    return f"![{title}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"

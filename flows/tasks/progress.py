@@ -25,7 +25,7 @@ class Meter:
         self._done = 0
         self._begun = self._last_line = time.monotonic()
         self._log = get_run_logger()
-        self._bar, self._id = _join(what)
+        self._bar, self.bar_id = _join(what)
 
     def add(self, count: int, share: float) -> None:
         """Count more rows or bytes. `share` is the share of the month done so far (0: unknown)."""
@@ -34,28 +34,22 @@ class Meter:
         seconds = max(now - self._begun, 1e-9)
         so_far = f"{self._amount(self._done)}, {self._amount(self._done / seconds)}/s"
         if self._bar:
-            self._bar.update(self._id, completed=share, detail=so_far)
+            self._bar.update(self.bar_id, completed=share, detail=so_far)
         elif now - self._last_line >= _EVERY:
             self._last_line = now
             left = f", about {seconds * (1 - share) / share:,.0f} s to go" if 0 < share < 1 else ""
             self._log.info("%s: %s%s", self._what, so_far, left)
 
-    def tell(self) -> None:
+    def log_total(self) -> None:
         """Log the total, at the end."""
         self._log.info("%s: %s in %.1f s", self._what, self._amount(self._done), time.monotonic() - self._begun)
 
     def _amount(self, count: float) -> str:
         return f"{count:,.0f} rows" if self._unit == "rows" else f"{count / 1e6:,.1f} MB"
 
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar:
-            _leave(self._id)
-
 
 _lock = threading.Lock()
 _shared: Progress | None = None
-_open: set[TaskID] = set()
 
 
 def _join(what: str) -> tuple[Progress | None, TaskID]:
@@ -63,35 +57,27 @@ def _join(what: str) -> tuple[Progress | None, TaskID]:
     global _shared  # noqa: PLW0603
     with _lock:
         if _shared is None:
-            if (
-                not sys.stderr.isatty()
-            ):  # check before the display starts: a running display makes isatty() return False
-                return None, TaskID(0)
-            _shared = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[detail]}"),
-                TimeElapsedColumn(),
-                TextColumn("/"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
+            # Check before the display starts: a running display makes isatty() return False.
+            if not sys.stderr.isatty():
+                return None, TaskID(-1)
+            description, detail = TextColumn("{task.description}"), TextColumn("{task.fields[detail]}")
+            times = (TimeElapsedColumn(), TextColumn("/"), TimeRemainingColumn())
+            console = Console(stderr=True)
+            _shared = Progress(description, BarColumn(), detail, *times, console=console, transient=True)
             _shared.start()
-        task_id = _shared.add_task(what, total=1.0, detail="")
-        _open.add(task_id)
-        return _shared, task_id
+        return _shared, _shared.add_task(what, total=1.0, detail="")
 
 
 def _leave(task_id: TaskID) -> None:
+    """Remove a bar, and the display with its last bar."""
     global _shared  # noqa: PLW0603
     with _lock:
-        _open.discard(task_id)
-        if _shared and not _open:
+        if _shared is None or task_id not in _shared.task_ids:
+            return
+        _shared.remove_task(task_id)
+        if not _shared.task_ids:
             _shared.stop()
             _shared = None
-        elif _shared:
-            _shared.remove_task(task_id)
 
 
 @contextmanager
@@ -100,6 +86,6 @@ def meter(what: str, unit: Unit = "rows") -> Iterator[Meter]:
     counting = Meter(what, unit)
     try:
         yield counting
-        counting.tell()
+        counting.log_total()
     finally:
-        counting.close()
+        _leave(counting.bar_id)

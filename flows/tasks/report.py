@@ -13,13 +13,7 @@ from flows.tlc.quality import RULES
 
 
 def report(outcome: Outcome, before: Manifest | None, page: str) -> None:
-    """Report one month: what was loaded, from where, and what was quarantined and why.
-
-    Args:
-        outcome: The month's outcome.
-        before: The manifest of the previous calendar month, to compare with.
-        page: URL of a web page about the month's object in the lake, if it has one.
-    """
+    """Report one month, with its object's web page, if any. `before` is the previous calendar month, to compare with."""
     key = f"{outcome.trip_month.stem.replace('_', '-')}-{outcome.store}"
     create_markdown_artifact("\n".join(_lines(outcome, before, page)), key=key, description=str(outcome))
 

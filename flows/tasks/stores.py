@@ -1,6 +1,5 @@
 """Open the stores that blocks name. Blocks are loaded in this module only."""
 
-import os
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, cast
@@ -15,7 +14,7 @@ from prefect_sqlalchemy import SqlAlchemyConnector
 from pydantic.v1 import ValidationError
 
 from blocks import GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
-from blocks.environment import MACHINE_KEY, BadValue, expand_machine_key, file_at, key_file
+from blocks.environment import MACHINE_KEY, BadValue, expand_machine_key, file_at, machine_key_fault
 from flows.stores import STORES, Target
 from flows.tasks.policy import RETRIES
 from flows.tlc.errors import MisconfiguredBlock
@@ -30,8 +29,9 @@ _REGISTERED = {
 _UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
-def _load(kind: type[Block], name: str) -> Any:
-    slug: str = kind.get_block_type_slug()  # type: ignore[no-untyped-call]
+def load_block(slug: str, name: str) -> Any:
+    """Load a block, given its type's slug and its name. Raise `MisconfiguredBlock` if it cannot be used."""
+    kind = _BLOCKS[slug]
     expand_machine_key()
     try:
         return kind.load(name)
@@ -61,13 +61,8 @@ def _what_to_do(kind: type[Block], name: str) -> str:
         return wrong
     if _credentials(kind, name).get("service_account_info"):
         return "its service_account_info is not a usable key; make the block again (python -m blocks.register)."
-    own = "it has no key of its own, and"
-    try:
-        path = key_file(os.environ, MACHINE_KEY)
-    except BadValue as error:
-        return f"{own} {error}"
-    if path:
-        return f"{own} {MACHINE_KEY} names {str(path)!r}, which is not a usable key; name a key file."
+    if wrong := machine_key_fault():
+        return f"it has no key of its own, and {wrong}"
     return f"put a service-account JSON into it, or set {MACHINE_KEY}, or run where the machine has a service account."
 
 
@@ -90,26 +85,14 @@ def _key_file_of(kind: type[Block], name: str) -> str:
 
 def _credentials(kind: type[Block], name: str) -> dict[str, Any]:
     """Return a block's Google credentials as the server stores them, without their secrets."""
-    stored: dict[str, Any] = cast(Any, _stored)(kind, name)
+    document, _ = cast(Any, sync_compatible(kind._get_block_document))(name)
+    stored: dict[str, Any] = document.data
     return stored.get("gcp_credentials") or stored
-
-
-@sync_compatible
-async def _stored(kind: type[Block], name: str) -> dict[str, Any]:
-    """Return a block's data as the server stores it, without its secrets."""
-    document, _ = await kind._get_block_document(name)
-    data: dict[str, Any] = document.data
-    return data
 
 
 def open_store(target: Target) -> Any:
     """Open a target's store with its blocks."""
     return STORES[target.store].open(target, load_block)
-
-
-def load_block(slug: str, name: str) -> Any:
-    """Load a block, given its type's slug and its name."""
-    return _load(_BLOCKS[slug], name)
 
 
 # The types of blocks that open a store.

@@ -7,9 +7,9 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from flows.connectors.known import known_file, known_publication
+from flows.connectors.known_months import known_file, known_publication
 from flows.connectors.web import look_up_all
 from flows.stores import Target
 from flows.tasks.policy import RETRIES, TIMEOUT
@@ -89,11 +89,7 @@ def entries_of(
 
 
 def report_catalog(key: str, entries: Sequence[Entry]) -> None:
-    """Report the catalog in the UI.
-
-    The page has one line per color, one calendar per color, and the differences. If the source was asked, it also lists the
-    source's files.
-    """
+    """Report the catalog in the UI: totals and a calendar per color, the differences, and the source's files if it was asked."""
     by_color = {color: [e for e in entries if e.trip_month.color == color] for color in COLORS}
     totals = [_total(color, there) for color, every in by_color.items() if (there := [e for e in every if e.held])]
     names = ("color", "from", "to", "months", "rows", "quarantined", "bytes")
@@ -158,20 +154,16 @@ def _cell(entry: Entry | None) -> str:
 def print_catalog(entries: Sequence[Entry]) -> None:
     """Print the catalog on a terminal: the months in the lake and, if the source was asked, the source's files."""
     asked = any(e.source for e in entries)
-    table = Table(box=box.SIMPLE)
-    for name in ("month", "rows", "quarantined", "bytes", "schema", "published at"):
-        table.add_column(name, justify="right" if name in ("rows", "quarantined", "bytes") else "left")
-    if asked:
-        table.add_column("bytes at the source", justify="right")
-        table.add_column("last modified there")
-    table.add_column("differs")
+    counts = (Column(name, justify="right") for name in ("rows", "quarantined", "bytes"))
+    there = (Column("bytes at the source", justify="right"), "last modified there") if asked else ()
+    table = Table("month", *counts, "schema", "published at", *there, "differs", box=box.SIMPLE)
     for e in entries:
         facts = [""] * 5
         if e.held:
             manifest = e.held.manifest
             quarantined = sum(manifest.quarantined.values())
-            counts = [f"{count:,}" for count in (manifest.loaded, quarantined, e.held.size)]
-            facts = [*counts, str(manifest.schema_version), f"{manifest.published_at:%Y-%m-%d %H:%M}"]
+            facts = [f"{count:,}" for count in (manifest.loaded, quarantined, e.held.size)]
+            facts += [str(manifest.schema_version), f"{manifest.published_at:%Y-%m-%d %H:%M}"]
         table.add_row(str(e.trip_month), *facts, *(_published(e) if asked else ()), "; ".join(e.differs))
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table if entries else "nothing: none of these months is in the lake or published by the source.")

@@ -10,7 +10,7 @@ import pytest
 
 from flows.connectors import guard, request, web
 from flows.connectors.guard import require_allowed
-from flows.connectors.web import look_up, read, source_of, zone_file
+from flows.connectors.web import Download, look_up, source_of, zone_file
 from flows.tlc.errors import MisconfiguredBlock, SourceNotAllowed, Unreachable, UnreadableFile
 from flows.tlc.sources import Source
 from flows.tlc.trips import TripMonth
@@ -98,14 +98,14 @@ def test_a_file_that_was_looked_up_elsewhere_is_not_read_where_files_are_not_all
         patch.setenv(guard.ALLOW, "file")
         found = look_up(Source(f"file://{tmp_path}/{{year}}-{{month:02d}}.csv"), MONTH)
     with pytest.raises(SourceNotAllowed):
-        list(read(found))
+        list(Download(found))
 
 
 def test_what_the_operators_own_variables_name_is_allowed_and_nothing_beside_it(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TLC_OFFICIAL_URL", site.url + OFFICIAL)
-    assert b"".join(read(look_up(source_of("official"), MONTH))) == site.file(NAME).read_bytes()
+    assert b"".join(Download(look_up(source_of("official"), MONTH))) == site.file(NAME).read_bytes()
     source_of(f"{site.url}/legacy/{{color}}_tripdata_{{year}}-{{month:02d}}.csv")  # another folder of the same server
     with pytest.raises(SourceNotAllowed):
         source_of("http://127.0.0.1:4200/api/{year}-{month}.csv")
@@ -187,7 +187,7 @@ def test_the_operators_server_may_lead_on_to_another_port_of_its_own_host(
         monkeypatch.setenv("TLC_OFFICIAL_URL", site.url + OFFICIAL)
         there = f"{other.url}/trip-data/{NAME}"
         site.fault(f"/trip-data/{NAME}", status=302, headers={"Location": there}, times=None)
-        assert b"".join(read(look_up(source_of("official"), MONTH))) == other.file(NAME).read_bytes()
+        assert b"".join(Download(look_up(source_of("official"), MONTH))) == other.file(NAME).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from flows.connectors import request, web
 from flows.connectors.request import ATTEMPTS
-from flows.connectors.web import look_up, read, zone_file
+from flows.connectors.web import Download, look_up, zone_file
 from flows.tlc.errors import AskAgainLater, NotPublished, Unreachable, UnreadableFile
 from flows.tlc.manifest import Verified
 from flows.tlc.sources import LARGEST, Source
@@ -45,10 +45,8 @@ def legacy(site: Site, ending: str) -> Source:
 
 
 def fetched(site: Site) -> tuple[bytes, Verified]:
-    verified: list[Verified] = []
-    content = b"".join(read(look_up(official(site), MONTH), verified.append))
-    [how] = verified
-    return content, how
+    download = Download(look_up(official(site), MONTH))
+    return b"".join(download), download.verified
 
 
 @pytest.mark.parametrize(
@@ -100,15 +98,15 @@ def test_bytes_other_than_promised_are_refused_and_worth_another_try(big: Site, 
     with pytest.raises(
         Unreachable, match=r"are not those the server promised \((sha256|md5|crc32c) is .* was promised"
     ):
-        list(read(found))
+        list(Download(found))
 
 
 def test_a_resumed_file_is_checked_as_a_whole(big: Site) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=700_000, times=3, headers={"Repr-Digest": f"sha-256=:{text(SHA256)}:"})
-    verified: list[Verified] = []
-    assert b"".join(read(found, verified.append)) == BODY
-    assert verified == ["sha256"]
+    download = Download(found)
+    assert b"".join(download) == BODY
+    assert download.verified == "sha256"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +127,7 @@ def test_a_broken_file_goes_on_by_a_range_only_of_a_version_that_can_be_named(
     big.fault(PATH, headers=first, times=None, methods=("HEAD",))
     big.fault(PATH, headers=first, times=1 if first.get("ETag") else 2, cut_after=1_000_000, methods=("GET",))
     big.fault(PATH, headers=then, times=None)
-    assert b"".join(read(look_up(official(big), MONTH))) == BODY
+    assert b"".join(Download(look_up(official(big), MONTH))) == BODY
     assert asked(big)[-1][1] == (206 if ranges else 200)
 
 
@@ -139,7 +137,7 @@ def test_a_file_of_no_version_is_never_made_of_two_editions(big: Site, missing: 
     found = look_up(official(big), MONTH).model_copy(update={"etag": None, "last_modified": None})
     big.fault(PATH, missing=missing, cut_after=1_200_000)
     big.fault(PATH, missing=missing, times=None)
-    pieces = read(found)
+    pieces = iter(Download(found))
     next(pieces)
     big.put(NAME, BODY[:4] + BODY[-5:3:-1] + b"PAR1")  # of the same length
     with pytest.raises(AskAgainLater, match="was re-published while it was being read"):
@@ -156,7 +154,7 @@ def test_a_range_that_ends_too_early_is_followed_by_the_next(big: Site, monkeypa
         return (span[0], min(span[1], span[0] + 900_000)) if isinstance(span, tuple) else span
 
     monkeypatch.setattr("local.servers.site._Handler._range", short)
-    assert b"".join(read(found)) == BODY
+    assert b"".join(Download(found)) == BODY
 
 
 def month_csv(site: Site) -> bytes:
@@ -172,9 +170,9 @@ def test_a_csv_that_a_server_packs_on_its_way_is_unpacked(big: Site, encoding: s
     big.fault(f"/legacy/{CSV}", encoding=encoding, times=None)
     found = look_up(legacy(big, ".csv"), MONTH)
     assert (found.size is None) == packed
-    verified: list[Verified] = []
-    assert b"".join(read(found, verified.append)) == content
-    assert len(verified) == 1
+    download = Download(found)
+    assert b"".join(download) == content
+    assert download.verified
 
 
 @pytest.mark.parametrize("depth", ["single", "double"])
@@ -187,28 +185,28 @@ def test_a_csv_gz_is_itself_whether_or_not_the_server_calls_that_its_encoding(bi
         big.fault(f"/legacy/{name}", encoding="gzip", headers=kind, times=None)
     else:  # the server names what the file is anyway
         big.fault(f"/legacy/{name}", headers=kind | {"Content-Encoding": "gzip"}, times=None)
-    assert b"".join(read(look_up(legacy(big, ".csv.gz"), MONTH))) == content
+    assert b"".join(Download(look_up(legacy(big, ".csv.gz"), MONTH))) == content
 
 
 def test_a_parquet_file_that_a_server_packs_on_its_way_goes_on_where_it_broke(big: Site) -> None:
     big.fault(PATH, encoding="gzip", times=None, methods=("HEAD",))
     big.fault(PATH, encoding="gzip", cut_after=400_000, times=3, methods=("GET",))
     big.fault(PATH, encoding="gzip", times=None)
-    assert b"".join(read(look_up(official(big), MONTH))) == BODY
+    assert b"".join(Download(look_up(official(big), MONTH))) == BODY
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, br"])
 def test_an_encoding_that_nobody_asked_for_is_refused_by_its_name(big: Site, encoding: str) -> None:
     big.fault(PATH, headers={"Content-Encoding": encoding}, times=None)
     with pytest.raises(UnreadableFile, match=f"is sent with Content-Encoding '{encoding}', though none was asked for"):
-        list(read(look_up(official(big), MONTH)))
+        list(Download(look_up(official(big), MONTH)))
 
 
 def test_gzip_that_ends_too_early_is_refused(big: Site) -> None:
     big.put(CSV, gzip.compress(month_csv(big))[:-9])
     big.fault(f"/legacy/{CSV}", headers={"Content-Encoding": "gzip"}, times=None)
     with pytest.raises(UnreadableFile, match="Content-Encoding gzip, and that ends too early"):
-        list(read(look_up(legacy(big, ".csv"), MONTH)))
+        list(Download(look_up(legacy(big, ".csv"), MONTH)))
 
 
 @pytest.mark.parametrize("known", ["told", "endless", "packed"])
@@ -223,7 +221,7 @@ def test_a_file_larger_than_any_month_is_given_up(big: Site, known: str, monkeyp
         big.put(NAME, b"PAR1" + bytes(3_000_000))
     big.fault(PATH, times=None, **fault[known])
     with pytest.raises(UnreadableFile, match=r"has more than [28],000,000 bytes.*it is not a month of trips"):
-        list(read(look_up(official(big), MONTH)))
+        list(Download(look_up(official(big), MONTH)))
 
 
 def test_headers_that_never_end_are_given_up(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,14 +245,14 @@ def test_a_body_that_drips_is_given_up_however_evenly(big: Site, drop: bytes, mo
     monkeypatch.setattr("local.servers.site._Handler._body", dripping)
     big.fault(PATH, missing=("length",), times=None)
     with pytest.raises(Unreachable, match=r"broke off after \d+ bytes: ReadTimeout"):
-        list(read(found))
+        list(Download(found))
     assert sum(method == "GET" for method, *_ in asked(big)) == ATTEMPTS
 
 
 def test_a_slow_reader_is_not_taken_for_a_slow_server(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request, "WINDOW", 0.3)
     found = look_up(official(big), MONTH)
-    pieces = read(found)
+    pieces = iter(Download(found))
     content = next(pieces)
     threading.Event().wait(1)
     assert content + b"".join(pieces) == BODY
@@ -281,7 +279,7 @@ def test_a_zone_look_up_is_checked_bounded_and_unpacked_too(big: Site) -> None:
 def test_a_signed_link_is_read_and_its_signature_is_not_shown(big: Site) -> None:
     source = Source(official(big).template + "?X-Amz-Signature=hunter2&X-Amz-Expires=60")
     big.fault(PATH, status=403, times=None, methods=("HEAD",))
-    assert b"".join(read(look_up(source, MONTH))) == BODY
+    assert b"".join(Download(look_up(source, MONTH))) == BODY
     with pytest.raises(NotPublished) as said:
         look_up(source, TripMonth("green", 2026, 1))
     assert "hunter2" not in str(said.value)
@@ -292,4 +290,4 @@ def test_a_page_in_the_files_place_is_named_and_not_taken_for_a_new_edition(big:
     found = look_up(official(big), MONTH)
     big.fault(PATH, body="html", times=None)
     with pytest.raises(UnreadableFile, match="it is an HTML or XML page"):
-        list(read(found))
+        list(Download(found))

@@ -16,7 +16,7 @@ import pytest
 from flows.connectors import request, transfer, web
 from flows.connectors.guard import Client
 from flows.connectors.request import ATTEMPTS, LONGEST_WAIT
-from flows.connectors.web import look_up, read, source_of
+from flows.connectors.web import Download, look_up, source_of
 from flows.tlc.errors import AskAgainLater, NotPublished, TripDataError, Unreachable, UnreadableFile
 from flows.tlc.sources import PublishedFile, Source
 from flows.tlc.trips import TripMonth
@@ -88,7 +88,7 @@ def test_a_redirect_is_followed_and_the_address_asked_for_is_kept(site: Site) ->
     found = look_up(mirror(site), MONTH)
     assert found.url == f"{site.url}/mirror/green/green_tripdata_2021-01.csv.gz"
     assert [request.status for request in site.requests] == [302, 200]
-    assert hashlib.sha256(b"".join(read(found))).digest() == _digest(site.file("green_tripdata_2021-01.csv.gz"))
+    assert hashlib.sha256(b"".join(Download(found))).digest() == _digest(site.file("green_tripdata_2021-01.csv.gz"))
 
 
 def _digest(path: Path) -> bytes:
@@ -223,7 +223,7 @@ def test_a_server_whose_head_is_of_no_use_is_asked_for_the_first_byte(
     assert look_up(official(big), MONTH) == known
     assert asked(big)[-1] == ("GET", 206, "bytes=0-0")
     assert sum(request.sent for request in big.requests if request.method == "GET") == 1
-    assert b"".join(read(known)) == BODY
+    assert b"".join(Download(known)) == BODY
 
 
 @pytest.mark.parametrize("fault", [{"missing": ("ranges",)}, {"status": 416, "times": 1}, {"status": 400, "times": 1}])
@@ -232,12 +232,12 @@ def test_a_server_without_head_and_ranges_is_asked_for_the_file_and_left(big: Si
     big.fault(PATH, methods=("GET",), **fault)
     found = look_up(official(big), MONTH)
     assert found.size == len(BODY)
-    assert b"".join(read(found)) == BODY
+    assert b"".join(Download(found)) == BODY
 
 
 def test_a_size_that_only_head_says_is_not_believed(big: Site) -> None:
     big.fault(PATH, times=None, methods=("HEAD",), headers={"Content-Length": "17809"})
-    assert b"".join(read(look_up(official(big), MONTH))) == BODY
+    assert b"".join(Download(look_up(official(big), MONTH))) == BODY
 
 
 @pytest.mark.parametrize("missing", ["etag", "last_modified", "length"])
@@ -249,7 +249,7 @@ def test_what_a_server_does_not_tell_is_not_known(site: Site, missing: str) -> N
 
 
 def test_a_file_is_read_to_the_byte_in_large_pieces_by_one_question(big: Site) -> None:
-    pieces = list(read(look_up(official(big), MONTH)))
+    pieces = list(Download(look_up(official(big), MONTH)))
     assert b"".join(pieces) == BODY
     assert all(len(piece) >= web.PIECE for piece in pieces[:-1])
     assert [(method, status) for method, status, _ in asked(big)] == [("HEAD", 200), ("GET", 200)]
@@ -257,13 +257,13 @@ def test_a_file_is_read_to_the_byte_in_large_pieces_by_one_question(big: Site) -
 
 def test_a_file_as_small_as_a_month_can_be_is_read(site: Site) -> None:
     found = look_up(official(site), MONTH)
-    assert b"".join(read(found)) == site.file(NAME).read_bytes()
+    assert b"".join(Download(found)) == site.file(NAME).read_bytes()
 
 
 def test_a_broken_line_goes_on_where_it_stopped_and_loses_nothing_that_came(big: Site, waits: list[float]) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=700_000, times=3)
-    assert b"".join(read(found)) == BODY
+    assert b"".join(Download(found)) == BODY
     gets = [request for request in big.requests if request.method == "GET"]
     assert [(request.status, request.range) for request in gets] == [
         (200, None),
@@ -278,7 +278,7 @@ def test_a_broken_line_goes_on_where_it_stopped_and_loses_nothing_that_came(big:
 def test_a_line_that_breaks_ever_again_is_borne_as_long_as_something_comes(big: Site) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=200_000, times=3 * ATTEMPTS)
-    assert b"".join(read(found)) == BODY
+    assert b"".join(Download(found)) == BODY
 
 
 def test_a_line_that_brings_nothing_any_more_is_given_up(big: Site, waits: list[float]) -> None:
@@ -286,7 +286,7 @@ def test_a_line_that_brings_nothing_any_more_is_given_up(big: Site, waits: list[
     big.fault(PATH, cut_after=1000)
     big.fault(PATH, cut_after=0, times=None)
     with pytest.raises(Unreachable, match="broke off after 1000 bytes"):
-        list(read(found))
+        list(Download(found))
     assert waits == [1, 2, 4, 8]
 
 
@@ -294,14 +294,14 @@ def test_a_server_that_stumbles_while_a_file_is_read_is_asked_again(big: Site) -
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=1_500_000)
     big.fault(PATH, status=503, times=2)
-    assert b"".join(read(found)) == BODY
+    assert b"".join(Download(found)) == BODY
 
 
 def test_without_range_the_bytes_that_came_already_are_read_over(big: Site) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=2_000_001, missing=("ranges",))
     big.fault(PATH, missing=("ranges",), times=None)
-    assert b"".join(read(found)) == BODY
+    assert b"".join(Download(found)) == BODY
     assert [status for method, status, _ in asked(big) if method == "GET"] == [200, 200]
 
 
@@ -311,7 +311,7 @@ def test_a_file_re_published_while_it_is_read_is_never_mixed(big: Site, missing:
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=1_200_000, missing=missing)
     big.fault(PATH, missing=missing, times=None)
-    pieces = read(found)
+    pieces = iter(Download(found))
     next(pieces)
     _republish(big)
     with pytest.raises(AskAgainLater, match="was re-published while it was being read; run again"):
@@ -326,7 +326,7 @@ def test_a_file_re_published_before_it_is_read_is_not_taken_for_the_one_looked_u
     found = look_up(official(big), MONTH)
     _republish(big)
     with pytest.raises(AskAgainLater, match="re-published"):
-        list(read(found))
+        list(Download(found))
 
 
 def _republish(site: Site) -> None:
@@ -344,13 +344,13 @@ def test_a_range_other_than_asked_for_is_not_taken(big: Site, monkeypatch: pytes
     monkeypatch.setattr("local.servers.site._Handler._range", lambda *_: (5, len(BODY)))
     big.fault(PATH, missing=("ranges",), methods=("HEAD",))
     with pytest.raises(Unreachable, match="was asked to go on at byte 0 and did not"):
-        list(read(found))
+        list(Download(found))
 
 
 def test_a_line_that_breaks_after_the_last_byte_has_brought_the_file(big: Site, waits: list[float]) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, missing=("length",), cut_after=len(BODY))  # chunked, and the end is never said
-    assert b"".join(read(found)) == BODY
+    assert b"".join(Download(found)) == BODY
     assert waits == []
 
 
@@ -358,7 +358,7 @@ def test_a_line_that_breaks_after_the_last_byte_has_brought_the_file(big: Site, 
 def test_a_size_that_only_head_tells_is_not_believed_against_a_chunked_answer(big: Site, wrong: int) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, missing=("length",), times=None)
-    assert b"".join(read(found.model_copy(update={"size": len(BODY) + wrong}))) == BODY
+    assert b"".join(Download(found.model_copy(update={"size": len(BODY) + wrong}))) == BODY
 
 
 @pytest.mark.parametrize("told", [{"size": 20}, {"etag": 'W/"another"'}, {"etag": '"another"', "last_modified": None}])
@@ -366,29 +366,29 @@ def test_a_head_that_contradicts_every_get_is_not_believed(
     big: Site, told: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = look_up(official(big), MONTH).model_copy(update=told)
-    asked_of = transfer.told_by
+    asked_of = transfer.described_file
     monkeypatch.setattr(
-        transfer, "told_by", lambda *about: found if about[3].request.method == "HEAD" else asked_of(*about)
+        transfer, "described_file", lambda *about: found if about[3].request.method == "HEAD" else asked_of(*about)
     )
-    assert b"".join(read(found)) == BODY
+    assert b"".join(Download(found)) == BODY
 
 
 def test_a_server_whose_every_answer_names_another_version_is_read(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     found = look_up(official(big), MONTH)
-    asked_of, number = transfer.told_by, itertools.count()
+    asked_of, number = transfer.described_file, itertools.count()
     monkeypatch.setattr(
         transfer,
-        "told_by",
+        "described_file",
         lambda *about: asked_of(*about).model_copy(update={"etag": f'"node-{next(number)}"', "last_modified": None}),
     )
-    assert b"".join(read(found)) == BODY
+    assert b"".join(Download(found)) == BODY
 
 
 def test_a_file_of_unknown_size_is_read_to_its_end(big: Site) -> None:
     big.fault(PATH, missing=("length", "ranges"), times=None)
     found = look_up(official(big), MONTH)
     assert found.size is None
-    assert b"".join(read(found)) == BODY
+    assert b"".join(Download(found)) == BODY
 
 
 @pytest.mark.parametrize(
@@ -401,20 +401,20 @@ def test_something_else_in_the_files_place_is_refused_by_name(site: Site, body: 
     site.fault("*", body=body, times=None)
     found = look_up(whose(site), MONTH)
     with pytest.raises(UnreadableFile, match=f"green 2021-01: http.*cannot be read: {said}.*Nothing was loaded"):
-        list(read(found))
+        list(Download(found))
 
 
 def test_half_a_parquet_file_is_refused_as_truncated(site: Site) -> None:
     site.fault(PATH, body="truncated", times=None)
     found = look_up(official(site), MONTH)
     with pytest.raises(UnreadableFile, match="is truncated, or something was appended to it"):
-        list(read(found))
+        list(Download(found))
 
 
 def test_an_empty_file_is_refused(site: Site) -> None:
     site.put(NAME, b"")
     with pytest.raises(UnreadableFile, match="cannot be read: it is empty"):
-        list(read(look_up(official(site), MONTH)))
+        list(Download(look_up(official(site), MONTH)))
 
 
 def test_a_month_that_vanishes_before_it_is_read_was_there_when_it_was_looked_up(site: Site) -> None:
@@ -423,11 +423,11 @@ def test_a_month_that_vanishes_before_it_is_read_was_there_when_it_was_looked_up
     with pytest.raises(
         NotPublished, match=r"green 2021-01: .* was there when it was looked up, and answers HTTP 403 now"
     ):
-        list(read(found))
+        list(Download(found))
 
 
 def test_a_reader_that_stops_early_hangs_up(big: Site) -> None:
-    pieces = read(look_up(official(big), MONTH))
+    pieces = iter(Download(look_up(official(big), MONTH)))
     next(pieces)
     pieces.close()  # type: ignore[attr-defined]
     assert [status for method, status, _ in asked(big) if method == "GET"] == [200]
@@ -441,14 +441,14 @@ def test_files_on_disk_are_found_and_read_whatever_their_folders_name(tmp_path: 
     source = source_of(f"file://{quote(str(path.parent))}/{{color}}_{{year}}-{{month:02d}}.parquet")
     found = look_up(source, MONTH)
     assert (found.etag, found.size) == (f"sha256:{hashlib.sha256(BODY).hexdigest()}", len(BODY))
-    assert b"".join(read(found)) == BODY
+    assert b"".join(Download(found)) == BODY
 
 
 def test_a_file_address_with_plain_blanks_works_too(tmp_path: Path) -> None:
     (tmp_path / "a b").mkdir()
     (tmp_path / "a b" / "2021-01.parquet").write_bytes(BODY)
     found = look_up(Source(f"file://{tmp_path}/a b/{{year}}-{{month:02d}}.parquet"), MONTH)
-    assert b"".join(read(found)) == BODY
+    assert b"".join(Download(found)) == BODY
 
 
 def test_a_file_that_is_not_on_disk_is_not_published(tmp_path: Path) -> None:
@@ -499,7 +499,7 @@ def test_a_file_on_disk_that_changes_while_it_is_read_is_refused(tmp_path: Path)
     found = look_up(Source(f"file://{tmp_path}/{{year}}-{{month:02d}}.parquet"), MONTH)
     path.write_bytes(BODY[:4] + BODY[-5:3:-1] + b"PAR1")
     with pytest.raises(AskAgainLater, match="was changed while it was being read"):
-        list(read(found))
+        list(Download(found))
 
 
 def test_a_word_leads_where_the_environment_says(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

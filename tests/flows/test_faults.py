@@ -142,7 +142,7 @@ def test_a_run_whose_staged_file_another_run_has_published_goes_on_with_that(
     staged = lake.stage(raw, Terms(), "another-run", no_progress)
     lake.publish(staged, lake.present(month), "")
     assert not lake.has(raw)
-    assert b"".join(lake.raw_zone.content(raw).pieces()) == ours.site.file(f"{month.stem}.parquet").read_bytes()
+    assert b"".join(lake.content(raw).pieces()) == ours.site.file(f"{month.stem}.parquet").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from blocks.register import ON_DEMAND, register
 from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.tasks import bring, notify
-from flows.tasks.notify import notifications, tell_of_run
+from flows.tasks.notify import notifications, notify_run_ended
 from flows.tlc.trips import TripMonth
 from local import demo
 from local.servers.stack import Stack
@@ -185,7 +185,7 @@ def test_flows_have_no_hook_unless_blocks_are_named(monkeypatch: pytest.MonkeyPa
     assert notifications() == {}
     assert not etl_parent_flow.on_completion
     monkeypatch.setenv("TRIPS_NOTIFY", WEBHOOK)
-    assert notifications() == {event: [tell_of_run] for event in ("on_completion", "on_failure", "on_crashed")}
+    assert notifications() == {event: [notify_run_ended] for event in ("on_completion", "on_failure", "on_crashed")}
 
 
 def test_every_kind_of_block_sends_what_its_receiver_takes(

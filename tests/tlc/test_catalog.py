@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from flows.connectors.known import known_file, known_publication
+from flows.connectors.known_months import known_file, known_publication
 from flows.tlc.catalog import (
     Found,
     Held,
