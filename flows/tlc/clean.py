@@ -40,32 +40,19 @@ REASONS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive rows of a file: canonical trips, rejected rows and counts.
-
-    Attributes:
-        trips: Canonical trips, in `arrow_schema` of their color.
-        rejects: Rejected rows, in `QUARANTINE_SCHEMA`.
-        source_rows: The number of rows read for this chunk.
-        filtered: The number of trips that each filter dropped.
-        shape: How the file's columns map to the schema.
-        share: The share of the file read by the end of this chunk, from 0 to 1; 0 if unknown.
-        extra: The columns that the schema does not know, for the same trips; None if there are none or they are not wanted.
-        misfits: If all rejected values of a column are the same word, that word and its count. It is most likely a word for
-            a missing value.
-        size: The bytes of the chunk. This and the next attributes are set only for a CSV.
-        reject_sizes: The bytes of each rejected line.
-        stretch: The longest part of the file so far that has no rows.
-        repeated: A row in a repeated part, and the same row in the first copy of that part.
-    """
+    """Consecutive rows of a file: canonical trips, rejected rows in `QUARANTINE_SCHEMA`, and counts."""
 
     trips: pa.Table
     rejects: pa.Table
     source_rows: int
-    filtered: Counter[str] = field(default_factory=Counter)
+    filtered: Counter[str] = field(default_factory=Counter)  # trips dropped, by filter
     shape: Shape | None = None
-    share: float = 0.0
-    extra: pa.Table | None = None
+    share: float = 0.0  # of the file that was read by the end of this chunk, from 0 to 1; 0 if unknown
+    extra: pa.Table | None = None  # the columns that the schema does not know, for the same trips
+    # A word and its count, if all rejected values of a column are this word: most likely a word for a missing value.
     misfits: Counter[str] = field(default_factory=Counter)
+    # Only for a CSV: the bytes of the chunk and of each rejected line, the longest part of the file so far that has no rows, and
+    # a row in a repeated part with the same row in the first copy.
     size: int = 0
     reject_sizes: Sequence[int] = ()
     stretch: Stretch | None = None
@@ -102,28 +89,25 @@ class Tally:
         if chunk.rejects.num_rows and not self.first:
             [reject] = chunk.rejects.slice(0, 1).to_pylist()
             self.first = f"row {reject['row_number']}: {_printable(reject['original'][:_LONGEST_QUOTE])}"
+        month = f"{self.trip_month}: " if self.trip_month else ""
         if self.quarantined.total() > MAX_REJECTED:
-            raise TooManyRejects(
-                self._named + self._too_many(f"more than {MAX_REJECTED:,} stop any month, and reading")
-            )
+            raise TooManyRejects(month + self._too_many(f"more than {MAX_REJECTED:,} stop any month, and reading"))
         if self.source_rows > MAX_ROWS:
             raise TooManyRejects(
-                f"{self._named}more than {MAX_ROWS:,} rows, which no month has. Nothing was published; check the source."
+                f"{month}more than {MAX_ROWS:,} rows, which no month has. Nothing was published; check the source."
             )
 
     @property
-    def _named(self) -> str:
-        return f"{self.trip_month}: " if self.trip_month else ""
+    def _reject_bytes(self) -> int:
+        return sum(size * lines for size, lines in self.reject_sizes.items())
 
     @property
     def lost(self) -> float:
         """The number of rows that the rejected text may have been: a text as long as five mean rows counts as five."""
-        count, size = self.reject_sizes.total(), sum(n * size for size, n in self.reject_sizes.items())
-        sound = self.source_rows - count
-        mean = (self.size - size) / sound if sound else 0.0
-        return self.quarantined.total() + sum(
-            n * (size // mean - 1) for size, n in self.reject_sizes.items() if mean and size > mean
-        )
+        sound = self.source_rows - self.reject_sizes.total()
+        mean = (self.size - self._reject_bytes) / sound if sound else 0.0
+        long = {size: lines for size, lines in self.reject_sizes.items() if mean and size > mean}
+        return self.quarantined.total() + sum(lines * (size // mean - 1) for size, lines in long.items())
 
     def check(self, trip_month: TripMonth) -> None:
         """Raise unless each row is counted once and the file is sound.
@@ -142,8 +126,8 @@ class Tally:
         if self.source_rows == 0:
             raise TooManyRejects(f"{trip_month}: the file has a header and no trips. Nothing was published.")
         if self.stretch:
-            sizes = sum(n * size for size, n in self.reject_sizes.items())
-            self.stretch.require_short(trip_month, max(0, self.size - sizes - self.stretch.size) / self.source_rows)
+            sound_bytes = max(0, self.size - self._reject_bytes - self.stretch.size)
+            self.stretch.require_short(trip_month, sound_bytes / self.source_rows)
         lost = self.lost
         if lost > MAX_REJECTED_SHARE * (self.source_rows + lost - rejected):
             also = f" (their text is as long as {lost:,.0f} rows)" if round(lost) > rejected else ""
@@ -202,9 +186,6 @@ def rejects_table(rejects: Iterable[tuple[int, str, str]]) -> pa.Table:
     )
 
 
-NO_REJECTS = rejects_table([])
-
-
 def _as_json(rows: pa.Table) -> list[str]:
     """Return each row as JSON. Values that Python, JSON or UTF-8 cannot represent become text: year 10000, NaN, stray bytes."""
     names = rows.column_names
@@ -243,39 +224,29 @@ def _decode(values: pa.Array, coding: Coding) -> tuple[pa.Array, dict[str, pa.Ar
     return decoded, {coding.original: pc.if_else(pc.is_valid(decoded), pa.scalar(None, pa.string()), texts)}
 
 
-def _require_empty(trip_month: TripMonth, name: str, values: pa.ChunkedArray, row_numbers: pa.Array) -> None:
+def _first_value(values: pa.Array | pa.ChunkedArray, row_numbers: pa.Array) -> str:
+    """Return the first value and its row for a message, such as `1.5 in row 7`, or "" if there is none."""
     filled = pc.indices_nonzero(pc.is_valid(values))
-    if len(filled):
-        first = filled[0].as_py()
-        raise SchemaMismatch(
-            f"{trip_month}: {name} is empty in all files known so far, but has {values[first].as_py()!r} in row"
-            f" {row_numbers[first]}: the columns may have shifted. Nothing was loaded. Compare the row with the header; if they"
-            " agree, add an era to flows/tlc/eras.py."
-        )
+    return f"{values[filled[0].as_py()].as_py()!r} in row {row_numbers[filled[0].as_py()]}" if len(filled) else ""
 
 
-def _require_nothing(trip_month: TripMonth, name: str, kind: Kind, values: pa.Array, row_numbers: pa.Array) -> None:
-    """Raise `SchemaMismatch` if a float column that should be `kind` has a value. pandas makes an empty column float."""
-    filled = pc.indices_nonzero(pc.is_valid(values))
-    if len(filled):
-        first = filled[0].as_py()
-        raise SchemaMismatch(
-            f"{trip_month}: {name} has the type {values.type} and holds {values[first].as_py()!r} in row"
-            f" {row_numbers[first]}, where a {kind} belongs. Nothing was loaded; save the column as a {kind}, or get TLC's own"
-            " file."
-        )
-
-
-def _require_count(trip_month: TripMonth, name: str, values: pa.Array, row_numbers: pa.Array) -> None:
-    """Raise `SchemaMismatch` unless a column without a name counts upwards. Allow gaps: pandas leaves them if it filters."""
-    counted, bad = convert(values, "integer")
-    upwards = pc.all(pc.greater(counted[1:], counted[:-1]), min_count=0).as_py()
-    if bad or counted.null_count or not upwards:
-        raise SchemaMismatch(
-            f"{trip_month}: the first column has no name, and does not count upwards from row {row_numbers[0]} on: it may be"
-            " the index that pandas and R write, with the rows in another order, or something else. Nothing was loaded; save the"
-            " file without it (pandas: index=False; R: row.names=FALSE)."
-        )
+def _require_no_trip_data(trip_month: TripMonth, shape: Shape, published: pa.Table, row_numbers: pa.Array) -> None:
+    """Raise `SchemaMismatch` if an empty column has a value, or a column without a name does not count upwards."""
+    for name in shape.empty:
+        if found := _first_value(published.column(name), row_numbers):
+            raise SchemaMismatch(
+                f"{trip_month}: {name} is empty in all files known so far, but has {found}: the columns may have shifted. Nothing"
+                " was loaded. Compare the row with the header; if they agree, add an era to flows/tlc/eras.py."
+            )
+    for name in shape.counting:
+        counted, bad = convert(_as_array(published.column(name)), "integer")
+        upwards = pc.all(pc.greater(counted[1:], counted[:-1]), min_count=0).as_py()  # pandas leaves gaps if it filters
+        if bad or counted.null_count or not upwards:
+            raise SchemaMismatch(
+                f"{trip_month}: the first column has no name, and does not count upwards from row {row_numbers[0]} on: it may be"
+                " the index that pandas and R write, with the rows in another order, or something else. Nothing was loaded; save"
+                " the file without it (pandas: index=False; R: row.names=FALSE)."
+            )
 
 
 def _empty_rows(columns: Sequence[pa.Array | pa.ChunkedArray]) -> list[int]:
@@ -317,32 +288,34 @@ def clean(
     Raises:
         SchemaMismatch: A column has values that it must not have.
     """
+    _require_no_trip_data(trip_month, shape, published, row_numbers)
     by_name: dict[str, pa.Array] = {}
     bad: dict[int, str] = {}
     misfits: Counter[str] = Counter()
-    for name in shape.empty:
-        _require_empty(trip_month, name, published.column(name), row_numbers)
-    for name in shape.counting:
-        _require_count(trip_month, name, _as_array(published.column(name)), row_numbers)
     for name, column in zip(shape.published, shape.canonical, strict=True):
         values = without_nan(_as_array(published.column(name)))
         positions: list[int] = []
-        if pa.types.is_floating(values.type) and column.kind in ("text", "datetime") and not shape.coded(column):
-            _require_nothing(trip_month, name, column.kind, values, row_numbers)
+        coded, kind = shape.coded(column), column.kind
+        if pa.types.is_floating(values.type) and kind in ("text", "datetime") and not coded:
+            # pandas makes a column without any value float.
+            if found := _first_value(values, row_numbers):
+                raise SchemaMismatch(
+                    f"{trip_month}: {name} has the type {values.type} and holds {found}, where a {kind} belongs. Nothing was"
+                    f" loaded; save the column as a {kind}, or get TLC's own file."
+                )
             values = pa.nulls(len(values))
-        if shape.coded(column):
+        if coded:
             if is_text(values.type):
                 values, positions = convert(values, "text")  # texts that are not UTF-8 cannot be looked up
             values, words = _decode(values, CODINGS[column.name])
             by_name |= words
-        by_name[column.name], more = convert(values, column.kind)
+        by_name[column.name], more = convert(values, kind)
         if word := _only_text(values, more):
             misfits[word] += len(more)
         for position in positions + more:
-            bad.setdefault(position, f"{column.name}: {REASONS[column.kind]}")
+            bad.setdefault(position, f"{column.name}: {REASONS[kind]}")
 
-    new = [published.column(name) for name in shape.new]
-    for position in _empty_rows([*by_name.values(), *new]):
+    for position in _empty_rows([*by_name.values(), *published.select(shape.new).columns]):
         bad.setdefault(position, "nothing in it")
 
     count = published.num_rows
@@ -354,28 +327,20 @@ def clean(
     if shape.new:
         extra = published.select(shape.new).add_column(0, KEY[1].name, row_numbers).replace_schema_metadata()
     if not bad:
-        return Chunk(trips, NO_REJECTS, count, extra=extra)
+        return Chunk(trips, rejects_table([]), count, extra=extra)
 
     positions = sorted(bad)
     kept = positions[:originals]
-    texts = (
-        [original(position) for position in kept] if original else _as_json(published.take(pa.array(kept, pa.int64())))
-    )
-    rejects = rejects_table(
-        zip(
-            row_numbers.take(positions).to_pylist(),
-            (bad[position] for position in positions),
-            (text[:_LONGEST_ORIGINAL] for text in texts + [""] * (len(positions) - len(kept))),
-            strict=True,
-        )
-    )
+    texts = [original(place) for place in kept] if original else _as_json(published.take(pa.array(kept, pa.int64())))
+    texts += [""] * (len(positions) - len(kept))
+    reasons = (bad[position] for position in positions)
+    shortened = (text[:_LONGEST_ORIGINAL] for text in texts)
+    rejects = rejects_table(zip(row_numbers.take(positions).to_pylist(), reasons, shortened, strict=True))
     keep = pa.array([position not in bad for position in range(count)])
-    return Chunk(
-        trips.filter(keep), rejects, count, extra=None if extra is None else extra.filter(keep), misfits=misfits
-    )
+    return Chunk(trips.filter(keep), rejects, count, extra=extra and extra.filter(keep), misfits=misfits)
 
 
-def passengers_only(trips: pa.Table) -> pa.Table:
+def _with_passengers(trips: pa.Table) -> pa.Table:
     """Return the trips without those whose passenger_count is 0. Keep trips whose passenger_count is missing."""
     if "passenger_count" not in trips.column_names:
         return trips
@@ -383,9 +348,9 @@ def passengers_only(trips: pa.Table) -> pa.Table:
 
 
 # The filters that each choice of `rows` applies: the name to count dropped trips under, and the trips to keep.
-FILTERS: dict[Rows, Sequence[tuple[str, Callable[[pa.Table], pa.Table]]]] = {
-    "all": (),
-    "with_passengers": (("zero_passengers", passengers_only),),
+FILTERS: dict[Rows, dict[str, Callable[[pa.Table], pa.Table]]] = {
+    "all": {},
+    "with_passengers": {"zero_passengers": _with_passengers},
 }
 
 
@@ -393,7 +358,7 @@ def filtered(chunk: Chunk, rows: Rows) -> Chunk:
     """Return the chunk without the rows that the rule `rows` drops, and with their count."""
     trips = chunk.trips
     dropped: Counter[str] = Counter()
-    for name, keep in FILTERS[rows]:
+    for name, keep in FILTERS[rows].items():
         kept = keep(trips)
         dropped[name] = trips.num_rows - kept.num_rows
         trips = kept

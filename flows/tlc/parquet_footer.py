@@ -6,8 +6,7 @@ Fields are numbered as in https://github.com/apache/parquet-format/blob/master/s
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
@@ -21,7 +20,7 @@ from flows.tlc.parquet_pages import (
     longest_text,
     pages,
 )
-from flows.tlc.thrift import BadThrift, Compact, TooManyValues, number
+from flows.tlc.thrift import BadThrift, TooManyValues, number, read_struct
 
 LONGEST_TEXT = 64 << 10  # bytes; TLC's longest text, a base's license number, has 6
 # The largest published month has 23.9 million rows (fhv 2018-12, flows/tlc/known_months.csv).
@@ -34,8 +33,9 @@ _MOST_AT_ONCE = 256 << 20  # bytes of pages and dictionaries in memory while one
 _MOST_DECODED = 64 << 20  # bytes of rows decoded at once
 _WIDEST_NUMBER = 16  # bytes in Arrow's memory of a value that is not a text
 _MAGIC, _LENGTH = b"PAR1", 4
-_INT32, _INT64, _INT96, _DOUBLE, _BYTE_ARRAY = 1, 2, 3, 5, 6  # Type
+_INT32, _INT64, INT96, _DOUBLE, _BYTE_ARRAY = 1, 2, 3, 5, 6  # Type
 _REPEATED = 2  # FieldRepetitionType
+_FORMATS = {_INT32: "<i", _INT64: "<q", _DOUBLE: "<d"}  # of the bounds in statistics
 
 
 class Contradiction(Exception):
@@ -46,8 +46,7 @@ class TooMuch(Exception):
     """The file is consistent, but needs more memory or has more rows than a month of trips can."""
 
 
-@dataclass(frozen=True)
-class Leaf:
+class Leaf(NamedTuple):
     """A column of the schema that has values, not children. It is `flat` if it has one value per row."""
 
     path: tuple[str, ...]
@@ -55,22 +54,11 @@ class Leaf:
     width: int  # bytes of a value of fixed length, or 0
     flat: bool
 
-    @property
-    def is_int96(self) -> bool:
-        """Whether its values are times of the deprecated type INT96."""
-        return self.type == _INT96
+    def __str__(self) -> str:
+        return repr(".".join(self.path)[:60])
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """The smallest and the largest value of a column chunk, according to the footer."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class ColumnChunk:
+class ColumnChunk(NamedTuple):
     """One column of one row group. `nulls` and `bounds` are None if the footer does not state them."""
 
     leaf: Leaf
@@ -79,11 +67,10 @@ class ColumnChunk:
     start: int
     size: int
     nulls: int | None
-    bounds: Bounds | None
+    bounds: tuple[float, float] | None
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """A row group: its position `number`, counted from 0, in a file with `total` row groups."""
 
     number: int
@@ -91,14 +78,12 @@ class Group:
     rows: int
     columns: tuple[ColumnChunk, ...]
 
-    def place(self, column: int | None = None) -> str:
+    def place(self, chunk: ColumnChunk | None = None) -> str:
         """Return the name of the row group, or of one of its columns, for a message."""
-        where = f"row group {self.number + 1} of {self.total}"
-        return where if column is None else f"{where}, column {'.'.join(self.columns[column].leaf.path)[:60]!r}"
+        return f"row group {self.number + 1} of {self.total}" + (f", column {chunk.leaf}" if chunk else "")
 
 
-@dataclass(frozen=True)
-class Footer:
+class Footer(NamedTuple):
     """A footer whose counts and names agree."""
 
     rows: int
@@ -128,7 +113,8 @@ def read_footer(file: BinaryIO | pa.NativeFile) -> Footer:
         raise TooMuch(f"its footer has {length >> 20} MB, the limit is {LONGEST_FOOTER >> 20} MB")
     file.seek(end - length)
     try:
-        return _footer(Compact(bytes(file.read(length)), MOST_VALUES).struct(), end - length)
+        fields, _ = read_struct(bytes(file.read(length)), MOST_VALUES)
+        return _footer(fields, end - length)
     except TooManyValues as many:
         raise TooMuch(f"its footer has more than {MOST_VALUES:,} values") from many
     except BadThrift as bad:
@@ -164,9 +150,8 @@ def _footer(fields: dict[int, Any], stop: int) -> Footer:
     return Footer(rows, leaves, tuple(groups))
 
 
-def _name(element: dict[int, Any]) -> str:
-    name = element.get(4)
-    return name.decode(errors="backslashreplace") if isinstance(name, bytes) else ""
+def _text(value: object) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else ""
 
 
 def _leaves(elements: list[dict[int, Any]]) -> Iterator[Leaf]:
@@ -183,7 +168,7 @@ def _leaves(elements: list[dict[int, Any]]) -> Iterator[Leaf]:
                 raise BadThrift("its schema has more columns than it counts")
             left, above, flat = open_parents.pop()
             open_parents.append((left - 1, above, flat))
-            path, flat = (*above, _name(element)), flat and element.get(3) != _REPEATED
+            path, flat = (*above, _text(element.get(4))), flat and element.get(3) != _REPEATED
         if children or not place:
             open_parents.append((children, path, flat))
         else:
@@ -195,18 +180,17 @@ def _chunk(fields: dict[int, Any], leaf: Leaf) -> ColumnChunk:
     about = fields.get(3)
     if not isinstance(about, dict):
         raise BadThrift("a column is encrypted, or has no description")
-    path = tuple(part.decode(errors="backslashreplace") for part in about.get(3) or [] if isinstance(part, bytes))
+    path = tuple(_text(part) for part in about.get(3) or ())
     if path != leaf.path or about.get(1) != leaf.type:
-        raise Contradiction(
-            f"its footer names {'.'.join(path)[:60]!r} where column {'.'.join(leaf.path)[:60]!r} belongs"
-        )
+        raise Contradiction(f"its footer names {'.'.join(path)[:60]!r} where column {leaf} belongs")
     if fields.get(1):
-        raise Contradiction(f"its footer places column {'.'.join(leaf.path)[:60]!r} in another file")
+        raise Contradiction(f"its footer places column {leaf} in another file")
     start, dictionary = number(about, 9, "place of its data"), about.get(11)
     if isinstance(dictionary, int) and 0 < dictionary < start:
         start = dictionary
-    raw = about.get(12)
-    statistics = raw if isinstance(raw, dict) else {}
+    statistics = about.get(12)
+    if not isinstance(statistics, dict):
+        statistics = {}
     number(about, 6, "size")
     return ColumnChunk(
         leaf,
@@ -219,30 +203,28 @@ def _chunk(fields: dict[int, Any], leaf: Leaf) -> ColumnChunk:
     )
 
 
-_FORMATS = {_INT32: "<i", _INT64: "<q", _DOUBLE: "<d"}
-
-
-def _bounds(statistics: dict[int, Any], leaf: Leaf) -> Bounds | None:
+def _bounds(statistics: dict[int, Any], leaf: Leaf) -> tuple[float, float] | None:
     """Return the bounds in a chunk's statistics, or None if they are not numbers in order. Prefer the newer fields."""
-    for low, high in ((6, 5), (2, 1)):
-        raw = statistics.get(low), statistics.get(high)
+    if leaf.type not in _FORMATS:
+        return None
+    for fields in ((6, 5), (2, 1)):
         try:
-            bounds = Bounds(*(struct.unpack(_FORMATS[leaf.type], value or b"")[0] for value in raw))
-        except (KeyError, struct.error, TypeError):
+            low, high = (struct.unpack(_FORMATS[leaf.type], statistics.get(field) or b"")[0] for field in fields)
+        except (struct.error, TypeError):
             continue
-        return bounds if bounds.low <= bounds.high else None
+        return (low, high) if low <= high else None
     return None
 
 
 def _require_counts(group: Group, stop: int) -> None:
     """Raise `Contradiction` unless each column chunk has one value per row of the group, and ends before `stop`."""
-    for column, chunk in enumerate(group.columns):
+    for chunk in group.columns:
         if chunk.leaf.flat and chunk.values != group.rows:
             raise Contradiction(
-                f"{group.place(column)}: it has {chunk.values:,} values, its row group {group.rows:,} rows"
+                f"{group.place(chunk)}: it has {chunk.values:,} values, its row group {group.rows:,} rows"
             )
         if group.rows and chunk.start + chunk.size > stop:
-            raise Contradiction(f"{group.place(column)}: it extends beyond the end of the data")
+            raise Contradiction(f"{group.place(chunk)}: it extends beyond the end of the data")
 
 
 def _require_order(groups: tuple[Group, ...]) -> None:
@@ -250,12 +232,13 @@ def _require_order(groups: tuple[Group, ...]) -> None:
 
     Every writer stores chunks in this order. In another order, the footer gives one chunk the position of another.
     """
-    after, before = len(_MAGIC), "the beginning"
+    after, group_before, before = len(_MAGIC), None, None
     for group in groups:
-        for column, chunk in enumerate(group.columns if group.rows else ()):
+        for chunk in group.columns if group.rows else ():
             if chunk.start < after:
-                raise Contradiction(f"{group.place(column)}: it does not come after {before}")
-            after, before = chunk.start + chunk.size, group.place(column)
+                where = group_before.place(before) if group_before else "the beginning"
+                raise Contradiction(f"{group.place(chunk)}: it does not come after {where}")
+            after, group_before, before = chunk.start + chunk.size, group, chunk
 
 
 def batches_of(footer: Footer, file: BinaryIO | pa.NativeFile, most: int) -> list[int]:
@@ -265,13 +248,13 @@ def batches_of(footer: Footer, file: BinaryIO | pa.NativeFile, most: int) -> lis
         Contradiction: A column chunk is in the wrong place, or its pages have more or fewer values than the footer states.
         TooMuch: A text, a page or the number of pages is larger than trips can need.
     """
-    reader = _Reader(footer, file)
+    reader = _PageReader(footer, file)
     widths = [reader.width(group) for group in footer.groups]
     _require_order(footer.groups)
     return [max(1, min(most, _MOST_DECODED // max(width, 1))) for width in widths]
 
 
-class _Reader:
+class _PageReader:
     """Reads page headers. Counts pages and dictionary texts against the limits for the whole file."""
 
     def __init__(self, footer: Footer, file: BinaryIO | pa.NativeFile) -> None:
@@ -279,23 +262,19 @@ class _Reader:
         self._pages_left = _MOST_PAGES
         self._texts_left = _MOST_PAGES + footer.rows * len(footer.leaves)
 
-    def _read_at(self, start: int, size: int) -> bytes:
-        self._file.seek(start)
-        return bytes(self._file.read(size))
-
     def width(self, group: Group) -> int:
         """Return the most bytes that a row of the group takes, according to its pages."""
         width = at_once = 0
-        for column, chunk in enumerate(group.columns if group.rows else ()):
+        # Some writers put a whole column into one page, so allow the bytes that all its values can need.
+        most = max(_MOST_AT_ONCE, min(_PER_VALUE * group.rows * len(group.columns), 4 * _MOST_AT_ONCE))
+        for chunk in group.columns if group.rows else ():
             try:
                 wide, large = self._chunk(chunk)
             except BadPage as bad:
-                raise Contradiction(f"{group.place(column)}: {bad}") from bad
+                raise Contradiction(f"{group.place(chunk)}: {bad}") from bad
             except TooMuch as much:
-                raise TooMuch(f"{group.place(column)}: {much}") from much
+                raise TooMuch(f"{group.place(chunk)}: {much}") from much
             width, at_once = width + wide, at_once + large
-            # Some writers put a whole column into one page, so allow the bytes that all its values can need.
-            most = max(_MOST_AT_ONCE, min(_PER_VALUE * group.rows * len(group.columns), 4 * _MOST_AT_ONCE))
             if at_once > most:
                 raise TooMuch(
                     f"{group.place()}: its pages need more than {most >> 20} MB at the same time; row groups of 100,000 rows need"
@@ -313,7 +292,7 @@ class _Reader:
         width = max(_WIDEST_NUMBER, chunk.leaf.width)
         dictionary: Page | None = None
         largest = values = 0
-        for page in pages(self._read_at, chunk.start, chunk.size):
+        for page in pages(self._file, chunk.start, chunk.size):
             self._pages_left -= 1
             if self._pages_left < 0:
                 raise TooMuch(f"the file has more than {_MOST_PAGES:,} pages up to here")
@@ -338,7 +317,7 @@ class _Reader:
         self._texts_left -= dictionary.values
         if self._texts_left < 0:
             raise TooMuch("the dictionaries up to here have more texts than the file has values")
-        longest = longest_text(dictionary, self._read_at, codec)
+        longest = longest_text(dictionary, self._file, codec)
         if longest is None:
             return dictionary.uncompressed
         if longest > LONGEST_TEXT:

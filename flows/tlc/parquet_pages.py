@@ -4,13 +4,12 @@ Arrow's reader does not expose them. Fields are numbered as those of PageHeader 
 https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from flows.tlc.thrift import BadThrift, Compact, CutOff, number
+from flows.tlc.thrift import BadThrift, CutOff, number, read_struct
 
 _HEADER = 4 << 10  # bytes first read for a page header; a header with long statistics is longer
 _LONGEST_HEADER = 1 << 20
@@ -19,15 +18,12 @@ _PARTS = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}  # the field of a page header t
 PLAIN_DICTIONARY, DELTA_BYTE_ARRAY, RLE_DICTIONARY = 2, 7, 8  # Encoding
 _MOST_VALUES = 1_000  # in a page header; real ones have about 20 at most
 
-ReadAt = Callable[[int, int], bytes]
-
 
 class BadPage(Exception):
     """A page header or a dictionary page is not what a Parquet writer writes."""
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """One page: how many values it has, how they are encoded and where its bytes are."""
 
     is_dictionary: bool
@@ -38,25 +34,29 @@ class Page:
     uncompressed: int
 
 
-def _header(read_at: ReadAt, start: int, stop: int) -> tuple[dict[int, Any], int]:
+def _read_at(file: BinaryIO | pa.NativeFile, start: int, size: int) -> bytes:
+    file.seek(start)
+    return bytes(file.read(size))
+
+
+def _header(file: BinaryIO | pa.NativeFile, start: int, stop: int) -> tuple[dict[int, Any], int]:
     """Return the page header at `start`, and its length."""
     size = _HEADER
     while True:
-        compact = Compact(read_at(start, min(size, stop - start)), _MOST_VALUES)
         try:
-            return compact.struct(), compact.at
+            return read_struct(_read_at(file, start, min(size, stop - start)), _MOST_VALUES)
         except CutOff:
             if size >= min(stop - start, _LONGEST_HEADER):
                 raise
             size *= 16
 
 
-def pages(read_at: ReadAt, start: int, size: int) -> Iterator[Page]:
+def pages(file: BinaryIO | pa.NativeFile, start: int, size: int) -> Iterator[Page]:
     """Yield the pages in the `size` bytes from `start`, without index pages. Raise `BadPage` unless these are whole pages."""
     stop = start + size
     while start < stop:
         try:
-            fields, length = _header(read_at, start, stop)
+            fields, length = _header(file, start, stop)
             kind, compressed = number(fields, 1, "type"), number(fields, 3, "size")
             start += length
             if start + compressed > stop:
@@ -76,8 +76,7 @@ def _page(fields: dict[int, Any], kind: int, start: int) -> Page:
     if kind == _DATA_V2 and number(part, 3, "number of rows") != values:
         raise BadPage("a page has more or fewer rows than values")
     encoding = number(part, 4 if kind == _DATA_V2 else 2, "encoding")
-    sizes = number(fields, 3, "size"), number(fields, 2, "size")
-    return Page(kind == _DICTIONARY, values, encoding, start, *sizes)
+    return Page(kind == _DICTIONARY, values, encoding, start, fields[3], number(fields, 2, "size"))
 
 
 # Arrow's names by CompressionCodec. LZ4 (5) is missing: only Parquet's own reader can inflate its Hadoop frames.
@@ -85,13 +84,13 @@ UNCOMPRESSED = 0
 _CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 
 
-def longest_text(page: Page, read_at: ReadAt, codec: int) -> int | None:
+def longest_text(page: Page, file: BinaryIO | pa.NativeFile, codec: int) -> int | None:
     """Return the length of the longest text in a dictionary page, or None if only Parquet's own reader can inflate it.
 
     Raises:
         BadPage: The page has fewer texts than its header says, or cannot be inflated.
     """
-    data = read_at(page.start, page.compressed)
+    data = _read_at(file, page.start, page.compressed)
     if codec != UNCOMPRESSED:
         if codec not in _CODECS:
             return None

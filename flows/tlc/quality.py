@@ -110,14 +110,14 @@ class Profiler:
             ),
         ]
         self._totals: Counter[str] = Counter()
-        self._pickups = Pickups(trip_month)
+        self.pickups = Pickups(trip_month)
 
     def add(self, trips: pa.Table) -> None:
         """Count these trips."""
         source = acero.Declaration("table_source", acero.TableSourceNodeOptions(trips))
         [totals] = acero.Declaration.from_sequence([source, *self._steps]).to_table(use_threads=False).to_pylist()
         self._totals.update({name: total for name, total in totals.items() if total is not None})
-        self._pickups.add(trips)
+        self.pickups.add(trips)
 
     def profile(self) -> Profile:
         """Return the profile of all trips so far."""
@@ -125,8 +125,8 @@ class Profiler:
             sums={
                 name: round(total, 2) for name in money(self._trip_month.color) if isfinite(total := self._totals[name])
             },
-            days=self._pickups.within,
-            elsewhere=self._pickups.elsewhere,
+            days=self.pickups.within,
+            elsewhere=self.pickups.elsewhere,
             quality={rule.name: int(self._totals[rule.name]) for rule in self._rules},
         )
 

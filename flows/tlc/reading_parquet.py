@@ -3,7 +3,8 @@
 Each chunk is a batch of rows. The size of a batch bounds the memory. The functions take an open file and never open one.
 """
 
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import IO
@@ -18,6 +19,7 @@ from flows.tlc.errors import SchemaMismatch, TripDataError, UnreadableFile
 from flows.tlc.matching import Shape, match
 from flows.tlc.missing import Missing
 from flows.tlc.parquet_footer import (
+    INT96,
     LONGEST_FOOTER,
     LONGEST_TEXT,
     MOST_VALUES,
@@ -40,43 +42,29 @@ _ORIGINALS = 100  # rejected rows that keep their original, at least
 _LONGEST_QUOTE = 300  # characters of the reader's own message, quoted in ours
 
 
-def _damaged(trip_month: TripMonth, what: object) -> UnreadableFile:
-    return UnreadableFile(
-        f"{trip_month}: the Parquet file is damaged ({_short(what)}). Nothing was loaded; fetch it again. If the new copy"
-        " has the same error, the publisher's own file is damaged: take the month from another source."
-    )
-
-
-def _excessive(trip_month: TripMonth, what: object) -> UnreadableFile:
-    return UnreadableFile(
-        f"{trip_month}: the Parquet file needs more than a month of trips can: {_short(what)}. Nothing was loaded;"
-        " get TLC's own file."
-    )
-
-
-def _unsupported(trip_month: TripMonth, what: object) -> UnreadableFile:
-    return UnreadableFile(
-        f"{trip_month}: the Parquet file uses something that cannot be read here ({_short(what)}). Nothing was loaded; get"
-        " TLC's own file, or save this one again without encryption and with Snappy, gzip or Zstandard."
-    )
-
-
-def _short(what: object) -> str:
-    """Return an error's message on one line, cut to `_LONGEST_QUOTE`."""
-    text = " ".join(str(what).split()) or type(what).__name__
-    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
+# What to do about a Parquet file that cannot be read, and what is wrong with it.
+_DAMAGED = (
+    "the Parquet file is damaged ({}). Nothing was loaded; fetch it again. If the new copy has the same error, the publisher's"
+    " own file is damaged: take the month from another source."
+)
+_EXCESSIVE = "the Parquet file needs more than a month of trips can: {}. Nothing was loaded; get TLC's own file."
+_UNSUPPORTED = (
+    "the Parquet file uses something that cannot be read here ({}). Nothing was loaded; get TLC's own file, or save this one"
+    " again without encryption and with Snappy, gzip or Zstandard."
+)
 
 
 def _explained(trip_month: TripMonth, error: Exception) -> UnreadableFile:
     """Return the error to raise for an error of the reader; its message says what to do."""
-    if isinstance(error, TooMuch):
-        return _excessive(trip_month, error)
-    if isinstance(error, MemoryError):
-        return _excessive(trip_month, error or "it does not fit into memory")
+    words = " ".join(str(error).split()) or type(error).__name__
+    message = _DAMAGED
+    if isinstance(error, TooMuch | MemoryError):
+        message = _EXCESSIVE
     # Arrow's error for what it cannot read, such as an unknown codec, is a NotImplementedError.
-    if isinstance(error, NotImplementedError) or "crypt" in str(error):
-        return _unsupported(trip_month, error)
-    return _damaged(trip_month, error)
+    elif isinstance(error, NotImplementedError) or "crypt" in str(error):
+        message = _UNSUPPORTED
+    words = words if len(words) <= _LONGEST_QUOTE else f"{words[:_LONGEST_QUOTE]}…"
+    return UnreadableFile(f"{trip_month}: {message.format(words)}")
 
 
 def _text(values: pa.Array) -> pa.Array:
@@ -136,14 +124,14 @@ def _comparable(kind: pa.DataType) -> bool:
     return kind in _COMPARABLE
 
 
-def _plain_columns(group: Group) -> dict[int, ColumnChunk]:
-    """Return the column chunks that are not part of a nested or repeated column, by position in the row group."""
-    return {place: chunk for place, chunk in enumerate(group.columns) if chunk.leaf.flat and len(chunk.leaf.path) == 1}
+def _plain_columns(group: Group) -> list[ColumnChunk]:
+    """Return the column chunks that are not part of a nested or repeated column."""
+    return [chunk for chunk in group.columns if chunk.leaf.flat and len(chunk.leaf.path) == 1]
 
 
 def _require_bounds(group: Group, batch: pa.RecordBatch) -> None:
     """Raise `Contradiction` if a value is not within the bounds that the footer gives for its column."""
-    for place, chunk in _plain_columns(group).items():
+    for chunk in _plain_columns(group):
         values = batch.column(chunk.leaf.path[0])
         if chunk.bounds is None or not _comparable(values.type):
             continue
@@ -152,28 +140,43 @@ def _require_bounds(group: Group, batch: pa.RecordBatch) -> None:
         span = pc.min_max(values)
         # Both are NaN if all values are; then neither comparison is true.
         low, high = span["min"].as_py(), span["max"].as_py()
-        if low is not None and (low < chunk.bounds.low or high > chunk.bounds.high):
-            raise Contradiction(f"{group.place(place)}: it has values outside the bounds that the footer gives")
+        if low is not None and (low < chunk.bounds[0] or high > chunk.bounds[1]):
+            raise Contradiction(f"{group.place(chunk)}: it has values outside the bounds that the footer gives")
 
 
 def _batches(parquet: pq.ParquetFile, group: Group, size: int) -> Iterator[pa.RecordBatch]:
     """Yield the batches of one row group. Raise `Contradiction` if its rows, nulls or values disagree with the footer."""
     rows = 0
+    nulls: Counter[ColumnChunk] = Counter()
     plain = _plain_columns(group)
-    nulls = dict.fromkeys(plain, 0)
     for batch in parquet.iter_batches(size, row_groups=[group.number]):
         rows += batch.num_rows
-        for place, chunk in plain.items():
-            nulls[place] += batch.column(chunk.leaf.path[0]).null_count
+        for chunk in plain:
+            nulls[chunk] += batch.column(chunk.leaf.path[0]).null_count
         _require_bounds(group, batch)
         yield batch
     if rows != group.rows:
         raise Contradiction(f"{group.place()} has {rows:,} rows, its footer states {group.rows:,}")
-    for place, chunk in plain.items():
-        if chunk.nulls not in (None, nulls[place]):
+    for chunk in plain:
+        if chunk.nulls not in (None, nulls[chunk]):
             raise Contradiction(
-                f"{group.place(place)}: {nulls[place]:,} values are missing, the footer says {chunk.nulls:,}"
+                f"{group.place(chunk)}: {nulls[chunk]:,} values are missing, the footer says {chunk.nulls:,}"
             )
+
+
+def _tables(parquet: pq.ParquetFile, footer: Footer, sizes: Sequence[int], new: tuple[str, ...]) -> Iterator[pa.Table]:
+    """Yield the rows of the file. Join small row groups, because each table costs as much time as thousands of rows."""
+    waiting: list[pa.Table] = []
+    share = 0.0  # of the rows that may be decoded at once
+    for group, size in zip(footer.groups, sizes, strict=True):
+        for batch in _batches(parquet, group, size):
+            if waiting and share + batch.num_rows / size > 1:
+                yield pa.concat_tables(waiting)
+                waiting, share = [], 0.0
+            waiting.append(_values(batch, group, new))
+            share += batch.num_rows / size
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 _SPARK = (
@@ -185,7 +188,7 @@ _SPARK = (
 
 def _require_wall_clock(trip_month: TripMonth, footer: Footer, shape: Shape) -> None:
     """Raise `SchemaMismatch` if times are INT96: Spark, Hive and Impala store instants so, and the type names no time zone."""
-    instants = [leaf.path[0] for leaf in footer.leaves if leaf.is_int96 and leaf.path[0] in shape.published]
+    instants = [leaf.path[0] for leaf in footer.leaves if leaf.type == INT96 and leaf.path[0] in shape.published]
     if instants:
         raise SchemaMismatch(
             f"{trip_month}: {', '.join(map(repr, instants))} have the type INT96, as Spark writes it: these are instants,"
@@ -229,17 +232,15 @@ def parquet_chunks(
         missing = Missing(trip_month, shape)
         # A month with more rejected rows is refused, so the originals of the others are not needed.
         originals = max(_ORIGINALS, int(MAX_REJECTED_SHARE * footer.rows))
-        for group, size in zip(footer.groups, sizes, strict=True):
-            for batch in _batches(parquet, group, size):
-                numbers = pa.arange(row, row + batch.num_rows)
-                values = _values(batch, group, shape.new)
-                if missing.numbers_are_texts(values):
-                    (missing.learn_from_rows if row == 1 else missing.look_at)(values)
-                    values = missing.without_words(values)
-                row += batch.num_rows
-                chunk = clean(trip_month, shape, values, numbers, originals=originals)
-                originals = max(originals - chunk.rejects.num_rows, 0)
-                yield replace(chunk, shape=shape, share=(row - 1) / max(footer.rows, 1))
+        for values in _tables(parquet, footer, sizes, shape.new):
+            numbers = pa.arange(row, row + values.num_rows)
+            if missing.numbers_are_texts(values):
+                (missing.learn_from_rows if row == 1 else missing.look_at)(values)
+                values = missing.without_words(values)  # noqa: PLW2901
+            row += values.num_rows
+            chunk = clean(trip_month, shape, values, numbers, originals=originals)
+            originals = max(originals - chunk.rejects.num_rows, 0)
+            yield replace(chunk, shape=shape, share=(row - 1) / max(footer.rows, 1))
         missing.require_one_meaning()
 
     try:

@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing
 from typing import IO, Any, Protocol
 
-from flows.tlc.clean import Chunk, Tally, filtered
+from flows.tlc.clean import FILTERS, Chunk, Tally, filtered
 from flows.tlc.manifest import RawFile, StagedMonth
 from flows.tlc.matching import Shape
 from flows.tlc.pickups import Pickups
@@ -57,19 +57,21 @@ class MonthStream:
         self._started_at = dt.datetime.now(dt.UTC)
 
     def __iter__(self) -> Iterator[Chunk]:
-        pickups = Pickups(self.trip_month)  # counts all trips, including those that `rows` leaves out
+        # The profile counts the trips that `rows` wants; this counts all trips.
+        every_pickup = Pickups(self.trip_month) if FILTERS[self.rows] else self._profiler.pickups
         with closing(self._chunks()) as chunks:
             for chunk in chunks:
                 assert chunk.shape is not None  # noqa: S101 - every chunk of a reader has one
                 self.shape = chunk.shape
-                pickups.add(chunk.trips)
+                if every_pickup is not self._profiler.pickups:
+                    every_pickup.add(chunk.trips)
                 self._on_rows(chunk.source_rows, chunk.share)
                 wanted = filtered(chunk, self.rows)
                 self._profiler.add(wanted.trips)
                 self.tally.add(wanted)
                 yield wanted
         self.tally.check(self.trip_month)
-        pickups.check()
+        every_pickup.check()
 
     def _chunks(self) -> Generator[Chunk, None, None]:
         ending = self.raw.published.ending

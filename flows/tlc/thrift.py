@@ -23,16 +23,25 @@ class TooManyValues(BadThrift):
     """The struct has more values than the limit."""
 
 
-class Compact:
-    """Reads one struct. `at` is the position after the bytes read so far."""
+def read_struct(data: bytes, most: int) -> tuple[dict[int, Any], int]:
+    """Return the struct at the beginning of `data`, which may have `most` values, and its length in bytes.
+
+    A struct has integers, booleans, bytes, lists and dicts. Values of other types are None.
+    """
+    reader = _Reader(data, most)
+    try:
+        return reader.struct(0), reader.at
+    except IndexError:
+        raise CutOff("it is cut off") from None
+
+
+class _Reader:
+    """Reads values from `at` on. Raises IndexError where the bytes end."""
 
     def __init__(self, data: bytes, most: int) -> None:
-        """Read from `data`, which may have `most` values. Values in lists count too."""
-        self._data, self._left = data, most
-        self.at = 0
+        self._data, self._left, self.at = data, most, 0
 
-    def struct(self, depth: int = 0) -> dict[int, Any]:
-        """Return the fields of a struct by number: integers, booleans, bytes, lists and dicts. Other types are None."""
+    def struct(self, depth: int) -> dict[int, Any]:
         fields: dict[int, Any] = {}
         field = 0
         while head := self._byte():
@@ -66,25 +75,25 @@ class Compact:
         return self._byte() == 1 if kind in (1, 2) else self._value(kind, depth)
 
     def _byte(self) -> int:
-        if self.at >= len(self._data):
-            raise CutOff("it is cut off")
+        byte = self._data[self.at]
         self.at += 1
-        return self._data[self.at - 1]
+        return byte
 
     def _bytes(self, size: int) -> bytes:
-        start = self.at
-        self.at += size
+        start, self.at = self.at, self.at + size
         if self.at > len(self._data):
-            raise CutOff("it is cut off")
+            raise IndexError
         return self._data[start : self.at]
 
     def _varint(self) -> int:
+        data, at = self._data, self.at
         number = shift = 0
-        while (byte := self._byte()) >= 0x80:
+        while (byte := data[at]) >= 0x80:
             number |= (byte & 0x7F) << shift
-            shift += 7
+            at, shift = at + 1, shift + 7
             if shift > 63:
                 raise BadThrift("it has a number that is too long")
+        self.at = at + 1
         return number | byte << shift
 
     def _integer(self) -> int:
