@@ -170,7 +170,7 @@ def _log(found: Sequence[Found], taken: Sequence[Found], waiting: Sequence[Found
         if isinstance(month.answer, NotPublished) and not month.wrong:
             log.info("%s", month.answer)
     for month in taken:
-        log.info("%s: %s", month.trip_month, ", ".join(f"{store}: {month.stands(store)}" for store in month.behind))
+        log.info("%s: %s", month.trip_month, ", ".join(f"{store}: {month.status(store)}" for store in month.behind))
     log.info("%s months looked at, %s to bring up to date now", len(found), len(taken))
     if waiting:
         log.warning(

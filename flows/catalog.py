@@ -43,7 +43,7 @@ def catalog(
     answers = ask_source.submit(source, months).result() if against else {}
     entries = entries_of(months, in_lake, answers, source)
     report_catalog("catalog", entries)
-    there, differ = (sum(map(bool, column)) for column in ([e.held for e in entries], [e.differs for e in entries]))
+    there, differ = (sum(map(bool, column)) for column in ([e.listed for e in entries], [e.differs for e in entries]))
     get_run_logger().info("%s months are in the lake, %s months differ", there, differ)
     return entries
 

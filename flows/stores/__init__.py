@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
-from flows.tlc.catalog import Held
+from flows.tlc.catalog import ListedMonth
 from flows.tlc.manifest import Manifest, Outcome, Present, RawFile
 from flows.tlc.pipeline import Add
 from flows.tlc.sources import PublishedFile
@@ -32,7 +32,7 @@ class MonthStore(Protocol):
     def remembered(self, trip_month: TripMonth) -> Manifest | None:
         """Return the manifest of a month, to compare another month with, or None."""
 
-    def months(self, colors: Iterable[str]) -> dict[TripMonth, Held]:
+    def months(self, colors: Iterable[str]) -> dict[TripMonth, ListedMonth]:
         """Return every month of the colors that the store has."""
 
     def stage(self, raw: Any, terms: Terms, run: str, add: Add) -> Any:

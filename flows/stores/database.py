@@ -23,7 +23,7 @@ from flows.connectors.postgres import UPDATED, Postgres, composed, listed, names
 from flows.connectors.web import Download
 from flows.tlc.addresses import shown
 from flows.tlc.attention import warnings_of
-from flows.tlc.catalog import Held
+from flows.tlc.catalog import ListedMonth
 from flows.tlc.errors import MisconfiguredBlock, NotReconciled, UnreadableFile
 from flows.tlc.manifest import LOADS_COLUMNS, Changes, Manifest, Outcome, Present, RawFile, StagedMonth, Status
 from flows.tlc.pipeline import Add, ahead
@@ -95,7 +95,7 @@ class Database:
                 return None
         return Manifest.from_row(rows[0]) if rows else None
 
-    def months(self, colors: Iterable[str]) -> dict[TripMonth, Held]:
+    def months(self, colors: Iterable[str]) -> dict[TripMonth, ListedMonth]:
         """Return every month of the colors. Two queries; no trips are read."""
         with self.postgres.transaction() as cursor:
             cursor.execute("SELECT inhrelid::regclass::text FROM pg_inherits")
@@ -106,7 +106,7 @@ class Database:
                 return {}
         manifests = [Manifest.from_row(row) for row in rows]
         there = [m for m in manifests if m.color in colors and m.trip_month.postgres_partition in partitions]
-        return {m.trip_month: Held(m, m.size, True) for m in there}
+        return {m.trip_month: ListedMonth(m, m.size, True) for m in there}
 
     def page(self, manifest: Manifest) -> str:
         """Return "": the database has no web page about a month."""

@@ -18,7 +18,7 @@ from flows.connectors.bucket import Bucket, Object
 from flows.connectors.known_months import last_known_rows
 from flows.stores.raw_zone import RAW_FACTS, RawZone
 from flows.tlc.attention import warnings_of
-from flows.tlc.catalog import Held
+from flows.tlc.catalog import ListedMonth
 from flows.tlc.compare import compare
 from flows.tlc.errors import (
     Gone,
@@ -110,10 +110,10 @@ class Lake(RawZone):
             raise Gone(f"{trip_month} is not in the lake ({uri}); run etl-web-gcs for it first.")
         raise Gone(f"{uri} has no readable manifest; run etl-web-gcs for {trip_month} again.")
 
-    def months(self, colors: Iterable[str]) -> dict[TripMonth, Held]:
+    def months(self, colors: Iterable[str]) -> dict[TripMonth, ListedMonth]:
         """Return every month of the colors. Two listings per color, and the manifests, several at a time."""
         return {
-            manifest.trip_month: Held(manifest, present.size, finished)
+            manifest.trip_month: ListedMonth(manifest, present.size, finished)
             for color in dict.fromkeys(colors)
             for manifest, present, finished in self._published(color)
         }

@@ -13,7 +13,7 @@ import pyarrow as pa
 from flows.connectors.bigquery import NO_SUCH, BigQuery, Values
 from flows.stores.lake import Lake
 from flows.tlc.attention import warnings_of
-from flows.tlc.catalog import Held
+from flows.tlc.catalog import ListedMonth
 from flows.tlc.errors import NotReconciled, SchemaMismatch
 from flows.tlc.manifest import LOADS_COLUMNS, Changes, Manifest, Outcome, Present, StagedCopy, Status
 from flows.tlc.pipeline import Add
@@ -54,10 +54,10 @@ class Warehouse:
         """Return the lake's manifest of a month."""
         return self.lake.remembered(trip_month)
 
-    def months(self, colors: Iterable[str]) -> dict[TripMonth, Held]:
+    def months(self, colors: Iterable[str]) -> dict[TripMonth, ListedMonth]:
         """Return every month of the colors, from `loads`. One query; no trips are read."""
         with suppress(*NO_SUCH):
-            return {m.trip_month: Held(m, m.size, True) for m in self._manifests() if m.color in colors}
+            return {m.trip_month: ListedMonth(m, m.size, True) for m in self._manifests() if m.color in colors}
         return {}
 
     def _table(self, name: str) -> str:

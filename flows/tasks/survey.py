@@ -15,7 +15,7 @@ from flows.stores import Target
 from flows.tasks.policy import RETRIES, TIMEOUT
 from flows.tasks.report import markdown_table
 from flows.tasks.stores import open_store
-from flows.tlc.catalog import Entry, Found, Held, entry_of
+from flows.tlc.catalog import Entry, Found, ListedMonth, entry_of
 from flows.tlc.errors import NotPublished
 from flows.tlc.manifest import Outcome, total
 from flows.tlc.sources import PublishedFile, Source
@@ -29,11 +29,11 @@ def ask_source(source: Source, trip_months: Sequence[TripMonth]) -> dict[TripMon
 
 
 @task(name="list months", task_run_name="list {target.title}", **RETRIES)
-def list_months(target: Target, colors: Sequence[str]) -> dict[TripMonth, Held]:
+def list_months(target: Target, colors: Sequence[str]) -> dict[TripMonth, ListedMonth]:
     """Return every month of the colors that a store has."""
     store = open_store(target)
     store.check()
-    months: dict[TripMonth, Held] = store.months(colors)
+    months: dict[TripMonth, ListedMonth] = store.months(colors)
     return months
 
 
@@ -60,8 +60,8 @@ def report_stores(
     rows = [
         {"month": str(month.trip_month), "status": status(month)}
         | {
-            store: did[month.trip_month].get(store, "") if month.trip_month in did else month.stands(store)
-            for store in month.held
+            store: did[month.trip_month].get(store, "") if month.trip_month in did else month.status(store)
+            for store in month.manifests
             if not month.unanswered
         }
         | {"warnings": warnings.get(month.trip_month, "")}
@@ -73,7 +73,7 @@ def report_stores(
 
 def entries_of(
     trip_months: Sequence[TripMonth],
-    held: Mapping[TripMonth, Held],
+    held: Mapping[TripMonth, ListedMonth],
     answers: Mapping[TripMonth, PublishedFile | Exception],
     source: Source,
 ) -> list[Entry]:
@@ -85,13 +85,13 @@ def entries_of(
         return entry_of(trip_month, here, known, answers.get(trip_month), url, known_publication(trip_month, url))
 
     every = (line(trip_month) for trip_month in sorted(trip_months))
-    return [entry for entry in every if entry.held or entry.differs]
+    return [entry for entry in every if entry.listed or entry.differs]
 
 
 def report_catalog(key: str, entries: Sequence[Entry]) -> None:
     """Report the catalog in the UI: totals and a calendar per color, the differences, and the source's files if it was asked."""
     by_color = {color: [e for e in entries if e.trip_month.color == color] for color in COLORS}
-    totals = [_total(color, there) for color, every in by_color.items() if (there := [e for e in every if e.held])]
+    totals = [_total(color, there) for color, every in by_color.items() if (there := [e for e in every if e.listed])]
     names = ("color", "from", "to", "months", "rows", "quarantined", "bytes")
     lines = ["# What the lake holds", *markdown_table(names, totals, numbers=4)]
     for color, every in by_color.items():
@@ -126,7 +126,7 @@ def _published(entry: Entry) -> tuple[str, str]:
 
 
 def _total(color: str, entries: Sequence[Entry]) -> tuple[str, ...]:
-    held = [e.held for e in entries if e.held]
+    held = [e.listed for e in entries if e.listed]
     first, last = (f"{e.trip_month.file_month:%Y-%m}" for e in (entries[0], entries[-1]))
     rows = sum(h.manifest.loaded for h in held)
     quarantined = sum(sum(h.manifest.quarantined.values()) for h in held)
@@ -146,7 +146,7 @@ def _calendar(entries: Mapping[TripMonth, Entry]) -> Iterator[str]:
 def _cell(entry: Entry | None) -> str:
     if entry is None:
         return "·"
-    rows = f"{entry.held.manifest.loaded / 1000:,.0f}" if entry.held else ""
+    rows = f"{entry.listed.manifest.loaded / 1000:,.0f}" if entry.listed else ""
     marks = [_MARKS.get(entry.source or "", ""), _MARKS["other rows than known"] if entry.recounted else ""]
     return " ".join(filter(None, [rows, *marks]))
 
@@ -159,10 +159,10 @@ def print_catalog(entries: Sequence[Entry]) -> None:
     table = Table("month", *counts, "schema", "published at", *there, "differs", box=box.SIMPLE)
     for e in entries:
         facts = [""] * 5
-        if e.held:
-            manifest = e.held.manifest
+        if e.listed:
+            manifest = e.listed.manifest
             quarantined = sum(manifest.quarantined.values())
-            facts = [f"{count:,}" for count in (manifest.loaded, quarantined, e.held.size)]
+            facts = [f"{count:,}" for count in (manifest.loaded, quarantined, e.listed.size)]
             facts += [str(manifest.schema_version), f"{manifest.published_at:%Y-%m-%d %H:%M}"]
         table.add_row(str(e.trip_month), *facts, *(_published(e) if asked else ()), "; ".join(e.differs))
     console = Console(width=None if sys.stdout.isatty() else 200)

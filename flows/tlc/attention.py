@@ -1,50 +1,34 @@
 """Return warnings about a published month that a person should check: rows are missing, or unusually many changed."""
 
-from dataclasses import dataclass
-
 from flows.tlc.addresses import shown
 from flows.tlc.manifest import Manifest
 
-
-@dataclass(frozen=True)
-class Limit:
-    """A share of rows above which a person should check a month, and why."""
-
-    share: float
-    why: str
-
-
-LIMITS = {
-    "quarantined": Limit(0.0, "of the file's rows: each is a trip that the store lacks"),
-    "fewer": Limit(0.0, "of the previous edition: TLC adds late trips to a month, and seldom removes any"),
-    "changed": Limit(
-        0.1, "of the month that was replaced: more changes mean another file or another rule, not a correction"
-    ),
-}
+# The share of a month's rows that a correction may change. Another file or another rule changes more.
+MOST_CHANGED = 0.1
 
 
 def warnings_of(manifest: Manifest, before: Manifest | None) -> tuple[str, ...]:
-    """Return one sentence for each of `LIMITS` that a month exceeds, and for a repeated part of its file.
+    """Return one sentence for each reason to check a month.
+
+    The reasons: rows are quarantined, as the store lacks these trips; the file has fewer rows than the previous edition, as TLC
+    seldom removes any; more rows changed than `MOST_CHANGED`; or a part of the file is repeated.
 
     Args:
         manifest: The manifest of the published month.
         before: The manifest of the month that it replaced in its store, or None if it replaced none.
     """
     found = []
-    quarantined, expected, changed = (
-        sum(manifest.quarantined.values()),
-        manifest.known_rows or 0,
-        _changed(manifest, before),
-    )
-    if quarantined > LIMITS["quarantined"].share * manifest.source_rows:
+    if manifest.quarantined:
+        quarantined = sum(manifest.quarantined.values())
         reasons = ", ".join(f"{count:,} × {reason}" for reason, count in manifest.quarantined.items())
         found.append(
             f"{quarantined:,} of {manifest.source_rows:,} rows are quarantined ({reasons});"
             f" read them in {manifest.quarantine_key or 'the table quarantine'}."
         )
-    if expected - manifest.source_rows > LIMITS["fewer"].share * expected:
+    if manifest.source_rows < (manifest.known_rows or 0):
         found.append(f"{manifest.recount}; check with the publisher that the file at {shown(manifest.url)} is whole.")
-    if before and changed > LIMITS["changed"].share * before.loaded:
+    changed = _changed(manifest, before)
+    if before and changed > MOST_CHANGED * before.loaded:
         found.append(
             f"{changed:,} rows changed in a month of {before.loaded:,}{_explained(manifest, before)};"
             " if you did not expect that, compare the file with its source."
@@ -52,8 +36,8 @@ def warnings_of(manifest: Manifest, before: Manifest | None) -> tuple[str, ...]:
     if manifest.repeated:
         row, earlier = manifest.repeated
         found.append(
-            f"the rows before row {row:,} are those before row {earlier:,}, byte for byte: the file may have a part twice;"
-            " compare it with its source."
+            f"the file may have a part twice: the part that ends before row {row:,} is the same, byte for byte, as the part"
+            f" that ends before row {earlier:,}; compare the file with its source."
         )
     return tuple(found)
 

@@ -11,10 +11,10 @@ from flows.tlc.errors import NotPublished, RefusedMonth, UnknownMonth
 from flows.tlc.manifest import Manifest
 from flows.tlc.schema import SCHEMA_VERSION
 from flows.tlc.sources import PublishedFile
-from flows.tlc.trips import FIRST_MONTH, Store, TripMonth, bound_of
+from flows.tlc.trips import FIRST_MONTH, Store, TripMonth, bound_of, every_month
 
 # How a month in a store compares with the month at its source.
-Standing = Literal[
+SyncStatus = Literal[
     "new",
     "re-published",
     "other source",
@@ -25,7 +25,7 @@ Standing = Literal[
     "no answer",
     "behind the lake",
 ]
-_LAGS: tuple[Standing, ...] = ("new", "re-published", "other source", "behind the lake")
+_LAGS: tuple[SyncStatus, ...] = ("new", "re-published", "other source", "behind the lake")
 _FORBIDDEN = 403  # HTTP status: the server, or a proxy, does not say whether the file exists
 _IN_ORDER: tuple[Store, ...] = get_args(Store)
 
@@ -47,17 +47,11 @@ def months_between(colors: Iterable[str], since: str, until: str, today: dt.date
     if first > last:
         raise UnknownMonth(f"since ({since}) is in the future.")
     asked = list(dict.fromkeys(colors))
-    found = [
-        TripMonth(color, year, month)
-        for year in range(first[0], last[0] + 1)
-        for month in range(1, 13)
-        for color in asked
-        if max(first, FIRST_MONTH[color]) <= (year, month) <= last
-    ]
+    found = [trip_month for color in asked for trip_month in every_month(color, first, last)]
     if asked and not found:
         begin = ", ".join("{} {}-{:02d}".format(color, *FIRST_MONTH[color]) for color in asked)
         raise UnknownMonth(f"these colors have no month up to {last[0]}-{last[1]:02d}: TLC's files begin with {begin}.")
-    return found
+    return sorted(found, key=lambda trip_month: trip_month.file_month)
 
 
 def oldest_first(trip_months: Iterable[TripMonth]) -> list[TripMonth]:
@@ -78,33 +72,33 @@ def months_since(trip_month: TripMonth, today: dt.date | None = None) -> int:
     return (now.year - trip_month.year) * 12 + now.month - trip_month.month
 
 
-def standing(url: str, published: PublishedFile | None, held: Manifest | None) -> Standing:
+def sync_status(url: str, published: PublishedFile | None, manifest: Manifest | None) -> SyncStatus:
     """Return how a store's month compares with the file that its source publishes at `url` (None: no file)."""
     if published is None:
-        return "gone" if held and held.url == url else "not published"
-    if held is None:
+        return "gone" if manifest and manifest.url == url else "not published"
+    if manifest is None:
         return "new"
-    if _same_file(published, held):
+    same = published.same_edition(manifest.published)
+    if published.size == manifest.size if same is None else same:  # without a version to compare, the size decides
         return "unchanged"
-    return "re-published" if held.url == url else "other source"
-
-
-def _same_file(published: PublishedFile, held: Manifest) -> bool:
-    """Return whether a store has this edition. If no version can be compared, compare the sizes."""
-    same = published.same_edition(held.published)
-    return published.size == held.size if same is None else same
+    return "re-published" if manifest.url == url else "other source"
 
 
 @dataclass(frozen=True)
 class Found:
-    """A month as it was found at its source and in the stores of a run. `held` has a key for each of those stores."""
+    """A month as it was found at its source and in the stores of a run. `manifests` has a key for each of those stores."""
 
     trip_month: TripMonth
     url: str
     answer: PublishedFile | Exception
-    held: Mapping[Store, Manifest | None]
+    manifests: Mapping[Store, Manifest | None]
     unfinished: bool = False  # the lake has the month, but the run that published it died before it wrote the manifest
     known: str = ""  # the evidence that the month is published at `url`, as text; "" if there is none
+
+    @property
+    def published(self) -> PublishedFile | None:
+        """Return the source's file, or None."""
+        return self.answer if isinstance(self.answer, PublishedFile) else None
 
     @property
     def unanswered(self) -> Exception | None:
@@ -115,47 +109,41 @@ class Found:
     def wrong(self) -> Exception | None:
         """Return the error if the source gave no answer or refuses a month that is known to be published, else None."""
         if isinstance(self.answer, NotPublished):
-            return refusal(self.trip_month, self.url, self.answer, self.known, self.held)
+            return refusal(self.trip_month, self.url, self.answer, self.known, self.manifests)
         return self.unanswered
 
-    def stands(self, store: Store) -> Standing:
+    def status(self, store: Store) -> SyncStatus:
         """Return how a store's month compares with the source's. BigQuery is compared with the lake, which it is loaded from."""
-        held = self.held[store]
+        manifest, lake = self.manifests[store], self.manifests.get("lake")
         if store != "warehouse":
-            return standing(self.url, self.answer if isinstance(self.answer, PublishedFile) else None, held)
-        lake = self.held["lake"]
-        if lake is None or self.stands("lake") in _LAGS:
-            return self.stands("lake")
-        return "unchanged" if held and held.same_rows(lake) else "behind the lake"
+            return sync_status(self.url, self.published, manifest)
+        if lake is None or self.status("lake") in _LAGS:
+            return self.status("lake")
+        return "unchanged" if manifest and manifest.same_rows(lake) else "behind the lake"
 
     @property
     def behind(self) -> list[Store]:
         """Return the stores to bring up to date, in the order of loading."""
         if self.unanswered:
             return []
-        lag = [store for store in _IN_ORDER if store in self.held and self.stands(store) in _LAGS]
-        lake = self.held.get("lake")
+        lag = [store for store in _IN_ORDER if store in self.manifests and self.status(store) in _LAGS]
+        lake = self.manifests.get("lake")
         # BigQuery accepts only months with today's schema.
         outdated = "warehouse" in lag and lake and lake.schema_version != SCHEMA_VERSION
-        again = isinstance(self.answer, PublishedFile) and (outdated or self.unfinished)
+        again = self.published and (outdated or self.unfinished)
         return ["lake", *lag] if again and "lake" not in lag else lag
 
 
 def refusal(
-    trip_month: TripMonth, url: str, answer: NotPublished, known: str, held: Mapping[Store, Manifest | None]
+    trip_month: TripMonth, url: str, answer: NotPublished, known: str, manifests: Mapping[Store, Manifest | None]
 ) -> RefusedMonth | None:
     """Return the error for a refused month that is known to be published; None if there is no evidence that it is.
 
-    Args:
-        trip_month: The month.
-        url: Its address at the source.
-        answer: The source's answer.
-        known: The evidence that the month is published at `url`, as text; "" if there is none.
-        held: The manifests of the month in the stores. A manifest is evidence if the month was loaded from `url`.
+    Evidence is `known`, a text, and each store's manifest of the month that was loaded from the same `url`.
     """
     evidence = [
         f"{manifest.source_rows:,} rows in the {store}, {manifest.published_at:%Y-%m-%d}"
-        for store, manifest in held.items()
+        for store, manifest in manifests.items()
         if manifest and manifest.url == url
     ]
     evidence += [known] if known else []
@@ -198,26 +186,20 @@ def overdue(color: str, found: Iterable[Found], within: int, source: str, today:
 
 @dataclass(frozen=True)
 class KnownRange:
-    """A range of months that a source publishes, with unknown row counts. The source publishes no later months."""
+    """A range of months that a source publishes of every color, with unknown row counts. It publishes no later months."""
 
     source: str
-    color: str
     first: tuple[int, int]
     last: tuple[int, int]
     evidence: str
 
     def covers(self, trip_month: TripMonth) -> bool:
         """Return whether the month is in the range."""
-        return trip_month.color == self.color and self.first <= (trip_month.year, trip_month.month) <= self.last
+        return self.first <= (trip_month.year, trip_month.month) <= self.last
 
 
 _MIRROR = "DataTalksClub's mirror, see https://github.com/DataTalksClub/nyc-tlc-data/releases"
-KNOWN_RANGES = (
-    KnownRange("mirror", "yellow", (2019, 1), (2021, 7), _MIRROR),
-    KnownRange("mirror", "green", (2019, 1), (2021, 7), _MIRROR),
-    KnownRange("mirror", "fhv", (2019, 1), (2021, 7), _MIRROR),
-    KnownRange("mirror", "fhvhv", (2019, 2), (2021, 7), _MIRROR),
-)
+KNOWN_RANGES = (KnownRange("mirror", (2019, 1), (2021, 7), _MIRROR),)
 
 
 @dataclass(frozen=True)
@@ -238,8 +220,8 @@ def known_files(lines: Iterable[str]) -> dict[str, KnownFile]:
 
 
 @dataclass(frozen=True)
-class Held:
-    """A month in a store: its manifest, its size in bytes, and whether the run that published it wrote the manifest."""
+class ListedMonth:
+    """A month in a store's list: its manifest, its size in bytes, and whether the run that published it wrote the manifest."""
 
     manifest: Manifest
     size: int
@@ -248,20 +230,12 @@ class Held:
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of the catalog: one month.
-
-    Attributes:
-        trip_month: The month.
-        held: The month in the lake; None if it is not there.
-        source: How the lake's month compares with the source's; None if the source was not asked.
-        published: The source's file now; None if it has none, gave no answer or was not asked.
-        known: The known counts of the file, if any.
-    """
+    """An entry of the catalog: one month."""
 
     trip_month: TripMonth
-    held: Held | None
-    source: Standing | None
-    published: PublishedFile | None
+    listed: ListedMonth | None  # in the lake
+    source: SyncStatus | None  # None if the source was not asked
+    published: PublishedFile | None  # None if the source has no file, gave no answer or was not asked
     known: KnownFile | None
 
     @property
@@ -275,12 +249,12 @@ class Entry:
     @property
     def recounted(self) -> bool:
         """Return whether the file's row count in the lake differs from the known one."""
-        return bool(self.held and self.known and self.held.manifest.source_rows != self.known.rows)
+        return bool(self.listed and self.known and self.listed.manifest.source_rows != self.known.rows)
 
 
 def entry_of(
     trip_month: TripMonth,
-    held: Held | None,
+    listed: ListedMonth | None,
     known: KnownFile | None,
     answer: PublishedFile | Exception | None,
     url: str,
@@ -290,17 +264,17 @@ def entry_of(
 
     Args:
         trip_month: The month.
-        held: The month in the lake, if it is there.
+        listed: The month in the lake, if it is there.
         known: The known counts of the lake's file or, if the lake has none, of the source's file.
         answer: The source's answer; None if it was not asked.
         url: The month's address at the source.
         published_before: The evidence that the month is published at `url`, as text; "" if there is none.
     """
-    source: Standing | None = None
-    if answer is not None:
-        found = Found(trip_month, url, answer, {"lake": held.manifest if held else None})
-        source = "no answer" if found.unanswered else found.stands("lake")
-        forbidden = isinstance(answer, NotPublished) and answer.status == _FORBIDDEN
-        if (source == "not published" and published_before) or (source == "gone" and forbidden):
-            source = "refused"
-    return Entry(trip_month, held, source, answer if isinstance(answer, PublishedFile) else None, known)
+    if answer is None:
+        return Entry(trip_month, listed, None, None, known)
+    found = Found(trip_month, url, answer, {"lake": listed.manifest if listed else None})
+    source = "no answer" if found.unanswered else found.status("lake")
+    forbidden = isinstance(answer, NotPublished) and answer.status == _FORBIDDEN
+    if (source == "not published" and published_before) or (source == "gone" and forbidden):
+        source = "refused"
+    return Entry(trip_month, listed, source, found.published, known)

@@ -11,35 +11,13 @@ from flows.tlc.errors import WrongMonth
 from flows.tlc.schema import TRIP_COLUMNS
 from flows.tlc.trips import TripMonth
 
-
-@dataclass(frozen=True)
-class OwnMonth:
-    """The part of a file's pickups that must be in the file's month, not counting trips without a pickup time.
-
-    This is at least `share` of them. If the file has `few` pickups or fewer, one is enough.
-    """
-
-    color: str
-    share: float
-    few: int
-    source: str
-
-
-# Real files of every color are far above one half. The first rows of a file are its oddest, so a file of `few` rows proves
-# little.
-OWN_MONTH = {
-    row.color: row
-    for row in (
-        OwnMonth("yellow", 0.5, 10, "heads of 19 CSVs and 1,000 trips of 2020-04: all; the first 9 rows of 2019-01: 4"),
-        OwnMonth("green", 0.5, 10, "nine official months and the mirror's 2020-10: 99.91 % (2025-01) and more"),
-        OwnMonth("fhv", 0.5, 10, "1,000 trips of 2020-04, first rows of twelve CSVs from 2015 to 2020: all"),
-        OwnMonth("fhvhv", 0.5, 10, "1,000 trips of 2020-04, first rows of CSVs of 2019 and 2020: all"),
-    )
-}
+# At least this share of a file's pickups must be in the file's month, not counting trips without a pickup time. If the file has
+# `FEW` pickups or fewer, one is enough: the first rows of a file are its oddest. Real files are far above one half: nine official
+# months and the mirror's green 2020-10 have 99.91 % or more; of the first 9 rows of yellow 2019-01, 4 are in the month.
+OWN_SHARE = 0.5
+FEW = 10
 
 Days = Mapping[dt.date, int]
-
-
 _NEARLY_ALL = 0.9
 
 
@@ -129,14 +107,14 @@ class Pickups:
 
     def check(self) -> None:
         """Raise `WrongMonth` if too few of the pickups are in the file's month, or no trip has a pickup time."""
-        month, rule = self._trip_month, OWN_MONTH[self._trip_month.color]
+        month = self._trip_month
         total, own = self._days.total(), sum(self.within.values())
         if not total and self._unknown:
             raise WrongMonth(
                 f"{month}: none of its {self._unknown:,} trips has a {self._column}, so their month is unknown."
                 " Nothing was published. Compare that column with the source's file."
             )
-        if own >= (min(total, 1) if total <= rule.few else rule.share * total):
+        if own >= (min(total, 1) if total <= FEW else OWN_SHARE * total):
             return
         cause = next(cause for cause in CAUSES if cause.applies(month.file_month, self._days))
         raise WrongMonth(

@@ -193,13 +193,7 @@ _BOUND = re.compile(r"(\d{4})(?:-(\d{1,2}))?")
 
 
 def bound_of(name: str, text: str, month: int) -> tuple[int, int]:
-    """Return the year and month of a bound.
-
-    Args:
-        name: Name of the bound, for the error.
-        text: A month, such as 2019-02, or a year, such as 2019.
-        month: The month to return for a year.
-    """
+    """Return the year and month of a bound called `name`: a month such as 2019-02, or `month` of a year such as 2019."""
     match = _BOUND.fullmatch(text.strip())
     if not match or not 1 <= int(match[2] or month) <= 12:
         raise UnknownMonth(f"{name} is {text!r}; give a month, such as 2019-01, or a year, such as 2019.")
@@ -243,19 +237,20 @@ def _range(color: str, since: str, until: str, today: dt.date) -> list[TripMonth
     for bound, (year, month) in ((since, first), (until, last)):
         if "-" in bound:
             trip_months(color, year, [month], today)
-    begin = max(first, FIRST_MONTH.get(color, first))
-    end = min(last, (today.year, today.month))
-    if begin > end:
+    found = every_month(color, first, min(last, (today.year, today.month)))
+    if not found:
         raise UnknownMonth(
             f"{color} has no month from {since} to {until}: TLC's {color} files begin with"
             f" {'{}-{:02d}'.format(*FIRST_MONTH[color])}, and this is {today:%Y-%m}. Nothing was started."
         )
-    return [
-        TripMonth(color, year, month)
-        for year in range(begin[0], end[0] + 1)
-        for month in range(1, 13)
-        if begin <= (year, month) <= end
-    ]
+    return found
+
+
+def every_month(color: str, first: tuple[int, int], last: tuple[int, int]) -> list[TripMonth]:
+    """Return a color's months from `first` to `last`, both included, that are not before TLC's first month."""
+    begin = max(first, FIRST_MONTH.get(color, first))
+    dates = ((year, month) for year in range(begin[0], last[0] + 1) for month in range(1, 13))
+    return [TripMonth(color, *date) for date in dates if begin <= date <= last]
 
 
 def in_words(months: Sequence[TripMonth]) -> str:

@@ -270,9 +270,9 @@ def test_the_catalog_tells_what_is_in_the_lake_what_the_source_has_and_what_diff
     [there, missing] = entries
     assert there.differs == ["re-published", "18,479,031 rows were known on 2023-03-20"]
     assert missing.differs == ["new"]
-    assert there.held is not None
-    assert there.held.manifest.loaded == own.in_lake(held).num_rows
-    assert there.held.size == len(own.blob(held.key).download_as_bytes())
+    assert there.listed is not None
+    assert there.listed.manifest.loaded == own.in_lake(held).num_rows
+    assert there.listed.size == len(own.blob(held.key).download_as_bytes())
     assert asked(own) == ["HEAD", "HEAD"]
     sizes = [own.site.file(f"{month.stem}.parquet").stat().st_size for month in (held, TripMonth("fhvhv", 2023, 2))]
     assert [entry.published.size for entry in entries if entry.published] == sizes
@@ -284,7 +284,7 @@ def test_the_catalog_tells_what_is_in_the_lake_what_the_source_has_and_what_diff
     # The month was loaded all the same, and its count reported.
     assert own.manifest(held)["known_rows"] == 18_479_031
     assert (
-        f"fhvhv 2023-01: re-published: {there.held.manifest.source_rows} rows, 18,479,031 were last known"
+        f"fhvhv 2023-01: re-published: {there.listed.manifest.source_rows} rows, 18,479,031 were last known"
         in runs.logs()
     )
 
@@ -292,5 +292,5 @@ def test_the_catalog_tells_what_is_in_the_lake_what_the_source_has_and_what_diff
     command = [sys.executable, "-m", "flows.catalog", *options]
     told = subprocess.run(command, cwd=ROOT, env=os.environ | prefect_api, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
-    assert re.search(rf"fhvhv 2023-01 +{there.held.manifest.loaded} .* {sizes[0]:,} .* re-published", told.stdout)
+    assert re.search(rf"fhvhv 2023-01 +{there.listed.manifest.loaded} .* {sizes[0]:,} .* re-published", told.stdout)
     assert re.search(rf"fhvhv 2023-02 +{sizes[1]:,} +\w+, \d+ \w+ \d+ [\d:]+ GMT +new", told.stdout)

@@ -23,7 +23,7 @@ from flows.stores import Target, database
 from flows.stores.database import Database
 from flows.stores.warehouse import Warehouse
 from flows.tasks import survey
-from flows.tlc.catalog import Held
+from flows.tlc.catalog import ListedMonth
 from flows.tlc.errors import MisconfiguredBlock, Overtaken, Unreachable
 from flows.tlc.manifest import Present, RawFile
 from flows.tlc.trips import Rows, Terms, TripMonth, Via
@@ -268,9 +268,9 @@ def test_a_server_that_is_starting_delays_a_task_and_no_more(
     monkeypatch.setattr(Postgres, "check", starts_meanwhile)
 
     @flow(name="test-list-postgres")
-    def listing() -> dict[TripMonth, Held]:
+    def listing() -> dict[TripMonth, ListedMonth]:
         target = Target("database", database_block=POSTGRES)
-        held: dict[TripMonth, Held] = survey.list_months.submit(target, [month.color]).result()
+        held: dict[TripMonth, ListedMonth] = survey.list_months.submit(target, [month.color]).result()
         return held
 
     assert month in listing()

@@ -1,13 +1,12 @@
 """The file of another month never becomes a month, and never replaces one, in any store."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from flows.etl_web_gcs import etl_web_gcs
 from flows.ingest_data import ingest_data
-from flows.tlc.pickups import OWN_MONTH
+from flows.tlc import pickups
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import Runs
 from tests.flows.test_new_columns import put
@@ -81,7 +80,7 @@ def test_a_month_from_before_this_check_is_not_replayed(
     month = TripMonth("green", 2022, 10)
     source = put(ours, month, csv_file(*[line()] * ROWS, line(passenger_count="many")), ".csv")
     with monkeypatch.context() as patch:
-        patch.setitem(OWN_MONTH, "green", replace(OWN_MONTH["green"], share=0.0))
+        patch.setattr(pickups, "OWN_SHARE", 0.0)
         runs.lake(month, source=source)
         runs.postgres(month, source=source)
     before = ours.objects_of(month), ours.in_postgres(month)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flows.tlc.attention import LIMITS, warnings_of
+from flows.tlc.attention import MOST_CHANGED, warnings_of
 from flows.tlc.manifest import Manifest
 from tests.tlc.test_manifest import held as with_quarantine
 
@@ -49,7 +49,7 @@ def test_a_file_with_fewer_rows_than_before_is_named_and_one_with_more_is_not() 
     ],
 )
 def test_a_month_of_which_more_than_a_tenth_changed_is_named(changes: dict[str, int], warned: bool) -> None:
-    assert LIMITS["changed"].share == 0.1
+    assert MOST_CHANGED == 0.1
     warnings = warnings_of(held(**changes), held())
     assert bool(warnings) is warned
     assert all("rows changed in a month of 1,000; if you did not" in warning for warning in warnings)
@@ -62,4 +62,4 @@ def test_another_rule_or_source_explains_many_changes() -> None:
 
 def test_a_part_of_the_file_that_stands_there_twice_is_named() -> None:
     [warning] = warnings_of(held(repeated=(700, 300)), None)
-    assert warning.startswith("the rows before row 700 are those before row 300, byte for byte")
+    assert "that ends before row 700 is the same, byte for byte, as the part that ends before row 300" in warning

@@ -8,7 +8,7 @@ import pytest
 from flows.connectors.known_months import known_file, known_publication
 from flows.tlc.catalog import (
     Found,
-    Held,
+    ListedMonth,
     Store,
     entry_of,
     known_files,
@@ -16,7 +16,7 @@ from flows.tlc.catalog import (
     months_between,
     months_since,
     overdue,
-    standing,
+    sync_status,
 )
 from flows.tlc.errors import NotPublished, UnknownMonth
 from flows.tlc.manifest import Manifest
@@ -105,7 +105,7 @@ def test_months_ago_counts_across_years():
 def test_a_month_stands_to_its_source_by_version_time_and_size(published, held, wanted):
     there = None if published is None else PUBLISHED.model_copy(update=published)
     here = None if held is None else MANIFEST.model_copy(update=held)
-    assert standing(URL, there, here) == wanted
+    assert sync_status(URL, there, here) == wanted
 
 
 OLDER = MANIFEST.model_copy(
@@ -133,7 +133,7 @@ def test_only_stores_that_lag_are_brought_up_to_date_in_the_order_of_the_way(
 
 def test_a_month_in_the_lake_goes_on_to_the_warehouse_though_its_source_has_it_no_more():
     gone = Found(MONTH, URL, NotPublished("no"), {"lake": MANIFEST, "warehouse": None})
-    assert (gone.stands("lake"), gone.behind) == ("gone", ["warehouse"])
+    assert (gone.status("lake"), gone.behind) == ("gone", ["warehouse"])
 
 
 def test_a_month_whose_run_died_before_its_end_is_done_again():
@@ -153,10 +153,14 @@ def test_the_catalog_tells_what_differs_from_the_source_and_from_what_was_known(
         "x.parquet"
     ]
     entry = entry_of(
-        MONTH, Held(MANIFEST, 50), known, PUBLISHED.model_copy(update={"etag": '"b"', "last_modified": LATER}), URL
+        MONTH,
+        ListedMonth(MANIFEST, 50),
+        known,
+        PUBLISHED.model_copy(update={"etag": '"b"', "last_modified": LATER}),
+        URL,
     )
     assert entry.differs == ["re-published", "9 rows were known on 2022-07-18"]
-    assert entry_of(MONTH, Held(MANIFEST, 50), None, PUBLISHED, URL).differs == []
+    assert entry_of(MONTH, ListedMonth(MANIFEST, 50), None, PUBLISHED, URL).differs == []
     assert entry_of(MONTH, None, None, ConnectionError("down"), URL).differs == ["no answer"]
     assert entry_of(MONTH, None, None, None, URL).source is None
 
@@ -252,10 +256,10 @@ def test_the_catalog_marks_a_month_that_is_known_to_be_published_and_refused():
     assert entry_of(MONTH, None, None, FORBIDDEN, URL, "9 rows on 2022-07-18").differs == ["refused"]
     assert entry_of(MONTH, None, None, FORBIDDEN, URL).differs == []
     for known in ("", "9 rows on 2022-07-18"):
-        assert entry_of(MONTH, Held(MANIFEST, 50), None, FORBIDDEN, URL, known).differs == ["refused"]
+        assert entry_of(MONTH, ListedMonth(MANIFEST, 50), None, FORBIDDEN, URL, known).differs == ["refused"]
         for status in (404, 410, None):  # None: of a file
             absent = NotPublished("no", status)
-            assert entry_of(MONTH, Held(MANIFEST, 50), None, absent, URL, known).differs == ["gone"]
+            assert entry_of(MONTH, ListedMonth(MANIFEST, 50), None, absent, URL, known).differs == ["gone"]
 
 
 def test_a_count_that_is_not_the_last_known_is_told_in_words():

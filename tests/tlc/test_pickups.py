@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from flows.tlc.errors import WrongMonth
-from flows.tlc.pickups import OWN_MONTH, Pickups, pickup
+from flows.tlc.pickups import FEW, OWN_SHARE, Pickups, pickup
 from flows.tlc.schema import arrow_schema
 from flows.tlc.trips import COLORS, TripMonth
 from tests.real_files import DATA, needs_real_files
@@ -94,7 +94,7 @@ def test_a_file_whose_trips_are_not_of_its_month_is_refused_with_what_it_is(name
 @pytest.mark.parametrize("color", COLORS)
 def test_half_of_the_known_pickups_must_be_of_the_month(color: str) -> None:
     month = TripMonth(color, 2022, 5)
-    assert OWN_MONTH[color].share == 0.5
+    assert OWN_SHARE == 0.5
     own, other = days("2022-05-01", 30), days("2022-07-01", 30)
     counted(own, other, month=month).check()
     counted(own, [None] * 500, month=month).check()
@@ -102,8 +102,7 @@ def test_half_of_the_known_pickups_must_be_of_the_month(color: str) -> None:
 
 
 def test_a_few_rows_are_refused_only_if_none_is_of_the_month() -> None:
-    few = OWN_MONTH["green"].few
-    own, other = days("2022-05-01", 1), days("2022-07-01", few)
+    own, other = days("2022-05-01", 1), days("2022-07-01", FEW)
     counted(own, other[1:]).check()
     refused(counted(other))
     refused(counted(own, other))
