@@ -1,4 +1,4 @@
-"""The zone lookup as a small table in each store."""
+"""The taxi zones as a small table in each store."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Fetch the zone lookup once, then load it into each store. The file is small enough to be passed between tasks."""
+"""Fetch the file of zones once, then load it into each store. The file is small enough to be passed between tasks."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from flows.tlc.zones import ZoneFile, ZonesOutcome, read_zones
 
 @task(name="extract zones", task_run_name="extract zones", **RETRIES)
 def extract_zones(source: str) -> ZoneFile:
-    """Fetch the zone lookup, and check that it is one before any store is changed."""
+    """Fetch the file of zones, and check it before any store is changed."""
     file = web.zone_file(source)
     zones = read_zones(file)
     get_run_logger().info("zones: %d in %s", zones.num_rows, shown(file.url))

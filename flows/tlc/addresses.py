@@ -60,29 +60,32 @@ def parsed(url: str) -> SplitResult:
         _ = parts.port if _HOST.fullmatch(parts.netloc) else None  # raises ValueError above 65535
     except ValueError as error:
         raise BadAddress(f"{shown(url)!r} is not a URL: {escaped(str(error), 80)}") from None
-    if parts.scheme not in SCHEMES or not url[len(parts.scheme) :].startswith("://"):
-        raise BadAddress(f"{shown(url)!r} is not an http(s):// or file:// URL")
-    if "\\" in url:
-        raise BadAddress(f"{shown(url)!r} holds a backslash; write /, or %5C if a name really has one")
-    if parts.scheme == "file":
-        _require_file(url, parts)
-    elif not _HOST.fullmatch(parts.netloc):
-        raise BadAddress(f"{shown(url)!r} has no valid host; write https://host/path")
-    elif "#" in url:
-        raise BadAddress(f"{shown(url)!r} has a fragment; write %23 for a # in a path")
+    if wrong := _wrong_in(url, parts):
+        raise BadAddress(f"{shown(url)!r} {wrong}")
     return parts
 
 
-def _require_file(url: str, parts: SplitResult) -> None:
+def _wrong_in(url: str, parts: SplitResult) -> str:
+    if parts.scheme not in SCHEMES or not url[len(parts.scheme) :].startswith("://"):
+        return "is not an http(s):// or file:// URL"
+    if "\\" in url:
+        return "holds a backslash; write /, or %5C if a name really has one"
+    if parts.scheme == "file":
+        return _wrong_in_file(url, parts)
+    if not _HOST.fullmatch(parts.netloc):
+        return "has no valid host; write https://host/path"
+    return "has a fragment; write %23 for a # in a path" if "#" in url else ""
+
+
+def _wrong_in_file(url: str, parts: SplitResult) -> str:
     if parts.netloc.lower() not in ("", "localhost"):
-        raise BadAddress(f"{shown(url)!r} names the host {parts.netloc!r}; write file:/// and the file's absolute path")
+        return f"names the host {parts.netloc!r}; write file:/// and the file's absolute path"
     if "?" in url or "#" in url:
-        raise BadAddress(
-            f"{shown(url)!r} has a query or a fragment; write %3F for a ? and %23 for a # in a file's name"
-        )
+        return "has a query or a fragment; write %3F for a ? and %23 for a # in a file's name"
     path = unquote(parts.path)
     if not path.startswith("/") or ".." in path.split("/") or not all(c.isprintable() for c in path):
-        raise BadAddress(f"{shown(url)!r} is not an absolute path; write file:/// and the path without .. in it")
+        return "is not an absolute path; write file:/// and the path without .. in it"
+    return ""
 
 
 def path_of(url: str) -> str:

@@ -15,10 +15,8 @@ TABLES: tuple[str, ...] = (*COLORS, zones.TABLE)
 
 def tables_of(sql: str) -> list[str]:
     """Return the tables of the lake that a query in any SQL dialect may read. `sql` may also be a list of table names."""
-    ignored = r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/|\bas\s+\w+"
-    rest = re.sub(
-        ignored, " ", sql, flags=re.IGNORECASE | re.DOTALL
-    )  # strings, comments and aliases may contain "yellow"
+    # Strings, comments and aliases may contain "yellow".
+    rest = re.sub(r"(?is)'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/|\bas\s+\w+", " ", sql)
     return [table for table in TABLES if re.search(rf"\b{table}\b", rest, re.IGNORECASE)]
 
 
@@ -26,11 +24,7 @@ def external_table(table: str, dataset: str, uri: str) -> str:
     """Return the SQL that creates the external table `{dataset}.{table}_in_lake` over a table's Parquet files in the lake.
 
     The SQL names all columns and types. BigQuery would otherwise infer them from one file, and older months lack columns.
-
-    Args:
-        table: A table of the lake.
-        dataset: BigQuery dataset for the external table.
-        uri: The lake's URI, such as `gs://bucket/folder/`.
+    `uri` is the lake's, such as `gs://bucket/folder/`.
     """
     name = f"{dataset_named(dataset)}.{table}_in_lake"
     if table == zones.TABLE:

@@ -110,13 +110,7 @@ class Tally:
         return self.quarantined.total() + sum(lines * (size // mean - 1) for size, lines in long.items())
 
     def check(self, trip_month: TripMonth) -> None:
-        """Raise unless each row is counted once and the file is sound.
-
-        Raises:
-            NotReconciled: The counts do not add up to the source rows.
-            TooManyRejects: The file has no trips, or too many rejected rows.
-            UnreadableFile: A CSV has a long stretch of text that is not rows.
-        """
+        """Raise unless each row is counted once, the file has trips, and few of its rows are rejected."""
         rejected = self.quarantined.total()
         if self.source_rows != self.loaded + self.filtered.total() + rejected:
             raise NotReconciled(
@@ -277,16 +271,8 @@ def clean(
 ) -> Chunk:
     """Return published rows as canonical trips. Reject rows that do not convert.
 
-    Args:
-        trip_month: The month of the file.
-        shape: How the columns map to the schema.
-        published: The rows, with the columns in `shape`.
-        row_numbers: The row number of each row in the file.
-        original: Returns the row at a position as it was published. By default this is JSON of its values.
-        originals: How many rejected rows keep their original. By default all do; each is counted in any case.
-
-    Raises:
-        SchemaMismatch: A column has values that it must not have.
+    `original` returns the row at a position as it was published; by default this is JSON of its values. At most `originals`
+    rejected rows keep their original; by default all do. Each is counted in any case.
     """
     _require_no_trip_data(trip_month, shape, published, row_numbers)
     by_name: dict[str, pa.Array] = {}

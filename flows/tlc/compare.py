@@ -8,17 +8,13 @@ import pyarrow.compute as pc
 from flows.tlc.manifest import Changes
 
 
-def _column(trips: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
-    if name in trips.column_names:
-        return trips.column(name)
-    return pa.chunked_array([pa.nulls(trips.num_rows, kind)])  # an older schema did not have this column
-
-
 def _differ(old: pa.Table, new: pa.Table) -> int:
     """Return how many of these aligned rows differ. Null equals null."""
     changed = pa.chunked_array([pa.repeat(pa.scalar(False), new.num_rows)])
     for field in new.schema:
-        was, now = _column(old, field.name, field.type), new.column(field.name)
+        now = new.column(field.name)
+        # An older schema does not have every column.
+        was = old.column(field.name) if field.name in old.column_names else pa.nulls(len(now), field.type)
         same = pc.or_(pc.fill_null(pc.equal(was, now), False), pc.and_(pc.is_null(was), pc.is_null(now)))
         changed = pc.or_(changed, pc.invert(same))
     return int(pc.sum(changed, min_count=0).as_py())

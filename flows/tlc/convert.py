@@ -180,11 +180,8 @@ def without_nan(values: pa.Array) -> pa.Array:
 def convert(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:
     """Return the values as the Arrow type of `kind`, with null where they do not convert, and the positions of those."""
     # Arrow accepts no other spelling of the same length as "2021-01-31 23:59:59". The cast is faster than the pattern.
-    if (
-        kind == "datetime"
-        and is_text(values.type)
-        and pc.all(pc.equal(pc.binary_length(values), 19), min_count=0).as_py()
-    ):
+    textual = is_text(values.type)
+    if kind == "datetime" and textual and pc.all(pc.equal(pc.binary_length(values), 19), min_count=0).as_py():
         with suppress(pa.ArrowInvalid):
             return _to_datetime(values), []
     decimals = values if pa.types.is_decimal(values.type) else None

@@ -1,6 +1,8 @@
 """Print the page about the canonical schema and its origins: `python -m flows.tlc.dictionary > docs/schema.md`."""
 
-from collections.abc import Iterator
+import datetime as dt
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from flows.tlc.eras import ALIASES, ERAS, Era, meant_by
 from flows.tlc.schema import CODINGS, KEY, KINDS, SCHEMA_VERSION, TRIP_COLUMNS, Column
@@ -48,15 +50,6 @@ def _color(color: str) -> Iterator[str]:
     yield ""
 
 
-def _eras(color: str, file_format: str) -> list[Era]:
-    return sorted((e for e in ERAS if (e.color, e.format) == (color, file_format)), key=lambda e: e.first)
-
-
-def _month_before(month: str) -> str:
-    year, number = map(int, month.split("-"))
-    return f"{year - 1}-12" if number == 1 else f"{year}-{number - 1:02d}"
-
-
 def _spans(eras: list[Era], belongs: list[bool]) -> str:
     """Return the months of the eras that belong, as spans such as 2009-01 to 2014-12."""
     spans = []
@@ -65,35 +58,36 @@ def _spans(eras: list[Era], belongs: list[bool]) -> str:
         if here and not begun:
             begun = era.first
         elif begun and not here:
-            spans.append(f"{begun} to {_month_before(era.first)}")
+            spans.append(f"{begun} to {(dt.date.fromisoformat(f'{era.first}-01') - dt.timedelta(days=1)):%Y-%m}")
             begun = ""
     return ", ".join([*spans, *([f"{begun} on"] if begun else [])])
+
+
+def _where(color: str, belongs: Callable[[Era], bool]) -> str:
+    """Return the formats and months of the eras that belong, such as Parquet 2009-01 to 2014-12; CSV 2019-01 on."""
+    parts = []
+    for file_format, title in (("parquet", "Parquet"), ("csv", "CSV")):
+        eras = sorted((e for e in ERAS if (e.color, e.format) == (color, file_format)), key=lambda e: e.first)
+        if spans := _spans(eras, [belongs(era) for era in eras]):
+            parts.append(f"{title} {spans}")
+    return "; ".join(parts)
 
 
 def _in_files(color: str, column: Column) -> str:
     for published, coding in CODINGS.items():
         if coding.original == column.name:
             return f"the text of `{published}`, where it has no code"
-    parts = []
-    for file_format, title in (("parquet", "Parquet"), ("csv", "CSV")):
-        eras = _eras(color, file_format)
-        if spans := _spans(eras, [any(meant_by(color, name) == column for name in e.columns.split()) for e in eras]):
-            parts.append(f"{title} {spans}")
-    return "; ".join(parts)
+    return _where(color, lambda era: any(meant_by(color, name) == column for name in era.columns.split()))
 
 
 def _other_names(color: str, column: Column) -> str:
     """Return the column's names in older files, with the months of those files."""
-    names = []
-    for name in ALIASES[color]:
-        if meant_by(color, name) == column:
-            where = []
-            for file_format, title in (("parquet", "Parquet"), ("csv", "CSV")):
-                eras = _eras(color, file_format)
-                if spans := _spans(eras, [name in e.columns.split() for e in eras]):
-                    where.append(f"{title} {spans}")
-            names.append(f"`{name}` ({'; '.join(where)})")
-    return ", ".join(names)
+    names = [name for name in ALIASES[color] if meant_by(color, name) == column]
+    return ", ".join(f"`{name}` ({_where(color, partial(_has, name))})" for name in names)
+
+
+def _has(name: str, era: Era) -> bool:
+    return name in era.columns.split()
 
 
 if __name__ == "__main__":

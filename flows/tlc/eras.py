@@ -20,21 +20,15 @@ class Era:
     """A period in which a color's files of one format must have the same columns.
 
     It lasts from the month `first` until the next era of the same color and format.
-
-    Attributes:
-        columns: The columns that a file must have.
-        coded: Columns that are published as texts that stand for codes (`schema.CODINGS`).
-        empty: Columns that never have a value.
-        unnamed: How many more fields than the header a row may have.
     """
 
     color: str
     format: str
     first: str
     columns: str
-    coded: str = ""
-    empty: str = ""
-    unnamed: int = 0
+    coded: str = ""  # columns that are published as texts that stand for codes (`schema.CODINGS`)
+    empty: str = ""  # columns that never have a value
+    unnamed: int = 0  # how many more fields than the header a row may have
 
     @property
     def name(self) -> str:
@@ -116,19 +110,12 @@ ERAS = (
 
 @dataclass(frozen=True)
 class Index:
-    """A column of row numbers that a tool adds to a file. It has no trip data.
+    """A column of row numbers that a tool adds to a file. It has no trip data."""
 
-    Attributes:
-        name: The column's name, as `plain` returns it.
-        made_by: The tools that add it.
-        at_ends: Whether it counts as an index only before or after all other columns.
-        counts: Whether its values must count the rows.
-    """
-
-    name: str
+    name: str  # as `plain` returns it
     made_by: str
-    at_ends: bool = True
-    counts: bool = False
+    at_ends: bool = True  # it counts as an index only before or after all other columns
+    counts: bool = False  # its values must count the rows
 
 
 # TLC's own Parquet of 2010-02 and 2010-03 has the first. Source of the names: https://pandas.pydata.org/docs/user_guide/io.html
@@ -198,11 +185,6 @@ def meanings_of(color: str) -> dict[str, Column]:
     """Return every name that a column of the color's files has had, with the canonical column it means."""
     known = {plain(column.name): column for column in TRIP_COLUMNS[color]}
     return known | {plain(old): known[plain(now)] for old, now in ALIASES[color].items()}
-
-
-def names_of(color: str) -> frozenset[str]:
-    """Return every name that a column of the color's files has had, as `plain` returns it."""
-    return frozenset(meanings_of(color))
 
 
 def meant_by(color: str, name: str) -> Column | None:

@@ -1,28 +1,14 @@
 """Every error that this project raises on purpose, as one tree.
 
-TripDataError            a person has to act; a retry would fail in the same way, so no task is retried
-├── UnknownMonth         the requested color, year, month or range does not exist
-├── BadSource            the source is not a URL template that this project can read
-├── SourceNotAllowed     the source is a local file or a private address, and the operator does not allow it
-├── ImpossibleDataset    BigQuery does not accept the dataset's name
-├── Unanswerable         the query cannot be answered from the lake
-├── MisconfiguredBlock   a block is missing, or what it points to cannot be used
-├── UnsafeScratch        the scratch folder cannot be used, or other users could change its files
-├── DiskFull             the scratch disk has no room for the file
-├── NotPublished         the source has no file for the month
-│   └── RefusedMonth     the source refuses a month that is known to be published
-├── AskAgainLater        the source asks for a longer pause than a run waits, or the file changed while it was read
-├── Overdue              a color's newest published month is older than the run expects
-├── UnreadableFile       the file is not what its name says
-├── SchemaMismatch       the file's columns are not those of its era
-├── TooManyRejects       more rows would be quarantined than a sound file can have
-├── WrongMonth           most trips of the file belong to other months
-├── NotReconciled        two counts of the same rows differ; nothing was published
-├── Gone                 an object that should be in the lake is missing
-└── MonthsFailed         some months of a run could not be loaded; all others were
-PassingError             the cause may go away by itself; tasks are retried
-├── Unreachable          a server does not answer now
-└── Overtaken            another run changed an object or a month first
+TripDataError   a person has to act; a retry would fail in the same way, so no task is retried
+├── request     UnknownMonth, BadSource, SourceNotAllowed, ImpossibleDataset, Unanswerable
+├── machine     MisconfiguredBlock, UnsafeScratch, DiskFull
+├── source      NotPublished (with RefusedMonth), AskAgainLater, Overdue
+├── file        UnreadableFile, SchemaMismatch, TooManyRejects, WrongMonth
+├── store       NotReconciled, Gone
+└── run         MonthsFailed
+PassingError    the cause may go away by itself; tasks are retried
+└── server      Unreachable, Overtaken
 
 An error's text names the month. It says what is wrong, where it is wrong, and what to do next.
 """

@@ -3,17 +3,15 @@
 A reader that rejects odd lines one by one would count a hole of a megabyte as one rejected row.
 """
 
+import csv
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from csv import Error as CsvError
-from csv import reader
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from typing import Any, NoReturn
 
-from flows.tlc.eras import names_of
+from flows.tlc.eras import meanings_of
 from flows.tlc.errors import UnreadableFile
 from flows.tlc.trips import COLORS, TripMonth
 
@@ -56,7 +54,7 @@ class Look:
 _BINARY = Look("binary data", re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\xff]"), count=8)
 
 # The first look that matches a text names it.
-LOOKS = (
+_LOOKS = (
     Look(
         "a merge-conflict marker, and the rows around it may be in the file twice",
         re.compile(rb"^(<{7}|>{7}|\|{7}) "),
@@ -82,12 +80,12 @@ LOOKS = (
 )
 
 
-_ALONE = tuple(look for look in LOOKS if look.alone)
+_ALONE = tuple(look for look in _LOOKS if look.alone)
 
 
 def look_of(text: bytes) -> str:
     """Return the name of what a piece of text, which is not a row, looks like."""
-    return next(look.name for look in LOOKS if look.matches(text))
+    return next(look.name for look in _LOOKS if look.matches(text))
 
 
 @dataclass(frozen=True)
@@ -116,6 +114,14 @@ def _refuse(trip_month: TripMonth, row_number: int, what: str, advice: str = "ge
 def lines_of(block: bytes) -> list[bytes]:
     """Return the lines of a block that are not empty, without their line ends."""
     return [line for line in (line.rstrip(b"\r") for line in block.split(b"\n")) if line]
+
+
+def fields_of(line: bytes) -> list[str]:
+    """Return the fields of a line of CSV, or none if it is not CSV."""
+    try:
+        return next(csv.reader([line.decode(errors="replace").lstrip("\ufeff")]), [])
+    except csv.Error:
+        return []
 
 
 class Foreign:
@@ -225,16 +231,13 @@ def require_no_header(trip_month: TripMonth, row_number: int, line: bytes) -> No
     """Raise `UnreadableFile` if a line that is not a trip has column names of any color, in upper or lower case."""
     if not _LETTERS.search(line):
         return
-    fields: Sequence[str] = ()
-    with suppress(CsvError):
-        fields = next(reader([line.decode(errors="replace").lstrip("\ufeff")]), [])
-    if sum(field.strip().casefold() in _names() for field in fields[:_FILL]) >= _HEADER_NAMES:
+    if sum(field.strip().casefold() in _names() for field in fields_of(line)[:_FILL]) >= _HEADER_NAMES:
         refuse_joined(trip_month, row_number)
 
 
 @cache
 def _names() -> frozenset[str]:
-    return frozenset().union(*map(names_of, COLORS))
+    return frozenset().union(*map(meanings_of, COLORS))
 
 
 def _line_ends(block: bytes) -> Any:

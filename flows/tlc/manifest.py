@@ -7,9 +7,8 @@ import json
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -51,13 +50,12 @@ class RawFile(_Value):
         return self.published.trip_month
 
 
-@dataclass(frozen=True)
-class Stored:
-    """Mark a fact as a column of every `loads` table. `json` is True if it is stored as JSON text."""
+class Stored(NamedTuple):
+    """Mark a fact as a column of every `loads` table."""
 
     kind: Kind
     meaning: str
-    json: bool = False
+    json: bool = False  # it is stored as JSON text
 
 
 class Changes(_Value):
@@ -68,11 +66,7 @@ class Changes(_Value):
     removed: Annotated[int, Stored("integer", "rows removed by publishing this edition")] = 0
 
     def __add__(self, other: "Changes") -> "Changes":
-        return Changes(
-            inserted=self.inserted + other.inserted,
-            updated=self.updated + other.updated,
-            removed=self.removed + other.removed,
-        )
+        return Changes(**{name: count + getattr(other, name) for name, count in self})
 
 
 class Origin(_Value):
@@ -92,16 +86,11 @@ class Origin(_Value):
     @classmethod
     def of(cls, raw: RawFile) -> "Origin":
         """Return the facts about a raw file."""
-        published = raw.published
         return Origin(
-            color=published.trip_month.color,
-            file_month=published.trip_month.file_month,
-            url=published.url,
-            etag=published.etag,
-            last_modified=published.last_modified,
-            size=raw.size,
-            sha256=raw.sha256,
-            verified=raw.verified,
+            color=raw.trip_month.color,
+            file_month=raw.trip_month.file_month,
+            **raw.published.model_dump(include={"url", "etag", "last_modified"}),
+            **raw.model_dump(include={"size", "sha256", "verified"}),
         )
 
 
@@ -126,8 +115,11 @@ class Reading(_Value):
     ] = None
 
 
-class _Publication(_Value):
-    """Where and when a month was published."""
+class Manifest(Changes, Reading, Origin):
+    """The facts about one month in one store. No secrets, and nothing about the machine that loaded it.
+
+    Each fact is declared once. A fact marked `Stored` is also a column of the `loads` tables.
+    """
 
     key: Annotated[str, Stored("text", "the object in the lake that these rows came from, if any")] = ""
     generation: Annotated[int, Stored("integer", "its generation")] = 0
@@ -143,13 +135,6 @@ class _Publication(_Value):
     started_at: Annotated[dt.datetime, Stored("instant", "when the load started")]
     published_at: Annotated[dt.datetime, Stored("instant", "when the month was published")]
 
-
-class Manifest(_Publication, Changes, Reading, Origin):
-    """The facts about one month in one store. No secrets, and nothing about the machine that loaded it.
-
-    Each fact is declared once. A fact marked `Stored` is also a column of the `loads` tables.
-    """
-
     @property
     def trip_month(self) -> TripMonth:
         """Return the month."""
@@ -158,7 +143,7 @@ class Manifest(_Publication, Changes, Reading, Origin):
     @property
     def changes(self) -> Changes:
         """Return the rows that publishing the month changed in its store."""
-        return Changes(inserted=self.inserted, updated=self.updated, removed=self.removed)
+        return Changes(**{name: getattr(self, name) for name in Changes.model_fields})
 
     @property
     def published(self) -> PublishedFile:
@@ -221,23 +206,13 @@ class Manifest(_Publication, Changes, Reading, Origin):
         return bool(same) and self._same_terms(rule)
 
     def holds(self, raw: RawFile, rule: Rows) -> bool:
-        """Return whether the store already has these bytes.
-
-        This is for sources that send no version, and for a file that was published again unchanged.
-        """
+        """Return whether the store already has these bytes: published again, or from a source that sends no version."""
         return raw.sha256 == self.sha256 and self._same_terms(rule)
 
     def seen_at(self, raw: "RawFile | Manifest") -> "Manifest":
         """Return a copy of the manifest with the address, version and check of `raw`, which has the same bytes."""
-        published = raw.published
-        return self.model_copy(
-            update={
-                "url": published.url,
-                "etag": published.etag,
-                "last_modified": published.last_modified,
-                "verified": raw.verified or self.verified,
-            }
-        )
+        seen = raw.published.model_dump(include={"url", "etag", "last_modified"})
+        return self.model_copy(update=seen | {"verified": raw.verified or self.verified})
 
     def same_rows(self, lake: "Manifest") -> bool:
         """Return whether the store of this manifest, which was loaded from the lake, still has the same rows as the lake.
@@ -278,12 +253,7 @@ class StagedMonth(Reading):
         return self.raw.published.trip_month
 
     def manifest(self, flow_run_id: str, **published: Any) -> Manifest:
-        """Return the manifest of this month as published now.
-
-        Args:
-            flow_run_id: The flow run that publishes it.
-            published: Facts that only the store knows, such as `key` and `known_rows`.
-        """
+        """Return the manifest of this month as published now. `published` are facts that only the store knows, such as `key`."""
         facts: dict[str, Any] = dict(Origin.of(self.raw)) | {name: getattr(self, name) for name in Reading.model_fields}
         return Manifest(
             **facts | published,
@@ -299,8 +269,7 @@ class StagedCopy(_Value):
     """A month of the lake, staged in a store that is loaded from the lake."""
 
     manifest: Manifest
-    table: str = ""
-    """The staging table, if there is one."""
+    table: str = ""  # the staging table, if there is one
 
     @property
     def trip_month(self) -> TripMonth:
@@ -311,12 +280,9 @@ class StagedCopy(_Value):
 class Present(_Value):
     """The state of a month in a store when a run begins."""
 
-    manifest: Manifest | None = None
-    """None if the store has nothing, or no valid manifest."""
-    generation: int = 0
-    """The generation of the month's object in the lake; 0 if there is none."""
-    finished: bool = True
-    """Whether the run that published it wrote the manifest."""
+    manifest: Manifest | None = None  # None if the store has nothing, or no valid manifest
+    generation: int = 0  # of the month's object in the lake; 0 if there is none
+    finished: bool = True  # whether the run that published it wrote the manifest
 
     def covers(self, published: PublishedFile, rule: Rows) -> bool:
         """Return whether the store already has exactly this file, under this rule and today's schema."""
@@ -336,8 +302,7 @@ class Outcome(_Value):
     store: Store
     status: Status
     manifest: Manifest
-    warnings: tuple[str, ...] = ()
-    """What a person should look at, in sentences: see attention.py."""
+    warnings: tuple[str, ...] = ()  # what a person should look at, in sentences: see attention.py
 
     @property
     def trip_month(self) -> TripMonth:

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -29,22 +30,15 @@ _CONVERTIBLE: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """How one file's columns map to the canonical ones: `published[i]` is read as `canonical[i]`.
-
-    Attributes:
-        names: All columns of the file, in order.
-        empty: Columns that must have no value in any row, including unnamed fields at the end.
-        new: Columns that the schema does not know. They are kept as published.
-        counting: Columns that must count the rows. They are left out.
-    """
+    """How one file's columns map to the canonical ones: `published[i]` is read as `canonical[i]`."""
 
     era: Era
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # all columns of the file, in order
     published: tuple[str, ...]
     canonical: tuple[Column, ...]
-    empty: tuple[str, ...] = ()
-    new: tuple[str, ...] = ()
-    counting: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()  # must have no value in any row; includes unnamed fields at the end
+    new: tuple[str, ...] = ()  # unknown to the schema, and kept as published
+    counting: tuple[str, ...] = ()  # must count the rows, and are left out
 
     def coded(self, column: Column) -> bool:
         """Return whether the file has texts where the canonical column has codes."""
@@ -56,8 +50,7 @@ class Shape:
         return replace(self, names=self.names + unnamed, empty=self.empty + unnamed)
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """One line of the table of differences between a file's columns and those of its era."""
 
     column: str
@@ -78,8 +71,7 @@ def _cell(text: str) -> str:
 
 def _as_text(differences: Sequence[Difference]) -> str:
     """Return the table as text, with columns aligned for a fixed-width font, as in logs and terminals."""
-    heads = tuple(field.name.replace("_", " ") for field in fields(Difference))
-    rows = [heads, *map(astuple, differences[:_MOST_LISTED])]
+    rows = [tuple(name.replace("_", " ") for name in Difference._fields), *differences[:_MOST_LISTED]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, tuple("-" * width for width in widths))
     more = [f"and {len(differences) - _MOST_LISTED} more"] if len(differences) > _MOST_LISTED else []
@@ -135,11 +127,8 @@ def match(
     """Map a file's column names, and its Arrow types if it has any, to the canonical columns of its color.
 
     A column of today's schema is accepted in any month. Under the rule accept_new_columns, an unknown column with its own
-    name is accepted, too: it becomes one of the shape's `new` columns.
-
-    Raises:
-        SchemaMismatch: A column is unknown, missing for the era, repeated, or of a type that cannot be converted. The
-            message has a table of all these columns.
+    name becomes one of the shape's `new` columns. The message of a `SchemaMismatch` has a table of all columns that are unknown,
+    missing for the era, repeated, or of a type that cannot be converted.
     """
     if len(names) > _MOST_COLUMNS:
         raise SchemaMismatch(

@@ -1,14 +1,13 @@
 """Find out how a file spells a missing value: TLC leaves it empty, R writes NA, databases NULL or \\N, pandas nan."""
 
-import csv
 from collections.abc import Iterable
-from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from flows.tlc.convert import is_text
 from flows.tlc.errors import UnreadableFile
+from flows.tlc.foreign import fields_of
 from flows.tlc.matching import Shape
 from flows.tlc.schema import MISSING
 from flows.tlc.trips import TripMonth
@@ -24,41 +23,32 @@ class Missing:
     """
 
     def __init__(self, trip_month: TripMonth, shape: Shape) -> None:
-        self._trip_month, self._shape = trip_month, shape
-        self._is_text = {  # by column; coded columns count as text
-            name: column.kind == "text" or shape.coded(column)
-            for name, column in zip(shape.published, shape.canonical, strict=True)
-        }
-        self._numbers = {
-            n for n, c in zip(shape.published, shape.canonical, strict=True) if c.kind in ("integer", "number")
-        }
+        columns = list(zip(shape.published, shape.canonical, strict=True))
+        self._trip_month, self._names = trip_month, shape.names
+        self._is_text = {name: column.kind == "text" or shape.coded(column) for name, column in columns}
+        self._numbers = {name for name, column in columns if column.kind in ("integer", "number")}
         self._seen: dict[bool, set[str]] = {False: set(), True: set()}  # by whether the column is text
         self.words: tuple[str, ...] = ()
 
     def learn_from_lines(self, first: Iterable[bytes]) -> None:
         """Learn the words from the first lines of a CSV."""
         for line in first:
-            fields: list[str] = []
-            with suppress(csv.Error):
-                fields = next(csv.reader([line.decode(errors="replace")]), [])
-            if len(fields) == len(self._shape.names):
-                for name, field in zip(self._shape.names, fields, strict=True):
+            fields = fields_of(line)
+            if len(fields) == len(self._names):
+                for name, field in zip(self._names, fields, strict=True):
                     if name in self._is_text and field.strip() in _WORDS:
                         self._seen[self._is_text[name]].add(field.strip())
         self.words = tuple(sorted(self._seen[False]))
 
-    def learn_from_rows(self, first: pa.Table) -> None:
-        """Learn the words from the first rows of a Parquet file whose numbers are texts."""
-        self.look_at(first)
-        self.words = tuple(sorted(self._seen[False]))
-
-    def look_at(self, rows: pa.Table) -> None:
-        """Note the words in further rows. A column has no such word if its values are numbers already."""
+    def look_at(self, rows: pa.Table, *, first: bool = False) -> None:
+        """Note the words in these rows. Learn them if they are the `first` rows. Numbers that are no texts have no words."""
         for name, as_text in self._is_text.items():
             column = rows.column(name)
             if is_text(column.type) and (as_text or name in self._numbers):
                 texts = pc.utf8_trim_whitespace(pc.unique(column)).to_pylist()
                 self._seen[as_text].update(set(texts).intersection(_WORDS))
+        if first:
+            self.words = tuple(sorted(self._seen[False]))
 
     def numbers_are_texts(self, rows: pa.Table) -> bool:
         """Return whether the values of a column of numbers are texts, and may be words for a missing value."""

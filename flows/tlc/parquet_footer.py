@@ -6,20 +6,12 @@ Fields are numbered as in https://github.com/apache/parquet-format/blob/master/s
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from flows.tlc.parquet_pages import (
-    DELTA_BYTE_ARRAY,
-    PLAIN_DICTIONARY,
-    RLE_DICTIONARY,
-    UNCOMPRESSED,
-    BadPage,
-    Page,
-    longest_text,
-    pages,
-)
+from flows.tlc.parquet_pages import UNCOMPRESSED, Contradiction, Page, longest_text, pages
 from flows.tlc.thrift import BadThrift, TooManyValues, number, read_struct
 
 LONGEST_TEXT = 64 << 10  # bytes; TLC's longest text, a base's license number, has 6
@@ -36,10 +28,6 @@ _MAGIC, _LENGTH = b"PAR1", 4
 _INT32, _INT64, INT96, _DOUBLE, _BYTE_ARRAY = 1, 2, 3, 5, 6  # Type
 _REPEATED = 2  # FieldRepetitionType
 _FORMATS = {_INT32: "<i", _INT64: "<q", _DOUBLE: "<d"}  # of the bounds in statistics
-
-
-class Contradiction(Exception):
-    """The file contradicts itself: bytes are lost, foreign or in the wrong place."""
 
 
 class TooMuch(Exception):
@@ -92,12 +80,7 @@ class Footer(NamedTuple):
 
 
 def read_footer(file: BinaryIO | pa.NativeFile) -> Footer:
-    """Return the footer of an open Parquet file.
-
-    Raises:
-        Contradiction: The file has no readable footer, or the footer's counts and names do not agree.
-        TooMuch: The footer is larger, or states more rows, than a month of trips can need.
-    """
+    """Return the footer of an open Parquet file; raise `Contradiction` or `TooMuch` if it is not that of a month of trips."""
     size = file.seek(0, 2)
     end = size - _LENGTH - len(_MAGIC)
     if end < len(_MAGIC):
@@ -131,7 +114,11 @@ def _structs(fields: dict[int, Any], field: int, what: str) -> list[dict[int, An
 def _footer(fields: dict[int, Any], stop: int) -> Footer:
     """Return the footer with these fields. The data of the file ends at `stop`."""
     rows = number(fields, 3, "number of rows")
-    leaves = tuple(_leaves(_structs(fields, 2, "schema")))
+    schema = iter(_structs(fields, 2, "schema"))
+    root = next(schema, {})
+    leaves = tuple(_leaves(schema, number(root, 5, "number of children") if 5 in root else 0, (), True))
+    if next(schema, None) is not None:
+        raise BadThrift("its schema has more columns than it counts")
     written = _structs(fields, 4, "row groups")
     groups = []
     for place, group in enumerate(written):
@@ -154,26 +141,16 @@ def _text(value: object) -> str:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else ""
 
 
-def _leaves(elements: list[dict[int, Any]]) -> Iterator[Leaf]:
-    """Yield the leaf columns of a schema. A schema is a tree, written with each parent before its children."""
-    open_parents: list[tuple[int, tuple[str, ...], bool]] = []  # children not yet read, path, flat
-    for place, element in enumerate(elements):
+def _leaves(elements: Iterator[dict[int, Any]], count: int, above: tuple[str, ...], flat: bool) -> Iterator[Leaf]:
+    """Yield the leaf columns of the next `count` branches of a schema, a tree that is written with parents before children."""
+    for element in islice(elements, count):
         children = number(element, 5, "number of children") if 5 in element else 0
-        path: tuple[str, ...] = ()
-        flat = True
-        if place:
-            while open_parents and not open_parents[-1][0]:
-                open_parents.pop()
-            if not open_parents:
-                raise BadThrift("its schema has more columns than it counts")
-            left, above, flat = open_parents.pop()
-            open_parents.append((left - 1, above, flat))
-            path, flat = (*above, _text(element.get(4))), flat and element.get(3) != _REPEATED
-        if children or not place:
-            open_parents.append((children, path, flat))
+        path, once = (*above, _text(element.get(4))), flat and element.get(3) != _REPEATED
+        if children:
+            yield from _leaves(elements, children, path, once)
         else:
             width = number(element, 2, "length") if 2 in element else 0
-            yield Leaf(path, number(element, 1, "type"), width, flat)
+            yield Leaf(path, number(element, 1, "type"), width, once)
 
 
 def _chunk(fields: dict[int, Any], leaf: Leaf) -> ColumnChunk:
@@ -270,10 +247,8 @@ class _PageReader:
         for chunk in group.columns if group.rows else ():
             try:
                 wide, large = self._chunk(chunk)
-            except BadPage as bad:
-                raise Contradiction(f"{group.place(chunk)}: {bad}") from bad
-            except TooMuch as much:
-                raise TooMuch(f"{group.place(chunk)}: {much}") from much
+            except (Contradiction, TooMuch) as error:
+                raise type(error)(f"{group.place(chunk)}: {error}") from error
             width, at_once = width + wide, at_once + large
             if at_once > most:
                 raise TooMuch(
@@ -297,16 +272,16 @@ class _PageReader:
             if self._pages_left < 0:
                 raise TooMuch(f"the file has more than {_MOST_PAGES:,} pages up to here")
             if chunk.codec == UNCOMPRESSED and page.compressed != page.uncompressed:
-                raise BadPage("a page that is not compressed has different sizes with and without compression")
+                raise Contradiction("a page that is not compressed has different sizes with and without compression")
             if page.is_dictionary:
                 dictionary = page
                 continue
             values += page.values
             largest = max(largest, page.uncompressed)
-            if textual and page.values:
-                width = max(width, _width(page))
+            if textual:
+                width = max(width, page.text_width)
         if values != chunk.values:
-            raise BadPage(f"its pages have {values:,} values, the footer says {chunk.values:,}")
+            raise Contradiction(f"its pages have {values:,} values, the footer says {chunk.values:,}")
         if dictionary:
             largest += dictionary.uncompressed
             if textual and largest <= _MOST_AT_ONCE:
@@ -323,13 +298,3 @@ class _PageReader:
         if longest > LONGEST_TEXT:
             raise TooMuch(f"it has a text of {longest:,} bytes, the limit is {LONGEST_TEXT:,}")
         return longest
-
-
-def _width(page: Page) -> int:
-    """Return the mean bytes of a text in a data page; 0 if the texts are in the dictionary.
-
-    With DELTA_BYTE_ARRAY a few bits can repeat the previous text, so return the most bytes that one text can have.
-    """
-    if page.encoding in (PLAIN_DICTIONARY, RLE_DICTIONARY):
-        return 0
-    return page.uncompressed if page.encoding == DELTA_BYTE_ARRAY else -(-page.uncompressed // page.values)

@@ -15,12 +15,12 @@ _HEADER = 4 << 10  # bytes first read for a page header; a header with long stat
 _LONGEST_HEADER = 1 << 20
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3  # PageType
 _PARTS = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}  # the field of a page header that describes a page of this type
-PLAIN_DICTIONARY, DELTA_BYTE_ARRAY, RLE_DICTIONARY = 2, 7, 8  # Encoding
+_PLAIN_DICTIONARY, _DELTA_BYTE_ARRAY, _RLE_DICTIONARY = 2, 7, 8  # Encoding
 _MOST_VALUES = 1_000  # in a page header; real ones have about 20 at most
 
 
-class BadPage(Exception):
-    """A page header or a dictionary page is not what a Parquet writer writes."""
+class Contradiction(Exception):
+    """The file contradicts itself: bytes are lost, foreign or in the wrong place."""
 
 
 class Page(NamedTuple):
@@ -32,6 +32,16 @@ class Page(NamedTuple):
     start: int  # position of its bytes in the file, after the header
     compressed: int
     uncompressed: int
+
+    @property
+    def text_width(self) -> int:
+        """Return the mean bytes of a text in a data page; 0 if it has none, or the texts are in the dictionary.
+
+        With DELTA_BYTE_ARRAY a few bits can repeat the previous text, so return the most bytes that one text can have.
+        """
+        if not self.values or self.encoding in (_PLAIN_DICTIONARY, _RLE_DICTIONARY):
+            return 0
+        return self.uncompressed if self.encoding == _DELTA_BYTE_ARRAY else -(-self.uncompressed // self.values)
 
 
 def _read_at(file: BinaryIO | pa.NativeFile, start: int, size: int) -> bytes:
@@ -52,7 +62,7 @@ def _header(file: BinaryIO | pa.NativeFile, start: int, stop: int) -> tuple[dict
 
 
 def pages(file: BinaryIO | pa.NativeFile, start: int, size: int) -> Iterator[Page]:
-    """Yield the pages in the `size` bytes from `start`, without index pages. Raise `BadPage` unless these are whole pages."""
+    """Yield the pages in the `size` bytes from `start`, without index pages; raise `Contradiction` if a page is not whole."""
     stop = start + size
     while start < stop:
         try:
@@ -60,21 +70,21 @@ def pages(file: BinaryIO | pa.NativeFile, start: int, size: int) -> Iterator[Pag
             kind, compressed = number(fields, 1, "type"), number(fields, 3, "size")
             start += length
             if start + compressed > stop:
-                raise BadPage("a page extends beyond the end of its column chunk")
+                raise Contradiction("a page extends beyond the end of its column chunk")
             if kind in _PARTS:
                 yield _page(fields, kind, start)
         except BadThrift as bad:
-            raise BadPage(f"a page header cannot be read: {bad}") from bad
+            raise Contradiction(f"a page header cannot be read: {bad}") from bad
         start += compressed
 
 
 def _page(fields: dict[int, Any], kind: int, start: int) -> Page:
     part = fields.get(_PARTS[kind])
     if not isinstance(part, dict):
-        raise BadPage("a page header lacks the part that its type requires")
+        raise Contradiction("a page header lacks the part that its type requires")
     values = number(part, 1, "number of values")
     if kind == _DATA_V2 and number(part, 3, "number of rows") != values:
-        raise BadPage("a page has more or fewer rows than values")
+        raise Contradiction("a page has more or fewer rows than values")
     encoding = number(part, 4 if kind == _DATA_V2 else 2, "encoding")
     return Page(kind == _DICTIONARY, values, encoding, start, fields[3], number(fields, 2, "size"))
 
@@ -88,7 +98,7 @@ def longest_text(page: Page, file: BinaryIO | pa.NativeFile, codec: int) -> int 
     """Return the length of the longest text in a dictionary page, or None if only Parquet's own reader can inflate it.
 
     Raises:
-        BadPage: The page has fewer texts than its header says, or cannot be inflated.
+        Contradiction: The page has fewer texts than its header says, or cannot be inflated.
     """
     data = _read_at(file, page.start, page.compressed)
     if codec != UNCOMPRESSED:
@@ -97,12 +107,12 @@ def longest_text(page: Page, file: BinaryIO | pa.NativeFile, codec: int) -> int 
         try:
             data = pa.decompress(data, page.uncompressed, _CODECS[codec], asbytes=True)
         except (pa.ArrowException, OSError) as error:
-            raise BadPage(f"a dictionary cannot be inflated ({error})") from error
+            raise Contradiction(f"a dictionary cannot be inflated ({error})") from error
     at = longest = 0
     for _ in range(page.values):
         length = int.from_bytes(data[at : at + 4], "little")
         at += 4 + length
         if at > len(data):
-            raise BadPage("a dictionary is shorter than its header says")
+            raise Contradiction("a dictionary is shorter than its header says")
         longest = max(longest, length)
     return longest

@@ -3,7 +3,6 @@
 import datetime as dt
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -19,14 +18,6 @@ FEW = 10
 
 Days = Mapping[dt.date, int]
 _NEARLY_ALL = 0.9
-
-
-@dataclass(frozen=True)
-class Cause:
-    """A reason why a file's pickups are outside its month. `applies` gets the first day of the month and the pickups by day."""
-
-    applies: Callable[[dt.date, Days], bool]
-    words: str
 
 
 def _share(days: Days, applies: Callable[[dt.date], bool]) -> float:
@@ -52,17 +43,18 @@ def _of_one_year_before_or_after(month: dt.date, days: Days) -> bool:
     return _of_one_month(month, days) and _share(days, lambda day: day.month == month.month) >= _NEARLY_ALL
 
 
-# The first cause that applies is reported. {months} are the other months with pickups.
-CAUSES = (
-    Cause(
+# Reasons why a file's pickups are outside its month: a test of the first day of the month and the pickups by day, and the words
+# for a message. The first that applies is reported. {months} are the other months with pickups.
+_CAUSES: tuple[tuple[Callable[[dt.date, Days], bool], str], ...] = (
+    (
         _in_1970,
         "its times are in another unit ({months}): milliseconds or seconds where microseconds belong."
         " Write them in microseconds, or get",
     ),
-    Cause(_swapped, "day and month are swapped in its times. Write them as 2021-01-31 23:59:59, or get"),
-    Cause(_of_one_year_before_or_after, "this is the file of another year. Check the source's address, and get"),
-    Cause(_of_one_month, "this is the file of another month. Check the source's address, and get"),
-    Cause(lambda month, days: True, "it holds several months, or its times are shifted. Get"),
+    (_swapped, "day and month are swapped in its times. Write them as 2021-01-31 23:59:59, or get"),
+    (_of_one_year_before_or_after, "this is the file of another year. Check the source's address, and get"),
+    (_of_one_month, "this is the file of another month. Check the source's address, and get"),
+    (lambda month, days: True, "it holds several months, or its times are shifted. Get"),
 )
 _MOST_MONTHS = 12  # in a message
 
@@ -116,10 +108,10 @@ class Pickups:
             )
         if own >= (min(total, 1) if total <= FEW else OWN_SHARE * total):
             return
-        cause = next(cause for cause in CAUSES if cause.applies(month.file_month, self._days))
+        words = next(words for applies, words in _CAUSES if applies(month.file_month, self._days))
         raise WrongMonth(
             f"{month}: {total - own:,} of {total:,} trips are of {_listed(self.elsewhere)}:"
-            f" {cause.words.format(months=', '.join(self.elsewhere))} the file of {_name(month.file_month)}."
+            f" {words.format(months=', '.join(self.elsewhere))} the file of {_name(month.file_month)}."
             " Nothing was published."
         )
 

@@ -62,21 +62,14 @@ RULES = (
 
 
 class Profile(BaseModel):
-    """What the loaded trips of a month look like.
-
-    Attributes:
-        sums: The sum of each column of money, in US$, rounded to cents. A sum that is not finite is absent.
-        days: The number of trips on each day of the file's month.
-        elsewhere: The number of trips in each other month.
-        quality: How many trips meet each rule. The rules are the `RULES` of the day when the month was loaded.
-    """
+    """What the loaded trips of a month look like."""
 
     model_config = ConfigDict(frozen=True)
 
-    sums: dict[str, float] = {}
-    days: dict[dt.date, int] = {}
-    elsewhere: dict[str, int] = {}
-    quality: dict[str, int] = {}
+    sums: dict[str, float] = {}  # of each column of money, in US$, rounded to cents; one that is not finite is absent
+    days: dict[dt.date, int] = {}  # trips on each day of the file's month
+    elsewhere: dict[str, int] = {}  # trips in each other month
+    quality: dict[str, int] = {}  # trips that meet each of the `RULES` of the day when the month was loaded
 
 
 def money(color: str) -> list[str]:
@@ -97,18 +90,11 @@ class Profiler:
         self._trip_month = trip_month
         self._rules = [rule for rule in RULES if color in rule.colors.split()]
         named = {"pickup": _field(pickup(color)), "dropoff": _field(dropoff(color))}
-        own = {column.name: _field(column.name) for column in TRIP_COLUMNS[color]} | {
-            "file_month": _field("file_month")
-        }
+        own = {name: _field(name) for name in (*(column.name for column in TRIP_COLUMNS[color]), "file_month")}
         counts = {rule.name: rule.condition.cast(pa.int64()) for rule in self._rules}
         sums = {name: _field(name) for name in money(color)}
-        self._steps = [
-            _project(own | named),
-            _project(counts | sums),
-            acero.Declaration(
-                "aggregate", acero.AggregateNodeOptions([(name, "sum", None, name) for name in (*counts, *sums)])
-            ),
-        ]
+        totals = acero.AggregateNodeOptions([(name, "sum", None, name) for name in (*counts, *sums)])
+        self._steps = [_project(own | named), _project(counts | sums), acero.Declaration("aggregate", totals)]
         self._totals: Counter[str] = Counter()
         self.pickups = Pickups(trip_month)
 
@@ -121,10 +107,9 @@ class Profiler:
 
     def profile(self) -> Profile:
         """Return the profile of all trips so far."""
+        sums = {name: self._totals[name] for name in money(self._trip_month.color)}
         return Profile(
-            sums={
-                name: round(total, 2) for name in money(self._trip_month.color) if isfinite(total := self._totals[name])
-            },
+            sums={name: round(total, 2) for name, total in sums.items() if isfinite(total)},
             days=self.pickups.within,
             elsewhere=self.pickups.elsewhere,
             quality={rule.name: int(self._totals[rule.name]) for rule in self._rules},

@@ -43,14 +43,7 @@ def recognise(about: TripMonth | str, ending: Ending, head: bytes, url: str) -> 
 
 
 def recognise_end(trip_month: TripMonth, ending: Ending, tail: bytes, url: str) -> None:
-    """Raise `UnreadableFile` if a Parquet file does not end with its footer.
-
-    Args:
-        trip_month: The month, for the message.
-        ending: The format of the file; only Parquet is checked.
-        tail: The last bytes of the file, at least four.
-        url: The name of the file in the message.
-    """
+    """Raise `UnreadableFile` if `tail`, the last bytes of a Parquet file called `url`, does not end with its footer."""
     if ending == ".parquet" and not tail.endswith(_PARQUET_MAGIC):
         raise UnreadableFile(
             f"{trip_month}: {url} is truncated, or something was appended to it: it does not end with a Parquet footer."

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -18,7 +19,7 @@ import pyarrow.csv as pa_csv
 from flows.tlc.clean import MAX_REJECTED, Chunk, clean, rejects_table
 from flows.tlc.eras import meant_by
 from flows.tlc.errors import UnreadableFile
-from flows.tlc.foreign import LONGEST_LINE, Foreign, lines_of, refuse_joined, require_no_header
+from flows.tlc.foreign import LONGEST_LINE, Foreign, fields_of, lines_of, refuse_joined, require_no_header
 from flows.tlc.matching import Shape, match
 from flows.tlc.missing import Missing
 from flows.tlc.pipeline import ahead, closing_if_open
@@ -35,6 +36,13 @@ _LONGEST_HEADER = 16 << 10  # bytes; TLC's longest header has about 400
 # The text may be 100 times as large as the compressed bytes; 1 GiB is always allowed. TLC's CSVs shrink to an eighth.
 _GUNZIPPED = 100, 1 << 30
 _HEAD = 512  # bytes of inflated text that show what it is
+
+
+# How a message about damaged bytes ends.
+_FETCH_AGAIN = (
+    " Nothing was loaded; fetch it again. If the new copy has the same error, the publisher's own file is damaged: take the month"
+    " from another source."
+)
 
 
 def _gunzip(trip_month: TripMonth, compressed: Iterable[bytes]) -> Iterator[bytes]:
@@ -61,16 +69,10 @@ def _gunzip(trip_month: TripMonth, compressed: Iterable[bytes]) -> Iterator[byte
                 yield text
                 data = inflate.unconsumed_tail or inflate.unused_data  # noqa: PLW2901
     except zlib.error as error:
-        raise UnreadableFile(
-            f"{trip_month}: the gzip data is damaged ({error})."
-            " Nothing was loaded; fetch it again. If the new copy has the same error, the publisher's own file is damaged:"
-            " take the month from another source."
-        ) from error
+        raise UnreadableFile(f"{trip_month}: the gzip data is damaged ({error}).{_FETCH_AGAIN}") from error
     if not inflate.eof:
         raise UnreadableFile(
-            f"{trip_month}: the gzip file is truncated, or something was appended to it."
-            " Nothing was loaded; fetch it again. If the new copy has the same error, the publisher's own file is damaged:"
-            " take the month from another source."
+            f"{trip_month}: the gzip file is truncated, or something was appended to it.{_FETCH_AGAIN}"
         )
 
 
@@ -206,6 +208,7 @@ class _Rows:
         rows = []
         rejects = []
         for position, line in enumerate(lines):
+            number = first_row + position
             try:
                 fields = next(csv.reader([line.decode()], strict=True))
                 reason = "" if len(fields) == len(self._shape.names) else _OTHER_FIELDS
@@ -214,8 +217,8 @@ class _Rows:
             except csv.Error:
                 reason = _NO_CSV
             if reason:
-                self._foreign.foreign_line(first_row + position, line)
-                rejects.append((first_row + position, reason, line.decode(errors="backslashreplace")))
+                self._foreign.foreign_line(number, line)
+                rejects.append((number, reason, line.decode(errors="backslashreplace")))
                 if len(rejects) > MAX_REJECTED:
                     break  # `Tally` refuses any month with so many
             else:
@@ -238,31 +241,17 @@ class _Rows:
 
 def _table(shape: Shape, rows: list[list[str]], missing: Collection[str]) -> pa.Table:
     columns = zip(*rows, strict=True) if rows else [()] * len(shape.names)
-    return pa.table(
-        [
-            pa.array([None if not field or field in missing else field for field in column], pa.string())
-            for column in columns
-        ],
-        names=list(shape.names),
-    )
+    arrays = [
+        pa.array([field if field and field not in missing else None for field in c], pa.string()) for c in columns
+    ]
+    return pa.table(arrays, names=list(shape.names))
 
 
-def _unnamed_fields(shape: Shape, block: bytes) -> int:
+def _unnamed_fields(shape: Shape, first: list[bytes]) -> int:
     """Return how many empty fields the first rows have beyond the header's: none, or the number that the era allows."""
-    if not shape.era.unnamed:
-        return 0
-    lines = lines_of(_sniffed(block))
-    padded = 0
-    for line in lines:
-        with suppress(csv.Error):
-            fields = next(csv.reader([line.decode(errors="replace")]))
-            padded += len(fields) == len(shape.names) + shape.era.unnamed
-    return shape.era.unnamed if padded * 2 > len(lines) else 0
-
-
-def _sniffed(block: bytes) -> bytes:
-    """Return the first whole lines of a block."""
-    return block if len(block) <= _SNIFFED else block[: block.rfind(b"\n", 0, _SNIFFED) + 1]
+    expected = len(shape.names) + shape.era.unnamed
+    padded = sum(len(fields_of(line)) == expected for line in first)
+    return shape.era.unnamed if padded * 2 > len(first) else 0
 
 
 def csv_chunks(
@@ -274,12 +263,7 @@ def csv_chunks(
 ) -> Generator[Chunk, None, None]:
     """Yield the chunks of a CSV file, and close `data` at the end. Inflating, parsing and the caller's work overlap.
 
-    Args:
-        trip_month: The month that the file is for.
-        ending: `.csv` or `.csv.gz`.
-        data: The bytes of the file, in pieces.
-        rule: What to do about columns that the schema does not know.
-        size: The number of bytes in `data`, to compute the share that has been read; 0 if unknown.
+    `size` is the number of bytes in `data`, to compute the share that has been read; 0 if unknown.
     """
     read = 0
 
@@ -296,15 +280,16 @@ def csv_chunks(
         names, first = _split_header(trip_month, whole)
         header = whole[: len(whole) - len(first)].removeprefix(_BOM).strip(b"\r\n")
         shape = match(trip_month, ending, names, rule=rule)
-        shape = shape.padded(_unnamed_fields(shape, first))
+        sniffed = lines_of(first if len(first) <= _SNIFFED else first[: first.rfind(b"\n", 0, _SNIFFED) + 1])
+        shape = shape.padded(_unnamed_fields(shape, sniffed))
 
         missing = Missing(trip_month, shape)
-        missing.learn_from_lines(lines_of(_sniffed(first)))
+        missing.learn_from_lines(sniffed)
         rows = _Rows(trip_month, shape, missing)
 
         def parsed() -> Iterator[Chunk]:
             row, size_so_far = 1, len(whole) - len(first)
-            for block in _with(first, blocks):
+            for block in chain([first], blocks):
                 size_so_far += len(block)
                 if header in block:
                     before = block[: block.rfind(b"\n", 0, block.index(header)) + 1]
@@ -321,16 +306,10 @@ def csv_chunks(
 
 
 def _require_whole_row(trip_month: TripMonth, chunk: Chunk, row_number: int, size: int) -> None:
-    """Raise `UnreadableFile` if the file's last row, which has no line end, is cut off or may be.
+    """Raise `UnreadableFile` if the last row, which has no line end, is cut off or may be. `size` is the bytes of all text.
 
     A row can look whole and be cut off inside its last value: 3 in place of 32.37. Files are often cut at the end of a disk
     block, so such a row is refused if the file ends there.
-
-    Args:
-        trip_month: The month, for the message.
-        chunk: The last chunk of the file.
-        row_number: The number of the last row.
-        size: The bytes of text in the whole file.
     """
     reasons = {reject["row_number"]: reject["reason"] for reject in chunk.rejects.to_pylist()}
     if size % _DISK_BLOCK == 0 or reasons.get(row_number) in _SHAPELESS:
@@ -340,21 +319,10 @@ def _require_whole_row(trip_month: TripMonth, chunk: Chunk, row_number: int, siz
         )
 
 
-def _with(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
-
-
 def require_header(trip_month: TripMonth, ending: Ending, head: bytes, url: str) -> None:
-    """Raise `UnreadableFile` or `SchemaMismatch` if a CSV file does not begin with the header of a trip file.
+    """Raise `UnreadableFile` or `SchemaMismatch` if `head`, the first bytes of a CSV file, has no header of a trip file.
 
     Accept columns that the schema does not know: the caller that reads the file chooses the rule for them.
-
-    Args:
-        trip_month: The month that the file is for.
-        ending: The format of the file; a Parquet file is not checked.
-        head: The first bytes of the file.
-        url: The name of the file in the message.
     """
     if ending == ".parquet":
         return

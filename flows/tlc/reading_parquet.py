@@ -24,13 +24,13 @@ from flows.tlc.parquet_footer import (
     LONGEST_TEXT,
     MOST_VALUES,
     ColumnChunk,
-    Contradiction,
     Footer,
     Group,
     TooMuch,
     batches_of,
     read_footer,
 )
+from flows.tlc.parquet_pages import Contradiction
 from flows.tlc.pipeline import ahead
 from flows.tlc.trips import SchemaRule, TripMonth
 
@@ -235,7 +235,7 @@ def parquet_chunks(
         for values in _tables(parquet, footer, sizes, shape.new):
             numbers = pa.arange(row, row + values.num_rows)
             if missing.numbers_are_texts(values):
-                (missing.learn_from_rows if row == 1 else missing.look_at)(values)
+                missing.look_at(values, first=row == 1)
                 values = missing.without_words(values)  # noqa: PLW2901
             row += values.num_rows
             chunk = clean(trip_month, shape, values, numbers, originals=originals)

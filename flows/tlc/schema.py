@@ -71,71 +71,65 @@ KEY = _columns(
     ("row_number", "integer", "position of the trip in that file, from 1"),
 )
 
-_VENDOR = "1 Creative Mobile Technologies, 2 Curb (VeriFone), 6 Myle, 7 Helix"
-_RATE = "1 standard, 2 JFK, 3 Newark, 4 Nassau or Westchester, 5 negotiated, 6 group, 99 unknown"
-_PAYMENT = "0 flex fare, 1 credit card, 2 cash, 3 no charge, 4 dispute, 5 unknown, 6 voided"
 _CBD: Row = ("cbd_congestion_fee", "number", "MTA congestion relief zone, since 2025-01", "US$")
-_REQUEST = "how the trip was requested, since 2026-06"
-
-# Columns that only older files have; TLC replaced points by zones in July 2016.
-_POINTS: tuple[Row, ...] = (
+# Yellow and green files share most columns.
+_TAXI = _columns(
+    ("VendorID", "integer", "1 Creative Mobile Technologies, 2 Curb (VeriFone), 6 Myle, 7 Helix"),
+    ("tpep_pickup_datetime", "datetime", "meter engaged"),
+    ("tpep_dropoff_datetime", "datetime", "meter disengaged"),
+    ("lpep_pickup_datetime", "datetime", "meter engaged"),
+    ("lpep_dropoff_datetime", "datetime", "meter disengaged"),
+    ("passenger_count", "integer", "as entered by the driver"),
+    ("trip_distance", "number", "by the meter", "miles"),
+    (
+        "RatecodeID",
+        "integer",
+        "1 standard, 2 JFK, 3 Newark, 4 Nassau or Westchester, 5 negotiated, 6 group, 99 unknown",
+    ),
+    ("store_and_fwd_flag", "text", "Y: kept in the vehicle before it was sent"),
+    ("PULocationID", "integer", "taxi zone of the pickup"),
+    ("DOLocationID", "integer", "taxi zone of the dropoff"),
+    ("payment_type", "integer", "0 flex fare, 1 credit card, 2 cash, 3 no charge, 4 dispute, 5 unknown, 6 voided"),
+    ("fare_amount", "number", "time and distance", "US$"),
+    ("extra", "number", "rush hour and overnight", "US$"),
+    ("mta_tax", "number", "tax by the metered rate in use", "US$"),
+    ("tip_amount", "number", "credit card tips only", "US$"),
+    ("tolls_amount", "number", "all tolls of the trip", "US$"),
+    ("ehail_fee", "number", "hailed by an app; hardly ever filled", "US$"),
+    ("improvement_surcharge", "number", "at the flag drop, since 2015", "US$"),
+    ("total_amount", "number", "without cash tips", "US$"),
+    ("trip_type", "integer", "1 street hail, 2 dispatch"),
+    ("congestion_surcharge", "number", "New York State, since 2019", "US$"),
+    ("Airport_fee", "number", "pickups at LaGuardia and JFK", "US$"),
+    _CBD,
+    ("request_source", "text", "how the trip was requested, since 2026-06"),
+    # Columns that only older files have; TLC replaced points by zones in July 2016.
     ("pickup_longitude", "number", "WGS 84, until 2016-06; 0 where unknown", "degrees"),
     ("pickup_latitude", "number", "WGS 84, until 2016-06; 0 where unknown", "degrees"),
     ("dropoff_longitude", "number", "WGS 84, until 2016-06; 0 where unknown", "degrees"),
     ("dropoff_latitude", "number", "WGS 84, until 2016-06; 0 where unknown", "degrees"),
+    ("vendor_text", "text", "the vendor as published, where VendorID has no code for it, until 2014"),
+    ("payment_text", "text", "the payment as published, where payment_type has no code for it, until 2014"),
 )
 
+
+def _taxi(names: str) -> tuple[Column, ...]:
+    known = {column.name: column for column in _TAXI}
+    return tuple(known[name] for name in names.split())
+
+
 TRIP_COLUMNS: dict[str, tuple[Column, ...]] = {
-    "yellow": _columns(
-        ("VendorID", "integer", _VENDOR),
-        ("tpep_pickup_datetime", "datetime", "meter engaged"),
-        ("tpep_dropoff_datetime", "datetime", "meter disengaged"),
-        ("passenger_count", "integer", "as entered by the driver"),
-        ("trip_distance", "number", "by the meter", "miles"),
-        ("RatecodeID", "integer", _RATE),
-        ("store_and_fwd_flag", "text", "Y: kept in the vehicle before it was sent"),
-        ("PULocationID", "integer", "taxi zone of the pickup"),
-        ("DOLocationID", "integer", "taxi zone of the dropoff"),
-        ("payment_type", "integer", _PAYMENT),
-        ("fare_amount", "number", "time and distance", "US$"),
-        ("extra", "number", "rush hour and overnight", "US$"),
-        ("mta_tax", "number", "tax by the metered rate in use", "US$"),
-        ("tip_amount", "number", "credit card tips only", "US$"),
-        ("tolls_amount", "number", "all tolls of the trip", "US$"),
-        ("improvement_surcharge", "number", "at the flag drop, since 2015", "US$"),
-        ("total_amount", "number", "without cash tips", "US$"),
-        ("congestion_surcharge", "number", "New York State, since 2019", "US$"),
-        ("Airport_fee", "number", "pickups at LaGuardia and JFK", "US$"),
-        _CBD,
-        ("request_source", "text", _REQUEST),
-        *_POINTS,
-        ("vendor_text", "text", "the vendor as published, where VendorID has no code for it, until 2014"),
-        ("payment_text", "text", "the payment as published, where payment_type has no code for it, until 2014"),
+    "yellow": _taxi(
+        "VendorID tpep_pickup_datetime tpep_dropoff_datetime passenger_count trip_distance RatecodeID store_and_fwd_flag"
+        " PULocationID DOLocationID payment_type fare_amount extra mta_tax tip_amount tolls_amount improvement_surcharge"
+        " total_amount congestion_surcharge Airport_fee cbd_congestion_fee request_source pickup_longitude pickup_latitude"
+        " dropoff_longitude dropoff_latitude vendor_text payment_text"
     ),
-    "green": _columns(
-        ("VendorID", "integer", _VENDOR),
-        ("lpep_pickup_datetime", "datetime", "meter engaged"),
-        ("lpep_dropoff_datetime", "datetime", "meter disengaged"),
-        ("store_and_fwd_flag", "text", "Y: kept in the vehicle before it was sent"),
-        ("RatecodeID", "integer", _RATE),
-        ("PULocationID", "integer", "taxi zone of the pickup"),
-        ("DOLocationID", "integer", "taxi zone of the dropoff"),
-        ("passenger_count", "integer", "as entered by the driver"),
-        ("trip_distance", "number", "by the meter", "miles"),
-        ("fare_amount", "number", "time and distance", "US$"),
-        ("extra", "number", "rush hour and overnight", "US$"),
-        ("mta_tax", "number", "tax by the metered rate in use", "US$"),
-        ("tip_amount", "number", "credit card tips only", "US$"),
-        ("tolls_amount", "number", "all tolls of the trip", "US$"),
-        ("ehail_fee", "number", "hailed by an app; hardly ever filled", "US$"),
-        ("improvement_surcharge", "number", "at the flag drop, since 2015", "US$"),
-        ("total_amount", "number", "without cash tips", "US$"),
-        ("payment_type", "integer", _PAYMENT),
-        ("trip_type", "integer", "1 street hail, 2 dispatch"),
-        ("congestion_surcharge", "number", "New York State, since 2019", "US$"),
-        _CBD,
-        ("request_source", "text", _REQUEST),
-        *_POINTS,
+    "green": _taxi(
+        "VendorID lpep_pickup_datetime lpep_dropoff_datetime store_and_fwd_flag RatecodeID PULocationID DOLocationID"
+        " passenger_count trip_distance fare_amount extra mta_tax tip_amount tolls_amount ehail_fee improvement_surcharge"
+        " total_amount payment_type trip_type congestion_surcharge cbd_congestion_fee request_source pickup_longitude"
+        " pickup_latitude dropoff_longitude dropoff_latitude"
     ),
     "fhv": _columns(
         ("dispatching_base_num", "text", "TLC licence of the base that dispatched"),

@@ -49,33 +49,32 @@ class Source:
             words = ", ".join(TEMPLATES)
             raise BadSource(f"source {template!r} is neither one of {words} nor an http(s):// or file:// URL template.")
         try:
-            parts = parsed(self.template)
-            fields = [field for field in string.Formatter().parse(self.template) if field[1] is not None]
+            host = parsed(self.template).netloc
+            fields = [field[1:] for field in string.Formatter().parse(self.template) if field[1] is not None]
         except BadAddress as error:
             raise BadSource(f"source: {error}.") from None
         except ValueError as error:
             raise BadSource(f"source {template!r} is not a URL template: {error}.") from None
-        names = {name for _, name, _, _ in fields}
-        if unknown := names - {"color", "year", "month"}:
-            listed = [escaped(str(name), 40) for name in sorted(unknown, key=str)[:20]]
+        names = {str(name) for name, _, _ in fields}
+        if unknown := sorted(names - {"color", "year", "month"}):
+            listed = [escaped(name, 40) for name in unknown[:20]]
             raise BadSource(f"source {template!r} has unknown fields {listed}; use color, year, month.")
         # A free format specification could name attributes, or ask for a text of any width.
-        for _, name, spec, conversion in fields:
+        for name, spec, conversion in fields:
             if conversion or spec not in ("", "d", "02d", "04d") or (spec and name == "color"):
                 raise BadSource(
                     f"source {template!r}: {name} may be written {{{name}}}"
                     + ("." if name == "color" else f" or {{{name}:{'04d' if name == 'year' else '02d'}}}.")
                 )
+        wrong = ""
         if not {"year", "month"} <= names:
-            raise BadSource(
-                f"source {template!r} would give every month one file; it needs {{year}} and {{month:02d}}."
-            )
-        if "{" in parts.netloc:
-            raise BadSource(f"source {template!r} has a field in the host's name; use fields in the path only.")
-        if ending_of(self.template) is None:
-            raise BadSource(
-                f"source {template!r}: its path must end in one of {', '.join(ENDINGS)}: the ending gives the format."
-            )
+            wrong = " would give every month one file; it needs {year} and {month:02d}."
+        elif "{" in host:
+            wrong = " has a field in the host's name; use fields in the path only."
+        elif ending_of(self.template) is None:
+            wrong = f": its path must end in one of {', '.join(ENDINGS)}: the ending gives the format."
+        if wrong:
+            raise BadSource(f"source {template!r}{wrong}")
 
     @property
     def ending(self) -> Ending:

@@ -29,14 +29,8 @@ class Content(Protocol):
 class MonthStream:
     """Iterates once over a raw file, in chunks of canonical trips. Then the shape, the tally and the profile are complete.
 
-    If the file is not a sound file of its month, iteration raises after the last chunk at the latest. So a consumer must
-    publish only after the loop.
-
-    Raises:
-        UnreadableFile: The file is damaged.
-        SchemaMismatch: Its columns are not those of its era.
-        TooManyRejects: More rows would be quarantined than a sound file can have.
-        WrongMonth: Most of its trips belong to other months.
+    If the file is not a sound file of its month, iteration raises after the last chunk at the latest: `UnreadableFile`,
+    `SchemaMismatch`, `TooManyRejects` or `WrongMonth`. So a consumer must publish only after the loop.
     """
 
     shape: Shape

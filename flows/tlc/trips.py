@@ -166,11 +166,7 @@ PASSING_KEYS = ("staging/", "results/")
 
 
 def trip_months(color: str, year: int, months: Sequence[int], today: dt.date | None = None) -> list[TripMonth]:
-    """Return the requested months, each once, in the order given.
-
-    Raises:
-        UnknownMonth: `months` is empty, or one of them cannot exist.
-    """
+    """Return the requested months, each once, in the order given. Raise `UnknownMonth` if one of them cannot exist."""
     if not months:
         raise UnknownMonth("months is empty; name at least one, such as [1, 2, 3]. Nothing was started.")
     latest = today or dt.datetime.now(dt.UTC).date()
@@ -178,10 +174,9 @@ def trip_months(color: str, year: int, months: Sequence[int], today: dt.date | N
     wrong = []
     for month in dict.fromkeys(months):
         try:
-            trip_month = TripMonth(color, year, month)
-            if trip_month.file_month > latest:
-                raise UnknownMonth(f"{trip_month} is in the future.")
-            chosen.append(trip_month)
+            chosen.append(TripMonth(color, year, month))
+            if chosen[-1].file_month > latest:
+                wrong.append(f"{chosen[-1]} is in the future.")
         except UnknownMonth as error:
             wrong.append(str(error))
     if wrong:
@@ -206,10 +201,7 @@ def asked_for(
     """Return the months of a run: `months` of `year` in the order given, or every month from `since` to `until`, oldest first.
 
     The range wins if both are given, because a deployment may have stored year and months. If a bound is a year, such as
-    2013, the months of it that cannot exist are left out.
-
-    Raises:
-        UnknownMonth: Neither is given, or one of the months cannot exist.
+    2013, the months of it that cannot exist are left out. Raise `UnknownMonth` if another month cannot exist.
     """
     if since or until:
         return _range(color, since, until, today or dt.datetime.now(dt.UTC).date())

@@ -7,7 +7,6 @@ https://www.nyc.gov/site/tlc/about/tlc-trip-record-data.page (Taxi Zone Lookup T
 import csv
 import hashlib
 import re
-from collections.abc import Iterable
 from typing import Literal
 
 import pyarrow as pa
@@ -37,7 +36,7 @@ SCHEMA = pa.schema([(column.name, KINDS[column.kind].arrow) for column in COLUMN
 
 
 class ZoneFile(BaseModel):
-    """The lookup as published, with all its bytes: about 12,000."""
+    """The file of zones as published, with all its bytes: about 12,000."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -129,7 +128,7 @@ def _positions(file: ZoneFile, header: list[str]) -> list[int]:
     wanted = [column.name.casefold() for column in COLUMNS]
     if not set(found) & set(wanted):
         raise SchemaMismatch(
-            f"{TABLE}: {shown(file.url)} is not a zone lookup: none of its columns is one of {', '.join(SCHEMA.names)}."
+            f"{TABLE}: {shown(file.url)} is not TLC's file of zones: none of its columns is one of {', '.join(SCHEMA.names)}."
             " Nothing was loaded; check the source."
         )
     if sorted(found) != sorted(wanted):
@@ -145,14 +144,9 @@ def _positions(file: ZoneFile, header: list[str]) -> list[int]:
     return [found.index(name) for name in wanted]
 
 
-def _by_key(zones: pa.Table | None) -> dict[int, dict[str, object]]:
-    rows: Iterable[dict[str, object]] = zones.to_pylist() if zones is not None else []
-    return {int(str(row[SCHEMA.names[0]])): row for row in rows}
-
-
 def changed(old: pa.Table | None, new: pa.Table) -> Changes:
     """Return the rows that replacing `old` with `new` inserts, updates and removes."""
-    before, after = _by_key(old), _by_key(new)
+    before, after = ({row["LocationID"]: row for row in zones.to_pylist()} if zones else {} for zones in (old, new))
     return Changes(
         inserted=len(after.keys() - before.keys()),
         updated=sum(before[key] != after[key] for key in before.keys() & after.keys()),

@@ -1,4 +1,4 @@
-"""The zone look-up is read as it is published: every text a text, every id once."""
+"""The file of zones is read as it is published: every text a text, every id once."""
 
 import csv
 
@@ -41,7 +41,7 @@ def test_the_real_look_up_loses_nothing() -> None:
 
 
 def test_a_file_of_something_else_is_not_quoted() -> None:
-    with pytest.raises(SchemaMismatch, match="is not a zone lookup: none of its columns") as refused:
+    with pytest.raises(SchemaMismatch, match=r"is not TLC.s file of zones: none of its columns") as refused:
         read_zones(file(b"someone:x:0:0,hunter2\n1,2\n"))
     assert "hunter2" not in str(refused.value)
 
