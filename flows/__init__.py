@@ -30,7 +30,7 @@
 | the known row counts of published files            | `tlc/known_months.csv`, `connectors/known_months.py` |
 | where months are published, in which formats       | `tlc/sources.py`                  |
 | how a file becomes one checked, counted stream of trips | `tlc/stream.py`                   |
-| how a file is read                                 | `tlc/{reading_csv,reading_parquet}.py`|
+| how a file is read                                 | `tlc/{reading_csv,reading_parquet,gunzip}.py`|
 | which bytes are not a published file at all        | `tlc/reading.py`                  |
 | which bytes between rows are not trips             | `tlc/foreign.py`                  |
 | how other programs spell a missing value           | `tlc/missing.py`                  |

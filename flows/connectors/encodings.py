@@ -1,15 +1,14 @@
 """Decode the `Content-Encoding` in which a server sends a file."""
 
-import zlib
 from collections.abc import Iterable, Iterator
 
 from flows.tlc.addresses import escaped
 from flows.tlc.errors import UnreadableFile
+from flows.tlc.gunzip import DamagedGzip, beginning, inflated
 from flows.tlc.sources import Ending
 
 _GZIP = b"\x1f\x8b"
 _ENOUGH = 4096  # bytes of gzip that are enough to decompress the first bytes of the content
-_PIECE = 1 << 20  # most bytes inflated at once: a small compressed piece can inflate to many times its size
 
 # Not content codings: some servers write a charset or a transfer encoding here. The bytes are the file's own.
 _MISTAKEN = {"utf-8", "utf8", "us-ascii", "iso-8859-1", "binary", "8bit", "7bit", "none", "null"}
@@ -48,7 +47,7 @@ def decoded(about: object, url: str, ending: Ending, header: str | None, pieces:
         if len(begun) >= _ENOUGH:
             break
     head = bytes(begun)
-    packed = head.startswith(_GZIP) and (ending != ".csv.gz" or _inside(head).startswith(_GZIP))
+    packed = head.startswith(_GZIP) and (ending != ".csv.gz" or beginning(head, 16).startswith(_GZIP))
     whole = _chained(head, sent)
     yield from _inflated(about, url, whole) if packed else whole
 
@@ -59,31 +58,11 @@ def _chained(head: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
     yield from rest
 
 
-def _inside(head: bytes) -> bytes:
-    """Return the first decompressed bytes of a gzip file, given its beginning."""
-    try:
-        return zlib.decompressobj(wbits=31).decompress(head, 16)
-    except zlib.error:
-        return b""
-
-
 def _inflated(about: object, url: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    inflate = zlib.decompressobj(wbits=31)
     try:
-        for data in pieces:
-            while data:
-                if inflate.eof:  # gzip may have several members
-                    inflate = zlib.decompressobj(wbits=31)
-                if text := inflate.decompress(data, _PIECE):
-                    yield text
-                data = inflate.unconsumed_tail or inflate.unused_data  # noqa: PLW2901
-    except zlib.error as error:
+        yield from inflated(pieces)
+    except DamagedGzip as error:
         raise UnreadableFile(
-            f"{about}: {url} is sent with Content-Encoding gzip, and the gzip data is damaged ({error})."
+            f"{about}: {url} is sent with Content-Encoding gzip, and {error}."
             " Nothing was loaded; run again. If that does not help, download the file and name it with file://."
         ) from error
-    if not inflate.eof:
-        raise UnreadableFile(
-            f"{about}: {url} is sent with Content-Encoding gzip, and that ends too early."
-            " Nothing was loaded; run again. If that does not help, download the file and name it with file://."
-        )

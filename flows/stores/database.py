@@ -27,7 +27,7 @@ from flows.tlc.catalog import ListedMonth
 from flows.tlc.errors import MisconfiguredBlock, NotReconciled, UnreadableFile
 from flows.tlc.manifest import LOADS_COLUMNS, Changes, Manifest, Outcome, Present, RawFile, StagedMonth, Status
 from flows.tlc.pipeline import Add, ahead
-from flows.tlc.schema import KEY, QUARANTINE_COLUMNS, columns
+from flows.tlc.schema import KEY, QUARANTINE_COLUMNS, arrow_schema, columns
 from flows.tlc.sources import PublishedFile
 from flows.tlc.stream import MonthStream
 from flows.tlc.trips import Store, Terms, TripMonth
@@ -147,7 +147,9 @@ class Database:
                         write_rejects(chunk.rejects, rejects)
                     yield chunk.trips.drop_columns([KEY[0].name])  # the staging table's default fills it in
 
-            with closing(ahead(encode(tables()))) as pieces:
+            fed = arrow_schema(trip_month.color)
+            fed = fed.remove(fed.get_field_index(KEY[0].name))
+            with closing(ahead(encode(tables(), fed))) as pieces:
                 staging = self._copy(trip_month, pieces, rejects)
         return stream.staged(key=staging)
 

@@ -6,7 +6,6 @@ and never open a file.
 
 import csv
 import re
-import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -20,6 +19,7 @@ from flows.tlc.clean import MAX_REJECTED, Chunk, clean, rejects_table
 from flows.tlc.eras import meant_by
 from flows.tlc.errors import UnreadableFile
 from flows.tlc.foreign import LONGEST_LINE, Foreign, fields_of, lines_of, refuse_joined, require_no_header
+from flows.tlc.gunzip import DamagedGzip, beginning, inflated
 from flows.tlc.matching import Shape, match
 from flows.tlc.missing import Missing
 from flows.tlc.pipeline import ahead, closing_if_open
@@ -29,7 +29,6 @@ from flows.tlc.sources import Ending
 from flows.tlc.trips import SchemaRule, TripMonth
 
 BLOCK = 3 << 20  # bytes of CSV parsed at once
-_INFLATED = 1 << 20  # bytes of text inflated at once: a well compressed piece can inflate to many times its size
 _SNIFFED = 64 << 10  # bytes of CSV that show how many fields a row has
 _DISK_BLOCK = 512  # bytes; the block size of a disk is this or a multiple of it
 _LONGEST_HEADER = 16 << 10  # bytes; TLC's longest header has about 400
@@ -46,34 +45,27 @@ _FETCH_AGAIN = (
 
 
 def _gunzip(trip_month: TripMonth, compressed: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the text of a gzip file, which may have several members."""
-    inflate = zlib.decompressobj(wbits=31)
+    """Yield the text of a gzip file. Refuse text that is too large for its compressed size."""
     read = made = 0
     times, least = _GUNZIPPED
-    try:
+
+    def counted() -> Iterator[bytes]:
+        nonlocal read
         for data in compressed:
             read += len(data)
-            while data:
-                if inflate.eof:
-                    data = data.lstrip(b"\x00")  # noqa: PLW2901 - padding between members is legal
-                    if not data:
-                        break
-                    inflate = zlib.decompressobj(wbits=31)
-                text = inflate.decompress(data, _INFLATED)
-                made += len(text)
-                if made > max(least, times * read):
-                    raise UnreadableFile(
-                        f"{trip_month}: {read:,} bytes of gzip hold more than {made:,} bytes of text; no trip file"
-                        " shrinks so much. Nothing was loaded; check the source."
-                    )
-                yield text
-                data = inflate.unconsumed_tail or inflate.unused_data  # noqa: PLW2901
-    except zlib.error as error:
-        raise UnreadableFile(f"{trip_month}: the gzip data is damaged ({error}).{_FETCH_AGAIN}") from error
-    if not inflate.eof:
-        raise UnreadableFile(
-            f"{trip_month}: the gzip file is truncated, or something was appended to it.{_FETCH_AGAIN}"
-        )
+            yield data
+
+    try:
+        for text in inflated(counted()):
+            made += len(text)
+            if made > max(least, times * read):
+                raise UnreadableFile(
+                    f"{trip_month}: {read:,} bytes of gzip hold more than {made:,} bytes of text; no trip file"
+                    " shrinks so much. Nothing was loaded; check the source."
+                )
+            yield text
+    except DamagedGzip as error:
+        raise UnreadableFile(f"{trip_month}: {error}.{_FETCH_AGAIN}") from error
 
 
 def _text(trip_month: TripMonth, ending: Ending, data: Iterable[bytes]) -> Iterator[bytes]:
@@ -328,9 +320,8 @@ def require_header(trip_month: TripMonth, ending: Ending, head: bytes, url: str)
         return
     text = head
     if ending == ".csv.gz":
-        with suppress(zlib.error):  # the reader reports damaged gzip data
-            text = zlib.decompressobj(wbits=31).decompress(head, _INFLATED)
-        if not text or text is head:
+        text = beginning(head, 1 << 20)
+        if not text:  # the reader reports damaged gzip data
             return
         recognise(trip_month, ".csv", text, f"the text in {url}")
     names, _ = _split_header(trip_month, text)

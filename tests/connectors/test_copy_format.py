@@ -34,7 +34,7 @@ def through_postgres(stack: Stack, tables: list[pa.Table]) -> list[tuple]:
     try:
         with connection.cursor() as cursor:
             cursor.execute("CREATE TEMP TABLE t (i bigint, d double precision, t timestamp, s text, u text)")
-            cursor.copy_expert("COPY t FROM STDIN (FORMAT binary)", _Stream(encode(tables)))
+            cursor.copy_expert("COPY t FROM STDIN (FORMAT binary)", _Stream(encode(tables, SCHEMA)))
             cursor.execute("SELECT * FROM t")
             return cursor.fetchall()
     finally:
@@ -74,10 +74,10 @@ def test_a_slice_of_a_larger_table_is_encoded_alone(stack: Stack):
 
 
 def test_a_very_long_text_does_not_make_every_row_as_wide_at_once(stack: Stack, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(copy_format, "_LARGEST", 1000)
+    monkeypatch.setattr(copy_format, "_ROWS", 3)
     rows = [(n, None, None, "x" * (5000 if n == 3 else 1), None) for n in range(10)]
     assert through_postgres(stack, [table(rows)]) == rows
-    assert max(len(piece) for piece in encode([table(rows)])) < 6000
+    assert max(len(piece) for piece in encode([table(rows)], SCHEMA)) < 6000
 
 
 def test_minus_zero_and_the_smallest_numbers_survive(stack: Stack):

@@ -384,9 +384,9 @@ def test_gzip_of_one_member_or_many_is_read_in_pieces_of_any_size(data: bytes, p
         (gzip.compress(WHOLE)[:5], "truncated"),
         (gzip.compress(WHOLE) + gzip.compress(WHOLE)[:20], "truncated"),
         (b"", "truncated"),
-        (gzip.compress(WHOLE)[:-6] + b"\x00" * 6, "damaged .*incorrect"),
-        (gzip.compress(WHOLE) + b"<html>", "damaged .*incorrect header"),
-        (WHOLE, "damaged .*incorrect header"),
+        (gzip.compress(WHOLE)[:-6] + b"\x00" * 6, "damaged"),
+        (gzip.compress(WHOLE) + b"<html>", "something was appended"),
+        (WHOLE, "damaged .*Invalid gzip"),
     ],
     ids=range(9),  # not by the data, which holds the time of day: two workers would not know each other's tests
 )

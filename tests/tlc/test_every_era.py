@@ -82,7 +82,7 @@ def test_a_month_of_every_era_loads_to_the_row(
         ("html", ".csv.gz", "it is an HTML or XML page"),
         ("lfs_pointer", ".csv.gz", "it is a Git LFS pointer"),
         ("truncated", ".parquet", "is truncated, or something was appended to it"),
-        ("truncated", ".csv.gz", "the gzip file is truncated"),
+        ("truncated", ".csv.gz", "the gzip data is truncated"),
         ("conflict_markers", ".csv", "row 150 is a merge-conflict marker"),
         ("conflict_markers", ".csv.gz", "row 150 is a merge-conflict marker"),
         ("excel_dates", ".csv", "300 of 300 rows .*Dates without seconds are what a spreadsheet leaves"),
