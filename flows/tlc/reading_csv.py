@@ -7,7 +7,7 @@ and never open a file.
 import csv
 import re
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from itertools import chain
