@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.dataset as ds
+from typing import TYPE_CHECKING, Any
 
 from flows.tlc.errors import Unanswerable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.dataset as ds
 
 # A query may come from a form in the UI. It must not read this machine's files, use the network, load extensions or change
 # these settings.
@@ -49,7 +50,7 @@ def read_by(sql: str, tables: Iterable[str]) -> list[str]:
     return [table for table in tables if table in names]
 
 
-def answer(sql: str, tables: Mapping[str, ds.Dataset | pa.Table], most: int) -> Answer:
+def answer(sql: str, tables: "Mapping[str, ds.Dataset | pa.Table]", most: int) -> Answer:
     """Run a query over `tables` and return at most `most` rows. Raise `Unanswerable` if it fails."""
     duckdb = _duckdb()
     connection = duckdb.connect(config=_CLOSED)

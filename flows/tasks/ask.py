@@ -2,10 +2,8 @@
 
 import csv
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.dataset as ds
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from rich.console import Console
@@ -13,12 +11,17 @@ from rich.table import Table
 
 from flows.connectors.ask import Answer, answer, read_by
 from flows.stores import Target
-from flows.stores.lake import Lake
 from flows.tasks.policy import RETRIES
 from flows.tasks.stores import open_store
 from flows.tlc import zones
 from flows.tlc.ask import TABLES, external_table, tables_of
 from flows.tlc.errors import Gone, Unanswerable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    from flows.stores.lake import Lake
 
 MOST = 1000  # rows of an answer that are shown
 
@@ -42,7 +45,7 @@ def _some(tables: list[str]) -> list[str]:
     raise Unanswerable(f"the query names no table of the lake; there are {', '.join(TABLES)}.")
 
 
-def _table(lake: Lake, name: str, on_read: Any) -> ds.Dataset | pa.Table:
+def _table(lake: "Lake", name: str, on_read: Any) -> "ds.Dataset | pa.Table":
     if name != zones.TABLE:
         return lake.dataset(name, on_read)
     present = lake.bucket.stat(zones.KEY)

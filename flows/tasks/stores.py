@@ -1,16 +1,13 @@
 """Open the stores that blocks name. Blocks are loaded in this module only."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextvars import ContextVar
+from pkgutil import resolve_name
 from typing import Any, cast
 
-from google.auth.exceptions import GoogleAuthError
 from prefect import task
 from prefect.blocks.core import Block
 from prefect.utilities.asyncutils import sync_compatible
-from prefect_gcp import GcpCredentials
-from prefect_gcp.cloud_storage import GcsBucket
-from prefect_sqlalchemy import SqlAlchemyConnector
 from pydantic.v1 import ValidationError
 
 from blocks import GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
@@ -31,7 +28,9 @@ _UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, Permiss
 
 def load_block(slug: str, name: str) -> Any:
     """Load a block, given its type's slug and its name. Raise `MisconfiguredBlock` if it cannot be used."""
-    kind = _BLOCKS[slug]
+    from google.auth.exceptions import GoogleAuthError
+
+    kind: type[Block] = resolve_name(_BLOCKS[slug])
     expand_machine_key()
     try:
         return kind.load(name)
@@ -95,11 +94,11 @@ def open_store(target: Target) -> Any:
     return STORES[target.store].open(target, load_block)
 
 
-# The types of blocks that open a store.
-_BLOCKS: Mapping[str, type[Block]] = {
-    "gcs-bucket": GcsBucket,
-    "gcp-credentials": GcpCredentials,
-    "sqlalchemy-connector": SqlAlchemyConnector,
+# The types of blocks that open a store. Their packages are imported when a block is loaded, because that takes seconds.
+_BLOCKS = {
+    "gcs-bucket": "prefect_gcp.cloud_storage:GcsBucket",
+    "gcp-credentials": "prefect_gcp.credentials:GcpCredentials",
+    "sqlalchemy-connector": "prefect_sqlalchemy:SqlAlchemyConnector",
 }
 
 

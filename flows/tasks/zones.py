@@ -7,7 +7,6 @@ from prefect.artifacts import create_table_artifact
 
 from flows.connectors import web
 from flows.stores import Target
-from flows.stores.zones import PUBLISH_ZONES
 from flows.tasks.policy import RETRIES, this_run
 from flows.tasks.stores import open_store
 from flows.tlc.addresses import shown
@@ -26,6 +25,8 @@ def extract_zones(source: str) -> ZoneFile:
 @task(name="load zones", task_run_name="load zones → {into.title}", **RETRIES)
 def load_zones_into(file: ZoneFile, into: Target) -> ZonesOutcome:
     """Update a store's table `zones` to the zones of the file."""
+    from flows.stores.zones import PUBLISH_ZONES  # it imports the client library of every store
+
     outcome = PUBLISH_ZONES[into.store](open_store(into), file, this_run())
     get_run_logger().info("%s", outcome)
     return outcome

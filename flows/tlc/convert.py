@@ -9,10 +9,11 @@ import pyarrow.compute as pc
 
 from flows.tlc.schema import KINDS, MISSING, Kind
 
-_EARLIEST = pa.scalar(-62_135_596_800_000_000, pa.timestamp("us"))  # 0001-01-01, the first day that every store accepts
-_LATEST = pa.scalar(253_402_300_799_999_999, pa.timestamp("us"))  # 9999-12-31
+# In microseconds since 1970. No Arrow scalars or arrays here: making the first one imports pandas, which takes a second.
+_EARLIEST = -62_135_596_800_000_000  # 0001-01-01, the first day that every store accepts
+_LATEST = 253_402_300_799_999_999  # 9999-12-31
 
-_WORDS = pa.array([word for word in MISSING if word])
+_WORDS = [word for word in MISSING if word]
 _PER_MICROSECOND = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _EXACT_DIGITS = 15  # a double represents every decimal of so many digits
 _EXACT_INTEGER = 2**53
@@ -45,7 +46,7 @@ def _well_spelled(values: pa.Array, kind: Kind) -> tuple[pa.Array, pa.Array]:
     The texts have no blanks around them, and null in place of words for a missing value.
     """
     trimmed = pc.ascii_trim_whitespace(values)
-    missing = pc.or_(pc.is_in(trimmed, _WORDS.cast(trimmed.type)), pc.fill_null(pc.equal(values, ""), False))
+    missing = pc.or_(pc.is_in(trimmed, pa.array(_WORDS, trimmed.type)), pc.fill_null(pc.equal(values, ""), False))
     trimmed = _only(trimmed, pc.invert(missing))
     return trimmed, pc.fill_null(pc.match_substring_regex(trimmed, _SPELLED[kind]), True)
 
@@ -66,7 +67,7 @@ def _to_number(values: pa.Array) -> pa.Array:
 def _to_datetime(values: pa.Array) -> pa.Array:
     moments = values.cast(pa.timestamp("us"))
     span = pc.min_max(moments)
-    if span["min"].is_valid and not (_EARLIEST.value <= span["min"].value and span["max"].value <= _LATEST.value):
+    if span["min"].is_valid and (span["min"].value < _EARLIEST or span["max"].value > _LATEST):
         raise pa.ArrowInvalid("outside the years 1 to 9999")
     return moments
 
@@ -126,7 +127,7 @@ def _fits_datetime(values: pa.Array) -> pa.Array:
     if values.type.unit == "ns":  # its range is the years 1677 to 2262
         return pc.equal(pc.multiply(pc.divide(count, 1000), 1000), count)
     unit = _PER_MICROSECOND[values.type.unit]
-    earliest, latest = -(-_EARLIEST.value // unit), _LATEST.value // unit
+    earliest, latest = -(-_EARLIEST // unit), _LATEST // unit
     return pc.and_(pc.greater_equal(count, earliest), pc.less_equal(count, latest))
 
 

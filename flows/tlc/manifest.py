@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows.tlc.quality import Profile
 from flows.tlc.schema import SCHEMA_VERSION, Column, Kind
 from flows.tlc.sources import Ending, PublishedFile, ending_of
 from flows.tlc.trips import Rows, SchemaRule, Store, TripMonth
@@ -28,6 +27,15 @@ def package_version() -> str:
 
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class Profile(_Value):
+    """What the loaded trips of a month look like."""
+
+    sums: dict[str, float] = {}  # of each column of money, in US$, rounded to cents; one that is not finite is absent
+    days: dict[dt.date, int] = {}  # trips on each day of the file's month
+    elsewhere: dict[str, int] = {}  # trips in each other month
+    quality: dict[str, int] = {}  # trips that meet each of quality.py's `RULES` of the day when the month was loaded
 
 
 # How the received bytes were checked against the server's headers: by a digest, by their number, or not at all.
