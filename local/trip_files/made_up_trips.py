@@ -40,8 +40,17 @@ ALL_QUIRKS: frozenset[Quirk] = frozenset(get_args(Quirk))
 NO_QUIRKS: frozenset[Quirk] = frozenset()
 
 Masked: TypeAlias = "np.ma.MaskedArray[Any, Any]"
-Trips = dict[str, Masked]
-"""One masked array per field. Times are seconds since 1970, money and distances are hundredths, words are codes."""
+
+
+class Trips(dict[str, Masked]):
+    """One masked array per field. Times are seconds since 1970, money and distances are hundredths, words are codes.
+
+    A field for which nothing is made up is 0 in every trip.
+    """
+
+    def __missing__(self, field: str) -> Masked:
+        return np.ma.zeros_like(self["pickup"])
+
 
 # Rows per batch. This limits the memory. Each batch has its own random generator, which depends only on the batch's number.
 BATCH_ROWS = 1 << 16
@@ -239,7 +248,7 @@ def generate(month: MonthSpec, edition: int, counts: Counter[str]) -> Iterator[T
         edited = touched(index, edition)
         for name, amount in _EDIT[month.color].items():
             trips[name][edited] += amount
-        yield {name: values[: last - start] for name, values in trips.items()}
+        yield Trips({name: values[: last - start] for name, values in trips.items()})
     extra = rows_of_edition(month.rows, edition) - month.rows
     for number, start in enumerate(range(0, extra, BATCH_ROWS)):
         index = np.arange(month.rows + start, month.rows + min(start + BATCH_ROWS, extra))
@@ -248,9 +257,8 @@ def generate(month: MonthSpec, edition: int, counts: Counter[str]) -> Iterator[T
 
 def _batch(month: MonthSpec, index: Ints, number: int, kept: int, counts: Counter[str]) -> Trips:
     in_block = (index >= month.regular_rows) & (index < month.rows)
-    trips = {
-        name: np.ma.array(values) for name, values in _MAKERS[month.color](month, index, month.rng(number)).items()
-    }
+    made = _MAKERS[month.color](month, index, month.rng(number))
+    trips = Trips({name: np.ma.array(values) for name, values in made.items()})
     for name in _empty_fields(month):
         trips[name][:] = np.ma.masked
     if in_block.any():
@@ -586,8 +594,8 @@ _ROW_QUIRKS: Mapping[Quirk, _RowQuirk] = {
 
 
 def kind_of(field: str) -> str:
-    """Return the kind of a field: time, degrees, money, distance, word or whole."""
-    return next(kind for kind, fields in FIELDS_OF_KIND.items() if field in fields)
+    """Return the kind of a field: time, degrees, money, distance, word or whole. A field that is not listed is money."""
+    return next((kind for kind, fields in FIELDS_OF_KIND.items() if field in fields), "money")
 
 
 def _seconds(year: int, month: int) -> int:
