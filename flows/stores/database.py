@@ -41,7 +41,8 @@ _IN_MEMORY = 8 << 20  # bytes of rejects; more are spooled to disk
 _ROOM = "SET LOCAL work_mem = '128MB'; SET LOCAL maintenance_work_mem = '256MB'"
 _NONE_YET = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)  # or a table of an older version
 
-# Each color's number in this project's advisory locks. Never change one: different versions must exclude each other.
+# Each color's number in this project's advisory locks. Never change one: different versions must exclude each other. The
+# first four colors share four numbers per month; the numbers of further colors are 1 << 20, (1 << 20) + 1 and so on.
 _LOCKS = {"yellow": 0, "green": 1, "fhv": 2, "fhvhv": 3}
 _LOCKS_PER_MONTH = 4
 
