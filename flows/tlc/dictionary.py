@@ -82,7 +82,7 @@ def _in_files(color: str, column: Column) -> str:
 
 def _other_names(color: str, column: Column) -> str:
     """Return the column's names in older files, with the months of those files."""
-    names = [name for name in ALIASES[color] if meant_by(color, name) == column]
+    names = [name for name in ALIASES.get(color, {}) if meant_by(color, name) == column]
     return ", ".join(f"`{name}` ({_where(color, partial(_has, name))})" for name in names)
 
 

@@ -184,7 +184,7 @@ def plain(name: str) -> str:
 def meanings_of(color: str) -> dict[str, Column]:
     """Return every name that a column of the color's files has had, with the canonical column it means."""
     known = {plain(column.name): column for column in TRIP_COLUMNS[color]}
-    return known | {plain(old): known[plain(now)] for old, now in ALIASES[color].items()}
+    return known | {plain(old): known[plain(now)] for old, now in ALIASES.get(color, {}).items()}
 
 
 def meant_by(color: str, name: str) -> Column | None:
