@@ -401,7 +401,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not match or match["ending"].startswith("csv") != (file_format == "csv"):
             return False
         last = LAST_CSV_MONTH if file_format == "csv" else self.site.last_month
-        return max(first, FIRST_FILE[match["color"], file_format]) <= match["month"] <= last
+        return max(first, FIRST_FILE.get((match["color"], file_format), "never")) <= match["month"] <= last
 
     def _file(self, name: str, fault: Fault) -> None:
         path = self.site.file(name)

@@ -112,7 +112,7 @@ def test_the_same_arguments_make_the_same_bytes_in_every_era(
     color: Color, year: int, month: int, tmp_path: Path
 ) -> None:
     for file_format, ending, last in (("parquet", "parquet", "9999-12"), ("csv", "csv.gz", "2021-07")):
-        if FIRST_FILE[color, file_format] <= f"{year}-{month:02d}" <= last:
+        if FIRST_FILE.get((color, file_format), "never") <= f"{year}-{month:02d}" <= last:
             paths = [tmp_path / f"{name}.{ending}" for name in ("one", "two")]
             one, two = (write(path, color, year, month, rows=150) for path in paths)
             assert one == two
