@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 # Settings for the user's own Prefect server must not apply here. PREFECT_PORT is this project's: the port of the local UI.
 $(foreach name,$(filter-out PREFECT_PORT,$(filter PREFECT_%,$(.VARIABLES))),$(eval unexport $(name)))
 
-.PHONY: help install demo up down status test test-fast test-operations test-memory coverage lint generated bench image docker-check screenshots clean
+.PHONY: help install demo up down status test test-fast test-operations test-memory faults reliability coverage lint generated bench image docker-check screenshots clean
 
 help:
 	@echo 'make demo      load sample months with deployments and an agent: web to lake to warehouse, and web to Postgres'
@@ -21,6 +21,8 @@ help:
 	@echo 'make test-fast   run the tests that need no server  (ARGS="-k csv")'
 	@echo 'make test-operations   test what operators do: schedules, notifications, Cloud, GitHub, secrets, zones, SQL over the lake'
 	@echo 'make test-memory   test that months of 5 and 20 million trips need the same memory (long)'
+	@echo 'make faults    kill, cut, fill and fuzz everything, and compare the stores (hours; SEED=1, KILLS=12, FUZZ=1000000, ARGS="-k crash")'
+	@echo 'make reliability   write the table of docs/reliability.md from the results of make faults'
 	@echo 'make coverage  run both suites and report which lines and branches they reach'
 	@echo 'make lint      run ruff and mypy, and check the import rules'
 	@echo 'make generated   write the forms in deployments/*.yaml, deployments/workers/prefect.yaml and docs/schema.md from the code'
@@ -57,22 +59,29 @@ status: $(INSTALLED)
 	@$(PY) -m local.servers.background status || true
 
 test: $(INSTALLED)
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not operations' $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not operations and not faults' $(ARGS)
 
 # tests/conftest.py marks the fast tests, by the fixtures that they request.
 test-fast: $(INSTALLED)
-	@$(PY) -m pytest -n 2 -m 'fast and not operations' $(ARGS)
+	@$(PY) -m pytest -n 2 -m 'fast and not operations and not faults' $(ARGS)
 
 test-operations: $(INSTALLED)
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m operations $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'operations and not faults' $(ARGS)
 
 # Long: it loads 5 and 20 million trips into the lake and Postgres, and reads them in every way.
 test-memory: $(INSTALLED)
 	@LARGE_MONTHS=1 $(PY) -m pytest -s tests/flows/test_memory.py $(ARGS)
 
+# Hours: it breaks everything in every way, from a seed. Results go to .local/faults.jsonl, for `make reliability`.
+faults: $(INSTALLED)
+	@SEED='$(or $(SEED),0)' KILLS='$(or $(KILLS),12)' FUZZ='$(or $(FUZZ),1000000)' $(PY) -m pytest -p no:randomly tests/faults $(ARGS)
+
+reliability: $(INSTALLED)
+	@$(PY) -m tests.faults.table
+
 # Separate from `make test`, because measuring branches takes half as long again.
 coverage: $(INSTALLED)
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not faults' --cov --cov-report=term $(ARGS)
 
 lint: $(INSTALLED)
 	@$(PY) -m ruff check .

@@ -1,0 +1,46 @@
+"""The fault suite: `make faults`. Its short part runs in `make test`."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect_gcp import GcpCredentials
+from prefect_gcp.cloud_storage import GcsBucket
+
+from local.stack import Stack
+from tests.faults.lab import CREDENTIALS, LAKE, POSTGRES, Lab
+from tests.faults.programs import Programs
+from tests.flows.conftest import postgres_block
+from tests.stores import Stores, stores
+
+
+@pytest.fixture(scope="session")
+def fault_stores(
+    stack: Stack, prefect_api: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stores]:
+    """Stores of this suite's own, with blocks that name them."""
+    with stores(tmp_path_factory.mktemp("faults"), "fault_tests") as made:
+        credentials = GcpCredentials()
+        credentials.save(CREDENTIALS)
+        GcsBucket(bucket=made.bucket, bucket_folder="data", gcp_credentials=credentials).save(LAKE)
+        postgres_block(made.postgres_url).save(POSTGRES)
+        yield made
+
+
+@pytest.fixture(scope="session")
+def programs(
+    fault_stores: Stores, prefect_api: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Programs]:
+    """Programs that use Prefect's in-process API."""
+    # The blocks are registered. To register them again, each run would import every collection of Prefect.
+    quick = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
+    with Programs(tmp_path_factory.mktemp("programs"), dict(os.environ) | prefect_api | quick) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def lab(fault_stores: Stores, programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """The month, the stores and the programs."""
+    folder: Path = tmp_path_factory.mktemp("editions")
+    return Lab(fault_stores, programs, folder)

@@ -1,0 +1,131 @@
+"""Kill a flow's process again and again, let one run come to its end, and compare what is in the stores."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tests.faults import digest
+from tests.faults.lab import STORES_OF, FlowName, Lab, Reader, see, until
+from tests.faults.record import Trial, tried
+
+# Every named step between what a run reads and what it publishes. Each is tried before and after its call.
+STEPS: Mapping[FlowName, tuple[str, ...]] = {
+    "etl_web_gcs": (
+        "flows.tasks.bring:look_up", "flows.stores.raw_zone:RawZone.extract", "flows.connectors.bucket:Bucket.add_metadata",
+        "flows.tasks.bring:extract_file", "flows.stores.lake:Lake._sweep", "flows.stores.lake:Lake._write",
+        "flows.tasks.bring:transform", "flows.stores.lake:Lake._changes", "flows.connectors.bucket:Bucket.copy",
+        "flows.stores.lake:Lake._publish_beside", "flows.stores.lake:Lake.remember", "flows.connectors.bucket:Bucket.delete",
+        "flows.tasks.bring:load",
+    ),
+    "etl_gcs_bq": (
+        "flows.tasks.bring:look_up", "flows.connectors.bigquery:BigQuery.ensure_dataset",
+        "flows.connectors.bigquery:BigQuery.ensure_table", "flows.tasks.bring:transform",
+        "flows.stores.lake:Lake.require_reconciled", "flows.connectors.bigquery:BigQuery.load",
+        "flows.stores.warehouse:Warehouse._require_reconciled", "flows.stores.warehouse:Warehouse._remembering",
+        "flows.tasks.bring:load",
+    ),
+    "ingest_data": (
+        "flows.tasks.bring:look_up", "flows.connectors.scratch:keep", "flows.stores.database:Database._ensure_tables",
+        "flows.stores.database:Database._stage_rejects", "flows.tasks.bring:transform",
+        "flows.stores.database:Database._publish_rejects", "flows.stores.database:Database._write_manifest",
+        "flows.stores.database:Database._publish", "flows.tasks.bring:load",
+    ),
+    "bring_up_to_date": ("flows.stores.lake:Lake.publish", "flows.stores.warehouse:Warehouse.publish"),
+}  # fmt: skip
+# Steps of a first load alone, and of a replacement alone.
+FIRST = {"ingest_data": ("flows.stores.database:Database._attach",)}
+AGAIN = {"ingest_data": ("flows.stores.database:Database._merge",)}
+
+
+def steps_of(flow: FlowName, *, over: bool) -> tuple[str, ...]:
+    """Return the steps of a flow that starts with empty stores, or over a published month."""
+    return STEPS[flow] + (AGAIN if over else FIRST).get(flow, ())
+
+
+Kill = Mapping[str, Any]
+"""Hooks that end a run: see hooks.py."""
+
+
+@dataclass
+class Siege:
+    """A month in a flow's stores while the flow's runs are killed."""
+
+    lab: Lab
+    flow: FlowName
+    over: bool
+    kills: int = 0
+    recovery: float = 0.0
+
+    def begin(self) -> None:
+        """Bring the stores into the state in which the flow starts."""
+        self.expected = self.lab.expected(self.flow, over=self.over)
+        self.allowed = self.lab.states(self.flow, over=self.over)
+
+    def strike(self, kill: Kill) -> bool:
+        """Start a run that is to be killed. Return False if it came to its end before."""
+        run = self.lab.start(self.flow, kill)
+        if not run.was_killed:
+            run.succeeded()
+            return False
+        self.kills += 1
+        now = see(self.lab)
+        for store, states in self.allowed.items():
+            assert now[store] in states, f"{store} after a kill at {kill}: {now[store]}, allowed {states}"
+        return True
+
+    def recover(self) -> None:
+        """Run once more, without a fault, and compare the stores with those of a run without a failure."""
+        run = self.lab.start(self.flow).succeeded()
+        self.recovery = max(self.recovery, run.seconds)
+        require_whole(self.lab, self.expected)
+
+    def under(self, kills: list[Kill], at_once: int = 4) -> None:
+        """Kill runs in series, each series from the beginning, and recover after each."""
+        waiting = list(kills)
+        while waiting:
+            self.lab.prepare(self.flow, over=self.over)
+            with Reader(self.lab, STORES_OF[self.flow]) as reader:
+                series = 0
+                while waiting and series < at_once:
+                    if self.strike(waiting[0]):
+                        waiting.pop(0)
+                        series += 1
+                    elif series:  # the month is published, so this run had nothing to do: try it from the beginning
+                        break
+                    else:
+                        raise AssertionError(f"no run of {self.flow} came to {waiting[0]}")
+                self.recover()
+            for store, states in reader.seen.items():
+                assert states <= self.allowed[store], f"a reader of {store} saw {states - self.allowed[store]}"
+
+
+def require_whole(lab: Lab, expected: Mapping[str, Any]) -> None:
+    """Compare the stores with a digest. AssertionError if they differ, if staging is left, or if a lock is."""
+    found = digest.whole(lab.ours)
+    assert digest.different(expected, found) == []
+    lab.sweep()
+    assert digest.staging(lab.ours) == []
+    until(lambda: digest.locks(lab.ours) == [], 30)
+
+
+@contextmanager
+def recorded(siege: Siege, fault: str) -> Iterator[Trial]:
+    """Record a siege for the table of docs/reliability.md."""
+    with tried("crash", fault) as trial:
+        try:
+            yield trial
+        finally:
+            trial.times, trial.recovery = siege.kills, siege.recovery
+
+
+def at_events(lab: Lab, siege: Siege, count: int, chance: Callable[[int, int], int]) -> list[Kill]:
+    """Return kills at events of a whole run, chosen at random: see hooks.py."""
+    lab.prepare(siege.flow, over=siege.over)
+    total = len(lab.start(siege.flow, {"events": True}).succeeded().events)
+    return [{"kill_at_event": chance(1, int(total * 0.95))} for _ in range(count)]
+
+
+def at_steps(steps: tuple[str, ...], when: tuple[Literal["before", "after"], ...] = ("before", "after")) -> list[Kill]:
+    """Return a kill before and after each step."""
+    return [{"kill_at": {"name": step, "when": moment}} for step in steps for moment in when]

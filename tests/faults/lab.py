@@ -1,0 +1,262 @@
+"""A month in two editions, stores of this suite's own, and what must be in them after a run without a failure."""
+
+import datetime as dt
+import io
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+from uuid import uuid4
+
+import psycopg2
+import pyarrow.parquet as pq
+from google.api_core.exceptions import GoogleAPIError, NotFound
+from google.cloud import bigquery, storage
+
+from flows.connectors.web import look_up, source_of
+from flows.stores import Target
+from flows.tasks.stores import open_store
+from flows.tlc.trips import PASSING_KEYS, Rows, Terms, TripMonth
+from local.tripfiles import Faults, write_month
+from tests.faults import digest
+from tests.faults.programs import Programs, Run
+from tests.stores import Stores
+
+LAKE, CREDENTIALS, POSTGRES = "fault-lake", "fault-credentials", "fault-postgres"
+FlowName = Literal["etl_web_gcs", "etl_gcs_bq", "ingest_data", "bring_up_to_date"]
+FLOWS: tuple[FlowName, ...] = ("etl_web_gcs", "etl_gcs_bq", "ingest_data", "bring_up_to_date")
+STORES_OF: Mapping[FlowName, tuple[str, ...]] = {
+    "etl_web_gcs": ("lake",),
+    "etl_gcs_bq": ("lake", "warehouse"),
+    "ingest_data": ("database",),
+    "bring_up_to_date": ("lake", "warehouse", "database"),
+}
+# So small that a small month is uploaded, read and copied in many pieces, with a fault possible between any two.
+SMALL = {
+    "flows.connectors.bucket:CHUNK": 256 << 10,
+    "flows.connectors.web:PIECE": 64 << 10,
+    "flows.tlc.reading_csv:BLOCK": 64 << 10,
+    "flows.stores.lake:_ROW_GROUP": 1000,
+}
+ROWS = 4000
+_PUBLISHED = 1_600_000_000  # seconds since 1970
+MONTH = TripMonth("green", 2019, 6)
+
+
+@dataclass
+class Lab:
+    """The month, the stores and the programs."""
+
+    ours: Stores
+    programs: Programs
+    folder: Path
+    month: TripMonth = MONTH
+    _expected: dict[tuple[str, bool], dict[str, Any]] = field(default_factory=dict)
+    _opened: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """Return the source of the month: plain CSV, so that a small month has many bytes."""
+        return self.ours.site.url + "/legacy/{color}_tripdata_{year}-{month:02d}.csv"
+
+    def publish(self, edition: int, month: TripMonth | None = None) -> None:
+        """Publish an edition of a month at the site. The first has rows that do not fit, the second has none and other trips."""
+        at = month or self.month
+        name = f"{at.stem}.csv"
+        path = self.folder / f"{edition}-{name}"
+        if not path.exists():
+            faults = Faults(unconvertible=3, too_few_fields=2) if edition == 1 else Faults()
+            write_month(path, at.color, at.year, at.month, rows=ROWS, edition=edition, faults=faults)
+        self.ours.site.put(name, path)
+        put = self.ours.site.find(name)
+        assert put
+        os.utime(put, (_PUBLISHED + edition, _PUBLISHED + edition))  # its Last-Modified is a fact of the month
+
+    def start(
+        self, flow: FlowName, hooks: Mapping[str, Any] | None = None, month: TripMonth | None = None, **variables: str
+    ) -> Run:
+        """Start a flow's program for one month, in small pieces."""
+        given = {"set": SMALL} | dict(hooks or {})
+        return self.programs.start(flow, *self.arguments(flow, month or self.month), hooks=given, **variables)
+
+    def arguments(self, flow: FlowName, month: TripMonth) -> list[object]:
+        """Return the words of a flow's command line."""
+        if flow == "bring_up_to_date":
+            bounds = f"{month.year}-{month.month:02d}"
+            return [
+                "--colors", month.color, "--since", bounds, "--until", bounds, "--source", self.source, "--block-name", LAKE,
+                "--credentials-block", CREDENTIALS, "--dataset", self.ours.dataset, "--postgres-block", POSTGRES,
+                "--into", "lake", "--into", "warehouse", "--into", "database", "--expect-within", 0,
+            ]  # fmt: skip
+        words: list[object] = [month.color, month.year, month.month]
+        if flow == "ingest_data":
+            return [*words, "--block-name", POSTGRES, "--source", self.source]
+        words += ["--block-name", LAKE]
+        if flow == "etl_web_gcs":
+            return [*words, "--source", self.source]
+        return [*words, "--credentials-block", CREDENTIALS, "--dataset", self.ours.dataset]
+
+    def store(self, name: Literal["lake", "warehouse", "database"]) -> Any:
+        """Return a store, opened in this process."""
+        if name not in self._opened:
+            target = Target(name, LAKE, CREDENTIALS, self.ours.dataset, POSTGRES)
+            self._opened[name] = open_store(target)
+        return self._opened[name]
+
+    def wipe(self) -> None:
+        """Empty the three stores."""
+        client = storage.Client()
+        for blob in client.list_blobs(self.ours.bucket):
+            with suppress(NotFound):
+                blob.delete()
+        self.ours.query("DROP SCHEMA public CASCADE")
+        self.ours.query("CREATE SCHEMA public")
+        bigquery.Client().delete_dataset(self.ours.dataset, delete_contents=True, not_found_ok=True)
+
+    def load(
+        self, name: Literal["lake", "warehouse", "database"], month: TripMonth | None = None, rows: Rows = "all"
+    ) -> None:
+        """Load the month that is published now into one store, in this process and without Prefect."""
+        store, at = self.store(name), month or self.month
+        present = store.present(at)
+        raw = (
+            self.store("lake").required(at)
+            if name == "warehouse"
+            else store.extract(look_up(source_of(self.source), at), _nothing)
+        )
+        store.publish(store.stage(raw, Terms(rows), uuid4().hex, _nothing), present, uuid4().hex)
+
+    def prepare(self, flow: FlowName, *, over: bool) -> None:
+        """Bring the stores into the state in which the flow starts: empty, or with the first edition, the second published."""
+        self.wipe()
+        self.publish(1)
+        into = STORES_OF[flow]
+        if over:
+            if "lake" in into:
+                self.load("lake")
+            if "warehouse" in into:
+                self.load("warehouse")
+            if "database" in into:
+                self.load("database", rows="with_passengers")
+            self.publish(2)
+        if flow == "etl_gcs_bq":
+            self.load("lake")
+
+    def sweep(self) -> None:
+        """Delete staging as a run a day later does."""
+        self.store("lake").bucket.delete_older(PASSING_KEYS, dt.datetime.now(dt.UTC) + dt.timedelta(days=1))
+
+    def expected(self, flow: FlowName, *, over: bool) -> dict[str, Any]:
+        """Return the digest of the stores after a run of the flow without a failure."""
+        if (flow, over) not in self._expected:
+            self.prepare(flow, over=over)
+            self.start(flow).succeeded()
+            assert digest.staging(self.ours) == []
+            self._expected[flow, over] = digest.whole(self.ours)
+        return self._expected[flow, over]
+
+    def states(self, flow: FlowName, *, over: bool) -> dict[str, set[str]]:
+        """Return, for each store of the flow, the states that a reader may see: the old month and the new one."""
+        self.expected(flow, over=over)
+        new = see(self)
+        self.prepare(flow, over=over)
+        old = see(self)
+        return {store: {old[store], new[store]} for store in STORES_OF[flow]}
+
+
+def _nothing(count: int, share: float) -> None:
+    """Show no progress."""
+
+
+def see_lake(lab: Lab) -> str:
+    """Return the month as a reader of the lake sees it."""
+    blob = storage.Client().bucket(lab.ours.bucket).get_blob(f"data/{lab.month.key}")
+    if blob is None:
+        return "absent"
+    return digest.rows_digest(pq.read_table(io.BytesIO(blob.download_as_bytes())))
+
+
+def see_warehouse(lab: Lab) -> str:
+    """Return the month as a reader of BigQuery sees it."""
+    table, month = f"{lab.ours.dataset}.{lab.month.color}", lab.month.file_month
+    query = f"SELECT COUNT(*) AS n, SUM(total_amount) AS s FROM {table} WHERE file_month = '{month}'"
+    try:
+        rows = [dict(row) for row in bigquery.Client().query_and_wait(query)]
+    except GoogleAPIError as error:
+        if getattr(error, "code", 0) in (400, 404):
+            return "absent"
+        raise
+    return f"{rows[0]['n']} rows {rows[0]['s']:.2f}" if rows and rows[0]["n"] else "absent"
+
+
+def see_database(lab: Lab) -> str:
+    """Return the month, and its row of `loads`, as a reader of Postgres sees them in one statement."""
+    query = (
+        f"SELECT count(*), md5(string_agg(md5(t::text), '' ORDER BY row_number)),"
+        f" (SELECT loaded FROM loads l WHERE l.color = '{lab.month.color}' AND l.file_month = '{lab.month.file_month}')"
+        f" FROM {lab.month.color} t WHERE file_month = '{lab.month.file_month}'"
+    )
+    try:
+        [(count, md5, loaded)] = lab.ours.query(query)
+    except psycopg2.errors.UndefinedTable:
+        return "absent"
+    return f"{count} rows {md5}, loads says {loaded}" if count or loaded else "absent"
+
+
+_SEE = {"lake": see_lake, "warehouse": see_warehouse, "database": see_database}
+
+
+def see(lab: Lab) -> dict[str, str]:
+    """Return the month as a reader of each store sees it."""
+    return {store: read(lab) for store, read in _SEE.items()}
+
+
+class Reader(threading.Thread):
+    """Reads the month in some stores all the time, until the block ends, and remembers every state that it saw."""
+
+    def __init__(self, lab: Lab, stores: tuple[str, ...]) -> None:
+        super().__init__(name="reader", daemon=True)
+        self.seen: dict[str, set[str]] = {store: set() for store in stores}
+        self.reads = 0
+        self.failure: Exception | None = None
+        self._lab, self._done = lab, threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(0.05):
+            try:
+                for store, states in self.seen.items():
+                    states.add(_SEE[store](self._lab))
+                    self.reads += 1
+            except Exception as error:  # shown by the test
+                self.failure = error
+                return
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self.join()
+        if self.failure:
+            raise self.failure
+
+
+def until(happened: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait until something has happened. AssertionError if it does not."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def chance(seed: str) -> random.Random:
+    """Return a random generator for one case. `SEED` gives other cases."""
+    return random.Random(  # noqa: S311 - a seed, not a secret
+        f"{os.environ.get('SEED', '0')} {seed}"
+    )

@@ -1,0 +1,64 @@
+"""A flow's process is killed with SIGKILL, in every place: the stores end as if nothing had happened. Run by `make faults`."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.faults.crash import Siege, at_events, at_steps, recorded, require_whole, steps_of
+from tests.faults.lab import FLOWS, STORES_OF, FlowName, Lab, Reader, chance, see
+from tests.faults.programs import ROOT, Programs
+from tests.faults.record import tried
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(5400)]
+KILLS = int(os.environ.get("KILLS", "12"))  # at random events, for each of the eight cases; the steps come on top
+_STATE = {False: "empty stores", True: "a published month"}
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_killed_at_every_step(flow: FlowName, over: bool, lab: Lab) -> None:
+    siege = Siege(lab, flow, over)
+    with recorded(siege, f"`{flow}` killed before and after each step, {_STATE[over]}"):
+        siege.begin()
+        siege.under(at_steps(steps_of(flow, over=over)))
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_killed_at_random_events(flow: FlowName, over: bool, lab: Lab) -> None:
+    siege = Siege(lab, flow, over)
+    with recorded(siege, f"`{flow}` killed at random sends, receives, statements and renames, {_STATE[over]}"):
+        siege.begin()
+        random = chance(f"events {flow} {over}")
+        siege.under(at_events(lab, siege, KILLS, random.randint))
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_program_of_its_own_killed_at_random_moments(flow: FlowName, lab: Lab, programs: Programs) -> None:
+    """`python flows/x.py` in a process that imports everything itself, killed after a random time."""
+    expected, allowed = lab.expected(flow, over=True), lab.states(flow, over=True)
+    random = chance(f"moments {flow}")
+    with (
+        tried("crash", f"`python flows/{flow}.py` killed at random moments", 3) as trial,
+        Reader(lab, STORES_OF[flow]) as reader,
+    ):
+        for _ in range(trial.times):
+            process = subprocess.Popen(
+                [sys.executable, f"flows/{flow}.py", *map(str, lab.arguments(flow, lab.month))], cwd=ROOT, env=programs.env,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+            assert process.stdout
+            process.stdout.readline()  # the run is created
+            time.sleep(random.uniform(0, 6))
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            now = see(lab)
+            assert all(now[store] in states for store, states in allowed.items())
+        with trial.recovering():
+            lab.start(flow).succeeded()
+        require_whole(lab, expected)
+    assert all(states <= allowed[store] for store, states in reader.seen.items())

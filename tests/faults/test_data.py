@@ -1,0 +1,33 @@
+"""Mutated trip files: each is loaded with the values of an independent reading, or refused in words. Run by `make faults`."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.faults.data import fuzz
+from tests.faults.record import tried
+
+COUNT = int(os.environ.get("FUZZ", "100000"))
+SEED = int(os.environ.get("SEED", "0"))
+
+
+def _try(count: int, seed: int, folder: Path) -> None:
+    with tried("data", "a mutated trip file (CSV, gzip, Parquet) is read", count) as trial:
+        found = fuzz(seed, count, os.cpu_count() or 2, folder)
+        print(found)
+        trial.recovery = None
+        assert found["wrong"] == []
+        assert sum(found["outcomes"].values()) == count
+        assert found["outcomes"]["loaded"] > count / 20
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(6 * 3600)
+def test_many_mutated_files(tmp_path: Path) -> None:
+    _try(COUNT, SEED, tmp_path)
+
+
+def test_some_mutated_files(tmp_path: Path) -> None:
+    """The short part: 5,000 inputs would take more than its share of two busy cores."""
+    _try(1000, SEED, tmp_path)

@@ -1,0 +1,261 @@
+"""Networks that break between a run and its peers: the web source, the lake, BigQuery, Postgres. Run by `make faults`."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url
+
+from flows.tlc.errors import PassingError, TripDataError
+from tests.faults import digest
+from tests.faults.by_hand import StoreName, bring
+from tests.faults.crash import require_whole
+from tests.faults.lab import POSTGRES, FlowName, Lab, chance, see
+from tests.faults.proxy import Cut, Gate, Rule, Wire
+from tests.faults.record import tried
+from tests.flows.conftest import postgres_block
+from tests.stores import Stores
+from tests.strict_lake import StrictLake
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
+FLOW: Mapping[StoreName, FlowName] = {"lake": "etl_web_gcs", "warehouse": "etl_gcs_bq", "database": "ingest_data"}
+FILE = r"green_tripdata_2019-06\.csv"
+_FROM_NOW_ON = 10**6
+_LIBRARIES = ("google", "requests", "psycopg2", "urllib3", "httpx")  # a task fails with their errors, after its retries
+
+
+@contextmanager
+def survived(
+    lab: Lab, into: StoreName, *, over: bool, part: str, fault: str, url: str = ""
+) -> Iterator[Callable[..., Any]]:
+    """Yield a function that brings the month in under a fault. After the block, what is in the stores must be whole.
+
+    Under the fault, the old month or the new one is there. If the run failed, the next run without the fault brings the new one.
+    The digest is that of a run without a failure, where `url` is an address for the site.
+    """
+    flow = FLOW[into]
+    expected, allowed = lab.expected(flow, over=over), lab.states(flow, over=over)
+    failures: list[Exception] = []
+
+    def run(**named: Any) -> Exception | None:
+        try:
+            bring(lab, into, **named)
+        except (TripDataError, PassingError) as error:
+            failures.append(error)
+        except Exception as error:
+            if type(error).__module__.split(".")[0] not in _LIBRARIES:
+                raise
+            failures.append(error)
+        return failures[-1] if failures else None
+
+    with tried(part, fault) as trial:
+        yield run
+        now = see(lab)
+        assert all(now[store] in states for store, states in allowed.items()), now
+        if failures:
+            with trial.recovering():
+                bring(lab, into)
+        else:
+            trial.recovery = 0.0
+        found = json.loads(json.dumps(digest.whole(lab.ours)).replace(url or "no url", lab.ours.site.url))
+        assert digest.different(expected, found) == []
+        require_whole(lab, digest.whole(lab.ours))
+
+
+WEB: dict[str, Callable[[], list[Rule]]] = {
+    "the connection is reset": lambda: [Rule("reset", "GET", FILE)],
+    "HEAD is reset": lambda: [Rule("reset", "HEAD", FILE)],
+    "the body is cut at byte 0": lambda: [Rule("broken answer", "GET", FILE, at=0)],
+    "the body is cut at byte 1": lambda: [Rule("broken answer", "GET", FILE, at=1)],
+    "the body is cut three times": lambda: [Rule("broken answer", "GET", FILE, at=100_000, times=3)],
+    "the last byte is missing": lambda: [Rule("broken answer", "GET", FILE, at=370_850)],
+    "fewer bytes than Content-Length": lambda: [Rule("short", "GET", FILE, at=200_000)],
+    "two seconds of silence": lambda: [Rule("stall", "GET", FILE, at=50_000, seconds=2)],
+    "a slow line": lambda: [Rule("throttle", "GET", FILE, seconds=0.05)],
+    "429 with Retry-After": lambda: [Rule("status", "GET", FILE, status=429, headers={"Retry-After": "1"})],
+    "429": lambda: [Rule("status", "GET", FILE, status=429)],
+    "500": lambda: [Rule("status", "GET", FILE, status=500)],
+    "502": lambda: [Rule("status", "GET", FILE, status=502)],
+    "503 with Retry-After": lambda: [Rule("status", "GET", FILE, status=503, headers={"Retry-After": "1"})],
+    "503": lambda: [Rule("status", "GET", FILE, status=503)],
+    "503 for HEAD, then for GET": lambda: [Rule("status", "HEAD", FILE), Rule("status", "GET", FILE)],
+    "HTML with 200": lambda: [Rule("html", "GET", FILE)],
+    "403 half-way": lambda: [
+        Rule("broken answer", "GET", FILE, at=100_000), Rule("status", "GET", FILE, status=403, times=_FROM_NOW_ON)
+    ],
+    "Retry-After of an hour": lambda: [Rule("status", "GET", FILE, headers={"Retry-After": "3600"}, times=_FROM_NOW_ON)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("into", ["lake", "database"])
+@pytest.mark.parametrize("fault", WEB)
+def test_the_web_source_breaks(fault: str, into: StoreName, lab: Lab) -> None:
+    with (
+        Gate(lab.ours.site.url) as gate,
+        survived(lab, into, over=True, part="network", fault=f"web → {into}: {fault}", url=gate.url) as run,
+    ):
+        gate.rules = WEB[fault]()
+        run(source=lab.source.replace(lab.ours.site.url, gate.url))
+        assert gate.happened
+        gate.rules = []
+
+
+@pytest.mark.parametrize("into", ["lake", "database"])
+def test_the_web_source_is_cut_at_random_bytes(into: StoreName, lab: Lab) -> None:
+    random = chance(f"cuts {into}")
+    for _ in range(10):
+        at = random.randrange(370_000)
+        with (
+            Gate(lab.ours.site.url) as gate,
+            survived(
+                lab, into, over=False, part="network", fault=f"web → {into}: cut at a random byte", url=gate.url
+            ) as run,
+        ):
+            gate.rules = [Rule("broken answer", "GET", FILE, at=at)]
+            assert run(source=lab.source.replace(lab.ours.site.url, gate.url)) is None
+            assert gate.happened
+
+
+@pytest.mark.parametrize("into", ["lake", "database"])
+def test_a_redirect_is_followed(into: StoreName, lab: Lab) -> None:
+    with (
+        Gate(lab.ours.site.url) as gate,
+        survived(lab, into, over=True, part="network", fault=f"web → {into}: a redirect", url=gate.url) as run,
+    ):
+        to = {"Location": lab.source.format(color="green", year=2019, month=6)}
+        gate.rules = [Rule("redirect", path=FILE, headers=to, times=_FROM_NOW_ON)]
+        assert run(source=lab.source.replace(lab.ours.site.url, gate.url)) is None
+        assert gate.happened
+
+
+@pytest.mark.parametrize("at", [1, 70_000, 200_000, 370_000])
+@pytest.mark.parametrize("into", ["lake", "database"])
+def test_a_file_that_changes_between_two_ranges_is_never_spliced(into: StoreName, at: int, lab: Lab) -> None:
+    with (
+        Gate(lab.ours.site.url) as gate,
+        survived(
+            lab,
+            into,
+            over=True,
+            part="network",
+            fault=f"web → {into}: the file changes between two ranges",
+            url=gate.url,
+        ) as run,
+    ):
+        allowed = {"absent", *lab.states(FLOW[into], over=True)[into]}
+        lab.publish(1)
+        lab.wipe()
+        gate.rules = [Rule("broken answer", "GET", FILE, at=at, then=lambda: lab.publish(2))]
+        error = run(source=lab.source.replace(lab.ours.site.url, gate.url))
+        assert gate.happened
+        assert see(lab)[into] in allowed, error
+        # What follows is that of a run over the first edition.
+        lab.prepare(FLOW[into], over=True)
+        bring(lab, into, source=lab.source.replace(lab.ours.site.url, gate.url))
+
+
+# Every storage operation that the project uses, as the JSON API of Cloud Storage spells it.
+OPERATIONS: Mapping[str, tuple[str, str]] = {
+    "objects.list": ("GET", r"/b/[^/?]+/o(\?|$)"),
+    "objects.get": ("GET", r"^/storage/v1/b/[^/]+/o/[^?]+(\?(?!.*alt=media)|$)"),
+    "objects.get (media)": ("GET", r"alt=media"),
+    "objects.insert (multipart)": ("POST", r"uploadType=multipart"),
+    "objects.insert (resumable, start)": ("POST", r"uploadType=resumable"),
+    "objects.insert (resumable, chunk)": ("PUT", r"upload_id="),
+    "objects.patch": ("PATCH", r"/o/"),
+    "objects.rewrite": ("POST", r"/rewriteTo/"),
+    "objects.delete": ("DELETE", r"/o/"),
+}
+# Google's retry conformance tests: which way a request fails, once.
+RETRIES: Mapping[str, Callable[[str, str], Rule]] = {
+    **{
+        f"return-{status}": lambda method, path, status=status: Rule("status", method, path, status=status)  # type: ignore[misc]
+        for status in (408, 429, 500, 502, 503, 504)
+    },
+    "return-reset-connection": lambda method, path: Rule("reset", method, path),
+    "return-broken-stream": lambda method, path: Rule("broken answer", method, path, at=64),
+    "broken-upload": lambda method, path: Rule("broken request", method, path, at=64),
+    "response-lost-after-success": lambda method, path: Rule("lost answer", method, path),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("failure", RETRIES)
+def test_a_storage_operation_fails_once(failure: str, operation: str, lab: Lab) -> None:
+    method, path = OPERATIONS[operation]
+    if failure == "broken-upload" and method not in ("POST", "PUT"):
+        pytest.skip("the request has no body")
+    random = chance(f"{failure} {operation}")
+    with StrictLake(os.environ["STORAGE_EMULATOR_HOST"]) as strict, Gate(strict.url) as gate:
+        for skip in (0, random.randrange(1, 3)):  # the first call of the operation, and a later one
+            with survived(lab, "lake", over=True, part="storage", fault=f"{operation}: {failure}") as run:
+                rule = RETRIES[failure](method, path)
+                rule.skip = skip
+                gate.rules, gate.happened = [rule], []
+                error = run(env={"STORAGE_EMULATOR_HOST": gate.url})
+                assert error is None, f"a failure that passes ended the run: {error!r}"
+                assert gate.happened or skip, f"{operation} is not used"
+                gate.rules = []
+
+
+BIGQUERY: Mapping[str, Callable[[], Rule]] = {
+    "503 for a load job": lambda: Rule("status", "POST", r"/jobs"),
+    "the answer to a load job is lost": lambda: Rule("lost answer", "POST", r"/jobs"),
+    "the connection is reset at a job": lambda: Rule("reset", "POST", r"/jobs"),
+    "a job's state cannot be read": lambda: Rule("reset", "GET", r"/jobs/"),
+    "503 for a job's state": lambda: Rule("status", "GET", r"/jobs/"),
+    "503 for query results": lambda: Rule("status", "GET", r"/queries/"),
+    "the answer to a new table is lost": lambda: Rule("lost answer", "POST", r"/tables"),
+    "the answer to a new dataset is lost": lambda: Rule("lost answer", "POST", r"/datasets(\?|$)"),
+    "500 for a dataset": lambda: Rule("status", "GET", r"/datasets/[^/]+(\?|$)", status=500),
+    "429 for everything, three times": lambda: Rule("status", status=429, times=3),
+}
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
+@pytest.mark.parametrize("fault", BIGQUERY)
+def test_bigquery_breaks(fault: str, over: bool, lab: Lab) -> None:
+    for skip in (0, 1, 2):
+        with (
+            Gate(os.environ["BIGQUERY_EMULATOR_HOST"]) as gate,
+            survived(lab, "warehouse", over=over, part="network", fault=f"BigQuery: {fault}") as run,
+        ):
+            rule = BIGQUERY[fault]()
+            rule.skip = skip
+            gate.rules = [rule]
+            run(env={"BIGQUERY_EMULATOR_HOST": gate.url})
+
+
+CUTS: Mapping[str, Callable[[int], Cut]] = {
+    "refused": lambda at: Cut("refuse", times=2),
+    "reset while it is sent": lambda at: Cut("reset", at),
+    "closed while it is sent": lambda at: Cut("close", at),
+    "reset while it answers": lambda at: Cut("reset", at % 4000, "down"),
+    "silent for two seconds": lambda at: Cut("stall", at, seconds=2),
+    "slow": lambda at: Cut("throttle", 0, seconds=0.02),
+}
+
+
+@pytest.fixture(scope="module")
+def wire(fault_stores: Stores) -> Iterator[Wire]:
+    """A wire before Postgres, and a block that names it."""
+    url = make_url(fault_stores.postgres_url)
+    assert url.host
+    assert url.port
+    with Wire(url.host, url.port) as made:
+        postgres_block(fault_stores.postgres_url, port=str(made.port)).save(f"{POSTGRES}-wire")
+        yield made
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
+@pytest.mark.parametrize("fault", CUTS)
+def test_the_connection_to_postgres_breaks(fault: str, over: bool, lab: Lab, wire: Wire) -> None:
+    random = chance(f"wire {fault} {over}")
+    for _ in range(4):
+        with survived(lab, "database", over=over, part="network", fault=f"Postgres: the connection is {fault}") as run:
+            wire.cuts, wire.happened = [CUTS[fault](random.randrange(600_000))], []
+            run(postgres_block=f"{POSTGRES}-wire")
+            wire.cuts = []

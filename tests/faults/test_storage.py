@@ -1,0 +1,230 @@
+"""Disks fill up, a lake is read-only, a bucket vanishes, credentials are revoked, a table is locked. Run by `make faults`."""
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from google.cloud import bigquery, storage
+from psycopg2 import sql
+from sqlalchemy import make_url
+
+from flows.tlc.errors import DiskFull, MisconfiguredBlock, TripDataError
+from tests.faults import digest
+from tests.faults.by_hand import StoreName, bring
+from tests.faults.lab import Lab, see
+from tests.faults.proxy import Gate, Rule
+from tests.faults.record import tried
+from tests.faults.test_network import FLOW, OPERATIONS, survived
+from tests.stores import connected
+from tests.strict_lake import StrictLake
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+_FROM_NOW_ON = 10**6
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for 65 MB, of which a run leaves 64 MB free."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=65m,mode=700", "faults", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("into", ["lake", "database"])
+@pytest.mark.parametrize("free", [0, 200_000, 64_000_000, 64_700_000])
+def test_the_scratch_disk_is_full(free: int, into: StoreName, lab: Lab, small_disk: Path) -> None:
+    with survived(lab, into, over=True, part="storage", fault=f"{into}: the scratch disk is full") as run:
+        ballast = small_disk / "ballast"
+        with ballast.open("wb") as file:
+            room = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+            file.write(b"\0" * max(0, room - free))
+        error = run(env={"TRIPS_SCRATCH": str(small_disk)})
+        if into == "database" or error is not None:
+            assert isinstance(error, DiskFull), error
+        assert {path.name for path in small_disk.iterdir()} == {"ballast"}, "an incomplete file is left"
+
+
+def test_the_scratch_disk_fills_up_while_a_file_of_unknown_size_comes(lab: Lab, small_disk: Path) -> None:
+    lab.ours.site.fault("/legacy/green_tripdata_2019-06.csv", times=None, missing=["length"])
+    try:
+        with survived(
+            lab, "database", over=True, part="storage", fault="database: the scratch disk fills up half-way"
+        ) as run:
+            (small_disk / "ballast").write_bytes(b"\0" * 900_000)
+            assert isinstance(run(env={"TRIPS_SCRATCH": str(small_disk)}), DiskFull)
+            assert {path.name for path in small_disk.iterdir()} == {"ballast"}
+            lab.ours.site.heal()
+    finally:
+        lab.ours.site.heal()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("skip", range(0, 30, 3))
+def test_credentials_for_the_lake_are_revoked_half_way(skip: int, status: int, lab: Lab) -> None:
+    with (
+        StrictLake(os.environ["STORAGE_EMULATOR_HOST"]) as strict,
+        Gate(strict.url) as gate,
+        survived(lab, "lake", over=True, part="storage", fault=f"lake: HTTP {status} from a certain request on") as run,
+    ):
+        gate.rules = [Rule("status", status=status, skip=skip, times=_FROM_NOW_ON)]
+        error = run(env={"STORAGE_EMULATOR_HOST": gate.url})
+        assert isinstance(error, MisconfiguredBlock), error
+        assert "credentials" in str(error)
+
+
+@pytest.mark.parametrize("operation", [name for name, (method, _) in OPERATIONS.items() if method != "GET"])
+def test_the_lake_is_read_only(operation: str, lab: Lab) -> None:
+    method, path = OPERATIONS[operation]
+    with (
+        StrictLake(os.environ["STORAGE_EMULATOR_HOST"]) as strict,
+        Gate(strict.url) as gate,
+        survived(lab, "lake", over=True, part="storage", fault="lake: writes are refused (403)") as run,
+    ):
+        gate.rules = [Rule("status", method, path, status=403, times=_FROM_NOW_ON)]
+        error = run(env={"STORAGE_EMULATOR_HOST": gate.url})
+        assert isinstance(error, MisconfiguredBlock), error
+        assert gate.happened
+
+
+@pytest.mark.parametrize("skip", [1, 4, 8, 12, 16])
+def test_the_bucket_is_deleted_half_way(skip: int, lab: Lab) -> None:
+    def deleted() -> None:
+        client = storage.Client()
+        for blob in client.list_blobs(lab.ours.bucket):
+            blob.delete()
+        client.bucket(lab.ours.bucket).delete()
+
+    expected = lab.expected("etl_web_gcs", over=False)
+    lab.prepare("etl_web_gcs", over=False)
+    with (
+        Gate(os.environ["STORAGE_EMULATOR_HOST"]) as gate,
+        tried("storage", "lake: the bucket is deleted half-way") as trial,
+    ):
+        gate.rules = [Rule("status", status=503, skip=skip, then=deleted)]
+        try:
+            with pytest.raises(Exception, match=r"bucket|not in the lake|vanished|404|deleted"):
+                bring(lab, "lake", env={"STORAGE_EMULATOR_HOST": gate.url})
+        finally:
+            if not storage.Client().bucket(lab.ours.bucket).exists():
+                storage.Client().create_bucket(lab.ours.bucket)
+        with trial.recovering():
+            bring(lab, "lake")
+        assert digest.different(expected, digest.whole(lab.ours)) == []
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("skip", range(0, 12, 2))
+def test_credentials_for_bigquery_are_revoked_half_way(skip: int, status: int, lab: Lab) -> None:
+    with (
+        Gate(os.environ["BIGQUERY_EMULATOR_HOST"]) as gate,
+        survived(
+            lab, "warehouse", over=True, part="storage", fault=f"BigQuery: HTTP {status} from a certain request on"
+        ) as run,
+    ):
+        gate.rules = [Rule("status", status=status, skip=skip, times=_FROM_NOW_ON)]
+        error = run(env={"BIGQUERY_EMULATOR_HOST": gate.url})
+        assert not gate.happened or isinstance(error, MisconfiguredBlock), error
+
+
+def test_postgres_is_out_of_connections(lab: Lab) -> None:
+    url = make_url(lab.ours.postgres_url)
+    admin = lab.ours.postgres_url.rpartition("/")[0] + "/postgres"
+    with survived(lab, "database", over=True, part="storage", fault="Postgres: no connection is left") as run:
+        _limit(admin, str(url.database), 1)
+        with connected(lab.ours.postgres_url):
+            error = run()
+            assert error is not None
+            assert "connection" in str(error)
+            assert str(url.password) not in str(error)
+        _limit(admin, str(url.database), -1)
+
+
+def _limit(admin: str, database: str, connections: int) -> None:
+    connection = psycopg2.connect(admin)
+    connection.autocommit = True
+    statement = sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(
+        sql.Identifier(database), sql.Literal(connections)
+    )
+    connection.cursor().execute(statement)
+    connection.close()
+
+
+@pytest.mark.parametrize("mode", ["ACCESS SHARE", "SHARE", "ACCESS EXCLUSIVE"])
+@pytest.mark.parametrize("table", ["green", "loads"])
+def test_somebody_has_a_lock_on_a_table(table: str, mode: str, lab: Lab) -> None:
+    with survived(
+        lab, "database", over=True, part="storage", fault=f"Postgres: somebody has a lock on `{table}`"
+    ) as run:
+        locked = psycopg2.connect(lab.ours.postgres_url)
+        locked.cursor().execute(f"LOCK TABLE {table} IN {mode} MODE")
+        running = threading.Thread(target=run)
+        running.start()
+        time.sleep(2)
+        locked.rollback()
+        locked.close()
+        running.join(300)
+        assert not running.is_alive()
+
+
+@pytest.mark.parametrize("into", ["lake", "warehouse", "database"])
+def test_something_of_that_name_is_not_ours(into: StoreName, lab: Lab) -> None:
+    lab.prepare(FLOW[into], over=False)
+    month = lab.month
+    match into:
+        case "lake":
+            lab.ours.blob(month.key).upload_from_string(b"made by df.to_parquet")
+        case "warehouse":
+            bigquery.Client().create_dataset(lab.ours.dataset, exists_ok=True)
+            bigquery.Client().query_and_wait(f"CREATE TABLE {lab.ours.dataset}.green AS SELECT 1 AS theirs")
+        case "database":
+            lab.ours.query("CREATE TABLE green (theirs int)")
+            lab.ours.query("INSERT INTO green VALUES (1)")
+
+    def there() -> object:
+        match into:
+            case "lake":
+                return lab.ours.blob(month.key).download_as_bytes()
+            case "warehouse":
+                return [
+                    dict(row) for row in bigquery.Client().query_and_wait(f"SELECT * FROM {lab.ours.dataset}.green")
+                ]
+            case _:
+                return lab.ours.query("SELECT * FROM green")
+
+    before = there()
+    with tried("storage", f"{into}: an object or table of that name is not ours"):
+        with pytest.raises(TripDataError, match=r"not made|did not make|was not written|not partitioned"):
+            bring(lab, into)
+        assert there() == before
+        assert see(lab)["lake"] == "absent" if into == "database" else True
+
+
+def test_the_disk_of_postgres_is_full(lab: Lab) -> None:
+    """A full disk ends a statement with an error of class 53. A function on `loads` raises that error at the last statement."""
+    with survived(
+        lab, "database", over=True, part="storage", fault="Postgres: its disk is full at the last statement"
+    ) as run:
+        lab.ours.query(
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE disk_full USING MESSAGE = 'could not extend file: No space left on device'; END $$"
+        )
+        lab.ours.query(
+            "CREATE TRIGGER full_disk BEFORE INSERT OR UPDATE ON loads FOR EACH ROW EXECUTE FUNCTION full_disk()"
+        )
+        error = run()
+        assert "No space left on device" in str(error)
+        lab.ours.query("DROP FUNCTION full_disk CASCADE")
