@@ -112,6 +112,10 @@ def _at_step(step: Mapping[str, Any], act: Callable[[], None]) -> None:
     _replace(step["name"], wrapped)
 
 
+def _fail() -> None:
+    raise ConnectionError("a failure that a test asked for")
+
+
 def _wait_for(file: Path) -> None:
     """Show that the step is reached, and wait until the file exists."""
     file.with_suffix(".reached").touch()
@@ -143,8 +147,8 @@ def install(hooks: Mapping[str, Any]) -> None:
 
     Args:
         hooks: `set`: values of module variables, by `module:name`. `retry_after`: seconds. `events`: file for the names of
-            events. `kill_at_event`: number of an event. `kill_at` and `pause_at`: a step `{"name", "when", "nth"}`; `pause_at`
-            also names the `file` to wait for. `tomorrow`: the run sweeps as if it were two days later.
+            events. `kill_at_event`: number of an event. `kill_at`, `fail_at` and `pause_at`: a step `{"name", "when", "nth"}`;
+            `pause_at` also names the `file` to wait for. `tomorrow`: the run sweeps as if it were two days later.
     """
     retry_soon(hooks.get("retry_after", 0.1))
     for path, value in hooks.get("set", {}).items():
@@ -153,6 +157,8 @@ def install(hooks: Mapping[str, Any]) -> None:
         _replace("flows.connectors.bucket:Bucket.delete_older", _tomorrow)
     if step := hooks.get("kill_at"):
         _at_step(step, _die)
+    if step := hooks.get("fail_at"):
+        _at_step(step, _fail)
     if step := hooks.get("pause_at"):
         _at_step(step, functools.partial(_wait_for, Path(step["file"])))
     if file := hooks.get("events"):

@@ -56,8 +56,8 @@ class Lab:
     programs: Programs
     folder: Path
     month: TripMonth = MONTH
-    _expected: dict[tuple[str, bool], dict[str, Any]] = field(default_factory=dict)
-    _opened: dict[str, Any] = field(default_factory=dict)
+    _expected: dict[tuple[str, bool], dict[str, Any]] = field(default_factory=dict, repr=False)
+    _opened: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def source(self) -> str:

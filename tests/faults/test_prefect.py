@@ -1,0 +1,218 @@
+"""What Prefect does to a run: retries, timeouts, cancellation, an API that is away, agents and workers that die."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+from prefect_gcp import GcpCredentials
+from prefect_gcp.cloud_storage import GcsBucket
+from rich.console import Console
+
+from local import demo
+from local.stack import Stack
+from tests.faults.crash import STEPS, require_whole
+from tests.faults.lab import CREDENTIALS, LAKE, POSTGRES, FlowName, Lab, until
+from tests.faults.programs import Programs
+from tests.faults.record import tried
+from tests.faults.test_services import kill_and_start
+from tests.flows.conftest import postgres_block
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+FLOWS: tuple[FlowName, ...] = ("etl_web_gcs", "etl_gcs_bq", "ingest_data")
+FILE = "/legacy/green_tripdata_2019-06.csv"
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
+@pytest.mark.parametrize(("flow", "step"), [(flow, step) for flow in FLOWS for step in STEPS[flow]])
+def test_a_step_that_fails_after_it_did_its_work_is_retried_and_duplicates_nothing(
+    flow: FlowName, step: str, over: bool, lab: Lab
+) -> None:
+    expected = lab.expected(flow, over=over)
+    lab.prepare(flow, over=over)
+    with tried("prefect", f"a step of `{flow}` fails after it did its work, and its task is retried") as trial:
+        lab.start(flow, {"fail_at": {"name": step, "when": "after"}}).succeeded()
+        trial.recovery = 0.0
+        require_whole(lab, expected)
+
+
+@pytest.mark.parametrize(
+    ("flow", "task", "step"),
+    [
+        ("etl_web_gcs", "extract_file", "flows.connectors.bucket:Bucket.add_metadata"),
+        ("etl_web_gcs", "transform", "flows.stores.lake:Lake._write"),
+        ("etl_web_gcs", "load", "flows.connectors.bucket:Bucket.copy"),
+        ("etl_gcs_bq", "load", "flows.stores.warehouse:Warehouse._load_from_lake"),
+        ("ingest_data", "transform", "flows.stores.database:Database._stage_rejects"),
+        ("ingest_data", "load", "flows.stores.database:Database._write_manifest"),
+    ],
+)
+def test_a_task_that_times_out_releases_what_it_had(
+    flow: FlowName, task: str, step: str, lab: Lab, tmp_path: Path
+) -> None:
+    """In Postgres, what it had is a transaction with locks on the staging table: the retry drops that table."""
+    expected = lab.expected(flow, over=True)
+    lab.prepare(flow, over=True)
+    hooks = {
+        "pause_at": {"name": step, "when": "before", "file": str(tmp_path / "never")},
+        "set": {f"flows.tasks.bring:{task}.timeout_seconds": 15.0},
+    }
+    with tried("prefect", f"the task `{task}` of `{flow}` times out and is retried") as trial:
+        lab.start(flow, hooks).succeeded()
+        trial.recovery = 0.0
+        require_whole(lab, expected)
+
+
+@pytest.fixture(scope="module")
+def on_server(orchestrator: Stack, lab: Lab) -> Iterator[Stack]:
+    """A Prefect server and an agent, with the deployments and the blocks of this suite."""
+    demo.prepare(orchestrator.environment(), Console(quiet=True))
+    with temporary_settings({PREFECT_API_URL: orchestrator.env["PREFECT_API_URL"]}):
+        credentials = GcpCredentials()
+        credentials.save(CREDENTIALS, overwrite=True)
+        GcsBucket(bucket=lab.ours.bucket, bucket_folder="data", gcp_credentials=credentials).save(LAKE, overwrite=True)
+        postgres_block(lab.ours.postgres_url).save(POSTGRES, overwrite=True)
+        yield orchestrator
+
+
+@pytest.fixture(scope="module")
+def with_server(on_server: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+    """Programs whose runs are kept by the server."""
+    env = dict(os.environ) | {
+        "PREFECT_API_URL": on_server.env["PREFECT_API_URL"],
+        "TRIPS_ALLOW_SOURCES": "file,private",
+    }
+    with Programs(tmp_path_factory.mktemp("with-server"), env) as made:
+        yield made
+
+
+@pytest.mark.parametrize("how", ["stopped for 20 seconds", "killed and started again"])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_the_api_is_away_in_mid_run(
+    flow: FlowName, how: str, lab: Lab, on_server: Stack, with_server: Programs, tmp_path: Path
+) -> None:
+    expected = lab.expected(flow, over=True)
+    lab.prepare(flow, over=True)
+    go_on, server = tmp_path / "go.on", on_server.executors["prefect"]
+    hooks = {"pause_at": {"name": STEPS[flow][-3], "when": "before", "file": str(go_on)}}
+    with tried("prefect", f"the API is {how} while `{flow}` runs") as trial:
+        run = with_server.start(flow, *lab.arguments(flow, lab.month), hooks=hooks)
+        until(go_on.with_suffix(".reached").exists)
+        if how.startswith("stopped"):
+            server.stop()
+            go_on.touch()
+            time.sleep(20)
+            server.start()
+        else:
+            kill_and_start(on_server, "prefect")
+            go_on.touch()
+        run.wait(900)
+        trial.recovery = 0.0
+        if run.status:
+            with trial.recovering():
+                with_server.start(flow, *lab.arguments(flow, lab.month)).succeeded(900)
+        require_whole(lab, expected)
+
+
+def _client(call: str, *arguments: Any, **named: Any) -> Any:
+    async def ask() -> Any:
+        async with get_client() as client:
+            return await getattr(client, call)(*arguments, **named)
+
+    return asyncio.run(ask())
+
+
+def _deployed(flow: FlowName, lab: Lab) -> UUID:
+    """Start a run of a deployment, and return its id."""
+    name = {"etl_web_gcs": demo.LAKE, "ingest_data": demo.DATABASE}[flow]
+    deployment = _client("read_deployment_by_name", name)
+    block = POSTGRES if flow == "ingest_data" else LAKE
+    parameters = {"color": "green", "year": 2019, "months": [6], "block_name": block, "source": lab.source}
+    run = _client("create_flow_run_from_deployment", deployment.id, parameters=parameters)
+    return UUID(str(run.id))
+
+
+def _state(run: UUID) -> str:
+    read: FlowRun = _client("read_flow_run", run)
+    return read.state.name if read.state else ""
+
+
+def _asked(lab: Lab) -> bool:
+    return any(request.method == "GET" and request.path == FILE for request in list(lab.ours.site.traffic.requests))
+
+
+@pytest.fixture
+def stalled(lab: Lab, on_server: Stack) -> Iterator[None]:
+    """The site is silent in the middle of the file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIPS_ALLOW_SOURCES", "file,private")
+        on_server.stop("agent")
+        on_server.start("agent")
+        lab.ours.site.forget_requests()
+        yield
+    lab.ours.site.heal()
+
+
+@pytest.mark.parametrize("flow", ["etl_web_gcs", "ingest_data"])
+def test_a_run_that_is_cancelled_stops_and_leaves_the_old_month(
+    flow: FlowName, lab: Lab, on_server: Stack, stalled: None
+) -> None:
+    expected, allowed = lab.expected(flow, over=True), lab.states(flow, over=True)
+    lab.ours.site.forget_requests()
+    lab.ours.site.fault(FILE, methods=("GET",), stall=120, stall_at=100_000)
+    with tried("prefect", f"a run of `{flow}` is cancelled through the API") as trial:
+        run = _deployed(flow, lab)
+        until(lambda: _asked(lab), 300)
+        _client("set_flow_run_state", run, Cancelling(), force=True)
+        began = time.monotonic()
+        until(lambda: _state(run) == "Cancelled", 110)
+        assert time.monotonic() - began < 100
+        from tests.faults.lab import see
+
+        assert all(see(lab)[store] in states for store, states in allowed.items())
+        lab.ours.site.heal()
+        with trial.recovering():
+            lab.start(flow).succeeded()
+        require_whole(lab, expected)
+
+
+def test_an_agent_that_is_killed_in_mid_run(lab: Lab, on_server: Stack, stalled: None) -> None:
+    expected = lab.expected("ingest_data", over=True)
+    lab.prepare("ingest_data", over=True)
+    lab.ours.site.forget_requests()
+    lab.ours.site.fault(FILE, methods=("GET",), stall=5, stall_at=100_000)
+    with tried("prefect", "the agent is killed while a run is at work, and started again") as trial:
+        _deployed("ingest_data", lab)
+        until(lambda: _asked(lab), 300)
+        process = on_server.executors["agent"].process
+        assert process
+        os.kill(process.pid, signal.SIGKILL)
+        on_server.stop("agent")
+        on_server.start("agent")
+        with trial.recovering():
+            run = _deployed("ingest_data", lab)
+            until(lambda: _state(run) == "Completed", 600)
+        require_whole(lab, expected)
+
+
+def test_a_deployment_that_is_edited_while_it_runs(lab: Lab, on_server: Stack, stalled: None) -> None:
+    expected = lab.expected("ingest_data", over=True)
+    lab.prepare("ingest_data", over=True)
+    lab.ours.site.forget_requests()
+    lab.ours.site.fault(FILE, methods=("GET",), stall=5, stall_at=100_000)
+    with tried("prefect", "a deployment is edited while its run is at work") as trial:
+        run = _deployed("ingest_data", lab)
+        until(lambda: _asked(lab), 300)
+        demo.prepare(on_server.environment(), Console(quiet=True))
+        until(lambda: _state(run) == "Completed", 600)
+        trial.recovery = 0.0
+        require_whole(lab, expected)
