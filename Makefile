@@ -74,7 +74,8 @@ test-memory: $(INSTALLED)
 
 # Hours: it breaks everything in every way, from a seed. Results go to .local/faults.jsonl, for `make reliability`.
 faults: $(INSTALLED)
-	@SEED='$(or $(SEED),0)' KILLS='$(or $(KILLS),12)' FUZZ='$(or $(FUZZ),1000000)' $(PY) -m pytest -p no:randomly tests/faults $(ARGS)
+	@mkdir -p .local && rm -f .local/faults.jsonl
+	@FAULTS_FILE=.local/faults.jsonl SEED='$(or $(SEED),0)' KILLS='$(or $(KILLS),12)' FUZZ='$(or $(FUZZ),1000000)' $(PY) -m pytest -p no:randomly tests/faults $(ARGS)
 
 reliability: $(INSTALLED)
 	@$(PY) -m tests.faults.table
