@@ -56,6 +56,7 @@ class Lab:
     programs: Programs
     folder: Path
     month: TripMonth = MONTH
+    _prepared: int = 0
     _expected: dict[tuple[str, bool], dict[str, Any]] = field(default_factory=dict, repr=False)
     _opened: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -81,7 +82,9 @@ class Lab:
         self, flow: FlowName, hooks: Mapping[str, Any] | None = None, month: TripMonth | None = None, **variables: str
     ) -> Run:
         """Start a flow's program for one month, in small pieces."""
-        given = {"set": SMALL} | dict(hooks or {})
+        given = dict(hooks or {})
+        given["set"] = {**SMALL, **given.get("set", {})}
+        variables = {"TRIPS_SCRATCH": str(self.folder / f"scratch-{self._prepared}")} | variables
         return self.programs.start(flow, *self.arguments(flow, month or self.month), hooks=given, **variables)
 
     def arguments(self, flow: FlowName, month: TripMonth) -> list[object]:
@@ -133,6 +136,7 @@ class Lab:
 
     def prepare(self, flow: FlowName, *, over: bool) -> None:
         """Bring the stores into the state in which the flow starts: empty, or with the first edition, the second published."""
+        self._prepared += 1  # another scratch folder: a file that an earlier run fetched is not there
         self.wipe()
         self.publish(1)
         into = STORES_OF[flow]

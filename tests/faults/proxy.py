@@ -197,9 +197,11 @@ class Gate:
                         continue
                     rule.times -= 1
                     self.happened.append((rule, f"{method} {path}"))
-                    rule.then()
-                    return rule
-        return None
+                    break
+            else:
+                return None
+        rule.then()
+        return rule
 
 
 class _Passing(BaseHTTPRequestHandler):

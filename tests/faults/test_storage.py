@@ -6,7 +6,9 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
+import httpx
 import psycopg2
 import pytest
 from google.cloud import bigquery, storage
@@ -100,13 +102,21 @@ def test_the_lake_is_read_only(operation: str, lab: Lab) -> None:
         assert gate.happened
 
 
+def keys_of(lake: str, bucket: str) -> list[str]:
+    """Return the names of all objects of a bucket."""
+    return [
+        item["name"] for item in httpx.get(f"{lake}/storage/v1/b/{bucket}/o").raise_for_status().json().get("items", [])
+    ]
+
+
 @pytest.mark.parametrize("skip", [1, 4, 8, 12, 16])
 def test_the_bucket_is_deleted_half_way(skip: int, lab: Lab) -> None:
+    lake = os.environ["STORAGE_EMULATOR_HOST"]  # while the run is at work, the variable names the gate
+
     def deleted() -> None:
-        client = storage.Client()
-        for blob in client.list_blobs(lab.ours.bucket):
-            blob.delete()
-        client.bucket(lab.ours.bucket).delete()
+        for key in keys_of(lake, lab.ours.bucket):
+            httpx.delete(f"{lake}/storage/v1/b/{lab.ours.bucket}/o/{quote(key, safe='')}").raise_for_status()
+        httpx.delete(f"{lake}/storage/v1/b/{lab.ours.bucket}").raise_for_status()
 
     expected = lab.expected("etl_web_gcs", over=False)
     lab.prepare("etl_web_gcs", over=False)
@@ -210,7 +220,6 @@ def test_something_of_that_name_is_not_ours(into: StoreName, lab: Lab) -> None:
         with pytest.raises(TripDataError, match=r"not made|did not make|was not written|not partitioned"):
             bring(lab, into)
         assert there() == before
-        assert see(lab)["lake"] == "absent" if into == "database" else True
 
 
 def test_the_disk_of_postgres_is_full(lab: Lab) -> None:
