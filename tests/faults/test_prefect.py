@@ -21,7 +21,7 @@ from rich.console import Console
 from local import demo
 from local.stack import Stack
 from tests.faults.crash import STEPS, require_whole
-from tests.faults.lab import CREDENTIALS, LAKE, POSTGRES, FlowName, Lab, until
+from tests.faults.lab import CREDENTIALS, LAKE, POSTGRES, FlowName, Lab, see, until
 from tests.faults.programs import Programs
 from tests.faults.record import tried
 from tests.faults.test_services import kill_and_start
@@ -176,8 +176,6 @@ def test_a_run_that_is_cancelled_stops_and_leaves_the_old_month(
         began = time.monotonic()
         until(lambda: _state(run) == "Cancelled", 110)
         assert time.monotonic() - began < 100
-        from tests.faults.lab import see
-
         assert all(see(lab)[store] in states for store, states in allowed.items())
         lab.ours.site.heal()
         with trial.recovering():

@@ -18,7 +18,7 @@ from sqlalchemy import make_url
 from flows.tlc.errors import DiskFull, MisconfiguredBlock, TripDataError
 from tests.faults import digest
 from tests.faults.by_hand import StoreName, bring
-from tests.faults.lab import Lab, see
+from tests.faults.lab import Lab
 from tests.faults.proxy import Gate, Rule
 from tests.faults.record import tried
 from tests.faults.test_network import FLOW, OPERATIONS, survived
