@@ -58,6 +58,7 @@ class Lab:
     month: TripMonth = MONTH
     _prepared: int = 0
     _expected: dict[tuple[str, bool], dict[str, Any]] = field(default_factory=dict, repr=False)
+    _new: dict[tuple[str, bool], dict[str, str]] = field(default_factory=dict, repr=False)
     _opened: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -162,15 +163,15 @@ class Lab:
             self.start(flow).succeeded()
             assert digest.staging(self.ours) == []
             self._expected[flow, over] = digest.whole(self.ours)
+            self._new[flow, over] = see(self)
         return self._expected[flow, over]
 
     def states(self, flow: FlowName, *, over: bool) -> dict[str, set[str]]:
-        """Return, for each store of the flow, the states that a reader may see: the old month and the new one."""
+        """Prepare the stores. Return, for each store of the flow, what a reader may see: the old month and the new one."""
         self.expected(flow, over=over)
-        new = see(self)
         self.prepare(flow, over=over)
         old = see(self)
-        return {store: {old[store], new[store]} for store in STORES_OF[flow]}
+        return {store: {old[store], self._new[flow, over][store]} for store in STORES_OF[flow]}
 
 
 def _nothing(count: int, share: float) -> None:

@@ -25,6 +25,8 @@ def _reset(connection: socket.socket) -> None:
     with suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     with suppress(OSError):
+        connection.shutdown(socket.SHUT_RD)  # wakes a thread that reads from it, without which it would stay open
+    with suppress(OSError):
         connection.close()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,13 @@ FLOW: Mapping[StoreName, FlowName] = {"lake": "etl_web_gcs", "warehouse": "etl_g
 FILE = r"green_tripdata_2019-06\.csv"
 _FROM_NOW_ON = 10**6
 _LIBRARIES = ("google", "requests", "psycopg2", "urllib3", "httpx")  # a task fails with their errors, after its retries
+
+
+def _of_any_address(found: Mapping[str, Any], url: str) -> dict[str, Any]:
+    """Return a digest without the site's address, and without the last known count, which is that of the same address."""
+    text = json.dumps(found).replace(url, "http://site")
+    any_address: dict[str, Any] = json.loads(re.sub(r'(\\*"known_rows\\*": )(\\*"\w+\\*"|null)', r"\1null", text))
+    return any_address
 
 
 @contextmanager
@@ -60,7 +68,9 @@ def survived(
                 bring(lab, into)
         else:
             trial.recovery = 0.0
-        found = json.loads(json.dumps(digest.whole(lab.ours)).replace(url or "no url", lab.ours.site.url))
+        found = digest.whole(lab.ours)
+        if url:
+            expected, found = _of_any_address(expected, lab.ours.site.url), _of_any_address(found, url)
         assert digest.different(expected, found) == []
         require_whole(lab, digest.whole(lab.ours))
 
