@@ -8,7 +8,7 @@ import pytest
 from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
 
-from local.stack import Stack
+from local.servers.stack import Stack
 from tests.faults.lab import CREDENTIALS, LAKE, POSTGRES, Lab
 from tests.faults.programs import Programs
 from tests.flows.conftest import postgres_block

@@ -35,7 +35,7 @@ from flows.tlc.reading import recognise, recognise_end
 from flows.tlc.sources import Ending, PublishedFile
 from flows.tlc.stream import MonthStream
 from flows.tlc.trips import TripMonth
-from local.tripfiles import write_month
+from local.trip_files.writing import write_month
 from tests.real_files import DATA
 
 SECONDS = 30  # for one input

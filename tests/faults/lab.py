@@ -22,7 +22,7 @@ from flows.connectors.web import look_up, source_of
 from flows.stores import Target
 from flows.tasks.stores import open_store
 from flows.tlc.trips import PASSING_KEYS, Rows, Terms, TripMonth
-from local.tripfiles import Faults, write_month
+from local.trip_files.writing import BadRows, write_month
 from tests.faults import digest
 from tests.faults.programs import Programs, Run
 from tests.stores import Stores
@@ -72,8 +72,8 @@ class Lab:
         name = f"{at.stem}.csv"
         path = self.folder / f"{edition}-{name}"
         if not path.exists():
-            faults = Faults(unconvertible=3, too_few_fields=2) if edition == 1 else Faults()
-            write_month(path, at.color, at.year, at.month, rows=ROWS, edition=edition, faults=faults)
+            faults = BadRows(unconvertible=3, too_few_fields=2) if edition == 1 else BadRows()
+            write_month(path, at.color, at.year, at.month, rows=ROWS, edition=edition, bad_rows=faults)
         self.ours.site.put(name, path)
         put = self.ours.site.find(name)
         assert put

@@ -19,7 +19,7 @@ from prefect_gcp.cloud_storage import GcsBucket
 from rich.console import Console
 
 from local import demo
-from local.stack import Stack
+from local.servers.stack import Stack
 from tests.faults.crash import STEPS, require_whole
 from tests.faults.lab import CREDENTIALS, LAKE, POSTGRES, FlowName, Lab, see, until
 from tests.faults.programs import Programs

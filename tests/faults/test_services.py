@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mirakuru.exceptions import ExecutorError
 
-from local.stack import Stack
+from local.servers.stack import Stack
 from tests.faults.crash import require_whole
 from tests.faults.lab import FlowName, Lab, until
 from tests.faults.record import tried
