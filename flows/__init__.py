@@ -3,6 +3,7 @@
 | to change                                          | open                              |
 |----------------------------------------------------|-----------------------------------|
 | a flow's parameters and steps | `{etl_web_gcs,etl_gcs_bq,ingest_data,load_zones,query_lake,replay_quarantine}.py` |
+| how a month is taken out of stores, and which editions are deleted | `withdraw.py`, `prune_editions.py` |
 | which months need an update, how stores differ from a source | `bring_up_to_date.py`, `catalog.py`, `tlc/catalog.py` |
 | the steps that bring one month into one store      | `tasks/bring.py`                  |
 | what a month is compared with before it is fetched | `stores/origins.py`               |
@@ -10,7 +11,10 @@
 | how several months run at once, and how they fail  | `tasks/months.py`                 |
 | the list of stores, what each must do, which blocks open it | `stores/__init__.py`, `tasks/stores.py` |
 | how a store stages, publishes and lists months     | `stores/{lake,warehouse,database}.py` |
-| the lake's copies of published files               | `stores/raw_zone.py`              |
+| which months the lake has, had, or lost by a withdrawal | `stores/manifests.py`        |
+| the lake's copies of published files, earlier editions too | `stores/raw_zone.py`      |
+| a machine's copy of a published file               | `stores/kept_file.py`             |
+| how editions are listed, compared and deleted, and months withdrawn | `tasks/editions.py` |
 | the taxi zones in each store                       | `stores/zones.py`, `tasks/zones.py`, `tlc/zones.py` |
 | reports and pictures in the UI, progress           | `tasks/{report,picture,progress,survey}.py` |
 | notifications                                      | `tasks/notify.py`                 |

@@ -10,9 +10,8 @@ if not __package__:  # run as a file: Python looks for modules in the file's fol
 from prefect import flow
 
 from blocks import GCS_BUCKET
-from flows.connectors.web import source_of
 from flows.stores import Target
-from flows.stores.origins import Web
+from flows.stores.origins import origin_of
 from flows.tasks.bring import bring
 from flows.tasks.command import run_as_program
 from flows.tasks.months import chosen_months, each_month, named_for_months
@@ -24,6 +23,7 @@ from flows.tlc.trips import (
     AtLeastOne,
     Bound,
     Color,
+    EditionName,
     Month,
     OptionalMonths,
     OptionalYear,
@@ -48,6 +48,7 @@ def etl_web_gcs(
     source: SourceName = "official",
     rows: Rows = "all",
     schema: SchemaRule = "strict",
+    edition: EditionName = "",
 ) -> Outcome:
     """Bring one month of trips into the lake, exactly once.
 
@@ -59,9 +60,10 @@ def etl_web_gcs(
         source: official (TLC's Parquet), mirror (DataTalksClub's CSV), or a URL template with {color}, {year}, {month:02d}.
         rows: all, or with_passengers to leave out trips with a passenger_count of zero.
         schema: strict (an unknown column stops the month), or accept_new_columns (unknown columns are kept as published).
+        edition: Load this edition from the lake's raw zone instead, and pin the month to it: first 12 digits of its sha256.
     """
     [trip_month] = trip_months(color, year, [month])
-    return bring(trip_month, Web(source_of(source), Terms(rows, schema)), Target("lake", block_name))
+    return bring(trip_month, origin_of(source, edition, Terms(rows, schema), [trip_month]), Target("lake", block_name))
 
 
 @flow(name="etl-parent-flow", flow_run_name=named_for_months(), **flow_options())
@@ -76,6 +78,7 @@ def etl_parent_flow(
     at_once: AtLeastOne = 2,
     since: Bound = "",
     until: Bound = "",
+    edition: EditionName = "",
 ) -> list[Outcome]:
     """Bring months of trips into the lake, exactly once. A month that fails does not stop the others.
 
@@ -90,13 +93,14 @@ def etl_parent_flow(
         at_once: How many months are processed at the same time.
         since: First month of a range, such as 2019-02 or 2019, with until. Wins over the stored year and months of a deployment.
         until: Last month of the range, such as 2019-03 or 2019.
+        edition: Load this edition from the lake's raw zone instead, and pin the month to it: first 12 digits of its sha256.
     """
     chosen = chosen_months(color, year, months, since, until)
-    source_of(source)
+    origin_of(source, edition, Terms(rows, schema), chosen)
     require_usable(Target("lake", block_name))
 
     def load(trip_month: TripMonth) -> Outcome:
-        return etl_web_gcs(color, trip_month.year, trip_month.month, block_name, source, rows, schema)
+        return etl_web_gcs(color, trip_month.year, trip_month.month, block_name, source, rows, schema, edition)
 
     return each_month("etl-web-gcs", chosen, at_once, load)
 

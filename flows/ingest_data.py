@@ -8,10 +8,9 @@ if not __package__:  # run as a file: Python looks for modules in the file's fol
 
 from prefect import flow
 
-from blocks import POSTGRES
-from flows.connectors.web import source_of
+from blocks import GCS_BUCKET, POSTGRES
 from flows.stores import Target
-from flows.stores.origins import Web
+from flows.stores.origins import origin_of
 from flows.tasks.bring import bring
 from flows.tasks.command import run_as_program
 from flows.tasks.months import chosen_months, each_month, named_for_months
@@ -19,7 +18,7 @@ from flows.tasks.policy import flow_options
 from flows.tasks.stores import require_usable
 from flows.tlc.manifest import Outcome
 from flows.tlc.sources import SourceName
-from flows.tlc.trips import AtLeastOne, Bound, Color, OptionalMonths, OptionalYear, Rows, Terms
+from flows.tlc.trips import AtLeastOne, Bound, Color, EditionName, OptionalMonths, OptionalYear, Rows, Terms
 
 
 @flow(name="ingest-data", flow_run_name=named_for_months(), **flow_options())
@@ -33,6 +32,8 @@ def ingest_data(
     at_once: AtLeastOne = 1,
     since: Bound = "",
     until: Bound = "",
+    edition: EditionName = "",
+    lake_block: str = GCS_BUCKET,
 ) -> list[Outcome]:
     """Bring months of trips into Postgres, exactly once. A month that fails does not stop the others.
 
@@ -46,10 +47,13 @@ def ingest_data(
         at_once: How many months are processed at the same time.
         since: First month of a range, such as 2019-02 or 2019, with until. Wins over the stored year and months of a deployment.
         until: Last month of the range, such as 2019-03 or 2019.
+        edition: Load this edition from the lake's raw zone instead, and pin the month to it: first 12 digits of its sha256.
+        lake_block: Name of the GcsBucket block that is the lake; used only with an edition.
     """
     chosen = chosen_months(color, year, months, since, until)
-    origin, into = Web(source_of(source), Terms(rows)), Target("database", database_block=block_name)
-    require_usable(into)
+    origin = origin_of(source, edition, Terms(rows), chosen)
+    into = Target("database", lake_block, database_block=block_name)
+    require_usable(into, *([into.with_store("lake")] if edition else []))
     return each_month("ingest-data", chosen, at_once, lambda trip_month: bring(trip_month, origin, into))
 
 

@@ -183,7 +183,9 @@ class Postgres:
             if column.postgres_name not in present:
                 run(cursor, "ALTER TABLE {table} ADD COLUMN {column}", table=table, column=_defined(column))
 
-    def rows(self, cursor: "Cursor", statement: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
+    def rows(
+        self, cursor: "Cursor", statement: str | sql.Composed, values: Sequence[object] = ()
+    ) -> list[dict[str, Any]]:
         """Run a query and return each row as a dict by column name."""
         cursor.execute(statement, values)
         names = [column.name for column in cursor.description or ()]

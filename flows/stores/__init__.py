@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
-from flows.tlc.catalog import ListedMonth
+from flows.tlc.catalog import Also, ListedMonth
 from flows.tlc.manifest import Manifest, Outcome, Present, RawFile
 from flows.tlc.pipeline import Add
 from flows.tlc.sources import PublishedFile
@@ -32,14 +32,26 @@ class MonthStore(Protocol):
     def remembered(self, trip_month: TripMonth) -> Manifest | None:
         """Return the manifest of a month, to compare another month with, or None."""
 
-    def months(self, colors: Iterable[str]) -> dict[TripMonth, ListedMonth]:
-        """Return every month of the colors that the store has."""
+    def months(self, colors: Iterable[str], also: Also = "") -> dict[TripMonth, ListedMonth]:
+        """Return every month of the colors that the store has. If `also` is "withdrawn", add those withdrawn from it."""
+
+    def history(self, trip_month: TripMonth) -> list[Manifest]:
+        """Return the manifest of each publication and withdrawal of a month, oldest first."""
 
     def stage(self, raw: Any, terms: Terms, run: str, add: Add) -> Any:
         """Write a month where no reader sees it yet, count its rows and check it."""
 
     def publish(self, staged: Any, present: Present, run_id: str) -> Outcome:
         """Publish a staged month atomically, and write its manifest. `present` is the state that the run found at its start."""
+
+    def withdraw(self, trip_month: TripMonth, run_id: str) -> Outcome:
+        """Delete a month's rows and mark its manifest as withdrawn, atomically for readers. Change nothing the second time.
+
+        Any later load of the month restores it.
+
+        Raises:
+            TripDataError: The store does not have the month.
+        """
 
     def page(self, manifest: Manifest) -> str:
         """Return the URL of a web page about the month; "" if there is none."""
@@ -56,6 +68,9 @@ class FileStore(MonthStore, Protocol):
 
     def raw_of(self, manifest: Manifest) -> RawFile | None:
         """Return the published file that a month was made from; None if it has to be fetched again."""
+
+    def edition(self, trip_month: TripMonth, name: str) -> RawFile:
+        """Return an edition of a month's file from the lake, by the first digits of its sha256, for `stage` to read."""
 
     def remember(self, manifest: Manifest) -> None:
         """Write the manifest of a month without changing its rows."""
@@ -124,7 +139,9 @@ def _warehouse(target: Target, load_block: LoadBlock) -> Any:
 def _database(target: Target, load_block: LoadBlock) -> Any:
     from flows.stores.database import Database
 
-    return Database.from_block(load_block("sqlalchemy-connector", target.database_block), target.database_block)
+    block = load_block("sqlalchemy-connector", target.database_block)
+    # Only a run that loads an edition again needs the lake.
+    return Database.from_block(block, target.database_block, lambda: _lake(target, load_block))
 
 
 STORES: Mapping[Store, Kind] = {

@@ -4,11 +4,11 @@ A month is staged by COPY into its own staging table. If the month is new, that 
 partition exists already, only rows that differ are written to it.
 """
 
+import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing, suppress
 from tempfile import SpooledTemporaryFile
-from typing import IO, TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 import psycopg2
 import pyarrow as pa
@@ -21,25 +21,38 @@ from flows.connectors.copy_format import encode, write_rejects
 from flows.connectors.known_months import last_known_rows
 from flows.connectors.postgres import UPDATED, Postgres, composed, listed, names_of, run, value
 from flows.connectors.web import Download
-from flows.tlc.addresses import shown
+from flows.stores.kept_file import KeptFile
 from flows.tlc.attention import warnings_of
-from flows.tlc.catalog import ListedMonth
-from flows.tlc.errors import MisconfiguredBlock, NotReconciled, UnreadableFile
-from flows.tlc.manifest import LOADS_COLUMNS, Changes, Manifest, Outcome, Present, RawFile, StagedMonth, Status
+from flows.tlc.catalog import Also, ListedMonth
+from flows.tlc.errors import MisconfiguredBlock, NotReconciled, TripDataError
+from flows.tlc.manifest import (
+    LOADS_COLUMNS,
+    Changes,
+    Manifest,
+    Outcome,
+    Present,
+    RawFile,
+    StagedMonth,
+    Status,
+    timeline,
+)
 from flows.tlc.pipeline import Add, ahead
 from flows.tlc.schema import KEY, QUARANTINE_COLUMNS, arrow_schema, columns
 from flows.tlc.sources import PublishedFile
-from flows.tlc.stream import MonthStream
+from flows.tlc.stream import Content, MonthStream
 from flows.tlc.trips import Store, Terms, TripMonth
 
 if TYPE_CHECKING:
     from prefect_sqlalchemy import SqlAlchemyConnector
     from psycopg2.extensions import cursor as Cursor  # noqa: N812 - a class in lower case
 
+    from flows.stores.lake import Lake
+
 _IN_MEMORY = 8 << 20  # bytes of rejects; more are spooled to disk
 # For one transaction: with the server's small defaults, a month's join and index would spill to disk.
 _ROOM = "SET LOCAL work_mem = '128MB'; SET LOCAL maintenance_work_mem = '256MB'"
 _NONE_YET = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)  # or a table of an older version
+_OF_MONTH = "SELECT * FROM {table} WHERE color = %s AND file_month = %s"
 
 # Each color's number in this project's advisory locks. Never change one: different versions must exclude each other. The
 # first four colors share four numbers per month; the numbers of further colors are 1 << 20, (1 << 20) + 1 and so on.
@@ -52,12 +65,13 @@ class Database:
 
     name: Store = "database"
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, open_lake: "Callable[[], Lake]") -> None:
         self.postgres = Postgres(engine)
+        self._open_lake = open_lake
 
     @classmethod
-    def from_block(cls, block: "SqlAlchemyConnector", block_name: str) -> "Database":
-        """Return the database that a block points to."""
+    def from_block(cls, block: "SqlAlchemyConnector", block_name: str, open_lake: "Callable[[], Lake]") -> "Database":
+        """Return the database that a block points to. `open_lake` opens the lake that has the earlier editions."""
         try:
             engine = block.get_engine()
         except (ImportError, SQLAlchemyError):  # another driver, which is not installed
@@ -67,7 +81,7 @@ class Database:
                 f"block sqlalchemy-connector/{block_name} is not for PostgreSQL with the driver postgresql+psycopg2;"
                 " edit it in the UI, or make another with `python -m blocks.register`."
             )
-        return cls(engine)
+        return cls(engine, open_lake)
 
     def check(self) -> None:
         """Raise `MisconfiguredBlock` unless the block's user can log in and create tables."""
@@ -94,9 +108,20 @@ class Database:
                 )
             except _NONE_YET:
                 return None
-        return Manifest.from_row(rows[0]) if rows else None
+        return Manifest.from_row(rows[0]) if rows and not rows[0].get("withdrawn_at") else None
 
-    def months(self, colors: Iterable[str]) -> dict[TripMonth, ListedMonth]:
+    def history(self, trip_month: TripMonth) -> list[Manifest]:
+        """Return the manifest of each publication and withdrawal of a month, oldest first."""
+        rows = [row for table in ("loads_history", "loads") for row in self._rows_of(table, trip_month)]
+        return timeline(*map(Manifest.from_row, rows))
+
+    def _rows_of(self, table: str, trip_month: TripMonth) -> list[dict[str, Any]]:
+        """Return a month's rows of a table of manifests; none if the table does not exist yet."""
+        with suppress(*_NONE_YET), self.postgres.transaction() as cursor:
+            return self.postgres.rows(cursor, composed(_OF_MONTH, table=table), _key_of(trip_month))
+        return []
+
+    def months(self, colors: Iterable[str], also: Also = "") -> dict[TripMonth, ListedMonth]:
         """Return every month of the colors. Two queries; no trips are read."""
         with self.postgres.transaction() as cursor:
             cursor.execute("SELECT inhrelid::regclass::text FROM pg_inherits")
@@ -106,8 +131,8 @@ class Database:
             except _NONE_YET:
                 return {}
         manifests = [Manifest.from_row(row) for row in rows]
-        there = [m for m in manifests if m.color in colors and m.trip_month.postgres_partition in partitions]
-        return {m.trip_month: ListedMonth(m, m.size, True) for m in there}
+        there = [m for m in manifests if (also if m.withdrawn_at else m.trip_month.postgres_partition in partitions)]
+        return {m.trip_month: ListedMonth(m, m.size, True) for m in there if m.color in colors}
 
     def page(self, manifest: Manifest) -> str:
         """Return "": the database has no web page about a month."""
@@ -130,13 +155,21 @@ class Database:
         raw = scratch.raw_of(manifest)
         return raw if scratch.has(raw) else None
 
+    def edition(self, trip_month: TripMonth, name: str) -> RawFile:
+        """Return an edition of a month's file in the lake, by the first digits of its sha256."""
+        return self._open_lake().edition(trip_month, name)
+
+    def _content(self, raw: RawFile) -> Content:
+        """Return the bytes of a raw file: of the lake if it is there, else of this machine's scratch folder."""
+        return self._open_lake().content(raw) if raw.key.startswith("raw/") else KeptFile(raw)
+
     # Stage and publish a month.
 
     def stage(self, raw: RawFile, terms: Terms, run: str, add: Add) -> StagedMonth:
         """COPY a raw file's trips into the month's staging table. Parsing and copying overlap."""
         trip_month = raw.trip_month
         self._ensure_tables(trip_month.color)
-        stream = MonthStream(raw, KeptFile(raw), terms.rows, terms.schema, add)
+        stream = MonthStream(raw, self._content(raw), terms.rows, terms.schema, add)
         with (
             scratch.disk_full_explained(str(trip_month)),
             SpooledTemporaryFile(_IN_MEMORY, dir=str(scratch.folder())) as rejects,
@@ -152,7 +185,7 @@ class Database:
             fed = fed.remove(fed.get_field_index(KEY[0].name))
             with closing(ahead(encode(tables(), fed))) as pieces:
                 staging = self._copy(trip_month, pieces, rejects)
-        return stream.staged(key=staging)
+        return stream.staged(key=staging, pinned=terms.pinned)
 
     def _ensure_tables(self, color: str) -> None:
         with self.postgres.transaction() as cursor:
@@ -161,6 +194,7 @@ class Database:
                 (color, columns(color), [column.name for column in KEY], " PARTITION BY LIST (file_month)"),
                 # Shared by all colors: the manifests of loaded months, and the rows that did not fit.
                 ("loads", LOADS_COLUMNS, ["color", "file_month"], ""),
+                ("loads_history", LOADS_COLUMNS, ["color", "file_month", "published_at"], ""),
                 ("quarantine", LOADS_COLUMNS[:2] + QUARANTINE_COLUMNS, ["color", "file_month", "row_number"], ""),
             ):
                 self.postgres.ensure_table(cursor, table, wanted, key, partitioned)
@@ -216,11 +250,7 @@ class Database:
         partition = trip_month.postgres_partition
         with self.postgres.transaction() as cursor:
             cursor.execute(_ROOM)
-            cursor.execute(
-                "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s))",
-                (partition, trip_month.color),
-            )
-            if value(cursor):
+            if self._is_attached(cursor, trip_month):
                 published = self._merge(cursor, trip_month, staging)
             else:
                 self._attach(cursor, trip_month, staging)
@@ -233,6 +263,14 @@ class Database:
             self._publish_rejects(cursor, manifest, _rejects_table(staging))
             self._write_manifest(cursor, manifest.model_copy(update=dict(published)))
         return published
+
+    def _is_attached(self, cursor: "Cursor", trip_month: TripMonth) -> bool:
+        """Return whether the month has a partition in its color's table."""
+        cursor.execute(
+            "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s))",
+            (trip_month.postgres_partition, trip_month.color),
+        )
+        return bool(value(cursor))
 
     def _publish_rejects(self, cursor: "Cursor", manifest: Manifest, staging: str) -> None:
         month, quarantined = (manifest.color, manifest.file_month), sum(manifest.quarantined.values())
@@ -300,10 +338,32 @@ class Database:
 
     def remember(self, manifest: Manifest) -> None:
         """Write the month's row of `loads` without changing its trips."""
+        self._ensure_tables(manifest.color)
         with self.postgres.transaction() as cursor:
             self._write_manifest(cursor, manifest)
 
+    def withdraw(self, trip_month: TripMonth, run_id: str) -> Outcome:
+        """Drop a month's partition, delete its quarantined rows and mark its row in `loads`, in one transaction."""
+        self._ensure_tables(trip_month.color)
+        with self.postgres.transaction() as cursor:
+            rows = self.postgres.rows(cursor, composed(_OF_MONTH, table="loads"), _key_of(trip_month))
+            manifest = Manifest.from_row(rows[0]) if rows else None
+            if manifest is None or not (manifest.withdrawn_at or self._is_attached(cursor, trip_month)):
+                raise TripDataError(
+                    f"{trip_month} is not in Postgres; there is nothing to withdraw. Nothing was changed."
+                )
+            again = bool(manifest.withdrawn_at)
+            if not again:
+                manifest = manifest.withdrawn(run_id)
+                run(cursor, "DROP TABLE {partition}", partition=trip_month.postgres_partition)
+                cursor.execute("DELETE FROM quarantine WHERE color = %s AND file_month = %s", _key_of(trip_month))
+                self._write_manifest(cursor, manifest)
+        done = not again or (run_id and manifest.flow_run_id == run_id)
+        return Outcome(store="database", status="withdrawn" if done else "unchanged", manifest=manifest)
+
     def _write_manifest(self, cursor: "Cursor", manifest: Manifest) -> None:
+        """Write the month's row of `loads`. Append it to `loads_history`, and the row before it if an older version did not."""
+        self._append_to_history(cursor, manifest)
         row = manifest.row()
         run(
             cursor,
@@ -313,34 +373,20 @@ class Database:
             values=sql.SQL(", ").join(sql.Placeholder() * len(row)),
             updates=listed(row, UPDATED),
         )
+        self._append_to_history(cursor, manifest)
+
+    def _append_to_history(self, cursor: "Cursor", manifest: Manifest) -> None:
+        run(
+            cursor,
+            "INSERT INTO loads_history ({names}) SELECT {names} FROM loads WHERE color = %s AND file_month = %s"
+            " ON CONFLICT DO NOTHING",
+            (manifest.color, manifest.file_month),
+            names=listed(names_of(LOADS_COLUMNS)),
+        )
 
 
-@dataclass(frozen=True)
-class KeptFile:
-    """The bytes of a raw file in the scratch folder. They are fetched again if the folder does not have exactly those bytes."""
-
-    raw: RawFile
-
-    @contextmanager
-    def file(self) -> Iterator[BinaryIO]:
-        """Open the file."""
-        raw = self.raw
-        file = scratch.opened(raw)
-        if file is None:
-            again = scratch.keep(raw.published, Download)
-            file = scratch.opened(raw)
-            if file is None:
-                raise UnreadableFile(
-                    f"{raw.trip_month}: {shown(raw.published.url)} changed while it was being loaded"
-                    f" (sha256 {again.sha256[:12]}…, was {raw.sha256[:12]}…). Nothing was loaded; run again."
-                )
-        with file:
-            yield file
-
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the bytes."""
-        with self.file() as file:
-            yield from scratch.pieces(file)
+def _key_of(trip_month: TripMonth) -> tuple[str, dt.date]:
+    return trip_month.color, trip_month.file_month
 
 
 def _rejects_table(staging: str) -> str:

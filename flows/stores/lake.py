@@ -2,8 +2,7 @@
 
 import datetime as dt
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -11,26 +10,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from flows.connectors import scratch
 from flows.connectors.bucket import Bucket, Object
 from flows.connectors.known_months import last_known_rows
-from flows.stores.raw_zone import RAW_FACTS, RawZone
+from flows.stores.manifests import MANIFEST, LakeManifests, manifest_of
+from flows.stores.raw_zone import RAW_FACTS, content_type
 from flows.tlc.attention import warnings_of
-from flows.tlc.catalog import ListedMonth
 from flows.tlc.compare import compare
 from flows.tlc.errors import (
     Gone,
-    MisconfiguredBlock,
     NotReconciled,
     Overtaken,
     SchemaMismatch,
     TooManyRejects,
+    TripDataError,
     UnreadableFile,
     WrongMonth,
 )
-from flows.tlc.manifest import Changes, Manifest, Outcome, Present, RawFile, StagedMonth
+from flows.tlc.manifest import Changes, Manifest, Outcome, Present, RawFile, StagedMonth, Status
 from flows.tlc.pipeline import Add
 from flows.tlc.schema import KEY, arrow_schema
 from flows.tlc.stream import MonthStream
@@ -40,14 +38,11 @@ if TYPE_CHECKING:
     from prefect_gcp.cloud_storage import GcsBucket
 
 _ROW_GROUP = 128 << 10  # rows
-_AT_ONCE = 8  # manifests read at the same time; the client keeps ten connections
-_MANIFEST = "manifest"
 _ROOM = 3 << 10  # characters of a manifest; Google allows 8 KiB of metadata per object, compatible servers allow less
-_PARQUET = "application/vnd.apache.parquet"
 _OTHERS_TIME = 30.0  # seconds to wait for the manifest of another run that has published its object
 
 
-class Lake(RawZone):
+class Lake(LakeManifests):
     """Store of months in a bucket. Its raw zone has the published files."""
 
     name: Store = "lake"
@@ -59,78 +54,6 @@ class Lake(RawZone):
         """Raise `MisconfiguredBlock` unless the bucket exists and can be read."""
         self.bucket.check()
 
-    # What the lake has.
-
-    def present(self, trip_month: TripMonth) -> Present:
-        """Return the state of a month in the lake.
-
-        An object counts as written by this project if it has the metadata `staged`. If another tool replaced the metadata,
-        it counts if a manifest names its generation.
-
-        Raises:
-            MisconfiguredBlock: The month's key has an object that this project did not write.
-        """
-        found = self.bucket.stat(trip_month.key)
-        written = self.remembered(trip_month)
-        if not found:
-            return Present()
-        finished = written is not None and written.generation == found.generation
-        if "staged" not in found.metadata and not finished:
-            raise MisconfiguredBlock(
-                f"{self.bucket.uri(trip_month.key)} is there already and was not written by this project; move it away, or give"
-                " the GcsBucket block another folder. Nothing was loaded."
-            )
-        return Present(manifest=_manifest_of(found, written), generation=found.generation, finished=finished)
-
-    def remembered(self, trip_month: TripMonth) -> Manifest | None:
-        """Return the month's written manifest; None if there is none or it is not valid."""
-        return self._read_manifest(trip_month.manifest_key)
-
-    def _read_manifest(self, key: str) -> Manifest | None:
-        with suppress(ValidationError, UnicodeDecodeError):
-            text = self.bucket.read_text(key)
-            return Manifest.model_validate_json(text) if text is not None else None
-        return None
-
-    def current(self, trip_month: TripMonth) -> Manifest | None:
-        """Return the manifest of the month's object, or None.
-
-        It is found even if the run that published the object has not written the manifest: the object's metadata has a copy.
-        """
-        present = self.bucket.stat(trip_month.key)
-        return _manifest_of(present, self.remembered(trip_month)) if present else None
-
-    def required(self, trip_month: TripMonth) -> Manifest:
-        """Return the manifest of the month's object. Raise `Gone` if the lake has no month, or no readable manifest of it."""
-        manifest = self.current(trip_month)
-        if manifest is not None:
-            return manifest
-        uri = self.bucket.uri(trip_month.key)
-        if not self.bucket.stat(trip_month.key):
-            raise Gone(f"{trip_month} is not in the lake ({uri}); run etl-web-gcs for it first.")
-        raise Gone(f"{uri} has no readable manifest; run etl-web-gcs for {trip_month} again.")
-
-    def months(self, colors: Iterable[str]) -> dict[TripMonth, ListedMonth]:
-        """Return every month of the colors. Two listings per color, and the manifests, several at a time."""
-        return {
-            manifest.trip_month: ListedMonth(manifest, present.size, finished)
-            for color in dict.fromkeys(colors)
-            for manifest, present, finished in self._published(color)
-        }
-
-    def _published(self, color: str) -> list[tuple[Manifest, Object, bool]]:
-        """Return a color's months, oldest first: the manifest, the object, and whether its run wrote the manifest."""
-        objects = self.bucket.listing(f"{color}/")
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            manifests = pool.map(self._read_manifest, self.bucket.listing(f"manifests/{color}/"))
-            written = {manifest.key: manifest for manifest in manifests if manifest}
-        found = [(_manifest_of(present, written.get(key)), present) for key, present in objects.items()]
-        return [(manifest, present, manifest == written.get(present.key)) for manifest, present in found if manifest]
-
-    def page(self, manifest: Manifest) -> str:
-        """Return the URL of the month's object in Google's console."""
-        return self.bucket.page(manifest.key)
-
     # Stage and publish a month.
 
     def stage(self, raw: RawFile, terms: Terms, run: str, add: Add) -> StagedMonth:
@@ -141,10 +64,9 @@ class Lake(RawZone):
         self._sweep()
         stream = MonthStream(raw, self.content(raw), terms.rows, terms.schema, add)
         try:
-            return self._write(stream, run)
+            return self._write(stream, run).model_copy(update={"pinned": terms.pinned})
         except (UnreadableFile, SchemaMismatch, TooManyRejects, WrongMonth):
-            published = self.current(raw.trip_month)
-            if not published or published.sha256 != raw.sha256:
+            if raw.sha256 not in {manifest.sha256 for manifest in self.history(raw.trip_month)}:
                 self.forget(raw, run)
             raise
 
@@ -196,19 +118,24 @@ class Lake(RawZone):
             quarantine_key=trip_month.quarantine_key if staged.quarantine_key else "",
             extra_key=trip_month.extra_key if staged.extra_key else "",
         )
+        if staged.raw.key != raw_key:
+            # The month's object is published first, the raw file after it. If this run dies in between, the bytes are safe.
+            self.secure(self.bucket.stat(staged.raw.key), raw_key)
         while True:
             before = self.remembered(trip_month)
+            if replaces and (was := self.current(trip_month)):
+                self.note(was)  # an older version wrote no history, and a run may have died before it did
             changes = self._changes(staged, replaces)
             rows = last_known_rows(staged.raw.published.url, before)
             manifest = manifest.model_copy(update={**dict(changes), "replaces": replaces, "known_rows": rows})
             # The object's metadata carries the manifest, too: if this run dies, a reader finds both or neither.
             noted = {"staged": staged.key, "replaces": replaces, **dict(changes)}
             packed = manifest.packed()
-            carried = {_MANIFEST: packed} if len(packed) <= _ROOM else {}
+            carried = {MANIFEST: packed} if len(packed) <= _ROOM else {}
             try:
                 metadata = {name: str(fact) for name, fact in noted.items()} | carried
                 published = self.bucket.copy(
-                    staged.key, staged.generation, trip_month.key, replaces, metadata, _PARQUET
+                    staged.key, staged.generation, trip_month.key, replaces, metadata, content_type(trip_month.key)
                 )
                 break
             except Overtaken:
@@ -230,14 +157,16 @@ class Lake(RawZone):
         manifest = manifest.model_copy(update={"generation": published.generation})
         for key, staged_side in side_keys.items():
             self._publish_beside(staged_side, key, published)
+        self.note(manifest)
         self.remember(manifest)
         self._delete_staged(staged.key, *side_keys.values())
         warnings = warnings_of(manifest, before if replaces else None)
         return Outcome(store="lake", status="replaced" if replaces else "loaded", manifest=manifest, warnings=warnings)
 
     def _delete_staged(self, *keys: str) -> None:
-        for key in filter(None, keys):
-            self.bucket.delete(key)
+        for key in keys:
+            if key.startswith(PASSING_KEYS):  # an earlier edition that is published again stays where it is
+                self.bucket.delete(key)
 
     def _changes(self, staged: StagedMonth, replaces: int) -> Changes:
         """Return the rows that publishing will insert, update and remove, compared with generation `replaces`."""
@@ -273,26 +202,38 @@ class Lake(RawZone):
                 return
             with suppress(Overtaken):
                 if source:
+                    if key.startswith("raw/"):
+                        self.secure(kept, key)
                     ours = {name: text for name, text in source.metadata.items() if name in RAW_FACTS}
-                    kind = _PARQUET if key.endswith(".parquet") else "application/octet-stream"
-                    bucket.copy(staged, source.generation, key, kept.generation, ours, kind)
+                    bucket.copy(staged, source.generation, key, kept.generation, ours, content_type(key))
                 elif kept and not staged:  # if `staged` is named but gone, an earlier attempt has published it
                     bucket.delete(key, kept.generation)
                 return
 
-    def remember(self, manifest: Manifest) -> None:
-        """Write the month's manifest: the last step of publishing.
+    # Withdraw a month.
 
-        Write nothing if the lake has another generation of the month now: the run that published it writes its manifest.
+    def withdraw(self, trip_month: TripMonth, run_id: str) -> Outcome:
+        """Delete a month's objects, and mark its manifest. The published files stay. A run that died is completed by the next.
+
+        Raises:
+            TripDataError: The lake does not have the month.
+            Overtaken: Another run published the month at the same time.
         """
-        key = manifest.trip_month.manifest_key
-        while True:
-            current = self.bucket.stat(key)
-            if not self.bucket.holds(manifest.trip_month.key, manifest.generation):
-                return
-            with suppress(Overtaken):  # another run wrote first: check again
-                self.bucket.write_text(key, manifest.model_dump_json(indent=1), current.generation)
-                return
+        month, manifest = self.bucket.stat(trip_month.key), self._written(trip_month)
+        if month and (current := manifest_of(month, manifest)):
+            manifest = current.withdrawn(run_id)
+            self.note(manifest)
+            self._write_manifest(manifest, manifest.generation)
+        if manifest is None or not manifest.withdrawn_at:
+            raise TripDataError(f"{trip_month} is not in the lake; there is nothing to withdraw. Nothing was changed.")
+        status: Status = "withdrawn" if month or (run_id and manifest.flow_run_id == run_id) else "unchanged"
+        if month:
+            for key in (trip_month.quarantine_key, trip_month.extra_key):
+                self._publish_beside("", key, month)
+            self.bucket.delete(trip_month.key, manifest.generation)
+            # A run that published the month just before may have written its own manifest over the mark.
+            self._write_manifest(manifest, 0)
+        return Outcome(store="lake", status=status, manifest=manifest)
 
     # Read trips, for other stores and for queries.
 
@@ -343,14 +284,6 @@ class Lake(RawZone):
         """Return the whole table of a small Parquet object."""
         with self.bucket.ranges(present) as file:
             return pq.read_table(file, pre_buffer=False)
-
-
-def _manifest_of(present: Object, written: Manifest | None) -> Manifest | None:
-    """Return the written manifest if it names this generation, else the copy in the object's metadata."""
-    if written and written.generation == present.generation:
-        return written
-    carried = Manifest.unpacked(present.metadata.get(_MANIFEST, ""))
-    return carried and carried.model_copy(update={"generation": present.generation})
 
 
 def parquet_writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:

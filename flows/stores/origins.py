@@ -1,18 +1,20 @@
-"""Where a store's months come from: a source on the web, the lake, or the same files that its months were made from."""
+"""Where a store's months come from: a source on the web, an edition in the lake's raw zone, the lake, or their own files."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from flows.connectors.known_months import known_publication
-from flows.connectors.web import published_at
+from flows.connectors.web import published_at, source_of
 from flows.stores import STORES, MonthStore
 from flows.tlc.catalog import refusal
-from flows.tlc.errors import NotPublished, TripDataError
+from flows.tlc.errors import NotPublished, TripDataError, UnknownEdition
 from flows.tlc.manifest import Manifest, Present, RawFile
 from flows.tlc.sources import Ending, PublishedFile, Source
-from flows.tlc.trips import Terms, TripMonth
+from flows.tlc.trips import EDITION_DIGITS, Terms, TripMonth
 
 
 class LookedUp(BaseModel):
@@ -32,9 +34,23 @@ class LookedUp(BaseModel):
     """The SHA-256 that the file must have; "" if any edition is accepted."""
 
     def loaded_from(self, raw: RawFile | Manifest) -> Manifest | None:
-        """Return the store's manifest of the month if the month was made from exactly the bytes of `raw`, else None."""
+        """Return the store's manifest of the month if the month was made from exactly the bytes of `raw`, else None.
+
+        Its pin is that of this run.
+        """
+        manifest = self.present.manifest
         again = isinstance(raw, RawFile) and not self.sha256 and self.present.holds(raw, self.terms.rows)
-        return self.present.manifest if again else None
+        return manifest.model_copy(update={"pinned": self.terms.pinned}) if manifest and again else None
+
+    @property
+    def why_same_bytes(self) -> str:
+        """Return why there is nothing to load if the month was made from the same bytes, as `why` does."""
+        before = self.present.manifest.pinned if self.present.manifest else ""
+        if self.terms.pinned:
+            return f"has edition {self.terms.pinned} already, and is pinned to it now; its rows stay as they are"
+        if before:
+            return f"is not pinned to edition {before} any more; its source has the same bytes, so its rows stay as they are"
+        return "was published again with the same bytes; nothing to do"
 
 
 @dataclass(frozen=True)
@@ -48,12 +64,50 @@ class Web:
         """Ask the source for the month. Raise `NotPublished`, or `RefusedMonth` if it is known to be published."""
         present = store.present(trip_month)
         published = _published(trip_month, self.source.url(trip_month), self.source.ending, store, present.manifest)
-        if present.covers(published, self.terms.rows):
+        pinned = present.manifest.pinned if present.manifest else ""
+        if present.covers(published, self.terms.rows) and not pinned:  # this run removes a pin
             new = present.manifest.new_columns if present.manifest else ()
             accepted = f"; its new columns ({', '.join(new)}) were accepted" if new else ""
             why = f"is unchanged at its source and in {STORES[store.name].title}{accepted}; nothing to do"
             return LookedUp(present=present, found=published, unchanged=present.manifest, why=why)
         return LookedUp(present=present, found=published, terms=self.terms)
+
+
+@dataclass(frozen=True)
+class FromEdition:
+    """One edition in the lake's raw zone. A month that is loaded from it is pinned to it."""
+
+    name: str
+    terms: Terms
+
+    def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
+        """Find the edition. Raise `UnknownEdition`, which lists the editions of the month, if it is not there."""
+        present, raw = store.present(trip_month), store.edition(trip_month, self.name)
+        terms = replace(self.terms, pinned=raw.sha256[:EDITION_DIGITS])
+        manifest: Manifest | None = present.manifest
+        if manifest and manifest.pinned == terms.pinned and present.holds(raw, terms.rows):
+            why = f"is pinned to edition {terms.pinned} in {STORES[store.name].title} already; nothing to do"
+            return LookedUp(present=present, found=raw, unchanged=manifest, why=why)
+        return LookedUp(present=present, found=raw, terms=terms)
+
+
+def origin_of(source: str, edition: str, terms: Terms, trip_months: Sequence[TripMonth]) -> Web | FromEdition:
+    """Return the edition of a run's only month if one is named, else the source. Raise an error for either if it is malformed."""
+    web = Web(source_of(source), terms)
+    if not edition:
+        return web
+    name = edition.lower()
+    if not re.fullmatch(f"[0-9a-f]{{{EDITION_DIGITS},64}}", name):
+        raise UnknownEdition(
+            f"edition {edition!r} is not the name of an edition: give the first {EDITION_DIGITS} or more hexadecimal digits of"
+            " its sha256. `python flows/catalog.py --editions 'green 2021-01'` lists them. Nothing was started."
+        )
+    if len(trip_months) != 1:
+        raise UnknownEdition(
+            f"edition {name} belongs to one month, and {len(trip_months)} months are named; name only that month."
+            " Nothing was started."
+        )
+    return FromEdition(name, terms)
 
 
 @dataclass(frozen=True)
@@ -86,11 +140,11 @@ class Again:
             return LookedUp(present=present, found=before, unchanged=before, why=why)
         raw = store.raw_of(before)
         found = raw or _published(trip_month, before.url, before.published.ending, store, before)
-        terms = Terms(before.rule, before.schema_rule)
+        terms = Terms(before.rule, before.schema_rule, before.pinned)
         return LookedUp(present=present, found=found, terms=terms, sha256=before.sha256)
 
 
-Origin = Web | FromLake | Again
+Origin = Web | FromEdition | FromLake | Again
 """Where a store's months come from. `look_up` compares the month there with the month in the store."""
 
 

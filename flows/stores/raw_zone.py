@@ -1,24 +1,75 @@
-"""The lake's raw zone: every published file, byte for byte, under `raw/`."""
+"""The lake's raw zone: every published file, byte for byte, under `raw/`; earlier editions under `raw/{color}/editions/`."""
 
 import datetime as dt
 import hashlib
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, get_args
+from typing import IO, cast, get_args
 
 from flows.connectors import scratch
 from flows.connectors.bucket import Bucket, Object
 from flows.connectors.web import Download
-from flows.tlc.errors import Gone, Overtaken
+from flows.tlc.addresses import shown
+from flows.tlc.errors import Gone, Overtaken, UnknownEdition
 from flows.tlc.manifest import Manifest, RawFile, Verified
 from flows.tlc.pipeline import Add, ahead
-from flows.tlc.sources import PublishedFile
-from flows.tlc.trips import TripMonth, staged_key
+from flows.tlc.sources import ENDINGS, Ending, PublishedFile
+from flows.tlc.trips import COLORS, EDITION_DIGITS, TripMonth, edition_key, staged_key
 
 # Metadata keys of a raw file. Servers and other tools add their own keys, and some servers refuse those keys from a client.
 RAW_FACTS = ("url", "etag", "last_modified", "upload", "sha256", "fetched_at", "verified")
+
+
+_RAW_KEY = re.compile(
+    rf"raw/\w+/(?:editions/)?(?P<color>{'|'.join(COLORS)})_tripdata_(?P<year>\d{{4}})-(?P<month>\d{{2}})"
+    rf"(?:-[0-9a-f]{{{EDITION_DIGITS}}})?(?P<ending>{'|'.join(map(re.escape, ENDINGS))})"
+)
+
+
+def content_type(key: str) -> str:
+    """Return the content type of an object by its key."""
+    return "application/vnd.apache.parquet" if key.endswith(".parquet") else "application/octet-stream"
+
+
+@dataclass(frozen=True)
+class Edition:
+    """One edition of a month's file: the same bytes in one object or two."""
+
+    trip_month: TripMonth
+    ending: Ending
+    objects: tuple[Object, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Return the digest of its bytes."""
+        return self.objects[0].metadata["sha256"]
+
+    @property
+    def name(self) -> str:
+        """Return its name for people."""
+        return self.sha256[:EDITION_DIGITS]
+
+    @property
+    def fetched_at(self) -> str:
+        """Return when the file was fetched last, in ISO 8601; "" if that is unknown."""
+        return max(present.metadata.get("fetched_at", "") for present in self.objects)
+
+    @property
+    def raw(self) -> RawFile:
+        """Return the file, described as its source described it."""
+        first = self.objects[0]
+        about = {name: first.metadata.get(name) or None for name in ("etag", "last_modified")}
+        published = PublishedFile(
+            trip_month=self.trip_month, url=first.metadata.get("url", ""), ending=self.ending, size=first.size, **about
+        )
+        return _raw_file(published, first)
+
+    def __str__(self) -> str:
+        about = self.raw.published
+        return f"{self.name} ({about.size:,} bytes, fetched {self.fetched_at or 'at an unknown time'} from {shown(about.url)})"
 
 
 class _SameBytes(Exception):
@@ -69,13 +120,68 @@ class RawZone:
     def raw_of(self, manifest: Manifest) -> RawFile:
         """Return the published file that a month was made from. Raise `Gone` if the raw zone does not have it."""
         published = manifest.published
-        present = self.bucket.stat(manifest.trip_month.raw_key(published.ending))
-        if present.metadata.get("sha256") != manifest.sha256:
-            raise Gone(
-                f"{manifest.trip_month}: the file it was made of (sha256 {manifest.sha256[:12]}…) is not in the lake any more;"
-                " run etl-web-gcs to fetch the month again."
-            )
-        return _raw_file(published, present).model_copy(update={"verified": manifest.verified})
+        key = manifest.trip_month.raw_key(published.ending)
+        for present in map(self.bucket.stat, (key, edition_key(key, manifest.sha256))):
+            if present.metadata.get("sha256") == manifest.sha256:
+                return _raw_file(published, present).model_copy(update={"verified": manifest.verified})
+        raise Gone(
+            f"{manifest.trip_month}: the file it was made of (sha256 {manifest.edition}…) is not in the lake any more;"
+            " run etl-web-gcs to fetch the month again."
+        )
+
+    def editions(self, trip_month: TripMonth) -> list[Edition]:
+        """Return the editions of a month's file that the raw zone has, the newest first."""
+        plain = trip_month.raw_key("")
+        return self._editions(plain, edition_key(plain, "")).get(trip_month, [])
+
+    def every_edition(self, color: str) -> dict[TripMonth, list[Edition]]:
+        """Return the editions of every month of a color, the newest first."""
+        return self._editions(f"raw/{color}/")
+
+    def _editions(self, *prefixes: str) -> dict[TripMonth, list[Edition]]:
+        found: dict[TripMonth, dict[str, Edition]] = {}
+        for present in (there for prefix in prefixes for there in self.bucket.listing(prefix).values()):
+            name, sha256 = _RAW_KEY.fullmatch(present.key), present.metadata.get("sha256")
+            if name and sha256:  # without sha256, a run is still at work on it, or died
+                trip_month = TripMonth(name["color"], int(name["year"]), int(name["month"]))
+                editions = found.setdefault(trip_month, {})
+                others = editions[sha256].objects if sha256 in editions else ()
+                # The published file's own key comes first: only there is nothing to copy if the edition is loaded again.
+                objects = tuple(sorted((*others, present), key=lambda there: "/editions/" in there.key))
+                editions[sha256] = Edition(trip_month, cast(Ending, name["ending"]), objects)
+        return {
+            month: sorted(editions.values(), key=lambda edition: edition.fetched_at, reverse=True)
+            for month, editions in sorted(found.items())
+        }
+
+    def edition(self, trip_month: TripMonth, name: str) -> RawFile:
+        """Return the edition whose sha256 begins with `name`. Raise `UnknownEdition` unless there is exactly one."""
+        editions = self.editions(trip_month)
+        found = [edition for edition in editions if edition.sha256.startswith(name)]
+        if len(found) == 1:
+            return found[0].raw
+        there = "; ".join(map(str, editions)) or "none"
+        raise UnknownEdition(
+            f"{trip_month}: {len(found) or 'no'} editions in the lake's raw zone begin with {name}. There are: {there}."
+            " Nothing was loaded."
+        )
+
+    def secure(self, present: Object, raw_key: str) -> None:
+        """Copy a whole raw file to the key of its edition, unless a copy is there. `raw_key` is its key when it is published."""
+        sha256 = present.metadata.get("sha256")
+        if sha256:
+            facts = {name: text for name, text in present.metadata.items() if name in RAW_FACTS}
+            with suppress(
+                Overtaken, Gone
+            ):  # there is a copy already; or another run replaced the file, and secured it before
+                self.bucket.copy(
+                    present.key, present.generation, edition_key(raw_key, sha256), 0, facts, content_type(raw_key)
+                )
+
+    def delete_edition(self, edition: Edition) -> None:
+        """Delete every object of an edition. Raise `Overtaken` if one of them was replaced meanwhile."""
+        for present in edition.objects:
+            self.bucket.delete(present.key, present.generation)
 
     def has(self, raw: RawFile) -> bool:
         """Return whether a raw file is unchanged since it was extracted."""
@@ -114,7 +220,8 @@ class RawContent:
                     yield piece
                 return
             except Gone:
-                for key in (raw.key, raw.published.trip_month.raw_key(raw.published.ending)):
+                plain = raw.published.trip_month.raw_key(raw.published.ending)
+                for key in (raw.key, plain, edition_key(plain, raw.sha256)):
                     present = self.bucket.stat(key)
                     if _same_file(raw, present):
                         generation = present.generation

@@ -4,7 +4,7 @@ A month is loaded from the lake, and replaced atomically.
 """
 
 import datetime as dt
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,9 @@ import pyarrow as pa
 from flows.connectors.bigquery import NO_SUCH, BigQuery, Values
 from flows.stores.lake import Lake
 from flows.tlc.attention import warnings_of
-from flows.tlc.catalog import ListedMonth
-from flows.tlc.errors import NotReconciled, SchemaMismatch
-from flows.tlc.manifest import LOADS_COLUMNS, Changes, Manifest, Outcome, Present, StagedCopy, Status
+from flows.tlc.catalog import Also, ListedMonth
+from flows.tlc.errors import NotReconciled, SchemaMismatch, TripDataError
+from flows.tlc.manifest import LOADS_COLUMNS, Changes, Manifest, Outcome, Present, StagedCopy, Status, timeline
 from flows.tlc.pipeline import Add
 from flows.tlc.schema import KEY, KINDS, arrow_schema, columns
 from flows.tlc.trips import Store, Terms, TripMonth, Via, dataset_named
@@ -23,7 +23,8 @@ from flows.tlc.trips import Store, Terms, TripMonth, Via, dataset_named
 if TYPE_CHECKING:
     from prefect_gcp import GcpCredentials
 
-_LOADS = "loads"
+_LOADS, _HISTORY = "loads", "loads_history"
+_OF_MONTH = "WHERE color = @color AND file_month = @file_month"
 
 
 class Warehouse:
@@ -43,29 +44,41 @@ class Warehouse:
 
     def present(self, trip_month: TripMonth) -> Present:
         """Return the state of a month in the warehouse: empty if its row count differs from the one in `loads`."""
-        values: Values = {"color": ("STRING", trip_month.color), "file_month": ("DATE", trip_month.file_month)}
         with suppress(*NO_SUCH):
-            for manifest in self._manifests("WHERE color = @color AND file_month = @file_month", values):
-                if self._count(trip_month) == manifest.loaded:
+            for manifest in self._of_month(_LOADS, trip_month):
+                if not manifest.withdrawn_at and self._count(trip_month) == manifest.loaded:
                     return Present(manifest=manifest)
         return Present()
+
+    def history(self, trip_month: TripMonth) -> list[Manifest]:
+        """Return the manifest of each publication and withdrawal of a month, oldest first."""
+        found: list[Manifest] = []
+        for table in (_HISTORY, _LOADS):
+            with suppress(*NO_SUCH):  # an older version wrote no history
+                found += self._of_month(table, trip_month)
+        return timeline(*found)
 
     def remembered(self, trip_month: TripMonth) -> Manifest | None:
         """Return the lake's manifest of a month."""
         return self.lake.remembered(trip_month)
 
-    def months(self, colors: Iterable[str]) -> dict[TripMonth, ListedMonth]:
+    def months(self, colors: Iterable[str], also: Also = "") -> dict[TripMonth, ListedMonth]:
         """Return every month of the colors, from `loads`. One query; no trips are read."""
         with suppress(*NO_SUCH):
-            return {m.trip_month: ListedMonth(m, m.size, True) for m in self._manifests() if m.color in colors}
+            listed = [m for m in self._manifests(_LOADS) if m.color in colors and (also or not m.withdrawn_at)]
+            return {m.trip_month: ListedMonth(m, m.size, True) for m in listed}
         return {}
 
     def _table(self, name: str) -> str:
         return self.bigquery.sql_name(name)
 
-    def _manifests(self, where: str = "", values: Values | None = None) -> list[Manifest]:
-        rows = self.bigquery.query(f"SELECT * FROM {self._table(_LOADS)} {where}", values)  # noqa: S608
+    def _manifests(self, table: str, where: str = "", values: Values | None = None) -> list[Manifest]:
+        rows = self.bigquery.query(f"SELECT * FROM {self._table(table)} {where}", values)  # noqa: S608
         return [Manifest.from_row(row) for row in rows]
+
+    def _of_month(self, table: str, trip_month: TripMonth) -> list[Manifest]:
+        values: Values = {"color": ("STRING", trip_month.color), "file_month": ("DATE", trip_month.file_month)}
+        return self._manifests(table, _OF_MONTH, values)
 
     def _count(self, trip_month: TripMonth) -> int:
         query = f"SELECT COUNT(*) AS n FROM {self._table(trip_month.color)} WHERE file_month = @file_month"  # noqa: S608
@@ -83,7 +96,7 @@ class Warehouse:
         _require_same_types(trip_month, self.lake.footer(manifest).schema.to_arrow_schema())
         self.bigquery.ensure_dataset(self.lake.bucket.location)
         self.bigquery.ensure_table(trip_month.color, columns(trip_month.color), KEY[0].name)
-        self.bigquery.ensure_table(_LOADS, LOADS_COLUMNS)
+        self._ensure_loads()
         if self._via == "load_job":
             return StagedCopy(manifest=manifest)
         staged = 0
@@ -127,7 +140,7 @@ class Warehouse:
             self.lake.bucket.require(lake_month.trip_month.key, lake_month.generation)
             self._require_reconciled(lake_month)
             manifest = published()
-            self.bigquery.query(*self._remembering(manifest))
+            self._remember(manifest)
         status: Status = "replaced" if before else "loaded"
         return Outcome(store="warehouse", status=status, manifest=manifest, warnings=warnings_of(manifest, before))
 
@@ -156,8 +169,7 @@ class Warehouse:
             f" WHEN NOT MATCHED BY TARGET THEN INSERT ({names}) VALUES ({names})"
             " WHEN NOT MATCHED BY SOURCE AND t.file_month = @file_month THEN DELETE"
         )
-        remember, values = self._remembering(manifest)
-        self.bigquery.transact([replace, remember], values)
+        self._remember(manifest, replace)
 
     def _require_reconciled(self, manifest: Manifest) -> None:
         """Raise `NotReconciled` unless the month has as many rows here as in the lake."""
@@ -168,19 +180,51 @@ class Warehouse:
                 " BigQuery's sandbox, old months vanish at once: remove it."
             )
 
-    def _remembering(self, manifest: Manifest) -> tuple[str, Values]:
-        """Return the statement that writes the month's row in `loads`, and its parameters."""
+    def withdraw(self, trip_month: TripMonth, run_id: str) -> Outcome:
+        """Delete a month's rows and mark its row in `loads`, in one transaction."""
+        manifest = None
+        with suppress(*NO_SUCH):
+            manifest = next(iter(self._of_month(_LOADS, trip_month)), None)
+        if manifest is None:
+            raise TripDataError(f"{trip_month} is not in BigQuery; there is nothing to withdraw. Nothing was changed.")
+        again = bool(manifest.withdrawn_at)
+        if not again:
+            self._ensure_loads()
+            manifest = manifest.withdrawn(run_id)
+            delete = f"DELETE FROM {self._table(trip_month.color)} WHERE file_month = @file_month"  # noqa: S608
+            self._remember(manifest, delete)
+        done = not again or (run_id and manifest.flow_run_id == run_id)
+        return Outcome(store="warehouse", status="withdrawn" if done else "unchanged", manifest=manifest)
+
+    def _ensure_loads(self) -> None:
+        for table in (_LOADS, _HISTORY):
+            self.bigquery.ensure_table(table, LOADS_COLUMNS)
+
+    def _remember(self, manifest: Manifest, *statements: str) -> None:
+        """Run statements, write the month's row in `loads` and append it to `loads_history`, in one transaction."""
+        remember, values = self._remembering(manifest)
+        self.bigquery.transact([*statements, *remember], values)
+
+    def _remembering(self, manifest: Manifest) -> tuple[Sequence[str], Values]:
+        """Return the statements that write the month's row in `loads` and in `loads_history`, and their parameters.
+
+        The first statement appends the row that is replaced, if an older version did not.
+        """
         row = manifest.row()
         values = ", ".join(f"@{name} AS `{name}`" for name in row)
         names = ", ".join(f"`{name}`" for name in row)
         updates = ", ".join(f"`{name}` = s.`{name}`" for name in row)
-        statement = (
+        append = (
+            f"INSERT INTO {self._table(_HISTORY)} ({names}) SELECT {names} FROM {self._table(_LOADS)} {_OF_MONTH}"  # noqa: S608
+            f" AND published_at NOT IN (SELECT published_at FROM {self._table(_HISTORY)} {_OF_MONTH})"
+        )
+        remember = (
             f"MERGE {self._table(_LOADS)} t USING (SELECT {values}) s"  # noqa: S608
             " ON t.color = s.color AND t.file_month = s.file_month"
             f" WHEN MATCHED THEN UPDATE SET {updates} WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({names})"
         )
         kinds = {column.name: KINDS[column.kind].bigquery for column in LOADS_COLUMNS}
-        return statement, {name: (kinds[name], value) for name, value in row.items()}
+        return (append, remember, append), {name: (kinds[name], value) for name, value in row.items()}
 
 
 def _require_same_types(trip_month: TripMonth, published: pa.Schema) -> None:

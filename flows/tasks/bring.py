@@ -31,7 +31,7 @@ def bring(trip_month: TripMonth, origin: Origin, into: Target) -> Outcome:
             _require_edition(looked, raw)
             if same := looked.loaded_from(raw):
                 manifest = remember.submit(same, raw, into).result()
-                why = "was published again with the same bytes; nothing to do"
+                why = looked.why_same_bytes
             else:
                 staged = transform.submit(raw, looked.terms, into).result()
                 return load.submit(staged, looked.present, into).result()

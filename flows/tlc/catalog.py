@@ -24,8 +24,14 @@ SyncStatus = Literal[
     "not published",
     "no answer",
     "behind the lake",
+    "pinned",
+    "withdrawn",
 ]
+# What a store's list of months has besides the months that are there.
+Also = Literal["", "withdrawn"]
 _LAGS: tuple[SyncStatus, ...] = ("new", "re-published", "other source", "behind the lake")
+LEFT_ALONE: tuple[SyncStatus, ...] = ("pinned", "withdrawn")
+"""What a person decided about a month. Only a run that names the month changes it."""
 _FORBIDDEN = 403  # HTTP status: the server, or a proxy, does not say whether the file exists
 _IN_ORDER: tuple[Store, ...] = get_args(Store)
 
@@ -72,6 +78,8 @@ def months_since(trip_month: TripMonth, today: dt.date | None = None) -> int:
 
 def sync_status(url: str, published: PublishedFile | None, manifest: Manifest | None) -> SyncStatus:
     """Return how a store's month compares with the file that its source publishes at `url` (None: no file)."""
+    if manifest and manifest.withdrawn_at:
+        return "withdrawn"
     if published is None:
         return "gone" if manifest and manifest.url == url else "not published"
     if manifest is None:
@@ -79,12 +87,17 @@ def sync_status(url: str, published: PublishedFile | None, manifest: Manifest | 
     same = published.same_edition(manifest.published)
     if published.size == manifest.size if same is None else same:  # without a version to compare, the size decides
         return "unchanged"
+    if manifest.pinned:
+        return "pinned"
     return "re-published" if manifest.url == url else "other source"
 
 
 @dataclass(frozen=True)
 class Found:
-    """A month as it was found at its source and in the stores of a run. `manifests` has a key for each of those stores."""
+    """A month as it was found at its source and in the stores of a run.
+
+    `manifests` has a key for each of those stores. The manifest of a withdrawn month is there too.
+    """
 
     trip_month: TripMonth
     url: str
@@ -115,7 +128,11 @@ class Found:
         manifest, lake = self.manifests[store], self.manifests.get("lake")
         if store != "warehouse":
             return sync_status(self.url, self.published, manifest)
-        if lake is None or self.status("lake") in _LAGS:
+        if manifest and manifest.withdrawn_at:
+            return "withdrawn"
+        if lake and lake.withdrawn_at and manifest:
+            return "unchanged"
+        if lake is None or lake.withdrawn_at or self.status("lake") in _LAGS:
             return self.status("lake")
         return "unchanged" if manifest and manifest.same_rows(lake) else "behind the lake"
 
@@ -128,7 +145,7 @@ class Found:
         lake = self.manifests.get("lake")
         # BigQuery accepts only months with today's schema.
         outdated = "warehouse" in lag and lake and lake.schema_version != SCHEMA_VERSION
-        again = self.published and (outdated or self.unfinished)
+        again = self.published and (outdated or self.unfinished) and self.status("lake") not in LEFT_ALONE
         return ["lake", *lag] if again and "lake" not in lag else lag
 
 
@@ -142,7 +159,7 @@ def refusal(
     evidence = [
         f"{manifest.source_rows:,} rows in the {store}, {manifest.published_at:%Y-%m-%d}"
         for store, manifest in manifests.items()
-        if manifest and manifest.url == url
+        if manifest and manifest.url == url and not manifest.withdrawn_at
     ]
     evidence += [known] if known else []
     if not evidence:
@@ -235,11 +252,16 @@ class Entry:
     source: SyncStatus | None  # None if the source was not asked
     published: PublishedFile | None  # None if the source has no file, gave no answer or was not asked
     known: KnownFile | None
+    withdrawn_at: dt.datetime | None = None
 
     @property
     def differs(self) -> list[str]:
         """Return texts on how the month differs from its source, or from the known row count."""
         words: list[str] = [self.source] if self.source in (*_LAGS, "gone", "refused", "no answer") else []
+        if self.withdrawn_at:
+            words.append(f"withdrawn on {self.withdrawn_at:%Y-%m-%d}")
+        if self.listed and self.listed.manifest.pinned:
+            words.append(f"pinned to edition {self.listed.manifest.pinned}")
         if self.recounted and self.known:
             words.append(f"{self.known.rows:,} rows were known on {self.known.last_modified[:10]}")
         return words
@@ -258,16 +280,18 @@ def entry_of(
     url: str,
     published_before: str = "",
 ) -> Entry:
-    """Return the catalog's entry of a month, which the lake may have.
+    """Return the catalog's entry of a month, which the lake may have. A withdrawn month is not listed, but marked.
 
     `known` are the counts of the lake's file or, if the lake has none, of the source's file. `published_before` is the evidence
     that the month is published at `url`, as text, or "".
     """
+    there = None if listed and listed.manifest.withdrawn_at else listed
+    withdrawn_at = listed.manifest.withdrawn_at if listed else None
     if answer is None:
-        return Entry(trip_month, listed, None, None, known)
+        return Entry(trip_month, there, None, None, known, withdrawn_at)
     found = Found(trip_month, url, answer, {"lake": listed.manifest if listed else None})
     source = "no answer" if found.unanswered else found.status("lake")
     forbidden = isinstance(answer, NotPublished) and answer.status == _FORBIDDEN
     if (source == "not published" and published_before) or (source == "gone" and forbidden):
         source = "refused"
-    return Entry(trip_month, listed, source, found.published, known)
+    return Entry(trip_month, there, source, found.published, known, withdrawn_at)

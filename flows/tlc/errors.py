@@ -1,7 +1,7 @@
 """Every error that this project raises on purpose, as one tree.
 
 TripDataError   a person has to act; a retry would fail in the same way, so no task is retried
-├── request     UnknownMonth, BadSource, SourceNotAllowed, ImpossibleDataset, Unanswerable
+├── request     UnknownMonth, UnknownEdition, BadSource, SourceNotAllowed, ImpossibleDataset, Unanswerable
 ├── machine     MisconfiguredBlock, UnsafeScratch, DiskFull
 ├── source      NotPublished (with RefusedMonth), AskAgainLater, Overdue
 ├── file        UnreadableFile, SchemaMismatch, TooManyRejects, WrongMonth
@@ -22,6 +22,10 @@ class TripDataError(Exception):
 
 class UnknownMonth(TripDataError):
     """The requested color, year, month or range does not exist."""
+
+
+class UnknownEdition(TripDataError):
+    """The requested edition of a month is not in the lake, or its name fits several editions or none."""
 
 
 class BadSource(TripDataError):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows.tlc.schema import SCHEMA_VERSION, Column, Kind
 from flows.tlc.sources import Ending, PublishedFile, ending_of
-from flows.tlc.trips import Rows, SchemaRule, Store, TripMonth
+from flows.tlc.trips import EDITION_DIGITS, Rows, SchemaRule, Store, TripMonth
 
 
 def package_version() -> str:
@@ -117,6 +117,9 @@ class Reading(_Value):
         Stored("text", "sums of money, trips by day, data-quality counts, JSON: see flows/tlc/quality.py", json=True),
     ] = Profile()
     new_columns: tuple[str, ...] = ()
+    pinned: Annotated[
+        str, Stored("text", "the edition that a person chose: the first digits of its sha256; empty if nobody did")
+    ] = ""
     repeated: Annotated[
         tuple[int, int] | None,
         Stored("text", "row numbers where a repeated part of a CSV and its first copy end, JSON", json=True),
@@ -141,7 +144,15 @@ class Manifest(Changes, Reading, Origin):
     package_version: Annotated[str, Stored("text", "version of this package")]
     flow_run_id: Annotated[str, Stored("text", "the Prefect flow run that published it")]
     started_at: Annotated[dt.datetime, Stored("instant", "when the load started")]
-    published_at: Annotated[dt.datetime, Stored("instant", "when the month was published")]
+    published_at: Annotated[dt.datetime, Stored("instant", "when the month was published, or withdrawn")]
+    withdrawn_at: Annotated[
+        dt.datetime | None, Stored("instant", "when the month was withdrawn from this store; null if it is there")
+    ] = None
+
+    @property
+    def edition(self) -> str:
+        """Return the name of the edition that the month was made from."""
+        return self.sha256[:EDITION_DIGITS]
 
     @property
     def trip_month(self) -> TripMonth:
@@ -180,6 +191,13 @@ class Manifest(Changes, Reading, Origin):
             f"re-published: {self.source_rows:,} rows, {self.known_rows:,} were last known"
             f" ({self.source_rows - self.known_rows:+,})"
         )
+
+    def withdrawn(self, flow_run_id: str) -> "Manifest":
+        """Return a copy of the manifest that says: the month was withdrawn now, by this flow run."""
+        now = dt.datetime.now(dt.UTC)
+        gone: dict[str, Any] = {**dict(Changes(removed=self.loaded)), "pinned": "", "flow_run_id": flow_run_id}
+        gone |= {"package_version": package_version(), "started_at": now, "published_at": now, "withdrawn_at": now}
+        return self.model_copy(update=gone)
 
     def row(self) -> dict[str, Any]:
         """Return the facts as a flat row of a `loads` table."""
@@ -301,7 +319,13 @@ class Present(_Value):
         return self.manifest is not None and self.finished and self.manifest.holds(raw, rule)
 
 
-Status = Literal["loaded", "replaced", "unchanged"]
+def timeline(*manifests: Manifest) -> list[Manifest]:
+    """Return a month's manifests, oldest first. Of two with the same time of publication, keep the later argument."""
+    by_time = {manifest.published_at: manifest for manifest in manifests}
+    return [by_time[time] for time in sorted(by_time)]
+
+
+Status = Literal["loaded", "replaced", "unchanged", "withdrawn"]
 
 
 class Outcome(_Value):
@@ -322,8 +346,16 @@ class Outcome(_Value):
         """Return the rows that this run changed in the store: none if the month is unchanged."""
         return Changes() if self.status == "unchanged" else self.manifest.changes
 
+    @property
+    def in_store(self) -> int:
+        """Return how many of the month's rows are in the store now."""
+        return 0 if self.manifest.withdrawn_at else self.manifest.loaded
+
     def __str__(self) -> str:
         month = self.manifest
+        if month.withdrawn_at:
+            again = " before" if self.status == "unchanged" else f"; {month.removed:,} rows removed"
+            return f"{self.trip_month}: withdrawn from the {self.store}{again}"
         counts = [f"{month.source_rows:,} rows published", f"{month.loaded:,} in the {self.store}"]
         counts += [f"{count:,} left out ({rule})" for rule, count in month.filtered.items()]
         counts += [f"{count:,} quarantined ({reason})" for reason, count in month.quarantined.items()]
@@ -339,7 +371,7 @@ def total(outcomes: Sequence[Outcome]) -> str:
         by_store.setdefault(outcome.store, []).append(outcome)
     sums = []
     for store, every in by_store.items():
-        published, loaded = sum(o.manifest.source_rows for o in every), sum(o.manifest.loaded for o in every)
+        published, loaded = sum(o.manifest.source_rows for o in every), sum(o.in_store for o in every)
         months = "1 month" if len(every) == 1 else f"{len(every)} months"
         if published != loaded:
             sums.append(f"{published:,} rows published, {loaded:,} in the {store}, in {months}")

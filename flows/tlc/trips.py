@@ -35,6 +35,11 @@ Bound = Annotated[
 ]
 
 
+# An edition is named by the first digits of its file's sha256, at least this many.
+EDITION_DIGITS = 12
+EditionName = Annotated[str, Field(json_schema_extra={"pattern": f"^([0-9a-f]{{{EDITION_DIGITS},64}})?$"})]
+
+
 def dataset_named(name: str) -> str:
     """Return the name if BigQuery accepts it for a dataset, else raise `ImpossibleDataset`.
 
@@ -58,6 +63,8 @@ class Terms:
 
     rows: Rows = "all"
     schema: SchemaRule = "strict"
+    pinned: str = ""
+    """The edition that a person chose, as in `Manifest.pinned`; "" for whatever the source publishes."""
 
 
 COLORS: tuple[Color, ...] = get_args(Color)
@@ -145,6 +152,10 @@ class TripMonth:
         """Return the lake's key of the month's manifest, which is written last."""
         return f"manifests/{self.color}/{self.stem}.json"
 
+    def history_key(self, entry: str) -> str:
+        """Return the lake's key of one entry of the month's history; the prefix of all of them if `entry` is ""."""
+        return f"history/{self.color}/{self.stem}/" + (f"{entry}.json" if entry else "")
+
     @property
     def results_key(self) -> str:
         """Return the lake's key of a flow run's cached result for this month. Prefect fills in the run's id."""
@@ -159,6 +170,13 @@ def staged_key(key: str, run: str) -> str:
     """Return the lake's key of the object that run `run` stages to publish under `key`."""
     stem, dot, ending = key.partition(".")
     return f"staging/{stem}-{run}{dot}{ending}"
+
+
+def edition_key(raw_key: str, sha256: str) -> str:
+    """Return the lake's key of an edition of the file that is published at `raw_key`."""
+    folder, _, name = raw_key.rpartition("/")
+    stem, dot, ending = name.partition(".")
+    return f"{folder}/editions/{stem}-{sha256[:EDITION_DIGITS]}{dot}{ending}"
 
 
 # The prefixes of the lake's keys whose objects are deleted after a day.
@@ -193,6 +211,15 @@ def bound_of(name: str, text: str, month: int) -> tuple[int, int]:
     if not match or not 1 <= int(match[2] or month) <= 12:
         raise UnknownMonth(f"{name} is {text!r}; give a month, such as 2019-01, or a year, such as 2019.")
     return int(match[1]), int(match[2] or month)
+
+
+def month_named(text: str) -> TripMonth:
+    """Return the month with this name, such as green 2021-01. Raise `UnknownMonth` if it cannot exist."""
+    color, _, date = text.strip().partition(" ")
+    if "-" not in date:
+        raise UnknownMonth(f"month {text!r} is not a color and a month; give it in quotes, such as 'green 2021-01'.")
+    year, month = bound_of("the month", date, 1)
+    return trip_months(color, year, [month])[0]
 
 
 def asked_for(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flows.connectors import scratch
-from flows.stores.database import KeptFile
+from flows.stores.kept_file import KeptFile
 from flows.tlc.errors import DiskFull, UnsafeScratch
 from flows.tlc.sources import PublishedFile
 from flows.tlc.stream import MonthStream

@@ -212,7 +212,7 @@ def test_through_data_frames_bigquerys_rows_and_loads_change_together_or_not_at_
     ours.site.republish(f"{month.stem}.parquet", 2)
     runs.lake_by_hand(month)
     with monkeypatch.context() as patch:
-        patch.setattr(Warehouse, "_remembering", lambda *_: (f"INSERT INTO {ours.dataset}.no_table VALUES (1)", {}))
+        patch.setattr(Warehouse, "_remembering", lambda *_: ([f"INSERT INTO {ours.dataset}.no_table VALUES (1)"], {}))
         assert runs.of(etl_gcs_bq, month, via="dataframe").is_failed()
     assert same(ours.in_warehouse(month), old)
     assert in_loads(ours, month, "generation") == generation
