@@ -21,7 +21,7 @@ from flows.tasks.command import run_as_program
 from flows.tasks.months import each_month, named
 from flows.tasks.policy import flow_options
 from flows.tasks.stores import note_checked
-from flows.tasks.survey import ask_source, list_months, report_stores
+from flows.tasks.survey import ask_source, left_alone, list_months, report_stores
 from flows.tlc.catalog import KNOWN_RANGES, Found, months_ago, months_between, oldest_first, overdue
 from flows.tlc.errors import MonthsFailed, NotPublished, Overdue, TripDataError
 from flows.tlc.manifest import Manifest, Outcome
@@ -77,7 +77,7 @@ def bring_up_to_date(
     # A store that is loaded from the lake needs the lake up to date, too.
     wanted = {*into, *(["lake"] if any(STORES[store].files == "lake" for store in into) else [])}
     targets = {store: target.with_store(store) for store in STORES if store in wanted}
-    listed = {store: list_months.submit(target, colors).result() for store, target in targets.items()}
+    listed = {store: list_months.submit(target, colors, "withdrawn").result() for store, target in targets.items()}
     note_checked(targets.values())
     manifests = {store: {m: month.manifest for m, month in months.items()} for store, months in listed.items()}
     unfinished = [m for months in listed.values() for m, month in months.items() if not month.finished]
@@ -169,6 +169,9 @@ def _log(found: Sequence[Found], taken: Sequence[Found], waiting: Sequence[Found
     for month in found:
         if isinstance(month.answer, NotPublished) and not month.wrong:
             log.info("%s", month.answer)
+    for month in found:
+        if decided := left_alone(month):
+            log.info("%s is %s; it is left alone", month.trip_month, decided)
     for month in taken:
         log.info("%s: %s", month.trip_month, ", ".join(f"{store}: {month.status(store)}" for store in month.behind))
     log.info("%s months looked at, %s to bring up to date now", len(found), len(taken))

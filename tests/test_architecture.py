@@ -35,8 +35,10 @@ def test_nothing_but_flows_sits_directly_in_flows():
         "etl_web_gcs.py",
         "ingest_data.py",
         "load_zones.py",
+        "prune_editions.py",
         "query_lake.py",
         "replay_quarantine.py",
+        "withdraw.py",
     ]
 
 

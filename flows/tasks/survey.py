@@ -15,7 +15,7 @@ from flows.stores import Target
 from flows.tasks.policy import RETRIES, TIMEOUT
 from flows.tasks.report import markdown_table
 from flows.tasks.stores import open_store
-from flows.tlc.catalog import Entry, Found, ListedMonth, entry_of
+from flows.tlc.catalog import LEFT_ALONE, Also, Entry, Found, ListedMonth, entry_of
 from flows.tlc.errors import NotPublished
 from flows.tlc.manifest import Outcome, total
 from flows.tlc.sources import PublishedFile, Source
@@ -29,11 +29,11 @@ def ask_source(source: Source, trip_months: Sequence[TripMonth]) -> dict[TripMon
 
 
 @task(name="list months", task_run_name="list {target.title}", **RETRIES)
-def list_months(target: Target, colors: Sequence[str]) -> dict[TripMonth, ListedMonth]:
-    """Return every month of the colors that a store has."""
+def list_months(target: Target, colors: Sequence[str], also: Also = "") -> dict[TripMonth, ListedMonth]:
+    """Return every month of the colors that a store has, and those withdrawn from it if `also` says so."""
     store = open_store(target)
     store.check()
-    months: dict[TripMonth, ListedMonth] = store.months(colors)
+    months: dict[TripMonth, ListedMonth] = store.months(colors, also)
     return months
 
 
@@ -55,6 +55,8 @@ def report_stores(
             return "waits for the next run"
         if month.trip_month in did:
             return "brought up to date"
+        if decided := left_alone(month):
+            return decided
         return "not published" if isinstance(month.answer, NotPublished) else "unchanged"
 
     rows = [
@@ -69,6 +71,12 @@ def report_stores(
     ]
     sums = f"; {total(done)}" if done else ""
     create_table_artifact(rows, key=key, description=f"Months that were looked at{sums}")
+
+
+def left_alone(month: Found) -> str:
+    """Return where a month is pinned or withdrawn, as text; "" if it is in no store."""
+    stores = [] if month.unanswered else month.manifests
+    return ", ".join(f"{status} in the {s}" for s in stores if (status := month.status(s)) in LEFT_ALONE)
 
 
 def entries_of(
@@ -114,6 +122,8 @@ _MARKS = {
     "refused": "✗",
     "no answer": "?",
     "other rows than known": "≠",
+    "pinned": "⚓",
+    "withdrawn": "−",
 }
 
 
@@ -148,6 +158,7 @@ def _cell(entry: Entry | None) -> str:
         return "·"
     rows = f"{entry.listed.manifest.loaded / 1000:,.0f}" if entry.listed else ""
     marks = [_MARKS.get(entry.source or "", ""), _MARKS["other rows than known"] if entry.recounted else ""]
+    marks += [_MARKS["withdrawn"]] if entry.withdrawn_at and not entry.source else []
     return " ".join(filter(None, [rows, *marks]))
 
 

@@ -1,0 +1,251 @@
+"""An earlier edition of a month can be listed, compared, loaded again and deleted; nothing that was published is lost."""
+
+import hashlib
+from typing import Any, Literal
+
+import pytest
+
+from flows.bring_up_to_date import bring_up_to_date
+from flows.catalog import catalog
+from flows.connectors.bucket import Bucket
+from flows.etl_web_gcs import etl_parent_flow
+from flows.prune_editions import prune_editions
+from flows.stores.lake import Lake
+from flows.stores.raw_zone import RawZone
+from flows.tasks.editions import Listing
+from flows.tlc.errors import TripDataError, UnknownEdition
+from flows.tlc.manifest import Changes
+from flows.tlc.trips import TripMonth, edition_key
+from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs, dying, lake_of
+from tests.stores import Stores, same
+
+ENDING = ".parquet"
+AT_HOME = {"block_name": LAKE}
+
+
+def republish(ours: Stores, month: TripMonth, edition: int) -> str:
+    """Publish an edition, and return its sha256."""
+    ours.site.republish(f"{month.stem}{ENDING}", edition)
+    return published(ours, month)
+
+
+def published(ours: Stores, month: TripMonth) -> str:
+    return hashlib.sha256(ours.site.file(f"{month.stem}{ENDING}").read_bytes()).hexdigest()
+
+
+def in_raw_zone(ours: Stores, key: str) -> str:
+    return hashlib.sha256(ours.blob(key).download_as_bytes()).hexdigest()
+
+
+def two_editions(ours: Stores, runs: Runs, month: TripMonth) -> tuple[str, str]:
+    """Load two editions of a month into the lake, and return their sha256."""
+    runs.lake_by_hand(month)
+    first = published(ours, month)
+    second = republish(ours, month, 2)
+    runs.lake_by_hand(month)
+    return first, second
+
+
+def listed(month: TripMonth, **parameters: Any) -> Listing:
+    found = catalog(**(AT_HOME | {"editions": str(month)} | parameters))
+    assert isinstance(found, Listing)
+    return found
+
+
+def test_a_republished_file_keeps_the_edition_before_it_with_its_facts_and_both_are_listed(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(month)
+    before = ours.blob(month.raw_key(ENDING))
+    before.reload()
+    first, second = two_editions(ours, runs, month)
+    plain = month.raw_key(ENDING)
+    assert in_raw_zone(ours, plain) == second
+    assert in_raw_zone(ours, edition_key(plain, first)) == first
+    kept = ours.blob(edition_key(plain, first))
+    kept.reload()
+    assert kept.metadata.items() >= {k: v for k, v in before.metadata.items() if not k.startswith("x_")}.items()
+    rows = listed(month).rows
+    assert [(row[1], row[2]) for row in rows] == [(second[:12], "published"), (first[:12], "earlier")]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "when"),
+    [(RawZone, "secure", "before"), (RawZone, "secure", "after"), (Bucket, "copy", "after"), (Lake, "note", "before"),
+     (Lake, "note", "after"), (Lake, "_publish_beside", "before"), (Lake, "remember", "before")],
+)  # fmt: skip
+def test_a_run_that_dies_at_any_step_of_a_republication_loses_no_edition_and_no_history(
+    owner: type, name: str, when: Literal["before", "after"], month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(month)
+    first = published(ours, month)
+    second = republish(ours, month, 2)
+    with dying(owner, name, when=when), pytest.raises(TripDataError):
+        runs.lake_by_hand(month)
+    lake = lake_of(LAKE)
+    current = lake.current(month)
+    assert current is not None
+    assert lake.edition(month, first[:12]).sha256 == first
+    assert lake.edition(month, current.sha256[:12]).sha256 == current.sha256
+    third = republish(ours, month, 3)
+    runs.lake_by_hand(month)
+    there = {edition.sha256 for edition in lake.editions(month)}
+    assert {first, third, current.sha256} <= there
+    assert second in there or current.sha256 == first
+    editions = [manifest.sha256 for manifest in lake.history(month)]
+    assert (editions[0], editions[-1]) == (first, third)
+    assert current.sha256 in editions
+    assert len(editions) == len({manifest.generation for manifest in lake.history(month)})
+
+
+def test_an_edition_is_loaded_again_into_every_store_with_the_rows_that_it_had(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(month)
+    first, old = published(ours, month), ours.in_lake(month)
+    runs.postgres(month)
+    old_in_postgres = ours.in_postgres(month)
+    republish(ours, month, 2)
+    for load in (runs.lake, runs.warehouse, runs.postgres):
+        load(month)
+    new = ours.in_lake(month)
+    ours.site.forget_requests()
+
+    back = runs.lake(month, edition=first[:12])
+    assert (back.status, back.manifest.pinned, back.manifest.sha256) == ("replaced", first[:12], first)
+    assert back.changes.updated
+    assert same(ours.in_lake(month), old)
+    assert in_raw_zone(ours, month.raw_key(ENDING)) == first
+    assert runs.warehouse(month).manifest.pinned == first[:12]
+    assert same(ours.in_warehouse(month), old)
+    assert runs.postgres(month, edition=first, lake_block=LAKE).manifest.pinned == first[:12]
+    assert same(ours.in_postgres(month), old_in_postgres)
+    assert ours.requests(month) == []
+    assert runs.lake(month, edition=first[:12]).status == "unchanged"
+    assert [row[2] for row in listed(month).rows if row[1] == first[:12]] == ["published, pinned"]
+
+    everything = bring_up_to_date(
+        colors=[month.color], since=f"{month.year}-{month.month:02d}", until=f"{month.year}-{month.month:02d}",
+        into=["lake", "warehouse", "database"], source=ours.official, block_name=LAKE, credentials_block=CREDENTIALS,
+        dataset=ours.dataset, postgres_block=POSTGRES, expect_within=0,
+    )  # fmt: skip
+    assert month not in [outcome.trip_month for outcome in everything]
+    assert f"{month} is pinned in the lake, pinned in the database; it is left alone" in runs.logs()
+    assert same(ours.in_lake(month), old)
+
+    assert runs.lake(month).manifest.pinned == ""
+    assert same(ours.in_lake(month), new)
+    assert runs.postgres(month).manifest.pinned == ""
+
+
+def test_pinning_the_edition_that_is_there_and_removing_the_pin_move_no_row(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(month)
+    runs.postgres_by_hand(month)
+    name, before = published(ours, month)[:12], ours.objects()[month.key]
+    for load, more in ((runs.lake, {}), (runs.postgres, {"lake_block": LAKE})):
+        pinned = load(month, edition=name, **more)
+        assert (pinned.status, pinned.manifest.pinned) == ("unchanged", name)
+        loose = load(month)
+        assert (loose.status, loose.manifest.pinned) == ("unchanged", "")
+    assert ours.objects()[month.key] == before
+    assert ours.manifest(month)["pinned"] == ours.loads(month)["pinned"] == ""
+    assert f"{month} is not pinned to edition {name} any more" in runs.logs()
+
+
+def test_a_name_of_no_edition_is_refused_with_a_list_of_those_there_are(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(month)
+    before = ours.objects_of(month)
+    with pytest.raises(
+        UnknownEdition, match=f"no editions in the lake.*{published(ours, month)[:12]} .*bytes, fetched"
+    ):
+        runs.lake(month, edition="0123456789ab")
+    with pytest.raises(UnknownEdition, match="first 12 or more hexadecimal digits"):
+        runs.lake(month, edition="not hex")
+    with pytest.raises(UnknownEdition, match="2 months are named; name only that month"):
+        etl_parent_flow(month.color, 2021, [1, 2], block_name=LAKE, edition="0123456789ab")
+    assert ours.objects_of(month) == before
+
+
+def test_a_refused_edition_that_was_published_before_stays_in_the_raw_zone(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = two_editions(ours, runs, month)
+    monkeypatch.setattr("flows.tlc.stream.Tally.check", lambda *_: (_ for _ in ()).throw(wrong()))
+    with pytest.raises(TripDataError, match="not by today's rules"):
+        runs.lake(month, edition=first[:12])
+    monkeypatch.undo()
+    assert lake_of(LAKE).edition(month, first[:12]).sha256 == first
+
+
+def wrong() -> Exception:
+    from flows.tlc.errors import TooManyRejects
+
+    return TooManyRejects("not by today's rules")
+
+
+def test_two_editions_are_compared_row_by_row_and_by_their_sums(month: TripMonth, ours: Stores, runs: Runs) -> None:
+    first, second = two_editions(ours, runs, month)
+    manifest = lake_of(LAKE).current(month)
+    assert manifest is not None
+    before = ours.objects_of(month)
+    found = listed(month, editions="", changes=str(month))
+    assert found.names == ("", first[:12], second[:12])
+    counts = {name: int(new.replace(",", "")) for name, _, new in found.rows if name.startswith("rows ")}
+    changes = Changes(**{name: counts[f"rows {name}"] for name in Changes.model_fields})
+    assert changes == manifest.changes
+    sums = {name: new for name, _, new in found.rows if name.startswith("sum of ")}
+    assert sums["sum of total_amount, US$"] == f"{manifest.profile.sums['total_amount']:,.2f}"
+    backwards = listed(month, editions="", changes=f"{month} {second[:12]} {first[:12]}")
+    assert backwards.names == ("", second[:12], first[:12])
+    assert ours.objects_of(month) == before
+    with pytest.raises(TripDataError, match="two editions are needed"):
+        listed(month, editions="", changes="green 2014-01")
+
+
+def test_the_editions_of_a_whole_color_are_listed_and_only_one_question_is_asked_at_a_time(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(month)
+    assert str(month) in [row[0] for row in listed(month, editions=month.color).rows]
+    with pytest.raises(TripDataError, match="give only one of"):
+        listed(month, history=str(month))
+    with pytest.raises(TripDataError, match="in quotes, such as 'green 2021-01'"):
+        listed(month, editions="", history="green")
+
+
+def test_only_a_rule_deletes_earlier_editions_and_never_one_that_a_store_has(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(month)
+    runs.postgres(month)
+    editions = [published(ours, month)]
+    for number in (2, 3, 4):
+        editions.append(republish(ours, month, number))
+        runs.lake_by_hand(month)
+    lake = lake_of(LAKE)
+
+    def there() -> set[str]:
+        return {edition.sha256 for edition in lake.editions(month)}
+
+    def prune(**rule: Any) -> list[str]:
+        text = f"{month.year}-{month.month:02d}"
+        found = prune_editions(colors=[month.color], since=text, until=text, **(AT_HOME | rule))
+        return [row[1] for row in found.rows]
+
+    assert prune(action="delete") == []
+    assert sorted(prune(keep="1")) == sorted(name[:12] for name in editions[:2])
+    assert prune(older_than_days=1, action="delete") == []
+    assert there() == set(editions)
+    places = {"stores": ["lake", "database"], "postgres_block": POSTGRES}
+    assert prune(keep="1", action="delete", **places) == [editions[1][:12]]
+    assert there() == {editions[0], *editions[2:]}
+    assert len(prune(keep="0", action="delete")) == 2
+    assert there() == {editions[3]}
+    with pytest.raises(TripDataError, match="give one of them"):
+        prune(keep="1", older_than_days=3)
+    with pytest.raises(TripDataError, match="give a number of editions, or all"):
+        prune(keep="some")
