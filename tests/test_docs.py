@@ -75,6 +75,8 @@ ELSEWHERE = {
     "python flows/bring_up_to_date.py": "some fifty months; with --at-most 2 it runs here",
     "python flows/bring_up_to_date.py --into lake --into warehouse --into database": "the same",
     "python flows/bring_up_to_date.py --into database": "the same",
+    "python flows/etl_web_gcs.py green 2021 1 --edition 0123456789ab": "a reader's own edition: test_editions.py loads one",
+    "python flows/ingest_data.py green 2021 1 --edition 0123456789ab": "the same",
 }
 
 
@@ -82,9 +84,12 @@ ELSEWHERE = {
 def months_there(stack: Stack, prefect_api: dict[str, str]) -> None:
     """What a reader of the pages has by then: blocks, some months in every store, and the zones."""
     register(dict(stack.env), list(BLOCKS))
+    etl_parent_flow("green", 2021, [1], source="mirror")  # so that there are two editions of it
     etl_parent_flow("green", 2021, [1, 2, 3])
+    etl_parent_flow("green", 2020, [11, 12])
     etl_parent_flow("yellow", 2021, [4, 5])
     etl_gcs_bq_parent_flow("green", 2021, [1])
+    etl_gcs_bq_parent_flow("green", 2020, [12])
     ingest_data("green", 2021, [1, 2, 3])
     load_zones(["lake"])
 

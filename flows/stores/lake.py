@@ -66,7 +66,8 @@ class Lake(LakeManifests):
         try:
             return self._write(stream, run).model_copy(update={"pinned": terms.pinned})
         except (UnreadableFile, SchemaMismatch, TooManyRejects, WrongMonth):
-            if raw.sha256 not in {manifest.sha256 for manifest in self.history(raw.trip_month)}:
+            # An edition that a person chose, or that was published before, stays.
+            if not terms.pinned and raw.sha256 not in {manifest.sha256 for manifest in self.history(raw.trip_month)}:
                 self.forget(raw, run)
             raise
 

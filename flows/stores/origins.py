@@ -138,7 +138,7 @@ class Again:
         if not before.quarantined:
             why = "has no quarantined rows; it is left alone"
             return LookedUp(present=present, found=before, unchanged=before, why=why)
-        raw = store.raw_of(before)
+        raw = store.raw_of(before) or (store.edition(trip_month, before.pinned) if before.pinned else None)
         found = raw or _published(trip_month, before.url, before.published.ending, store, before)
         terms = Terms(before.rule, before.schema_rule, before.pinned)
         return LookedUp(present=present, found=found, terms=terms, sha256=before.sha256)

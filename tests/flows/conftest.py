@@ -30,7 +30,7 @@ from flows.stores import FileStore, Target
 from flows.stores.database import Database
 from flows.stores.lake import Lake
 from flows.stores.warehouse import Warehouse
-from flows.tasks import bring, survey, zones
+from flows.tasks import bring, editions, survey, zones
 from flows.tasks import stores as store_tasks
 from flows.tasks.stores import open_store
 from flows.tlc.errors import TripDataError
@@ -96,7 +96,7 @@ def tasks_with_retries() -> list[Task[..., Any]]:
     """Every task that touches a network."""
     named = {
         id(task): task
-        for module in (bring, store_tasks, survey, zones)
+        for module in (bring, editions, store_tasks, survey, zones)
         for task in vars(module).values()
         if isinstance(task, Task) and task is not survey.ask_source  # which asks again by itself
     }
