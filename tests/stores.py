@@ -56,11 +56,11 @@ class Stores:
         }
 
     def objects_of(self, month: TripMonth) -> dict[str, int]:
-        """The lake's objects of one month, Prefect's results apart."""
+        """The lake's objects of one month, Prefect's results and the month's history apart."""
         return {
             key: generation
             for key, generation in self.objects().items()
-            if month.stem in key and not key.startswith("results/")
+            if month.stem in key and not key.startswith(("results/", "history/"))
         }
 
     def blob(self, key: str) -> Blob:

@@ -145,7 +145,8 @@ class Found:
         lake = self.manifests.get("lake")
         # BigQuery accepts only months with today's schema.
         outdated = "warehouse" in lag and lake and lake.schema_version != SCHEMA_VERSION
-        again = self.published and (outdated or self.unfinished) and self.status("lake") not in LEFT_ALONE
+        alone = "lake" in self.manifests and self.status("lake") in LEFT_ALONE
+        again = self.published and (outdated or self.unfinished) and not alone
         return ["lake", *lag] if again and "lake" not in lag else lag
 
 

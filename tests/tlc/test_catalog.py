@@ -266,3 +266,30 @@ def test_a_count_that_is_not_the_last_known_is_told_in_words():
     assert MANIFEST.recount == ""
     assert MANIFEST.model_copy(update={"known_rows": 10}).recount == ""
     assert MANIFEST.model_copy(update={"known_rows": 12}).recount == "re-published: 10 rows, 12 were last known (-2)"
+
+
+def test_a_pinned_or_withdrawn_month_is_not_behind_and_bigquery_follows_a_pinned_lake():
+    other = PUBLISHED.model_copy(update={"etag": '"b"', "size": 101})
+    pinned = MANIFEST.model_copy(update={"pinned": "1" * 12, "sha256": "1" * 64})
+    gone = MANIFEST.withdrawn("run")
+    assert (gone.removed, gone.flow_run_id, gone.published_at) == (10, "run", gone.withdrawn_at)
+
+    def found(**manifests: Manifest | None) -> Found:
+        return Found(MONTH, URL, other, manifests, unfinished="lake" in manifests)  # type: ignore[arg-type]
+
+    assert found(lake=MANIFEST).behind == ["lake"]
+    assert (found(lake=pinned).status("lake"), found(lake=pinned).behind) == ("pinned", [])
+    assert Found(MONTH, URL, PUBLISHED, {"lake": pinned}).status("lake") == "unchanged"
+    assert (found(database=gone).status("database"), found(database=gone).behind) == ("withdrawn", [])
+    assert found(lake=pinned, warehouse=MANIFEST).behind == ["warehouse"]
+    assert found(lake=MANIFEST, warehouse=gone).behind == ["lake"]
+    assert found(lake=gone, warehouse=MANIFEST).behind == []
+    assert found(lake=gone, warehouse=None).status("warehouse") == "withdrawn"
+
+
+def test_the_catalog_marks_a_withdrawn_month_and_does_not_list_it():
+    entry = entry_of(MONTH, ListedMonth(MANIFEST.withdrawn("run"), 0), None, None, URL)
+    assert entry.listed is None
+    assert entry.differs == [f"withdrawn on {dt.datetime.now(dt.UTC):%Y-%m-%d}"]
+    pinned = ListedMonth(MANIFEST.model_copy(update={"pinned": "0" * 12}), 1)
+    assert entry_of(MONTH, pinned, None, None, URL).differs == ["pinned to edition 000000000000"]

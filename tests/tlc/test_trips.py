@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from flows.tlc.ask import external_table
 from flows.tlc.errors import ImpossibleDataset, UnknownMonth
-from flows.tlc.trips import COLORS, FIRST_MONTH, TripMonth, asked_for, dataset_named, in_words, trip_months
+from flows.tlc.trips import (
+    COLORS,
+    FIRST_MONTH,
+    TripMonth,
+    asked_for,
+    dataset_named,
+    edition_key,
+    in_words,
+    month_named,
+    trip_months,
+)
 
 TODAY = dt.date(2024, 5, 20)
 
@@ -169,3 +179,15 @@ def test_an_unknown_color_is_refused_for_a_range_too() -> None:
 def test_months_are_named_in_few_words(since: str, until: str, words: str) -> None:
     assert in_words(asked_for("green", None, None, since, until)) == words
     assert in_words(asked_for("green", 2021, [3, 1, 2], "", "")) == "green 2021-03, 2021-01, 2021-02"
+
+
+def test_a_month_is_named_as_it_is_printed():
+    assert month_named(" green 2021-01 ") == TripMonth("green", 2021, 1)
+    for text in ("green", "green 2021", "gren 2021-01", "green 2021-13", "green 2012-01"):
+        with pytest.raises(UnknownMonth):
+            month_named(text)
+
+
+def test_an_edition_has_a_key_beside_the_published_file():
+    key = edition_key(TripMonth("green", 2021, 1).raw_key(".csv.gz"), "0123456789abcdef")
+    assert key == "raw/green/editions/green_tripdata_2021-01-0123456789ab.csv.gz"
