@@ -158,7 +158,7 @@ class Lake(LakeManifests):
         manifest = manifest.model_copy(update={"generation": published.generation})
         for key, staged_side in side_keys.items():
             self._publish_beside(staged_side, key, published)
-        self.note(manifest)
+        manifest = self.note(manifest)
         self.remember(manifest)
         self._delete_staged(staged.key, *side_keys.values())
         warnings = warnings_of(manifest, before if replaces else None)
@@ -222,8 +222,7 @@ class Lake(LakeManifests):
         """
         month, manifest = self.bucket.stat(trip_month.key), self._written(trip_month)
         if month and (current := manifest_of(month, manifest)):
-            manifest = current.withdrawn(run_id)
-            self.note(manifest)
+            manifest = self.note(current.withdrawn(run_id))
             self._write_manifest(manifest, manifest.generation)
         if manifest is None or not manifest.withdrawn_at:
             raise TripDataError(f"{trip_month} is not in the lake; there is nothing to withdraw. Nothing was changed.")

@@ -113,13 +113,18 @@ class LakeManifests(RawZone):
         """Return the URL of the month's object in Google's console."""
         return self.bucket.page(manifest.key)
 
-    def note(self, manifest: Manifest) -> None:
-        """Add a manifest to its month's history. Write nothing if the history has that publication or withdrawal already."""
+    def note(self, manifest: Manifest) -> Manifest:
+        """Add a manifest to its month's history, and return the entry.
+
+        If an earlier attempt wrote an entry of the same publication or withdrawal, write nothing and return that one.
+        """
         entry = f"{manifest.generation}-withdrawn" if manifest.withdrawn_at else f"{manifest.generation}"
-        with suppress(Overtaken):
-            self.bucket.write_text(
-                manifest.trip_month.history_key(entry), manifest.model_dump_json(indent=1), replaces=0
-            )
+        key = manifest.trip_month.history_key(entry)
+        try:
+            self.bucket.write_text(key, manifest.model_dump_json(indent=1), replaces=0)
+        except Overtaken:
+            return self._read_manifest(key) or manifest
+        return manifest
 
     def remember(self, manifest: Manifest) -> None:
         """Write the month's manifest: the last step of publishing.

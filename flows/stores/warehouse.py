@@ -123,6 +123,10 @@ class Warehouse:
             changes = Changes(inserted=lake_month.loaded, removed=before.loaded)
 
         def published() -> Manifest:
+            # An earlier attempt of this run may have committed before it was cut off: its publication is this one.
+            for done in self._of_month(_LOADS, lake_month.trip_month) if run_id else []:
+                if done.same_publication(run_id, lake_month.generation):
+                    return done
             now = dt.datetime.now(dt.UTC)
             facts = {"started_at": started_at, "published_at": now, "flow_run_id": run_id}
             return lake_month.model_copy(update=dict(changes) | facts)

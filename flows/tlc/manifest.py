@@ -199,6 +199,10 @@ class Manifest(Changes, Reading, Origin):
         gone |= {"package_version": package_version(), "started_at": now, "published_at": now, "withdrawn_at": now}
         return self.model_copy(update=gone)
 
+    def same_publication(self, flow_run_id: str, generation: int) -> bool:
+        """Return whether this flow run published the month from this generation of the lake's object."""
+        return (self.flow_run_id, self.generation, self.withdrawn_at) == (flow_run_id, generation, None)
+
     def row(self) -> dict[str, Any]:
         """Return the facts as a flat row of a `loads` table."""
         facts = self.model_dump() | {"profile": self.profile.model_dump(mode="json")}

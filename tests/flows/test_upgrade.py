@@ -103,8 +103,8 @@ def test_a_new_column_is_null_in_the_months_of_before_and_versions_tell_them_apa
     assert into_the_lake(runs, OLD).status == "unchanged"
 
 
-# The facts of a month that the version before these was the first to write.
-NEWER = {"verified", "repeated", "known_rows"}
+# The facts of a month that an older version did not write, and the histories that it did not keep.
+NEWER = {"verified", "repeated", "known_rows", "pinned", "withdrawn_at"}
 OLDER_COLUMNS = [column for column in LOADS_COLUMNS if column.name not in NEWER]
 
 
@@ -119,7 +119,11 @@ def as_an_older_version_wrote_it(made: Stores, month: TripMonth) -> None:
     raw.patch()
     for name in NEWER:
         made.query(f"ALTER TABLE loads DROP COLUMN {name}")
+    made.query("DROP TABLE loads_history")
+    for key in made.objects(month.history_key("")):
+        made.blob(key).delete()
     warehouse = warehouse_of(CREDENTIALS, made.dataset).bigquery
+    warehouse.drop("loads_history")
     rows = warehouse.query(f"SELECT * FROM {made.dataset}.loads")
     schema = pa.schema([(column.name, KINDS[column.kind].arrow) for column in OLDER_COLUMNS])
     older_rows = [{name: row[name] for name in schema.names} for row in rows]
@@ -150,3 +154,6 @@ def test_stores_that_an_older_version_wrote_are_read_and_updated_without_a_reloa
     question = "SELECT verified FROM loads WHERE color = 'yellow'"
     assert in_warehouse(made, question) == made.query(question) == [(made.manifest(month)["verified"],)]
     assert made.manifest(month)["verified"] == "md5"
+    question = "SELECT count(*) FROM loads_history WHERE color = 'yellow'"
+    assert in_warehouse(made, question) == made.query(question) == [(2,)]
+    assert len(made.objects(month.history_key(""))) == 2

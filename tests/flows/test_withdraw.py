@@ -7,6 +7,7 @@ from google.cloud import bigquery
 
 from flows.bring_up_to_date import bring_up_to_date
 from flows.catalog import catalog
+from flows.connectors.bigquery import BigQuery
 from flows.connectors.bucket import Bucket
 from flows.stores.database import Database
 from flows.stores.lake import Lake
@@ -165,6 +166,24 @@ def test_a_withdrawal_from_bigquery_is_one_transaction(
     assert ours.in_warehouse(month).num_rows == 0
     assert runs.warehouse(month).status == "loaded"
     assert same(ours.in_warehouse(month), rows)
+
+
+def test_a_retried_step_writes_one_entry_of_history(month: TripMonth, ours: Stores, runs: Runs) -> None:
+    opened = [lake_of(LAKE), warehouse_of(CREDENTIALS, ours.dataset), database_of(POSTGRES)]
+    with dying(Lake, "_write_manifest", when="before", times=1):
+        runs.lake(month)
+    with dying(BigQuery, "transact", when="after", times=1):
+        runs.warehouse(month)
+    with dying(Database, "_publish", when="after", times=1):
+        runs.postgres(month)
+    assert [len(store.history(month)) for store in opened] == [1, 1, 1]
+    with dying(Lake, "_write_manifest", when="before", times=1):
+        assert take_out(ours, month, ["lake"]).status == "withdrawn"
+    with dying(BigQuery, "transact", when="after", times=1):
+        assert take_out(ours, month, ["warehouse"]).status == "withdrawn"
+    with dying(Database, "_write_manifest", when="after", times=1):
+        assert take_out(ours, month, ["database"]).status == "withdrawn"
+    assert [len(store.history(month)) for store in opened] == [2, 2, 2]
 
 
 def test_a_month_that_one_of_the_stores_never_had_is_not_withdrawn_from_the_others(
