@@ -19,6 +19,7 @@ from flows.tlc.trips import TripMonth
 from flows.withdraw import withdraw
 from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs, database_of, dying, lake_of, warehouse_of
 from tests.stores import Stores, same
+from tests.strict_lake import StrictLake
 
 ALL = ["lake", "warehouse", "database"]
 
@@ -168,7 +169,9 @@ def test_a_withdrawal_from_bigquery_is_one_transaction(
     assert same(ours.in_warehouse(month), rows)
 
 
-def test_a_retried_step_writes_one_entry_of_history(month: TripMonth, ours: Stores, runs: Runs) -> None:
+def test_a_retried_step_writes_one_entry_of_history(
+    month: TripMonth, ours: Stores, runs: Runs, strict_lake: StrictLake
+) -> None:
     opened = [lake_of(LAKE), warehouse_of(CREDENTIALS, ours.dataset), database_of(POSTGRES)]
     with dying(Lake, "_write_manifest", when="before", times=1):
         runs.lake(month)
