@@ -137,6 +137,13 @@ class BigQuery:
         with self._explained():
             return [dict(row) for row in self._client.query(query, job_config=config, location=location).result()]
 
+    def query_if_there(self, query: str, values: Values | None = None) -> list[dict[str, Any]]:
+        """Run a query and return its rows: none if a table does not exist."""
+        try:
+            return self.query(query, values)
+        except NotFound:
+            return []
+
     def transact(self, statements: Sequence[str], values: Values) -> None:
         """Run statements in one transaction. Retry if another transaction writes to the same table at the same time."""
         script = "; ".join(("BEGIN TRANSACTION", *statements, "COMMIT TRANSACTION"))
@@ -178,14 +185,19 @@ class BigQuery:
             return False
         return True
 
-    def write_frames(self, table: str, wanted: Sequence[Column], tables: Iterable[pa.Table]) -> None:
-        """Write rows through pandas into a new table, which expires after one day."""
+    def create_staging(self, table: str, wanted: Sequence[Column]) -> None:
+        """Create an empty table that expires after one day. Replace it if it exists."""
         reference = self.dataset.table(table)
         with self._explained():
             self._client.delete_table(reference, not_found_ok=True)
             new = bigquery.Table(reference, schema=_fields(wanted))
             new.expires = pd.Timestamp.now("UTC").to_pydatetime() + pd.Timedelta(days=1)
             self._client.create_table(new)
+
+    def write_frames(self, table: str, wanted: Sequence[Column], tables: Iterable[pa.Table]) -> None:
+        """Write rows through pandas into a new table, which expires after one day."""
+        self.create_staging(table, wanted)
+        with self._explained():
             location, credentials = self.location, self._block.get_credentials_from_service_account()
             for rows in _together(tables):
                 frame = rows.to_pandas(types_mapper=_PANDAS.get, date_as_object=True)

@@ -173,7 +173,8 @@ class Lake(LakeManifests):
         """Return the rows that publishing will insert, update and remove, compared with generation `replaces`."""
         key = staged.trip_month.key
         if replaces and self.bucket.holds(key, replaces):
-            with suppress(Gone):  # another run published first; `publish` will detect it
+            # Gone: another run published first; `publish` will detect it. The others: something else wrote the object.
+            with suppress(Gone, pa.ArrowException, KeyError):
                 return compare(self.trips(key, replaces), self.trips(staged.key, staged.generation))
         return Changes(inserted=staged.loaded)
 

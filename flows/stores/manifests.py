@@ -25,7 +25,8 @@ class LakeManifests(RawZone):
         """Return the state of a month in the lake.
 
         An object counts as written by this project if it has the metadata `staged`. If another tool replaced the metadata,
-        it counts if a manifest names its generation.
+        it counts if a manifest names its generation. It also counts if a verification noted a fault in the month's manifest:
+        then something else overwrote an object of this project.
 
         Raises:
             MisconfiguredBlock: The month's key has an object that this project did not write.
@@ -35,7 +36,7 @@ class LakeManifests(RawZone):
         if not found:
             return Present()
         finished = written is not None and written.generation == found.generation
-        if "staged" not in found.metadata and not finished:
+        if "staged" not in found.metadata and not finished and not (written and written.fault):
             raise MisconfiguredBlock(
                 f"{self.bucket.uri(trip_month.key)} is there already and was not written by this project; move it away, or give"
                 " the GcsBucket block another folder. Nothing was loaded."

@@ -11,7 +11,7 @@ from flows.connectors.known_months import known_publication
 from flows.connectors.web import published_at, source_of
 from flows.stores import STORES, MonthStore
 from flows.tlc.catalog import refusal
-from flows.tlc.errors import NotPublished, TripDataError, UnknownEdition
+from flows.tlc.errors import NotPublished, TripDataError, UnknownEdition, VerificationFailed
 from flows.tlc.manifest import Manifest, Present, RawFile
 from flows.tlc.sources import Ending, PublishedFile, Source
 from flows.tlc.trips import EDITION_DIGITS, Terms, TripMonth
@@ -115,12 +115,16 @@ class FromLake:
     """The lake, from which the warehouse is loaded."""
 
     def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
-        """Find the month in the lake; raise `Gone` if it is not there."""
+        """Find the month in the lake. Raise `Gone` if it is not there, `VerificationFailed` if it is known to be damaged."""
         manifest = store.lake.required(trip_month)
         present = store.present(trip_month)
         if present.manifest and present.manifest.same_rows(manifest):
             why = f"is unchanged in the lake and in {STORES[store.name].title}; nothing to do"
             return LookedUp(present=present, found=manifest, unchanged=present.manifest, why=why)
+        if manifest.fault:
+            raise VerificationFailed(
+                f"{trip_month}: the lake's month is damaged ({manifest.fault}); run etl-web-gcs for it first."
+            )
         return LookedUp(present=present, found=manifest)
 
 

@@ -4,6 +4,7 @@ A month is loaded from the lake, and replaced atomically.
 """
 
 import datetime as dt
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -139,7 +140,7 @@ class Warehouse:
         else:
             # BigQuery load jobs cannot join a transaction. So check all that can be checked before, and write `loads` after.
             self.lake.require_reconciled(lake_month)
-            self._load_from_lake(lake_month)
+            self._load_from_lake(lake_month, before.fault if before else "")
             # A load job cannot name a generation: it reads the newest object. Check that it was still the expected one.
             self.lake.bucket.require(lake_month.trip_month.key, lake_month.generation)
             self._require_reconciled(lake_month)
@@ -148,16 +149,36 @@ class Warehouse:
         status: Status = "replaced" if before else "loaded"
         return Outcome(store="warehouse", status=status, manifest=manifest, warnings=warnings_of(manifest, before))
 
-    def _load_from_lake(self, manifest: Manifest) -> None:
-        """Replace the month with a load job that reads the lake's object. No trip passes through this machine."""
+    def _load_from_lake(self, manifest: Manifest, fault: str) -> None:
+        """Replace the month with a load job that reads the lake's object. No trip passes through this machine.
+
+        A job that succeeded is not run again. So a month with a known `fault` needs a job of its own, once per fault.
+        """
         trip_month = manifest.trip_month
+        mending = f"-{hashlib.sha256(fault.encode()).hexdigest()[:12]}" if fault else ""
         self.bigquery.load(
             self.lake.bucket.uri(manifest.key),
             f"{trip_month.color}${trip_month.partition}",
             columns(trip_month.color),
-            f"{trip_month.stem}-{manifest.generation}-{manifest.sha256[:12]}",
+            f"{trip_month.stem}-{manifest.generation}-{manifest.sha256[:12]}{mending}",
             lambda: self._count(trip_month) == manifest.loaded,
         )
+
+    def copy_of(self, manifest: Manifest, table: str) -> str:
+        """Copy the lake's month into a new table that expires after one day, and return the table's name."""
+        wanted, trips = columns(manifest.color), self.lake.trips(manifest.key, manifest.generation)
+        if self._via == "dataframe":
+            self.bigquery.write_frames(table, wanted, trips)
+            return table
+        self.bigquery.create_staging(table, wanted)
+
+        def is_loaded() -> bool:
+            [row] = self.bigquery.query(f"SELECT COUNT(*) AS n FROM {self._table(table)}")  # noqa: S608
+            return bool(row["n"] == manifest.loaded)
+
+        self.bigquery.load(self.lake.bucket.uri(manifest.key), table, wanted, table, is_loaded)
+        self.lake.bucket.require(manifest.key, manifest.generation)  # a load job reads the newest object
+        return table
 
     def _replace_from(self, staging: str, manifest: Manifest) -> None:
         """Replace the month's rows with those of a staging table, and its row in `loads`, in one transaction."""

@@ -1,9 +1,11 @@
 """Load many months in one run, several at once. A month that fails does not stop the others."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from contextvars import copy_context
+from typing import TypeVar
 
 from prefect import get_run_logger
 from prefect.runtime import flow_run
@@ -53,6 +55,35 @@ def chosen_months(color: str, year: int | None, months: list[int] | None, since:
     return chosen
 
 
+T = TypeVar("T")
+
+
+def several_at_once(
+    trip_months: Sequence[TripMonth], at_once: int, work: Callable[[TripMonth], T]
+) -> Generator[tuple[TripMonth, T | Exception], None, None]:
+    """Yield each month with what `work` returned or raised, in order. Work on `at_once` months at the same time.
+
+    Use it with `closing`. A run that is interrupted or cancelled finishes the months in progress, and starts no other.
+    """
+    if at_once < 1:
+        raise TripDataError(f"at_once is {at_once}; it must be at least 1.")
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="month")
+    try:
+        # Each month runs in a copy of the context, so that Prefect knows the parent of its runs.
+        running = [(m, pool.submit(copy_context().run, work, m)) for m in trip_months]
+        for trip_month, future in running:
+            try:
+                end: T | Exception = future.result()
+            except Exception as error:
+                end = error
+            yield trip_month, end
+    except BaseException:  # Ctrl-C, or somebody cancelled the run
+        get_run_logger().warning("interrupted: the months in progress are finished, no other is started")
+        pool.shutdown(cancel_futures=True)  # if months were still running, Prefect's engine would wait for ever
+        raise
+    pool.shutdown()
+
+
 Report = Callable[[str, Sequence[Outcome], Sequence[tuple[str, str]]], None]
 """Reports a run. It receives the artifact's name, the outcomes, and the failed months with their reasons."""
 
@@ -66,43 +97,31 @@ def each_month(
 ) -> list[Outcome]:
     """Load every month, `at_once` at a time.
 
-    A run that is interrupted or cancelled finishes the months in progress, and starts no other.
-
     Raises:
         MonthsFailed: Some months failed. It is raised after all other months are loaded.
     """
-    if at_once < 1:
-        raise TripDataError(f"at_once is {at_once}; it must be at least 1.")
     log = get_run_logger()
     done: list[Outcome] = []
     failed: list[tuple[str, str]] = []
-    pool = ThreadPoolExecutor(at_once, thread_name_prefix="month")
-    try:
-        # Each month runs in a copy of the context, so that Prefect knows the parent of its runs.
-        running = [(m, pool.submit(copy_context().run, load, m)) for m in trip_months]
-        for trip_month, future in running:
-            try:
-                done.append(future.result())
-            except Exception as error:
-                failed.append((str(trip_month), _reason(trip_month, error)))
+    with closing(several_at_once(trip_months, at_once, load)) as ends_of_months:
+        for trip_month, end in ends_of_months:
+            if isinstance(end, Exception):
+                failed.append((str(trip_month), reason_of(trip_month, end)))
                 log.error("could not be loaded: %s", failed[-1][1])
-    except BaseException:  # Ctrl-C, or somebody cancelled the run
-        log.warning("interrupted: the months in progress are finished, no other is started")
-        pool.shutdown(cancel_futures=True)  # if months were still running, Prefect's engine would wait for ever
-        raise
-    pool.shutdown()
+            else:
+                done.append(end)
     ends = Counter([outcome.status for outcome in done] + ["failed"] * len(failed))
     counts = ", ".join(f"{n} {end}" for end, n in ends.items())
-    log.info("%s of %s months are done: %s", len(done), len(running), counts)
+    log.info("%s of %s months are done: %s", len(done), len(trip_months), counts)
     if done:
         log.info("%s", total(done))
     report(f"{name}-months", done, failed)
     if odd := [str(outcome.trip_month) for outcome in done if outcome.warnings]:
         why = "their reports and the warnings above say why"
-        log.warning("look at %s of %s months: %s; %s", len(odd), len(running), ", ".join(odd), why)
+        log.warning("look at %s of %s months: %s; %s", len(odd), len(trip_months), ", ".join(odd), why)
     if failed:
         failure = MonthsFailed(
-            f"{len(failed)} of {len(running)} months could not be loaded:\n"
+            f"{len(failed)} of {len(trip_months)} months could not be loaded:\n"
             + "\n".join(f"  - {reason}" for _, reason in failed)
         )
         failure.done = done
@@ -110,7 +129,7 @@ def each_month(
     return done
 
 
-def _reason(trip_month: TripMonth, error: Exception) -> str:
+def reason_of(trip_month: TripMonth, error: Exception) -> str:
     """Return an error's text. It begins with the month, once."""
     text = str(error) or type(error).__name__
     return text if text.startswith(str(trip_month)) else f"{trip_month}: {text}"

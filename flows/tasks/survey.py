@@ -121,6 +121,7 @@ _MARKS = {
     "gone": "†",
     "refused": "✗",
     "no answer": "?",
+    "damaged": "!",
     "other rows than known": "≠",
     "pinned": "⚓",
     "withdrawn": "−",

@@ -26,10 +26,11 @@ SyncStatus = Literal[
     "behind the lake",
     "pinned",
     "withdrawn",
+    "damaged",
 ]
 # What a store's list of months has besides the months that are there.
 Also = Literal["", "withdrawn"]
-_LAGS: tuple[SyncStatus, ...] = ("new", "re-published", "other source", "behind the lake")
+_LAGS: tuple[SyncStatus, ...] = ("new", "re-published", "other source", "behind the lake", "damaged")
 LEFT_ALONE: tuple[SyncStatus, ...] = ("pinned", "withdrawn")
 """What a person decided about a month. Only a run that names the month changes it."""
 _FORBIDDEN = 403  # HTTP status: the server, or a proxy, does not say whether the file exists
@@ -84,6 +85,8 @@ def sync_status(url: str, published: PublishedFile | None, manifest: Manifest | 
         return "gone" if manifest and manifest.url == url else "not published"
     if manifest is None:
         return "new"
+    if manifest.fault:  # a verification found that the month is not as it was published
+        return "damaged"
     same = published.same_edition(manifest.published)
     if published.size == manifest.size if same is None else same:  # without a version to compare, the size decides
         return "unchanged"

@@ -5,7 +5,7 @@ TripDataError   a person has to act; a retry would fail in the same way, so no t
 ├── machine     MisconfiguredBlock, UnsafeScratch, DiskFull
 ├── source      NotPublished (with RefusedMonth), AskAgainLater, Overdue
 ├── file        UnreadableFile, SchemaMismatch, TooManyRejects, WrongMonth
-├── store       NotReconciled, Gone
+├── store       NotReconciled, Gone, VerificationFailed
 └── run         MonthsFailed
 PassingError    the cause may go away by itself; tasks are retried
 └── server      Unreachable, Overtaken
@@ -98,6 +98,10 @@ class NotReconciled(TripDataError):
 
 class Gone(TripDataError):
     """An object that should be in the lake is missing."""
+
+
+class VerificationFailed(TripDataError):
+    """A store does not have what was published: rows, objects or manifests were changed by something else."""
 
 
 class MonthsFailed(TripDataError):

@@ -140,6 +140,9 @@ class Manifest(Changes, Reading, Origin):
     known_rows: Annotated[
         int | None, Stored("integer", "rows of the previous edition, or the known count of TLC's file")
     ] = None
+    fault: Annotated[
+        str, Stored("text", "what a verification found wrong with this month; the next run loads the month again")
+    ] = ""
     schema_version: Annotated[int, Stored("integer", "version of the canonical schema")]
     package_version: Annotated[str, Stored("text", "version of this package")]
     flow_run_id: Annotated[str, Stored("text", "the Prefect flow run that published it")]
@@ -231,7 +234,7 @@ class Manifest(Changes, Reading, Origin):
         return None
 
     def covers(self, published: PublishedFile, rule: Rows) -> bool:
-        """Return whether the store already has exactly this file, under this rule and today's schema."""
+        """Return whether the store already has exactly this file, under this rule and today's schema, without a known fault."""
         same = published.url == self.url and published.same_edition(self.published)
         return bool(same) and self._same_terms(rule)
 
@@ -247,14 +250,16 @@ class Manifest(Changes, Reading, Origin):
     def same_rows(self, lake: "Manifest") -> bool:
         """Return whether the store of this manifest, which was loaded from the lake, still has the same rows as the lake.
 
-        It does if it was loaded from the same object, or if the lake's object replaced that one without changing a row.
+        It does if it was loaded from the same object, or if the lake's object replaced that one without changing a row. It does
+        not if a verification found a fault.
         """
         idle = lake.replaces == self.generation and not (lake.inserted or lake.updated or lake.removed)
         terms = ("sha256", "rule", "schema_version")
-        return (self.generation == lake.generation or idle) and all(getattr(self, t) == getattr(lake, t) for t in terms)
+        same = self.generation == lake.generation or idle
+        return same and not self.fault and all(getattr(self, t) == getattr(lake, t) for t in terms)
 
     def _same_terms(self, rule: Rows) -> bool:
-        return (self.rule, self.schema_version) == (rule, SCHEMA_VERSION)
+        return (self.rule, self.schema_version, self.fault) == (rule, SCHEMA_VERSION, "")
 
 
 _STORED = {
