@@ -15,6 +15,8 @@
 | the lake's copies of published files, earlier editions too | `stores/raw_zone.py`      |
 | a machine's copy of a published file               | `stores/kept_file.py`             |
 | how editions are listed, compared and deleted, and months withdrawn | `tasks/editions.py` |
+| what `verify` compares, what it says, and how it marks a damaged month | `verify.py`, `tasks/verify.py`, `tlc/verify.py` |
+| how each store's months are verified               | `stores/verify/{findings,lake,warehouse,database}.py` |
 | the taxi zones in each store                       | `stores/zones.py`, `tasks/zones.py`, `tlc/zones.py` |
 | reports and pictures in the UI, progress           | `tasks/{report,picture,progress,survey}.py` |
 | notifications                                      | `tasks/notify.py`                 |

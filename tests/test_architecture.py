@@ -9,6 +9,7 @@ from typing import get_args
 
 import flows
 from flows.stores import STORES
+from flows.stores.verify import CHECKS
 from flows.stores.zones import PUBLISH_ZONES
 from flows.tlc.trips import Store
 
@@ -38,6 +39,7 @@ def test_nothing_but_flows_sits_directly_in_flows():
         "prune_editions.py",
         "query_lake.py",
         "replay_quarantine.py",
+        "verify.py",
         "withdraw.py",
     ]
 
@@ -58,6 +60,10 @@ def test_every_module_of_the_flows_is_on_their_map():
 
 def test_every_store_takes_the_zones():
     assert set(PUBLISH_ZONES) == set(STORES) == set(get_args(Store))
+
+
+def test_every_store_is_verified():
+    assert set(CHECKS) == set(STORES)
 
 
 def test_no_room_is_without_a_name():

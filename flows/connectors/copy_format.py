@@ -29,6 +29,20 @@ def encode(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[bytes]:
     yield encoder.finish()
 
 
+def fields(copied: bytes) -> Iterator[tuple[bytes | None, ...]]:
+    """Yield the fields of each row of a COPY in the binary format, as PostgreSQL sends them; None for null."""
+    at = 11 + 4 + 4  # the signature, the flags, the length of an empty header extension
+    while (count := int.from_bytes(copied[at : at + 2], "big", signed=True)) >= 0:
+        at += 2
+        row: list[bytes | None] = []
+        for _ in range(count):
+            length = int.from_bytes(copied[at : at + 4], "big", signed=True)
+            at += 4
+            row.append(copied[at : at + length] if length >= 0 else None)
+            at += max(length, 0)
+        yield tuple(row)
+
+
 def write_rejects(rejects: pa.Table, out: IO[bytes]) -> None:
     """Append quarantined rows to `out` as COPY … (FORMAT csv) reads them. Write NUL, which PostgreSQL cannot store, as \\x00."""
     plain = [

@@ -168,7 +168,7 @@ class Database:
     def stage(self, raw: RawFile, terms: Terms, run: str, add: Add) -> StagedMonth:
         """COPY a raw file's trips into the month's staging table. Parsing and copying overlap."""
         trip_month = raw.trip_month
-        self._ensure_tables(trip_month.color)
+        self.ensure_tables(trip_month.color)
         stream = MonthStream(raw, self._content(raw), terms.rows, terms.schema, add)
         with (
             scratch.disk_full_explained(str(trip_month)),
@@ -187,7 +187,8 @@ class Database:
                 staging = self._copy(trip_month, pieces, rejects)
         return stream.staged(key=staging, pinned=terms.pinned)
 
-    def _ensure_tables(self, color: str) -> None:
+    def ensure_tables(self, color: str) -> None:
+        """Create the tables that a month of the color needs, and add the columns that they lack."""
         with self.postgres.transaction() as cursor:
             self.postgres.lock_tables(cursor)
             for table, wanted, key, partitioned in (

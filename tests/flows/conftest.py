@@ -30,7 +30,7 @@ from flows.stores import FileStore, Target
 from flows.stores.database import Database
 from flows.stores.lake import Lake
 from flows.stores.warehouse import Warehouse
-from flows.tasks import bring, editions, survey, zones
+from flows.tasks import bring, editions, survey, verify, zones
 from flows.tasks import stores as store_tasks
 from flows.tasks.stores import open_store
 from flows.tlc.errors import TripDataError
@@ -90,13 +90,14 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     for task in tasks_with_retries():
         monkeypatch.setattr(task, "retry_delay_seconds", 0)
         monkeypatch.setattr(task, "retry_jitter_factor", None)
+    monkeypatch.setattr(verify, "_PATIENCE", 0)
 
 
 def tasks_with_retries() -> list[Task[..., Any]]:
     """Every task that touches a network."""
     named = {
         id(task): task
-        for module in (bring, editions, store_tasks, survey, zones)
+        for module in (bring, editions, store_tasks, survey, verify, zones)
         for task in vars(module).values()
         if isinstance(task, Task) and task is not survey.ask_source  # which asks again by itself
     }

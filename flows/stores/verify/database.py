@@ -1,0 +1,189 @@
+"""Verify months of Postgres: the partition against `loads`, and its rows against the lake's trips."""
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from psycopg2 import sql
+
+from flows.connectors.copy_format import encode, fields
+from flows.connectors.postgres import composed, listed, names_of, run, value
+from flows.stores.database import Database
+from flows.stores.lake import Lake
+from flows.stores.verify.findings import Findings, reference
+from flows.tlc.clean import FILTERS
+from flows.tlc.compare import FOREIGN, MISSING
+from flows.tlc.errors import UnknownMonth
+from flows.tlc.manifest import Manifest
+from flows.tlc.schema import KEY, Kind, arrow_schema, columns
+from flows.tlc.trips import COLORS, TripMonth
+from flows.tlc.verify import Depth, RowFaults, counts_of, keys_of, number_of
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812 - a class in lower case
+
+_WINDOW = 16_384  # rows that are compared at once: about 4 MB
+_LAST = 2**63 - 1  # the largest row number that Postgres can have
+_HAS_LOADS = "SELECT to_regclass('loads') IS NOT NULL"
+_ZERO, _MINUS_ZERO = bytes(8), b"\x80" + bytes(7)  # equal doubles
+
+
+@dataclass(frozen=True)
+class DatabaseCheck:
+    """Verifies months of Postgres: the partition against `loads`, and its trips against the lake's."""
+
+    store: Database
+    lake: Lake | None
+
+    def months(self, colors: Iterable[str]) -> set[TripMonth]:
+        """Return every month that has a partition or a row in `loads`."""
+        wanted = set(colors)
+        with self.store.postgres.transaction() as cursor:
+            cursor.execute(
+                "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
+            )
+            found = {month for (name,) in cursor.fetchall() if (month := _month_of(name))}
+            cursor.execute(_HAS_LOADS)
+            if value(cursor):
+                cursor.execute("SELECT color, file_month FROM loads")
+                found |= {TripMonth(color, month.year, month.month) for color, month in cursor.fetchall()}
+        return {month for month in found if month.color in wanted}
+
+    def verify(self, trip_month: TripMonth, depth: Depth, run_id: str) -> Findings:
+        """Check the partition and its counts, and at greater depth compare each row with the lake's. One snapshot."""
+        partition = trip_month.postgres_partition
+        if depth != "counts":
+            self.store.ensure_tables(trip_month.color)  # they may lack the newest columns
+        with self.store.postgres.transaction() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            manifest = self._manifest(cursor, trip_month)
+            found = Findings(manifest)
+            cursor.execute(
+                "SELECT to_regclass(%s) IS NOT NULL, EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s)"
+                " AND inhparent = to_regclass(%s))",
+                (partition, partition, trip_month.color),
+            )
+            is_there, attached = cursor.fetchone() or (False, False)
+            if manifest is None:
+                found.differences.append(f"the table {partition} has no row in loads")
+            if not is_there:
+                found.differences.append(f"the table {partition} is missing")
+            elif not attached:
+                found.differences.append(f"the table {partition} is not a partition of {trip_month.color}")
+                found.remove = f"table {partition}"
+            if manifest is None or not attached:
+                return found
+            found.differences += counts_of(manifest)
+            run(cursor, "SELECT count(*), count(DISTINCT row_number) FROM {partition}", partition=partition)
+            rows, keys = cursor.fetchone() or (0, 0)
+            found.differences += number_of(f"rows in {partition}", rows, manifest.loaded)
+            found.differences += keys_of(partition, keys, rows)
+            cursor.execute(
+                "SELECT count(*) FROM quarantine WHERE color = %s AND file_month = %s",
+                (trip_month.color, trip_month.file_month),
+            )
+            found.differences += number_of("rows in quarantine", value(cursor), sum(manifest.quarantined.values()))
+            if self.lake:
+                self._against(self.lake, manifest, found, depth, cursor)
+        return found
+
+    def _manifest(self, cursor: "Cursor", trip_month: TripMonth) -> Manifest | None:
+        cursor.execute(_HAS_LOADS)
+        if not value(cursor):
+            return None
+        query = "SELECT * FROM loads WHERE color = %s AND file_month = %s"
+        rows = self.store.postgres.rows(cursor, query, (trip_month.color, trip_month.file_month))
+        return Manifest.from_row(rows[0]) if rows else None
+
+    def _against(self, lake: Lake, manifest: Manifest, found: Findings, depth: Depth, cursor: "Cursor") -> None:
+        ours, found.not_compared, difference = reference(lake, manifest)
+        found.differences += [difference] if difference else []
+        if ours is None or depth == "counts":
+            return
+        # The rules of the database's month, on the lake's trips.
+        keep = FILTERS[manifest.rule].values()
+        faults = RowFaults("the lake")
+        after = -_LAST
+        nothing = arrow_schema(manifest.color).empty_table()
+        for trips in chain(_sliced(lake.trips(ours.key, ours.generation)), [nothing]):
+            upto = trips.column(KEY[1].name)[-1].as_py() if trips.num_rows else _LAST
+            wanted = _canonical(trips, manifest.color)
+            for filtered in keep:
+                wanted = filtered(wanted)
+            faults.add(self._window(cursor, manifest.trip_month, after, upto, wanted))
+            after = upto
+        found.differences += faults.in_words()
+
+    def _window(
+        self, cursor: "Cursor", trip_month: TripMonth, after: int, upto: int, wanted: pa.Table
+    ) -> Iterator[tuple[int, str]]:
+        """Compare the rows of a range of row numbers. Postgres sends them in the binary format of COPY, which is exact.
+
+        Equal bytes mean equal rows. Only a range that differs is taken apart.
+        """
+        fed = [column for column in columns(trip_month.color) if column is not KEY[0]]
+        copy = composed(
+            "COPY (SELECT {names} FROM {partition} WHERE file_month = {month} AND row_number > {after} AND row_number <= {upto}"
+            " ORDER BY row_number) TO STDOUT (FORMAT binary)",
+            names=listed(names_of(fed)),
+            partition=trip_month.postgres_partition,
+            month=sql.Literal(trip_month.file_month),
+            after=sql.Literal(after),
+            upto=sql.Literal(upto),
+        )
+        sent = io.BytesIO()
+        cursor.copy_expert(copy, sent)
+        wanted = wanted.drop_columns([KEY[0].name])
+        expected = b"".join(encode([wanted], wanted.schema))
+        if sent.getvalue() == expected:
+            return
+        at = len(fed) - 1  # the row number is the last column
+        there = {row[at]: row for row in fields(sent.getvalue())}
+        ours = {row[at]: row for row in fields(expected)}
+        for key in there.keys() | ours.keys():
+            was, now = there.get(key), ours.get(key)
+            number = int.from_bytes(key or b"", "big", signed=True)
+            if was is None or now is None:
+                yield number, MISSING if was is None else FOREIGN
+            elif names := [c.name for c, a, b in zip(fed, was, now, strict=True) if not _same_value(c.kind, a, b)]:
+                yield number, ", ".join(names)
+
+    def mark(self, manifest: Manifest, fault: str) -> None:
+        """Write the fault into the month's row of `loads`."""
+        self.store.ensure_tables(manifest.color)
+        with self.store.postgres.transaction() as cursor:
+            cursor.execute(
+                "UPDATE loads SET fault = %s WHERE color = %s AND file_month = %s AND published_at = %s",
+                (fault, manifest.color, manifest.file_month, manifest.published_at),
+            )
+
+
+def _month_of(table: str) -> TripMonth | None:
+    match = re.fullmatch(rf"({'|'.join(COLORS)})_(\d{{4}})_(\d\d)", table)
+    with suppress(UnknownMonth):
+        return TripMonth(match[1], int(match[2]), int(match[3])) if match else None
+    return None
+
+
+def _same_value(kind: Kind, one: bytes | None, other: bytes | None) -> bool:
+    return one == other or (kind == "number" and {one, other} == {_ZERO, _MINUS_ZERO})
+
+
+def _sliced(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    for table in tables:
+        for start in range(0, table.num_rows, _WINDOW):
+            yield table.slice(start, _WINDOW)
+
+
+def _canonical(trips: pa.Table, color: str) -> pa.Table:
+    """Return trips with today's columns. Those that an older schema lacks are null."""
+    schema = arrow_schema(color)
+    names = set(trips.column_names)
+    return pa.table(
+        [trips.column(f.name) if f.name in names else pa.nulls(trips.num_rows, f.type) for f in schema], schema=schema
+    )

@@ -1,0 +1,65 @@
+"""What a check of a month returns, and the lake's month that other stores are compared with."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from flows.tlc.errors import MisconfiguredBlock
+from flows.tlc.manifest import Manifest
+from flows.tlc.trips import TripMonth
+from flows.tlc.verify import Depth
+
+if TYPE_CHECKING:
+    from flows.stores.lake import Lake
+
+
+@dataclass
+class Findings:
+    """What a check found about one month in one store."""
+
+    manifest: Manifest | None
+    differences: list[str] = field(default_factory=list)
+    not_compared: str = ""
+    remove: str = ""
+    """The address of an object that a run does not replace, and that a person has to move away first."""
+
+
+class Check(Protocol):
+    """Verifies the months of one store."""
+
+    def months(self, colors: Iterable[str]) -> set[TripMonth]:
+        """Return every month of the colors of which the store has anything: rows, an object or a manifest."""
+
+    def verify(self, trip_month: TripMonth, depth: Depth, run: str) -> Findings:
+        """Compare a month with what was published."""
+
+    def mark(self, manifest: Manifest, fault: str) -> None:
+        """Write a fault into the month's manifest. Write nothing if another run has replaced the manifest."""
+
+
+class Reference(NamedTuple):
+    """The lake's month, to compare another store's month with; or why the two cannot be compared."""
+
+    manifest: Manifest | None = None
+    not_compared: str = ""
+    difference: str = ""
+
+
+def reference(lake: "Lake", manifest: Manifest) -> Reference:
+    """Return the lake's month to compare a month of another store with, or why there is none."""
+    try:
+        present = lake.present(manifest.trip_month)
+    except MisconfiguredBlock:
+        return Reference(not_compared="something else wrote the lake's object")
+    ours, why, difference = present.manifest, "", ""
+    if ours is None:
+        why = "the lake does not have the month"
+    elif not present.finished or ours.fault:
+        why = "the lake's month is itself not as published"
+    elif ours.sha256 != manifest.sha256 and ours.url != manifest.url:
+        why = "the lake has the month from another source"
+    elif ours.sha256 != manifest.sha256:
+        difference = f"made from another edition (sha256 {manifest.sha256[:12]}…) than the lake's month"
+    elif ours.rule not in ("all", manifest.rule):
+        why = f"the lake has only the rows of the rule {ours.rule}"
+    return Reference(None if why or difference else ours, why, difference)

@@ -1,0 +1,123 @@
+"""Verify months of BigQuery: the partition against `loads`, and its rows against the lake's object, inside BigQuery."""
+
+import datetime as dt
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from flows.connectors.bigquery import Values
+from flows.stores.verify.findings import Findings, reference
+from flows.stores.warehouse import Warehouse
+from flows.tlc.compare import FOREIGN, MISSING
+from flows.tlc.errors import UnknownMonth
+from flows.tlc.manifest import LOADS_COLUMNS, Manifest
+from flows.tlc.schema import KEY, columns
+from flows.tlc.trips import TripMonth
+from flows.tlc.verify import Depth, RowFaults, counts_of, keys_of, number_of
+
+
+@dataclass(frozen=True)
+class WarehouseCheck:
+    """Verifies months of BigQuery: the partition against `loads`, and its rows against the lake's object, inside BigQuery."""
+
+    store: Warehouse
+
+    def months(self, colors: Iterable[str]) -> set[TripMonth]:
+        """Return every month that has rows or a row in `loads`. BigQuery reads one column of each table."""
+        found = set()
+        for color in dict.fromkeys(colors):
+            for query in (
+                f"SELECT DISTINCT file_month AS m FROM {self._name(color)} WHERE file_month IS NOT NULL",  # noqa: S608
+                f"SELECT file_month AS m FROM {self._name('loads')} WHERE color = '{color}'",  # noqa: S608
+            ):
+                for row in self.store.bigquery.query_if_there(query):
+                    with suppress(UnknownMonth):
+                        found.add(TripMonth(color, row["m"].year, row["m"].month))
+        return found
+
+    def verify(self, trip_month: TripMonth, depth: Depth, run: str) -> Findings:
+        """Check the counts, and at greater depth compare each row with the lake's object inside BigQuery."""
+        values: Values = {"color": ("STRING", trip_month.color), "file_month": ("DATE", trip_month.file_month)}
+        table, where = self._name(trip_month.color), "WHERE color = @color AND file_month = @file_month"
+        manifests = [
+            Manifest.from_row(row)
+            for row in self.store.bigquery.query_if_there(f"SELECT * FROM {self._name('loads')} {where}", values)  # noqa: S608
+        ]
+        found = Findings(manifests[0] if manifests else None)
+        found.differences += number_of("rows of the month in loads", len(manifests), 1)
+        counts = self.store.bigquery.query_if_there(
+            f"SELECT COUNT(*) AS n, COUNT(DISTINCT row_number) AS keys, COUNTIF(file_month <> @file_month) AS strays FROM {table}"  # noqa: S608
+            " WHERE file_month BETWEEN @file_month AND @last",
+            values | {"last": ("DATE", _last_day(trip_month))},
+        )
+        if found.manifest is None:
+            return found
+        manifest = found.manifest
+        found.differences += counts_of(manifest)
+        if not counts:
+            found.differences.append(f"the table {trip_month.color} is missing")
+            return found
+        rows, keys, strays = counts[0]["n"], counts[0]["keys"], counts[0]["strays"]
+        found.differences += number_of(f"rows in {trip_month.color}", rows, manifest.loaded)
+        found.differences += keys_of(trip_month.color, keys, rows)
+        if strays:
+            found.differences.append(f"{strays:,} rows of the partition have a file_month that no file has")
+        ours, found.not_compared, difference = reference(self.store.lake, manifest)
+        if ours and (ours.rule, ours.schema_version) != (manifest.rule, manifest.schema_version):
+            ours, difference = None, "loaded from an earlier version of the lake's month"
+        found.differences += [difference] if difference else []
+        if ours and depth != "counts":
+            found.differences += self._against(ours, run)
+        return found
+
+    def _against(self, ours: Manifest, run: str) -> list[str]:
+        """Join the month with a copy of the lake's object, which a load job makes. No trip passes through this machine."""
+        month, bigquery = ours.trip_month, self.store.bigquery
+        bigquery.ensure_table(month.color, columns(month.color), KEY[0].name)  # it may lack the newest columns
+        copy = self.store.copy_of(ours, f"{month.stem.replace('-', '_')}_verify_{run.replace('-', '')[:12]}")
+        checked = [column.name for column in columns(month.color) if column not in KEY]
+        distinct = {name: f"t.`{name}` IS DISTINCT FROM s.`{name}`" for name in checked}
+        names = ", ".join(f"IF({differs}, '{name}, ', '')" for name, differs in distinct.items())
+        query = (
+            "SELECT COALESCE(t.row_number, s.row_number) AS row_number, t.file_month IS NULL AS missing,"  # noqa: S608
+            f" s.file_month IS NULL AS foreign_row, CONCAT({names}) AS names, COUNT(*) OVER () AS n"
+            f" FROM (SELECT * FROM {self._name(month.color)} WHERE file_month = @file_month) t"
+            f" FULL OUTER JOIN {self._name(copy)} s ON t.row_number = s.row_number"
+            f" WHERE t.file_month IS NULL OR s.file_month IS NULL OR {' OR '.join(distinct.values())}"
+            " ORDER BY row_number LIMIT 10"
+        )
+        rows = bigquery.query(query, {"file_month": ("DATE", month.file_month)})
+        bigquery.drop(copy)
+        faults = RowFaults("the lake")
+        faults.add(
+            (
+                row["row_number"] or 0,
+                MISSING if row["missing"] else FOREIGN if row["foreign_row"] else row["names"][:-2],
+            )
+            for row in rows
+        )
+        faults.count = int(rows[0]["n"]) if rows else 0
+        return faults.in_words()
+
+    def _name(self, table: str) -> str:
+        return self.store.bigquery.sql_name(table)
+
+    def mark(self, manifest: Manifest, fault: str) -> None:
+        """Write the fault into the month's row of `loads`."""
+        bigquery = self.store.bigquery
+        bigquery.ensure_table("loads", LOADS_COLUMNS)
+        bigquery.query(
+            f"UPDATE {self._name('loads')} SET fault = @fault WHERE color = @color AND file_month = @file_month"  # noqa: S608
+            " AND published_at = @published_at",
+            {
+                "fault": ("STRING", fault),
+                "color": ("STRING", manifest.color),
+                "file_month": ("DATE", manifest.file_month),
+                "published_at": ("TIMESTAMP", manifest.published_at),
+            },
+        )
+
+
+def _last_day(trip_month: TripMonth) -> dt.date:
+    year, month = divmod(trip_month.year * 12 + trip_month.month, 12)
+    return dt.date(year, month + 1, 1) - dt.timedelta(days=1)

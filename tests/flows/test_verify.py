@@ -1,0 +1,301 @@
+"""What is changed by hand in a store is found, named, and mended by the command that `verify` names."""
+
+import json
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from google.cloud import bigquery
+
+from flows.bring_up_to_date import bring_up_to_date
+from flows.stores.verify import CHECKS
+from flows.stores.verify.findings import Findings
+from flows.tlc.errors import TripDataError, VerificationFailed
+from flows.tlc.manifest import Present
+from flows.tlc.trips import Store, Terms, TripMonth
+from flows.tlc.verify import Depth, Verified
+from flows.verify import verify
+from tests.flows.conftest import (
+    CREDENTIALS,
+    LAKE,
+    POSTGRES,
+    Program,
+    Runs,
+    database_of,
+    lake_of,
+    no_progress,
+    warehouse_of,
+)
+from tests.stores import Stores, same, with_passengers
+
+EVERYWHERE: list[Store] = ["lake", "warehouse", "database"]
+
+
+def verified(ours: Stores, month: TripMonth, stores: list[Store], depth: Depth, **more: Any) -> list[Verified]:
+    bounds = {"colors": [month.color], "since": f"{month.file_month:%Y-%m}", "until": f"{month.file_month:%Y-%m}"}
+    blocks = {"block_name": LAKE, "credentials_block": CREDENTIALS, "dataset": ours.dataset, "postgres_block": POSTGRES}
+    return verify(**(bounds | blocks | {"stores": stores, "depth": depth} | more))
+
+
+def check(ours: Stores, store: Store, month: TripMonth, depth: Depth = "rows") -> Findings:
+    """What the store's check finds, without Prefect."""
+    stores = {
+        "lake": lake_of(LAKE),
+        "warehouse": warehouse_of(CREDENTIALS, ours.dataset),
+        "database": database_of(POSTGRES),
+    }
+    return CHECKS[store](stores[store], stores["lake"]).verify(month, depth, "by-hand")
+
+
+def in_words(found: Findings) -> str:
+    return "; ".join(found.differences)
+
+
+def warehouse_query(ours: Stores, statement: str) -> None:
+    list(bigquery.Client().query_and_wait(statement.replace("loads", f"{ours.dataset}.loads")))
+
+
+def load(ours: Stores, runs: Runs, month: TripMonth, *stores: Store) -> None:
+    """Load a month without Prefect, in a fraction of the time."""
+    runs.lake_by_hand(month)
+    if "warehouse" in stores:
+        warehouse = warehouse_of(CREDENTIALS, ours.dataset)
+        manifest = warehouse.lake.required(month)
+        warehouse.publish(warehouse.stage(manifest, Terms(), "by-hand", no_progress), Present(), "by-hand")
+    if "database" in stores:
+        runs.postgres_by_hand(month)
+
+
+@pytest.fixture
+def loaded(month: TripMonth, ours: Stores, runs: Runs) -> TripMonth:
+    """A month that every store has."""
+    load(ours, runs, month, *EVERYWHERE)
+    return month
+
+
+def run_advice(result: Verified, program: Program) -> None:
+    """Run the command that a result names, as an operator does."""
+    _, python, path, *arguments = shlex.split(result.mend)
+    assert python == "python"
+    done = program(path.removeprefix("flows/").removesuffix(".py"), *arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_the_flows_loaded_has_no_difference_at_any_depth(loaded: TripMonth, ours: Stores, runs: Runs) -> None:
+    before = ours.objects_of(loaded), ours.loads(loaded)
+    results = verified(ours, loaded, EVERYWHERE, "raw", at_once=1)
+    assert [(r.store, r.status, r.differences) for r in results] == [(store, "verified", ()) for store in EVERYWHERE]
+    assert (ours.objects_of(loaded), ours.loads(loaded)) == before
+    assert not [table for table in bigquery.Client().list_tables(ours.dataset) if "verify" in table.table_id]
+    assert f'"month": "{loaded}", "store": "database", "status": "verified"' in runs.artifacts("verify-months")[-1]
+    by_frames = verified(ours, loaded, ["warehouse"], "rows", via="dataframe")
+    assert [result.status for result in by_frames] == ["verified"]
+
+
+def test_rows_edited_in_postgres_are_named_and_mended_by_the_named_command(
+    loaded: TripMonth, ours: Stores, runs: Runs, program: Program
+) -> None:
+    [(first,), (second,), (third,)] = ours.query(
+        f"SELECT row_number FROM {loaded.postgres_partition} ORDER BY row_number LIMIT 3"
+    )
+    ours.query(f"UPDATE {loaded.color} SET fare_amount = 7e7, tip_amount = NULL WHERE file_month = %s AND row_number = %s",
+               loaded.file_month, first)  # fmt: skip
+    ours.query(f"DELETE FROM {loaded.postgres_partition} WHERE row_number = %s", second)
+    ours.query(f"UPDATE {loaded.postgres_partition} SET row_number = -5 WHERE row_number = %s", third)
+    with pytest.raises(VerificationFailed) as failed:
+        verified(ours, loaded, ["database"], "rows")
+    for words in (
+        f"{loaded} in the database: ",
+        f"4 rows differ from the lake: row -5 was not published; row {first}: fare_amount, tip_amount;"
+        f" row {second} is missing; row {third} is missing",
+        f"run python flows/ingest_data.py {loaded.color} {loaded.year} {loaded.month} --source '",
+    ):
+        assert words in str(failed.value)
+    assert "rows differ from the lake" in ours.loads(loaded)["fault"] or "rows in" in ours.loads(loaded)["fault"]
+    assert '"status": "differs"' in runs.artifacts("verify-months")[-1]
+    # The fault stays until the month is loaded again, even for a run that only counts.
+    options = [
+        "--colors",
+        loaded.color,
+        "--since",
+        f"{loaded.file_month:%Y-%m}",
+        "--until",
+        f"{loaded.file_month:%Y-%m}",
+    ]
+    by_command = program("verify", *options, "--stores", "database", "--postgres-block", POSTGRES, "--depth", "counts")
+    assert by_command.returncode == 1
+    assert "damaged since a verification, and not loaded again" in by_command.stderr
+
+    check_result = Verified("database", loaded, ("",), mend=str(failed.value).rpartition("To mend it: ")[2])
+    run_advice(check_result, program)
+    assert same(ours.in_postgres(loaded), with_passengers(ours.in_lake(loaded)))
+    assert ours.loads(loaded)["updated"] == 1
+    assert [result.status for result in verified(ours, loaded, ["database"], "rows")] == ["verified"]
+
+
+def test_rows_edited_in_bigquery_are_named_and_mended_by_the_named_command(
+    loaded: TripMonth, ours: Stores, program: Program
+) -> None:
+    table, month = f"{ours.dataset}.{loaded.color}", f"file_month = '{loaded.file_month}'"
+    client = bigquery.Client()
+    client.query_and_wait(f"UPDATE {table} SET fare_amount = 7e7, tip_amount = NULL WHERE {month} AND row_number = 3")
+    client.query_and_wait(f"UPDATE {table} SET row_number = 900000 WHERE {month} AND row_number = 5")
+    with pytest.raises(VerificationFailed) as failed:
+        verified(ours, loaded, ["warehouse"], "rows")
+    assert (
+        "3 rows differ from the lake: row 3: fare_amount, tip_amount; row 5 is missing; row 900000 was not published"
+        in str(failed.value)
+    )
+    run_advice(Verified("warehouse", loaded, ("",), mend=str(failed.value).rpartition("To mend it: ")[2]), program)
+    assert same(ours.in_warehouse(loaded), ours.in_lake(loaded))
+    assert [result.status for result in verified(ours, loaded, ["warehouse"], "rows")] == ["verified"]
+
+
+def overwrite(ours: Stores, month: TripMonth) -> int:
+    """Replace the lake's object with one in which a fare was changed, as a person with a notebook does."""
+    trips = ours.in_lake(month)
+    fares = trips["fare_amount"].to_pylist()
+    fares[2] = 7e7
+    edited = trips.set_column(trips.column_names.index("fare_amount"), "fare_amount", pa.array(fares))
+    sink = pa.BufferOutputStream()
+    pq.write_table(edited, sink)
+    blob = ours.blob(month.key)
+    blob.upload_from_string(sink.getvalue().to_pybytes())
+    blob.reload()
+    return int(blob.generation)
+
+
+def test_an_object_overwritten_in_the_lake_is_named_and_mended_by_the_named_command(
+    loaded: TripMonth, ours: Stores, program: Program
+) -> None:
+    before = ours.in_lake(loaded)
+    generation = overwrite(ours, loaded)
+    with pytest.raises(VerificationFailed) as failed:
+        verified(ours, loaded, EVERYWHERE, "counts")
+    assert f"{loaded.key} has generation {generation}, the manifest names" in str(failed.value)
+    assert str(failed.value).count(f"{loaded} in the") == 1  # the other stores are not blamed
+    run_advice(Verified("lake", loaded, ("",), mend=str(failed.value).rpartition("To mend it: ")[2]), program)
+    assert same(ours.in_lake(loaded), before)
+    assert ours.manifest(loaded)["updated"] == 1
+    assert {result.status for result in verified(ours, loaded, EVERYWHERE, "raw")} == {"verified"}
+
+
+def test_an_object_and_a_manifest_edited_together_are_found_against_the_raw_file_and_mended_by_the_schedule(
+    loaded: TripMonth, ours: Stores
+) -> None:
+    before, manifest = ours.in_lake(loaded), ours.manifest(loaded)
+    manifest["generation"] = overwrite(ours, loaded)
+    ours.blob(loaded.manifest_key).upload_from_string(json.dumps(manifest))
+    assert check(ours, "lake", loaded).differences == []
+    with pytest.raises(VerificationFailed, match="1 row differs from the raw file: row 3: fare_amount"):
+        verified(ours, loaded, ["lake"], "raw")
+    bring_up_to_date(
+        [loaded.color], f"{loaded.file_month:%Y-%m}", into=["lake"], source=ours.official, block_name=LAKE,
+        until=f"{loaded.file_month:%Y-%m}", expect_within=0,
+    )  # fmt: skip
+    assert same(ours.in_lake(loaded), before)
+    assert check(ours, "lake", loaded, "raw").differences == []
+
+
+Edit = Callable[[Stores, TripMonth], object]
+BY_HAND: dict[str, tuple[Store, Edit, str]] = {
+    "the lake's object is gone": ("lake", lambda o, m: o.blob(m.key).delete(), ".parquet is missing"),
+    "the lake's manifest is gone": ("lake", lambda o, m: o.blob(m.manifest_key).delete(), ".json is missing or cannot"),
+    "the raw file is gone": ("lake", lambda o, m: o.blob(m.raw_key(".parquet")).delete(), "the raw file is missing"),
+    "there is a quarantine that the manifest does not name": (
+        "lake", lambda o, m: o.blob(m.quarantine_key).upload_from_string("x"), "the manifest names no such object",
+    ),
+    "the lake's object is no Parquet": ("lake", lambda o, m: o.blob(m.key).upload_from_string("x"), "has generation"),
+    "the partition is gone": (
+        "database", lambda o, m: o.query(f"DROP TABLE {m.postgres_partition}"), "the table {} is missing",
+    ),
+    "the partition is detached": (
+        "database", lambda o, m: o.query(f"ALTER TABLE {m.color} DETACH PARTITION {m.postgres_partition}"),
+        "the table {} is not a partition of",
+    ),
+    "a row of loads is gone": (
+        "database",
+        lambda o, m: o.query("DELETE FROM loads WHERE color = %s AND file_month = %s", m.color, m.file_month),
+        "the table {} has no row in loads",
+    ),
+    "a row of Postgres is gone": (
+        "database", lambda o, m: o.query(f"DELETE FROM {m.postgres_partition} WHERE row_number < 3"), "rows in {}: ",
+    ),
+    "a count of loads was edited": (
+        "database",
+        lambda o, m: o.query("UPDATE loads SET source_rows = 5 WHERE color = %s AND file_month = %s", m.color, m.file_month),
+        "the manifest does not add up",
+    ),
+    "a row is twice in BigQuery": (
+        "warehouse",
+        lambda o, m: warehouse_query(
+            o, f"INSERT INTO {o.dataset}.{m.color} SELECT * FROM {o.dataset}.{m.color}"
+            f" WHERE file_month = '{m.file_month}' AND row_number = 1",
+        ),
+        "1 rows in {color} have the key of another row",
+    ),
+    "a row of BigQuery is in the wrong month": (
+        "warehouse",
+        lambda o, m: warehouse_query(
+            o, f"UPDATE {o.dataset}.{m.color} SET file_month = '{m.file_month:%Y-%m}-09'"
+            f" WHERE file_month = '{m.file_month}' AND row_number = 1",
+        ),
+        "1 rows of the partition have a file_month that no file has",
+    ),
+    "a row of BigQuery's loads is gone": (
+        "warehouse",
+        lambda o, m: warehouse_query(
+            o, f"DELETE FROM loads WHERE color = '{m.color}' AND file_month = '{m.file_month}'"
+        ),
+        "rows of the month in loads: 0, the manifest says 1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BY_HAND)
+def test_a_change_by_hand_is_found_by_counting(case: str, month: TripMonth, ours: Stores, runs: Runs) -> None:
+    store, edit, words = BY_HAND[case]
+    load(ours, runs, month, store)
+    edit(ours, month)
+    assert words.format(month.postgres_partition, color=month.color) in in_words(check(ours, store, month, "counts"))
+
+
+def test_a_raw_file_with_other_bytes_is_found_by_its_digest(month: TripMonth, ours: Stores, runs: Runs) -> None:
+    load(ours, runs, loaded := month)
+    blob = ours.blob(loaded.raw_key(".parquet"))
+    blob.reload()
+    data = bytearray(blob.download_as_bytes())
+    data[100] ^= 1
+    blob.upload_from_string(bytes(data))  # the client keeps the metadata
+    found = check(ours, "lake", loaded, "raw")
+    assert "does not have the SHA-256 of the published file" in in_words(found)
+    assert found.remove.endswith(loaded.raw_key(".parquet"))
+
+
+def test_a_month_of_another_source_is_not_compared_with_the_lake(month: TripMonth, ours: Stores, runs: Runs) -> None:
+    runs.lake_by_hand(month)
+    runs.postgres(month, source=ours.mirror)
+    [_, result] = verified(ours, month, ["lake", "database"], "rows")
+    assert (result.status, result.not_compared) == ("not compared", "the lake has the month from another source")
+
+
+def test_a_number_that_is_zero_either_way_and_text_of_any_kind_do_not_differ(loaded: TripMonth, ours: Stores) -> None:
+    column = "tip_amount"
+    ours.query(f"UPDATE {loaded.color} SET {column} = '-0' WHERE file_month = %s AND {column} = 0", loaded.file_month)
+    assert check(ours, "database", loaded).differences == []
+    ours.query(f"UPDATE {loaded.color} SET store_and_fwd_flag = '' WHERE file_month = %s", loaded.file_month)
+    assert "store_and_fwd_flag" in in_words(check(ours, "database", loaded))
+
+
+def test_what_cannot_be_verified_is_refused_before_any_work(ours: Stores, month: TripMonth) -> None:
+    for wrong, words in (
+        ({"stores": []}, "stores is empty"),
+        ({"sample": -1}, "sample is -1"),
+        ({"since": "2021-05", "until": "2021-04"}, "is before since"),
+        ({"at_once": 0}, "at_once is 0"),
+    ):
+        with pytest.raises(TripDataError, match=words):
+            verified(ours, month, **({"stores": ["database"], "depth": "counts"} | wrong))
