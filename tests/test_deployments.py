@@ -67,14 +67,21 @@ class TestManifest:
             "infrastructure", "parameter_openapi_schema", "schedules", "storage",
         }  # fmt: skip
 
-    def test_it_has_a_schedule_only_if_it_is_the_one_that_brings_everything_up_to_date(self, path):
-        assert bool(manifest(path).get("schedules")) == (path.stem == "bring-up-to-date-deployment")
+    def test_it_has_a_schedule_only_if_it_brings_everything_up_to_date_or_verifies_it(self, path):
+        scheduled = path.stem in ("bring-up-to-date-deployment", "verify-deployment")
+        assert bool(manifest(path).get("schedules")) == scheduled
 
 
 def test_everything_is_brought_up_to_date_in_the_early_morning_of_every_first_of_a_month_in_new_york():
     [scheduled] = manifest(ROOT / "deployments" / "bring-up-to-date-deployment.yaml")["schedules"]
     assert scheduled["active"] is True
     assert (scheduled["schedule"]["cron"], scheduled["schedule"]["timezone"]) == ("0 5 1 * *", "America/New_York")
+
+
+def test_the_stores_are_verified_at_night_once_an_operator_resumes_the_schedule():
+    [scheduled] = manifest(ROOT / "deployments" / "verify-deployment.yaml")["schedules"]
+    assert scheduled["active"] is False  # an installation may lack one of the three stores
+    assert (scheduled["schedule"]["cron"], scheduled["schedule"]["timezone"]) == ("30 3 * * *", "America/New_York")
 
 
 def test_what_apply_takes_by_a_wildcard_needs_no_block():

@@ -339,13 +339,13 @@ class Database:
 
     def remember(self, manifest: Manifest) -> None:
         """Write the month's row of `loads` without changing its trips."""
-        self._ensure_tables(manifest.color)
+        self.ensure_tables(manifest.color)
         with self.postgres.transaction() as cursor:
             self._write_manifest(cursor, manifest)
 
     def withdraw(self, trip_month: TripMonth, run_id: str) -> Outcome:
         """Drop a month's partition, delete its quarantined rows and mark its row in `loads`, in one transaction."""
-        self._ensure_tables(trip_month.color)
+        self.ensure_tables(trip_month.color)
         with self.postgres.transaction() as cursor:
             rows = self.postgres.rows(cursor, composed(_OF_MONTH, table="loads"), _key_of(trip_month))
             manifest = Manifest.from_row(rows[0]) if rows else None

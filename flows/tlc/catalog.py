@@ -79,12 +79,16 @@ def months_since(trip_month: TripMonth, today: dt.date | None = None) -> int:
 
 def sync_status(url: str, published: PublishedFile | None, manifest: Manifest | None) -> SyncStatus:
     """Return how a store's month compares with the file that its source publishes at `url` (None: no file)."""
-    if manifest and manifest.withdrawn_at:
-        return "withdrawn"
-    if published is None:
-        return "gone" if manifest and manifest.url == url else "not published"
     if manifest is None:
-        return "new"
+        return "not published" if published is None else "new"
+    if manifest.withdrawn_at:
+        return "withdrawn"
+    return _status_of(manifest, published, url)
+
+
+def _status_of(manifest: Manifest, published: PublishedFile | None, url: str) -> SyncStatus:
+    if published is None:
+        return "gone" if manifest.url == url else "not published"
     if manifest.fault:  # a verification found that the month is not as it was published
         return "damaged"
     same = published.same_edition(manifest.published)
