@@ -1,4 +1,4 @@
-"""What the stores have, compared with what was published: `python flows/verify.py --depth rows --sample 3`."""
+"""Compare what the stores have with what was published: `python flows/verify.py --depth rows --sample 3`."""
 
 import secrets
 import sys
@@ -77,7 +77,7 @@ def verify(
         log.info("%s months chosen with seed %s: %s", len(chosen), seed, ", ".join(map(str, chosen)))
 
     def verify_everywhere(trip_month: TripMonth) -> list[Verified]:
-        # The lake comes first: a month that is damaged there is nothing to compare other stores with.
+        # The lake comes first: other stores are not compared with a month that is damaged there.
         return [
             verify_month.submit(trip_month, into, depth, uses_lake).result()
             for into in targets

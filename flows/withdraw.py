@@ -55,7 +55,7 @@ def withdraw(
     if not stores:
         raise TripDataError("stores is empty; name at least one, such as lake. Nothing was started.")
     target = Target("lake", block_name, credentials_block, dataset, postgres_block)
-    # The stores that are loaded from the lake come first: nothing is then behind a lake that has lost its month.
+    # The lake comes last: no other store then has a month that the lake has lost.
     targets = [target.with_store(store) for store in ("warehouse", "database", "lake") if store in stores]
     require_usable(*targets)
 

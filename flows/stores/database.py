@@ -74,7 +74,7 @@ class Database:
         """Return the database that a block points to. `open_lake` opens the lake that has the earlier editions."""
         try:
             engine = block.get_engine()
-        except (ImportError, SQLAlchemyError):  # another driver, which is not installed
+        except (ImportError, SQLAlchemyError):  # for another driver, which is not installed
             engine = None
         if not isinstance(engine, Engine) or (engine.dialect.name, engine.driver) != ("postgresql", "psycopg2"):
             raise MisconfiguredBlock(
@@ -160,7 +160,7 @@ class Database:
         return self._open_lake().edition(trip_month, name)
 
     def _content(self, raw: RawFile) -> Content:
-        """Return the bytes of a raw file: of the lake if it is there, else of this machine's scratch folder."""
+        """Return the bytes of a raw file, from the lake if its key is there, else from this machine's scratch folder."""
         return self._open_lake().content(raw) if raw.key.startswith("raw/") else KeptFile(raw)
 
     # Stage and publish a month.
@@ -237,7 +237,7 @@ class Database:
         current = self.remembered(staged.trip_month)
         before = current
         if current and run_id and current.flow_run_id == run_id and current.holds(staged.raw, staged.rule):
-            # An earlier attempt of this run committed, but was cut off before it learned of its success.
+            # An earlier attempt of this run committed, but was cut off before it received the answer.
             manifest, before = current, present.manifest
         else:
             rows = last_known_rows(staged.raw.published.url, current)
@@ -259,7 +259,7 @@ class Database:
             run(cursor, "SELECT count(*) FROM {partition}", partition=partition)
             if (count := value(cursor)) != manifest.loaded:
                 raise NotReconciled(
-                    f"{trip_month}: {manifest.loaded} rows were staged for Postgres, {count} would be published. Nothing was."
+                    f"{trip_month}: {manifest.loaded} rows were staged for Postgres, {count} are there. Nothing was published."
                 )
             self._publish_rejects(cursor, manifest, _rejects_table(staging))
             self._write_manifest(cursor, manifest.model_copy(update=dict(published)))
@@ -279,7 +279,7 @@ class Database:
         run(cursor, "INSERT INTO quarantine SELECT * FROM {staging}", staging=staging)
         if (count := cursor.rowcount) != quarantined:
             raise NotReconciled(
-                f"{manifest.trip_month}: {quarantined} rows were quarantined, {count} would be kept."
+                f"{manifest.trip_month}: {quarantined} rows were quarantined, {count} would be stored."
                 " Nothing was published; please report this."
             )
         run(cursor, "DROP TABLE {staging}", staging=staging)
@@ -363,7 +363,7 @@ class Database:
         return Outcome(store="database", status="withdrawn" if done else "unchanged", manifest=manifest)
 
     def _write_manifest(self, cursor: "Cursor", manifest: Manifest) -> None:
-        """Write the month's row of `loads`. Append it to `loads_history`, and the row before it if an older version did not."""
+        """Write the month's row of `loads`, and append it to `loads_history`. First append the replaced row if it is missing."""
         self._append_to_history(cursor, manifest)
         row = manifest.row()
         run(

@@ -1,4 +1,4 @@
-"""A published file in this machine's scratch folder, to be read by a store that has no bucket."""
+"""Read a published file from this machine's scratch folder, for a store that has no bucket."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from flows.tlc.manifest import RawFile
 
 @dataclass(frozen=True)
 class KeptFile:
-    """The bytes of a raw file in the scratch folder. They are fetched again if the folder does not have exactly those bytes."""
+    """The bytes of a raw file in the scratch folder. They are fetched again if the folder lacks them."""
 
     raw: RawFile
 

@@ -66,7 +66,7 @@ class Lake(LakeManifests):
         try:
             return self._write(stream, run).model_copy(update={"pinned": terms.pinned})
         except (UnreadableFile, SchemaMismatch, TooManyRejects, WrongMonth):
-            # An edition that a person chose, or that was published before, stays.
+            # Keep an edition that a person chose, or that was published before.
             if not terms.pinned and raw.sha256 not in {manifest.sha256 for manifest in self.history(raw.trip_month)}:
                 self.forget(raw, run)
             raise
@@ -125,7 +125,7 @@ class Lake(LakeManifests):
         while True:
             before = self.remembered(trip_month)
             if replaces and (was := self.current(trip_month)):
-                self.note(was)  # an older version wrote no history, and a run may have died before it did
+                self.note(was)  # an older version wrote no history, or the run died before it wrote the entry
             changes = self._changes(staged, replaces)
             rows = last_known_rows(staged.raw.published.url, before)
             manifest = manifest.model_copy(update={**dict(changes), "replaces": replaces, "known_rows": rows})
@@ -154,7 +154,7 @@ class Lake(LakeManifests):
                 if other and other.holds(staged.raw, staged.rule):
                     self._delete_staged(staged.key, *side_keys.values())
                     return Outcome(store="lake", status="unchanged", manifest=other)
-                replaces = there.generation  # the other run died before its manifest, or loaded another file
+                replaces = there.generation  # the other run died before it wrote the manifest, or loaded another file
         manifest = manifest.model_copy(update={"generation": published.generation})
         for key, staged_side in side_keys.items():
             self._publish_beside(staged_side, key, published)
@@ -166,14 +166,14 @@ class Lake(LakeManifests):
 
     def _delete_staged(self, *keys: str) -> None:
         for key in keys:
-            if key.startswith(PASSING_KEYS):  # an earlier edition that is published again stays where it is
+            if key.startswith(PASSING_KEYS):  # not an earlier edition that is published again: it stays
                 self.bucket.delete(key)
 
     def _changes(self, staged: StagedMonth, replaces: int) -> Changes:
         """Return the rows that publishing will insert, update and remove, compared with generation `replaces`."""
         key = staged.trip_month.key
         if replaces and self.bucket.holds(key, replaces):
-            # Gone: another run published first; `publish` will detect it. The others: something else wrote the object.
+            # Gone: another run published first; `publish` will detect it. The others: another program wrote the object.
             with suppress(Gone, pa.ArrowException, KeyError):
                 return compare(self.trips(key, replaces), self.trips(staged.key, staged.generation))
         return Changes(inserted=staged.loaded)
@@ -215,7 +215,7 @@ class Lake(LakeManifests):
     # Withdraw a month.
 
     def withdraw(self, trip_month: TripMonth, run_id: str) -> Outcome:
-        """Delete a month's objects, and mark its manifest. The published files stay. A run that died is completed by the next.
+        """Mark a month's manifest, and delete its objects. Keep the published files. Complete the work of a run that died.
 
         Raises:
             TripDataError: The lake does not have the month.

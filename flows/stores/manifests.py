@@ -19,7 +19,7 @@ _AT_ONCE = 8  # manifests read at the same time; the client keeps ten connection
 
 
 class LakeManifests(RawZone):
-    """One manifest per month, which is written last, and one object per publication and withdrawal in the month's history."""
+    """One manifest per month, written last, and a history with one object per publication and per withdrawal."""
 
     def present(self, trip_month: TripMonth) -> Present:
         """Return the state of a month in the lake.
@@ -38,7 +38,7 @@ class LakeManifests(RawZone):
         finished = written is not None and written.generation == found.generation
         if "staged" not in found.metadata and not finished and not (written and written.fault):
             raise MisconfiguredBlock(
-                f"{self.bucket.uri(trip_month.key)} is there already and was not written by this project; move it away, or give"
+                f"{self.bucket.uri(trip_month.key)} exists already and was not written by this project; move it away, or give"
                 " the GcsBucket block another folder. Nothing was loaded."
             )
         return Present(manifest=manifest_of(found, written), generation=found.generation, finished=finished)
@@ -61,7 +61,7 @@ class LakeManifests(RawZone):
     def current(self, trip_month: TripMonth) -> Manifest | None:
         """Return the manifest of the month's object, or None.
 
-        It is found even if the run that published the object has not written the manifest: the object's metadata has a copy.
+        If the run that published the object has not written the manifest, return the copy in the object's metadata.
         """
         present = self.bucket.stat(trip_month.key)
         return manifest_of(present, self._written(trip_month)) if present else None
@@ -81,7 +81,7 @@ class LakeManifests(RawZone):
         raise Gone(f"{uri} has no readable manifest; run etl-web-gcs for {trip_month} again.")
 
     def months(self, colors: Iterable[str], also: Also = "") -> dict[TripMonth, ListedMonth]:
-        """Return every month of the colors. Two listings per color, and the manifests, several at a time."""
+        """Return every month of the colors. Send two listings per color, and read several manifests at a time."""
         return {
             manifest.trip_month: ListedMonth(manifest, present.size, finished)
             for color in dict.fromkeys(colors)
@@ -93,7 +93,7 @@ class LakeManifests(RawZone):
         return [(manifest, present, finished) for manifest, present, finished in self._listed(color) if present]
 
     def _listed(self, color: str) -> list[tuple[Manifest, Object, bool]]:
-        """Return the same, and the withdrawn months. Their objects are False."""
+        """Return what `_published` returns, and the withdrawn months. The object of a withdrawn month is falsy."""
         objects = self.bucket.listing(f"{color}/")
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             manifests = pool.map(self._read_manifest, self.bucket.listing(f"manifests/{color}/"))
@@ -135,7 +135,7 @@ class LakeManifests(RawZone):
         self._write_manifest(manifest, manifest.generation)
 
     def _write_manifest(self, manifest: Manifest, generation: int) -> None:
-        """Write the month's manifest, unless its object has another generation than this one (0: it is gone)."""
+        """Write the month's manifest if its object has this generation (0: no object exists). Otherwise write nothing."""
         key = manifest.trip_month.manifest_key
         while True:
             current = self.bucket.stat(key)

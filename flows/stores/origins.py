@@ -34,17 +34,14 @@ class LookedUp(BaseModel):
     """The SHA-256 that the file must have; "" if any edition is accepted."""
 
     def loaded_from(self, raw: RawFile | Manifest) -> Manifest | None:
-        """Return the store's manifest of the month if the month was made from exactly the bytes of `raw`, else None.
-
-        Its pin is that of this run.
-        """
+        """Return the store's manifest, with this run's pin, if it was made from exactly the bytes of `raw`; else None."""
         manifest = self.present.manifest
         again = isinstance(raw, RawFile) and not self.sha256 and self.present.holds(raw, self.terms.rows)
         return manifest.model_copy(update={"pinned": self.terms.pinned}) if manifest and again else None
 
     @property
     def why_same_bytes(self) -> str:
-        """Return why there is nothing to load if the month was made from the same bytes, as `why` does."""
+        """Return the text for `why` if the store's month was made from the same bytes."""
         before = self.present.manifest.pinned if self.present.manifest else ""
         if self.terms.pinned:
             return f"has edition {self.terms.pinned} already, and is pinned to it now; its rows stay as they are"
@@ -92,7 +89,7 @@ class FromEdition:
 
 
 def origin_of(source: str, edition: str, terms: Terms, trip_months: Sequence[TripMonth]) -> Web | FromEdition:
-    """Return the edition of a run's only month if one is named, else the source. Raise an error for either if it is malformed."""
+    """Return the origin of a run: the named edition of its only month, else the source. Raise an error if it is malformed."""
     web = Web(source_of(source), terms)
     if not edition:
         return web
@@ -130,7 +127,7 @@ class FromLake:
 
 @dataclass(frozen=True)
 class Again:
-    """The same files that a store's months were made from, for months that have quarantined rows."""
+    """The files that a store's months were made from, for months that have quarantined rows."""
 
     def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
         """Find the kept file, or the address to fetch it from again. The store must have the month."""

@@ -49,7 +49,7 @@ class Edition:
 
     @property
     def name(self) -> str:
-        """Return its name for people."""
+        """Return the name that people use: the first digits of the digest."""
         return self.sha256[:EDITION_DIGITS]
 
     @property
@@ -125,7 +125,7 @@ class RawZone:
             if present.metadata.get("sha256") == manifest.sha256:
                 return _raw_file(published, present).model_copy(update={"verified": manifest.verified})
         raise Gone(
-            f"{manifest.trip_month}: the file it was made of (sha256 {manifest.edition}…) is not in the lake any more;"
+            f"{manifest.trip_month}: the file that it was made from (sha256 {manifest.edition}…) is not in the lake any more;"
             " run etl-web-gcs to fetch the month again."
         )
 
@@ -142,11 +142,11 @@ class RawZone:
         found: dict[TripMonth, dict[str, Edition]] = {}
         for present in (there for prefix in prefixes for there in self.bucket.listing(prefix).values()):
             name, sha256 = _RAW_KEY.fullmatch(present.key), present.metadata.get("sha256")
-            if name and sha256:  # without sha256, a run is still at work on it, or died
+            if name and sha256:  # without sha256, the upload is in progress or was cut off
                 trip_month = TripMonth(name["color"], int(name["year"]), int(name["month"]))
                 editions = found.setdefault(trip_month, {})
                 others = editions[sha256].objects if sha256 in editions else ()
-                # The published file's own key comes first: only there is nothing to copy if the edition is loaded again.
+                # The published file's own key comes first: an edition that is loaded again from there is not copied.
                 objects = tuple(sorted((*others, present), key=lambda there: "/editions/" in there.key))
                 editions[sha256] = Edition(trip_month, cast(Ending, name["ending"]), objects)
         return {
@@ -162,18 +162,16 @@ class RawZone:
             return found[0].raw
         there = "; ".join(map(str, editions)) or "none"
         raise UnknownEdition(
-            f"{trip_month}: {len(found) or 'no'} editions in the lake's raw zone begin with {name}. There are: {there}."
+            f"{trip_month}: {len(found) or 'no'} editions in the lake's raw zone begin with {name}; its editions are: {there}."
             " Nothing was loaded."
         )
 
     def secure(self, present: Object, raw_key: str) -> None:
-        """Copy a whole raw file to the key of its edition, unless a copy is there. `raw_key` is its key when it is published."""
+        """Copy a whole raw file to the key of its edition, unless a copy exists. `raw_key` is its key once published."""
         sha256 = present.metadata.get("sha256")
         if sha256:
             facts = {name: text for name, text in present.metadata.items() if name in RAW_FACTS}
-            with suppress(
-                Overtaken, Gone
-            ):  # there is a copy already; or another run replaced the file, and secured it before
+            with suppress(Overtaken, Gone):  # a copy exists, or another run copied the file and then replaced it
                 self.bucket.copy(
                     present.key, present.generation, edition_key(raw_key, sha256), 0, facts, content_type(raw_key)
                 )

@@ -124,7 +124,7 @@ class Warehouse:
             changes = Changes(inserted=lake_month.loaded, removed=before.loaded)
 
         def published() -> Manifest:
-            # An earlier attempt of this run may have committed before it was cut off: its publication is this one.
+            # If an earlier attempt of this run committed before it was cut off, return the manifest of that publication.
             for done in self._of_month(_LOADS, lake_month.trip_month) if run_id else []:
                 if done.same_publication(run_id, lake_month.generation):
                     return done
@@ -138,7 +138,7 @@ class Warehouse:
             self._require_reconciled(manifest)
             self.bigquery.drop(staged.table)
         else:
-            # BigQuery load jobs cannot join a transaction. So check all that can be checked before, and write `loads` after.
+            # BigQuery load jobs cannot join a transaction. So check what can be checked before, and write `loads` after.
             self.lake.require_reconciled(lake_month)
             self._load_from_lake(lake_month, before.fault if before else "")
             # A load job cannot name a generation: it reads the newest object. Check that it was still the expected one.
@@ -152,7 +152,7 @@ class Warehouse:
     def _load_from_lake(self, manifest: Manifest, fault: str) -> None:
         """Replace the month with a load job that reads the lake's object. No trip passes through this machine.
 
-        A job that succeeded is not run again. So a month with a known `fault` needs a job of its own, once per fault.
+        BigQuery does not run a job again that succeeded. So a month with a known `fault` gets a new job id, one per fault.
         """
         trip_month = manifest.trip_month
         mending = f"-{hashlib.sha256(fault.encode()).hexdigest()[:12]}" if fault else ""
@@ -233,7 +233,7 @@ class Warehouse:
     def _remembering(self, manifest: Manifest) -> tuple[Sequence[str], Values]:
         """Return the statements that write the month's row in `loads` and in `loads_history`, and their parameters.
 
-        The first statement appends the row that is replaced, if an older version did not.
+        The first statement appends the row that is replaced, if the history lacks it.
         """
         row = manifest.row()
         values = ", ".join(f"@{name} AS `{name}`" for name in row)
@@ -255,7 +255,7 @@ class Warehouse:
 def _require_same_types(trip_month: TripMonth, published: pa.Schema) -> None:
     """Raise `SchemaMismatch` unless a Parquet file's columns are exactly the table's, by name and type.
 
-    BigQuery itself would convert types by its own guess.
+    BigQuery would convert other types without an error.
     """
     wanted = arrow_schema(trip_month.color)
     types = dict(zip(published.names, published.types, strict=True))

@@ -51,7 +51,7 @@ def claim(trip_month: TripMonth, into: Target, claims: ExitStack) -> None:
 def _require_edition(looked: LookedUp, raw: RawFile | Manifest) -> None:
     if looked.sha256 and raw.sha256 != looked.sha256:
         url = shown(raw.published.url)
-        raise TripDataError(f"{raw.trip_month} was re-published at {url}; run ingest-data, which takes that in.")
+        raise TripDataError(f"{raw.trip_month} was re-published at {url}; run ingest-data to load the new edition.")
 
 
 @task(name="look up", task_run_name="look up {trip_month}", **RETRIES)
@@ -83,9 +83,7 @@ def extract(published: PublishedFile, into: Target) -> RawFile:
         return RawFile.model_validate(state.result())
     except TripDataError:
         if into.bucket_block:
-            with suppress(
-                Exception
-            ):  # Prefect persists a failed task's error, too; a later run would delete it in a day
+            with suppress(Exception):  # Prefect persists a failed task's error, too; else it would stay for a day
                 open_store(into).forget_result(published.trip_month, this_run())
         raise
 
@@ -133,14 +131,14 @@ def load(staged: StagedMonth | StagedCopy, present: Present, into: Target) -> Ou
 
 @task(name="remember", task_run_name="remember {raw.trip_month} in {into.title}", **RETRIES)
 def remember(manifest: Manifest, raw: RawFile | Manifest, into: Target) -> Manifest:
-    """Record in the manifest that the same bytes were published again."""
+    """Write into the manifest that the same bytes were published again."""
     seen = manifest.seen_at(raw)
     open_store(into).remember(seen)
     return seen
 
 
 def _report(outcome: Outcome, store: MonthStore) -> None:
-    """Log and report a month's outcome, next to the previous month for comparison."""
+    """Log and report a month's outcome. The report compares it with the previous month."""
     log, manifest, previous = get_run_logger(), outcome.manifest, outcome.trip_month.previous
     log.info("%s", outcome)
     if manifest.recount and manifest.recount not in " ".join(outcome.warnings):

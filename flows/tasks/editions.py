@@ -31,7 +31,7 @@ from flows.tlc.trips import EDITION_DIGITS, TripMonth
 
 @dataclass(frozen=True)
 class Listing:
-    """A table for people: its title, the names of its columns, and its rows as text. The last `numbers` columns are numbers."""
+    """A table for people: title, names of columns, and rows as text. The last `numbers` columns are aligned right."""
 
     title: str
     names: tuple[str, ...]
@@ -78,7 +78,7 @@ def withdraw_month(trip_month: TripMonth, targets: Sequence[Target]) -> Outcome:
 
 @task(name="withdraw", task_run_name="withdraw {trip_month} from {target.title}", **RETRIES)
 def take_out(trip_month: TripMonth, target: Target) -> Outcome:
-    """Take a month out of a store."""
+    """Withdraw a month from a store."""
     outcome: Outcome = open_store(target).withdraw(trip_month, this_run())
     return outcome
 
@@ -133,7 +133,7 @@ def _status(edition: Edition, now: Manifest | None) -> str:
 
 
 def editions_listing(title: str, editions: Sequence[tuple[Edition, str]]) -> Listing:
-    """Return editions and what is to be said of each as a table."""
+    """Return a table of editions, with a status for each."""
     names = ("month", "edition", "status", "last modified", "fetched at", "source", "bytes")
 
     def row(edition: Edition, status: str) -> tuple[str, ...]:
@@ -151,8 +151,8 @@ def editions_listing(title: str, editions: Sequence[tuple[Edition, str]]) -> Lis
 def compare_editions(target: Target, trip_month: TripMonth, named: Sequence[str]) -> Listing:
     """Compare two editions of a month: the rows that differ, and the sums of money. No trip is loaded.
 
-    Both are read by the rule by which the month was loaded. `named` are the older and the newer edition. Without the newer
-    one, it is the lake's; without the older one, it is the newest other edition.
+    Both are read by the rule of the lake's month. `named` has the older and the newer edition. The newer one defaults to the
+    lake's, the older one to the newest other edition.
     """
     lake: Lake = open_store(target)
     current = lake.current(trip_month)
@@ -162,7 +162,7 @@ def compare_editions(target: Target, trip_month: TripMonth, named: Sequence[str]
     if len(wanted) != 2:
         there = "; ".join(map(str, lake.editions(trip_month))) or "none"
         raise UnknownEdition(
-            f"{trip_month}: two editions are needed for a comparison. In the lake's raw zone are: {there}."
+            f"{trip_month}: two editions are needed for a comparison; the lake's raw zone has: {there}."
         )
     old, new = (lake.edition(trip_month, name) for name in wanted)
     rows = current.rule if current else "all"

@@ -106,7 +106,7 @@ _checked: ContextVar[frozenset[Target]] = ContextVar("checked", default=frozense
 
 
 def require_usable(*targets: Target) -> None:
-    """Raise `MisconfiguredBlock` unless the stores can be used. A run calls it before any other work; its months need not."""
+    """Raise `MisconfiguredBlock` unless the stores can be used. A run calls it once, before any other work."""
     for target in targets:
         check_store.submit(target).result()
     note_checked(targets)

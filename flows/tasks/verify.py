@@ -21,7 +21,7 @@ from flows.tlc.sources import TEMPLATES, Source
 from flows.tlc.trips import Store, TripMonth
 from flows.tlc.verify import Depth, Verified
 
-_PATIENCE = 5.0  # seconds that a run which publishes the month right now gets to write its manifest
+_PATIENCE = 5.0  # seconds between two checks, in which another run can finish publishing the month
 _ATTEMPTS = 4
 _FLOWS: dict[Store, str] = {"lake": "etl_web_gcs", "warehouse": "etl_gcs_bq", "database": "ingest_data"}
 
@@ -33,13 +33,13 @@ def _check(into: Target, uses_lake: bool) -> Check:
 
 @task(name="find months", task_run_name="find months in {into.title}", **RETRIES)
 def find_months(into: Target, colors: Sequence[str]) -> set[TripMonth]:
-    """Return every month of which a store has anything."""
+    """Return every month that has rows, an object or a manifest in a store."""
     return _check(into, uses_lake=False).months(colors)
 
 
 @task(name="verify", task_run_name="verify {trip_month} in {into.title}", **RETRIES)
 def verify_month(trip_month: TripMonth, into: Target, depth: Depth, uses_lake: bool) -> Verified:
-    """Verify one month in one store. If it differs, note the fault in its manifest, so that the next run loads it again."""
+    """Verify one month in one store. If it differs, write the fault into its manifest, so that the next run loads it again."""
     log, check = get_run_logger(), _check(into, uses_lake)
     found = _settled(check, trip_month, depth)
     if not found.differences:
@@ -54,12 +54,12 @@ def verify_month(trip_month: TripMonth, into: Target, depth: Depth, uses_lake: b
         try:
             check.mark(found.manifest, fault)
         except TripDataError as error:  # such as credentials that may only read
-            log.warning("%s: the fault could not be noted in the manifest: %s", trip_month, error)
+            log.warning("%s: the fault could not be written into the manifest: %s", trip_month, error)
     return verified
 
 
 def _settled(check: Check, trip_month: TripMonth, depth: Depth) -> Findings:
-    """Return what a check found twice: a run that publishes the month meanwhile is no difference."""
+    """Check until two checks agree, because another run may be publishing the month. Return what the last check found."""
     before: Findings | None = None
     for attempt in range(_ATTEMPTS):
         try:
@@ -76,7 +76,7 @@ def _settled(check: Check, trip_month: TripMonth, depth: Depth) -> Findings:
 
 
 def _mend(trip_month: TripMonth, into: Target, found: Findings) -> str:
-    """Return the command that loads a damaged month again, from where it was loaded, under the same rule."""
+    """Return the command that loads a damaged month again, from the same source and by the same rule."""
     kind, manifest = STORES[into.store], found.manifest
     words = [f"python flows/{_FLOWS[into.store]}.py {trip_month.color} {trip_month.year} {trip_month.month}"]
     if manifest and kind.files != "lake":

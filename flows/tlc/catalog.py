@@ -40,8 +40,8 @@ _IN_ORDER: tuple[Store, ...] = get_args(Store)
 def months_between(colors: Iterable[str], since: str, until: str, today: dt.date | None = None) -> list[TripMonth]:
     """Return every month of `colors` that can exist, from `since` to `until`, both included, oldest first.
 
-    A bound is a month such as 2019-01, a year such as 2019, or "". Then it is TLC's first month, or the current month. Raise
-    `UnknownMonth` if a bound is not a month, or none of the colors has a month between the bounds.
+    A bound is a month such as 2019-01, a year such as 2019, or "": TLC's first month, or the current month. Raise
+    `UnknownMonth` if a bound is neither, or if none of the colors has a month between the bounds.
     """
     now = today or dt.datetime.now(dt.UTC).date()
     first = bound_of("since", since, 1) if since else min(FIRST_MONTH.values())
@@ -288,10 +288,10 @@ def entry_of(
     url: str,
     published_before: str = "",
 ) -> Entry:
-    """Return the catalog's entry of a month, which the lake may have. A withdrawn month is not listed, but marked.
+    """Return the catalog's entry of a month. A withdrawn month has a `withdrawn_at` instead of `listed`.
 
-    `known` are the counts of the lake's file or, if the lake has none, of the source's file. `published_before` is the evidence
-    that the month is published at `url`, as text, or "".
+    `known` has the counts of the lake's file or, if the lake has none, of the source's file. `published_before` is the evidence
+    that the month is published at `url`, as text; "" if there is none.
     """
     there = None if listed and listed.manifest.withdrawn_at else listed
     withdrawn_at = listed.manifest.withdrawn_at if listed else None

@@ -80,7 +80,7 @@ MISSING, FOREIGN = "is missing", "was not published"
 def differences(found: Iterable[pa.Table], expected: Iterable[pa.Table]) -> Iterator[tuple[int, str]]:
     """Yield the number of each row of `found` that is not as `expected`, and what is wrong: `MISSING`, `FOREIGN`, or columns.
 
-    Both are streams of trips, each ordered by `row_number`. A window's rows come in no order.
+    Both are streams of trips, each ordered by `row_number`. The order of what is yielded is not defined.
     """
     for there, wanted in _windows(found, expected):
         if there is None or wanted is None:

@@ -35,7 +35,7 @@ class Profile(_Value):
     sums: dict[str, float] = {}  # of each column of money, in US$, rounded to cents; one that is not finite is absent
     days: dict[dt.date, int] = {}  # trips on each day of the file's month
     elsewhere: dict[str, int] = {}  # trips in each other month
-    quality: dict[str, int] = {}  # trips that meet each of quality.py's `RULES` of the day when the month was loaded
+    quality: dict[str, int] = {}  # trips that meet each rule of quality.py, as of the time of the load
 
 
 # How the received bytes were checked against the server's headers: by a digest, by their number, or not at all.
@@ -196,7 +196,7 @@ class Manifest(Changes, Reading, Origin):
         )
 
     def withdrawn(self, flow_run_id: str) -> "Manifest":
-        """Return a copy of the manifest that says: the month was withdrawn now, by this flow run."""
+        """Return a copy of the manifest, marked as withdrawn now by this flow run."""
         now = dt.datetime.now(dt.UTC)
         gone: dict[str, Any] = {**dict(Changes(removed=self.loaded)), "pinned": "", "flow_run_id": flow_run_id}
         gone |= {"package_version": package_version(), "started_at": now, "published_at": now, "withdrawn_at": now}
@@ -248,7 +248,7 @@ class Manifest(Changes, Reading, Origin):
         return self.model_copy(update=seen | {"verified": raw.verified or self.verified})
 
     def same_rows(self, lake: "Manifest") -> bool:
-        """Return whether the store of this manifest, which was loaded from the lake, still has the same rows as the lake.
+        """Return whether this month, which was loaded from the lake, still has the same rows as the lake.
 
         It does if it was loaded from the same object, or if the lake's object replaced that one without changing a row. It does
         not if a verification found a fault.
@@ -284,11 +284,11 @@ class StagedMonth(Reading):
 
     @property
     def trip_month(self) -> TripMonth:
-        """The month that is staged."""
+        """Return the month that is staged."""
         return self.raw.published.trip_month
 
     def manifest(self, flow_run_id: str, **published: Any) -> Manifest:
-        """Return the manifest of this month as published now. `published` are facts that only the store knows, such as `key`."""
+        """Return the manifest of this month as published now. `published` has the store's own facts, such as `key`."""
         facts: dict[str, Any] = dict(Origin.of(self.raw)) | {name: getattr(self, name) for name in Reading.model_fields}
         return Manifest(
             **facts | published,
@@ -308,7 +308,7 @@ class StagedCopy(_Value):
 
     @property
     def trip_month(self) -> TripMonth:
-        """The month that is staged."""
+        """Return the month that is staged."""
         return self.manifest.trip_month
 
 

@@ -29,7 +29,7 @@ class Rule:
     name: str
     severity: Literal["note", "warning"]
     condition: Callable[[], pc.Expression]
-    """Returns the condition. Arrow imports pandas to make one, and a run that reads no trips does not need that."""
+    """Returns the condition. Arrow imports pandas to make one; a run that reads no trips needs no pandas."""
     colors: str
 
 

@@ -32,7 +32,7 @@ class RowFaults:
                 del self.first[max(self.first)]
 
     def in_words(self) -> list[str]:
-        """Return a sentence, or nothing if no row differs."""
+        """Return one sentence, or none if no row differs."""
         if not self.count:
             return []
         named = "; ".join(
@@ -71,7 +71,7 @@ def counts_of(manifest: Manifest) -> list[str]:
     """Return what is wrong with the counts of a manifest itself, and the fault that an earlier verification found."""
     found = []
     if manifest.fault:
-        found.append(f"damaged since a verification, and not loaded again: {manifest.fault}")
+        found.append(f"an earlier verification found damage, and no run loaded the month again: {manifest.fault}")
     left_out, quarantined = sum(manifest.filtered.values()), sum(manifest.quarantined.values())
     if manifest.source_rows != manifest.loaded + left_out + quarantined:
         found.append(
@@ -82,12 +82,12 @@ def counts_of(manifest: Manifest) -> list[str]:
 
 
 def number_of(what: str, found: int, expected: int) -> list[str]:
-    """Return a sentence if two counts differ."""
+    """Return one sentence if two counts differ, else none."""
     return [] if found == expected else [f"{what}: {found:,}, the manifest says {expected:,}"]
 
 
 def keys_of(table: str, keys: int, rows: int) -> list[str]:
-    """Return a sentence if a table has fewer keys than rows."""
+    """Return one sentence if a table has fewer keys than rows, else none."""
     return [] if keys == rows else [f"{rows - keys:,} rows in {table} have the key of another row"]
 
 

@@ -97,7 +97,7 @@ def test_an_object_that_somebody_else_put_where_a_month_belongs_is_left_alone(
     ours.blob(month.key).upload_from_string(b"made by df.to_parquet")
     before = ours.objects_of(month)
     error = str(runs.of(etl_web_gcs, month).result(raise_on_failure=False))
-    assert f"data/{month.key} is there already and was not written by this project; move it away" in error
+    assert f"data/{month.key} exists already and was not written by this project; move it away" in error
     assert ours.objects_of(month) == before
 
 

@@ -129,7 +129,7 @@ def test_postgres_publishes_a_month_and_its_quarantine_together_or_not_at_all(
     assert there() == before
     with monkeypatch.context() as patch:
         patch.setattr(database, "write_rejects", lambda *_: None)
-        with pytest.raises(TripDataError, match=r"2 rows were quarantined, 0 would be kept. Nothing was published"):
+        with pytest.raises(TripDataError, match=r"2 rows were quarantined, 0 would be stored. Nothing was published"):
             runs.postgres(month, source=source)
     assert there() == before
     runs.postgres(month, source=source)
@@ -205,6 +205,6 @@ def test_a_replay_without_the_file_says_how_to_get_it_and_changes_nothing(ours: 
     ours.blob(month.raw_key(".csv")).delete()
     before = ours.objects_of(month)
     error = str(replay(month).result(raise_on_failure=False))
-    assert "the file it was made of" in error
+    assert "the file that it was made from" in error
     assert "run etl-web-gcs to fetch the month again" in error
     assert ours.objects_of(month) == before

@@ -127,7 +127,7 @@ def test_rows_edited_in_postgres_are_named_and_mended_by_the_named_command(
     ]
     by_command = program("verify", *options, "--stores", "database", "--postgres-block", POSTGRES, "--depth", "counts")
     assert by_command.returncode == 1
-    assert "damaged since a verification, and not loaded again" in by_command.stderr
+    assert "an earlier verification found damage, and no run loaded the month again" in by_command.stderr
 
     check_result = Verified("database", loaded, ("",), mend=str(failed.value).rpartition("To mend it: ")[2])
     run_advice(check_result, program)
@@ -243,14 +243,14 @@ BY_HAND: dict[str, tuple[Store, Edit, str]] = {
             o, f"UPDATE {o.dataset}.{m.color} SET file_month = '{m.file_month:%Y-%m}-09'"
             f" WHERE file_month = '{m.file_month}' AND row_number = 1",
         ),
-        "1 rows of the partition have a file_month that no file has",
+        "1 rows of the partition have a file_month that is not the first of the month",
     ),
     "a row of BigQuery's loads is gone": (
         "warehouse",
         lambda o, m: warehouse_query(
             o, f"DELETE FROM loads WHERE color = '{m.color}' AND file_month = '{m.file_month}'"
         ),
-        "rows of the month in loads: 0, the manifest says 1",
+        "loads has 0 rows of the month instead of 1",
     ),
 }  # fmt: skip
 

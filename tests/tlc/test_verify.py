@@ -48,7 +48,10 @@ def test_a_manifest_that_does_not_add_up_or_has_a_fault_is_a_difference() -> Non
     [text] = counts_of(MANIFEST.model_copy(update={"source_rows": 99}))
     assert text.startswith("the manifest does not add up: 99 rows published, but ")
     [text] = counts_of(MANIFEST.model_copy(update={"fault": "2026-01-01 00:00:00: 1 row differs"}))
-    assert text == "damaged since a verification, and not loaded again: 2026-01-01 00:00:00: 1 row differs"
+    assert (
+        text
+        == "an earlier verification found damage, and no run loaded the month again: 2026-01-01 00:00:00: 1 row differs"
+    )
     assert number_of("rows in x", 3, 3) == keys_of("x", 3, 3) == []
     assert number_of("rows in x", 1_000, 3) == ["rows in x: 1,000, the manifest says 3"]
     assert keys_of("x", 3, 5) == ["2 rows in x have the key of another row"]

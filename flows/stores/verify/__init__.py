@@ -1,7 +1,6 @@
-"""Verify what each store has of a month: against its manifest, against the lake, and the lake against its raw file.
+"""Verify a store's month against its manifest and the lake, and the lake's month against its raw file.
 
-A check reads, and changes no trip. The one thing that it writes is a fault that it found: into the manifest, so that the next
-run loads the month again instead of answering `unchanged`.
+A check changes no trip. It writes only a fault that it found, into the manifest. The next run then loads the month again.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +30,7 @@ def _database(store: Any, lake: Any) -> Check:
     return DatabaseCheck(store, lake)
 
 
-# One row per store: makes its check from the opened store, and from the opened lake if the run uses the lake.
+# One row per store: a function that makes its check from the opened store and the opened lake (None if the run uses no lake).
 CHECKS: Mapping[Store, Callable[[Any, Any], Check]] = {
     "lake": _lake,
     "warehouse": _warehouse,

@@ -55,7 +55,7 @@ class DatabaseCheck:
         return {month for month in found if month.color in wanted}
 
     def verify(self, trip_month: TripMonth, depth: Depth, run_id: str) -> Findings:
-        """Check the partition and its counts, and at greater depth compare each row with the lake's. One snapshot."""
+        """Check the partition and its counts, and at greater depth compare each row with the lake's. Read one snapshot."""
         partition = trip_month.postgres_partition
         if depth != "counts":
             self.store.ensure_tables(trip_month.color)  # they may lack the newest columns
@@ -105,7 +105,7 @@ class DatabaseCheck:
         found.differences += [difference] if difference else []
         if ours is None or depth == "counts":
             return
-        # The rules of the database's month, on the lake's trips.
+        # Apply the rule of the database's month to the lake's trips.
         keep = FILTERS[manifest.rule].values()
         faults = RowFaults("the lake")
         after = -_LAST
@@ -124,7 +124,7 @@ class DatabaseCheck:
     ) -> Iterator[tuple[int, str]]:
         """Compare the rows of a range of row numbers. Postgres sends them in the binary format of COPY, which is exact.
 
-        Equal bytes mean equal rows. Only a range that differs is taken apart.
+        Equal bytes mean equal rows. Only a range that differs is compared row by row.
         """
         fed = [column for column in columns(trip_month.color) if column is not KEY[0]]
         copy = composed(
@@ -181,7 +181,7 @@ def _sliced(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _canonical(trips: pa.Table, color: str) -> pa.Table:
-    """Return trips with today's columns. Those that an older schema lacks are null."""
+    """Return trips with today's columns. Columns that an older schema lacks are null."""
     schema = arrow_schema(color)
     names = set(trips.column_names)
     return pa.table(

@@ -21,14 +21,14 @@ class Findings:
     differences: list[str] = field(default_factory=list)
     not_compared: str = ""
     remove: str = ""
-    """The address of an object that a run does not replace, and that a person has to move away first."""
+    """The address of an object that no run replaces: a person has to move it away first."""
 
 
 class Check(Protocol):
     """Verifies the months of one store."""
 
     def months(self, colors: Iterable[str]) -> set[TripMonth]:
-        """Return every month of the colors of which the store has anything: rows, an object or a manifest."""
+        """Return every month of the colors that has rows, an object or a manifest in the store."""
 
     def verify(self, trip_month: TripMonth, depth: Depth, run: str) -> Findings:
         """Compare a month with what was published."""
@@ -46,11 +46,11 @@ class Reference(NamedTuple):
 
 
 def reference(lake: "Lake", manifest: Manifest) -> Reference:
-    """Return the lake's month to compare a month of another store with, or why there is none."""
+    """Return the lake's month to compare another store's month with, or why they cannot be compared."""
     try:
         present = lake.present(manifest.trip_month)
     except MisconfiguredBlock:
-        return Reference(not_compared="something else wrote the lake's object")
+        return Reference(not_compared="another program wrote the lake's object")
     ours, why, difference = present.manifest, "", ""
     if ours is None:
         why = "the lake does not have the month"

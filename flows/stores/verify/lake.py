@@ -52,7 +52,7 @@ class LakeCheck:
             found.differences.append(f"{store.bucket.uri(trip_month.manifest_key)} is missing or cannot be read")
         elif written.generation != present.generation:
             found.differences.append(
-                f"{uri} has generation {present.generation}, the manifest names {written.generation}: something else wrote it"
+                f"{uri} has generation {present.generation}, the manifest names {written.generation}: another program wrote it"
             )
         if manifest is None:
             found.remove = "" if written else uri
@@ -81,7 +81,7 @@ class LakeCheck:
         ):
             side = store.bucket.stat(key)
             if side and not named:
-                yield f"{store.bucket.uri(key)} is there, the manifest names no such object"
+                yield f"{store.bucket.uri(key)} exists, but the manifest names no such object"
             elif named and not side:
                 yield f"{store.bucket.uri(key)} is missing"
             elif side:
