@@ -1,4 +1,4 @@
-"""A program starts fast: importing it does not import what only some runs need."""
+"""A program starts fast: importing it imports nothing that only some runs need."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[1]
 PROGRAMS = sorted(path.stem for path in (PROJECT / "flows").glob("*.py") if path.stem != "__init__")
 
-# The client libraries of the stores, and pandas, which Arrow imports for the first scalar, array of Python values or dataset.
+# The client libraries of the stores, and pandas. Arrow imports pandas for the first scalar, array of Python values or dataset.
 NOT_NEEDED = (
     "dask",
     "duckdb",

@@ -217,17 +217,17 @@ class MonthSpec:
 
     @property
     def text(self) -> str:
-        """The month, such as 2021-01."""
+        """Return the month as text, such as 2021-01."""
         return f"{self.year}-{self.month:02d}"
 
     @property
     def start(self) -> int:
-        """The month's first midnight in seconds since 1970."""
+        """Return the month's first midnight in seconds since 1970."""
         return _seconds(self.year, self.month)
 
     @property
     def regular_rows(self) -> int:
-        """The row count before the dispatch block, which TLC appends to the file with its own time order."""
+        """Return the row count before the dispatch block, which TLC appends to the file with its own time order."""
         if "dispatch_block" not in self.quirks:
             return self.rows
         return self.rows - round(self.rows * in_force(self.color, self.text, _DISPATCH_SHARES))

@@ -96,7 +96,7 @@ def write_month(
         color: Whose trips.
         year: The year of the month.
         month: The month, from 1.
-        rows: The row count of the first edition. A later edition differs from it as `changes` returns.
+        rows: The row count of the first edition. `expected_changes` returns how a later edition differs.
         seed: Another seed gives other trips.
         quirks: Oddities of TLC's files to include.
         edition: The edition, from 1.
@@ -302,7 +302,7 @@ def _write_parquet(path: Path, month: MonthSpec, edition: int, bad_rows: BadRows
     layout = parquet_layout(month.color, month.text, null_typed)
     counts: Counter[str] = Counter()
     if bad_rows.too_many_fields or bad_rows.too_few_fields:
-        raise ValueError("a Parquet file cannot hold rows with too many or too few fields")
+        raise ValueError("a Parquet file cannot have rows with too many or too few fields")
     spoiled_field = _spoilable(layout, month) if bad_rows.unconvertible else ""
     spoils = sorted(_spread(bad_rows, month.rows))
     if null_typed == "as_published":

@@ -1,4 +1,4 @@
-"""Bring a month into a store in this process and without Prefect: the functions that the tasks call, retried as tasks are."""
+"""Bring a month into a store in this process, without Prefect: call the functions that the tasks call, with retries."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar

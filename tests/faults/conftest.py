@@ -33,7 +33,7 @@ def programs(
     fault_stores: Stores, prefect_api: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Programs]:
     """Programs that use Prefect's in-process API."""
-    # The blocks are registered. To register them again, each run would import every collection of Prefect.
+    # The blocks are registered already. To register them again, each run would import every collection of Prefect.
     quick = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
     with Programs(tmp_path_factory.mktemp("programs"), dict(os.environ) | prefect_api | quick) as made:
         yield made

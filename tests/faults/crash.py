@@ -1,4 +1,4 @@
-"""Kill a flow's process again and again, let one run come to its end, and compare what is in the stores."""
+"""Kill a flow's process again and again, let one run finish, and compare the stores."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ STEPS: Mapping[FlowName, tuple[str, ...]] = {
     ),
     "bring_up_to_date": ("flows.stores.lake:Lake.publish", "flows.stores.warehouse:Warehouse.publish"),
 }  # fmt: skip
-# Steps of a first load alone, and of a replacement alone.
+# Steps that only a first load has, and steps that only a replacement has.
 FIRST = {"ingest_data": ("flows.stores.database:Database._attach",)}
 AGAIN = {"ingest_data": ("flows.stores.database:Database._merge",)}
 
@@ -63,7 +63,7 @@ class Siege:
         self.allowed = self.lab.states(self.flow, over=self.over)
 
     def strike(self, kill: Kill) -> bool:
-        """Start a run that is to be killed. Return False if it came to its end before."""
+        """Start a run that is to be killed. Return False if it finished before the kill."""
         run = self.lab.start(self.flow, kill)
         if not run.was_killed:
             run.succeeded()
@@ -94,14 +94,14 @@ class Siege:
                     elif series:  # the month is published, so this run had nothing to do: try it from the beginning
                         break
                     else:
-                        raise AssertionError(f"no run of {self.flow} came to {waiting[0]}")
+                        raise AssertionError(f"no run of {self.flow} reached {waiting[0]}")
                 self.recover()
             for store, states in reader.seen.items():
                 assert states <= self.allowed[store], f"a reader of {store} saw {states - self.allowed[store]}"
 
 
 def require_whole(lab: Lab, expected: Mapping[str, Any]) -> None:
-    """Compare the stores with a digest. AssertionError if they differ, if staging is left, or if a lock is."""
+    """Compare the stores with a digest. Raise `AssertionError` if they differ, or if staging or a lock is left."""
     found = digest.whole(lab.ours)
     assert digest.different(expected, found) == []
     lab.sweep()

@@ -1,6 +1,6 @@
-"""What the stores have, as one value to compare: every row by key, the facts of every month, every object and table.
+"""Return what the stores have, as one value to compare: every row by key, the facts of every month, every object and table.
 
-Left out is what two runs without a failure do not share either: run ids, times, generations, and staging.
+It leaves out what differs between any two runs: run ids, times, generations, and staging.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def _facts(manifest: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
 
 
 def lake(ours: Stores) -> dict[str, Any]:
-    """Return what the lake has, staging and cached results apart."""
+    """Return what the lake has, except staging and cached results."""
     found: dict[str, Any] = {}
     for blob in storage.Client().list_blobs(ours.bucket, prefix="data/"):
         key = blob.name.removeprefix("data/")
@@ -58,7 +58,7 @@ def lake(ours: Stores) -> dict[str, Any]:
 
 
 def warehouse(ours: Stores) -> dict[str, Any]:
-    """Return what the warehouse has; tables that expire are staging."""
+    """Return what the warehouse has, except staging: the tables that expire."""
     client, found = bigquery.Client(), dict[str, Any]()
     try:
         tables = [client.get_table(item.reference) for item in client.list_tables(ours.dataset)]
@@ -132,7 +132,7 @@ def staging(ours: Stores) -> list[str]:
 
 
 def locks(ours: Stores) -> list[tuple[Any, ...]]:
-    """Return the advisory locks that somebody has in the database."""
+    """Return the advisory locks in the database."""
     return ours.query(
         "SELECT classid, objid FROM pg_locks WHERE locktype = 'advisory'"
         " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"

@@ -1,4 +1,4 @@
-"""Mutate small trip files, read each as a month is read, and compare what is accepted with an independent reading.
+"""Mutate small trip files, read each as a flow does, and compare the accepted rows with those of an independent reader.
 
 Run as a program: `python -m tests.faults.fuzz SEED FIRST LAST` tries the inputs FIRST to LAST - 1 and prints one JSON object with
 the outcomes. An input depends on the seed and its number only, so any input can be tried again alone.
@@ -39,8 +39,8 @@ from local.trip_files.writing import write_month
 from tests.real_files import DATA
 
 SECONDS = 30  # for one input
-MEGABYTES = 400  # by which one input may raise the peak of the process
-_ROWS = 220  # so many that a single row that does not fit is no reason to refuse the file
+MEGABYTES = 400  # by which one input may raise the process's peak memory
+_ROWS = 220  # enough that one row that does not fit is no reason to refuse the file
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _month(name: str) -> TripMonth:
 
 
 def _heads() -> Iterator[tuple[str, bytes]]:
-    """Yield CSV files: the first rows of real ones if they are there, generated ones else."""
+    """Yield CSV files: the first rows of real ones if this machine has them, otherwise generated ones."""
     if DATA.is_dir():
         for path in sorted(DATA.glob("samples-*/*.csv")) + sorted(DATA.glob("heads-100/*.csv"))[::5]:
             yield path.name, b"".join(path.read_bytes().splitlines(keepends=True)[: _ROWS + 1])
@@ -78,7 +78,7 @@ def _heads() -> Iterator[tuple[str, bytes]]:
 
 
 def _tables() -> Iterator[tuple[str, pa.Table]]:
-    """Yield the first rows of Parquet files: real ones if they are there, generated ones else."""
+    """Yield the first rows of Parquet files: real ones if this machine has them, otherwise generated ones."""
     if DATA.is_dir():
         for path in sorted(DATA.glob("official/*.parquet"))[::3]:
             yield path.name, pq.read_table(path).slice(0, _ROWS)
@@ -239,7 +239,7 @@ class _Content:
 
 
 def read(base: Base, data: bytes, piece: int = 1 << 20) -> tuple[int, pa.Table]:
-    """Read a file as a month is read: its beginning and end are looked at, then it is read to its end. Return rows and trips."""
+    """Read a file as a flow does: check its beginning and its end, then read all of it. Return the row count and the trips."""
     recognise(base.month, base.ending, data[: 1 << 20], base.name)
     recognise_end(base.month, base.ending, data[-8:], base.name)
     published = PublishedFile(
@@ -260,7 +260,7 @@ def read(base: Base, data: bytes, piece: int = 1 << 20) -> tuple[int, pa.Table]:
 
 
 class Wrong(Exception):
-    """What was accepted is not what an independent reading finds."""
+    """The loaded trips differ from those that an independent reader finds."""
 
 
 def _require_csv(data: bytes, ending: Ending, rows: int, trips: pa.Table) -> None:
@@ -271,10 +271,10 @@ def _require_csv(data: bytes, ending: Ending, rows: int, trips: pa.Table) -> Non
     names = [name.strip().casefold() for name in next(csv.reader([lines[0].decode()]))]
     published = [line for line in lines[1:] if line]
     if len(published) != rows:
-        raise Wrong(f"{rows} rows counted, {len(published)} lines there")
+        raise Wrong(f"{rows} rows counted, {len(published)} lines in the file")
     numbers = trips["row_number"].to_pylist()
     if numbers != sorted(set(numbers)) or (numbers and not 1 <= numbers[0] <= numbers[-1] <= rows):
-        raise Wrong("row numbers repeat or lie outside of the file")
+        raise Wrong("row numbers repeat or exceed the row count")
     for column in trips.schema:
         if column.name.casefold() not in names or names.count(column.name.casefold()) > 1:
             continue
@@ -286,7 +286,7 @@ def _require_csv(data: bytes, ending: Ending, rows: int, trips: pa.Table) -> Non
                 raise Wrong(f"row {number}, {column.name}: {value!r} loaded, {text!r} published")
 
 
-_BESIDE = {"VendorID": "vendor_text", "payment_type": "payment_text"}  # where a word that is no code is kept
+_BESIDE = {"VendorID": "vendor_text", "payment_type": "payment_text"}  # the column that keeps a word that is not a code
 # Words of files up to 2014, and the numbers that later files have instead.
 _WORDS = {"cmt": 1, "vts": 2} | {
     word: code
@@ -323,7 +323,7 @@ def _require_parquet(data: bytes, rows: int, trips: pa.Table) -> None:
     """Compare with pyarrow's own reading of the file, column by column."""
     published = pq.read_table(io.BytesIO(data), pre_buffer=False)
     if published.num_rows != rows:
-        raise Wrong(f"{rows} rows counted, {published.num_rows} there by pyarrow")
+        raise Wrong(f"{rows} rows counted, {published.num_rows} by pyarrow")
     at = [number - 1 for number in trips["row_number"].to_pylist()]
     there = {name.casefold(): published[name] for name in published.column_names}
     for column in trips.schema:

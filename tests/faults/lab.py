@@ -36,7 +36,7 @@ STORES_OF: Mapping[FlowName, tuple[str, ...]] = {
     "ingest_data": ("database",),
     "bring_up_to_date": ("lake", "warehouse", "database"),
 }
-# So small that a small month is uploaded, read and copied in many pieces, with a fault possible between any two.
+# Small pieces: even a small month is uploaded, read and copied in many, and a fault can occur between any two.
 SMALL = {
     "flows.connectors.bucket:CHUNK": 256 << 10,
     "flows.connectors.web:PIECE": 64 << 10,
@@ -67,7 +67,7 @@ class Lab:
         return self.ours.site.url + "/legacy/{color}_tripdata_{year}-{month:02d}.csv"
 
     def publish(self, edition: int, month: TripMonth | None = None) -> None:
-        """Publish an edition of a month at the site. The first has rows that do not fit, the second has none and other trips."""
+        """Publish an edition of a month at the site. The first has rows that do not fit, the second has none."""
         at = month or self.month
         name = f"{at.stem}.csv"
         path = self.folder / f"{edition}-{name}"
@@ -137,7 +137,7 @@ class Lab:
 
     def prepare(self, flow: FlowName, *, over: bool) -> None:
         """Bring the stores into the state in which the flow starts: empty, or with the first edition, the second published."""
-        self._prepared += 1  # another scratch folder: a file that an earlier run fetched is not there
+        self._prepared += 1  # a new scratch folder, without the files that earlier runs fetched
         self.wipe()
         self.publish(1)
         into = STORES_OF[flow]
@@ -222,7 +222,7 @@ def see(lab: Lab) -> dict[str, str]:
 
 
 class Reader(threading.Thread):
-    """Reads the month in some stores all the time, until the block ends, and remembers every state that it saw."""
+    """Polls the month in some stores until the block ends, and records every state that it saw."""
 
     def __init__(self, lab: Lab, stores: tuple[str, ...]) -> None:
         super().__init__(name="reader", daemon=True)
@@ -253,7 +253,7 @@ class Reader(threading.Thread):
 
 
 def until(happened: Callable[[], bool], seconds: float = 120) -> None:
-    """Wait until something has happened. AssertionError if it does not."""
+    """Wait until `happened()` is true. Raise `AssertionError` if it is not in time."""
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, "it did not happen"

@@ -14,7 +14,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 ROOT = Path(__file__).resolve().parents[2]
-_SLOW = 300.0  # seconds after which a program is taken to hang
+_SLOW = 300.0  # seconds after which a program counts as hung
 
 
 class Run:
@@ -60,7 +60,7 @@ class Run:
         return self.wait()
 
     def wait(self, seconds: float = _SLOW) -> Self:
-        """Wait for its end. AssertionError if it does not end in time."""
+        """Wait for its end. Raise `AssertionError` if it does not end in time."""
         if not self._ended.wait(seconds):
             text = self.text
             self.signal(signal.SIGKILL)
@@ -75,7 +75,7 @@ class Run:
         return self.status == -signal.SIGKILL
 
     def succeeded(self, seconds: float = _SLOW) -> Self:
-        """Wait for its end. AssertionError, with all that it printed, unless it ended well."""
+        """Wait for its end. Raise `AssertionError` with its output unless it succeeded."""
         self.wait(seconds)
         assert self.status == 0, f"exit status {self.status}:\n{self.text}"
         return self

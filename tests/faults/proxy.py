@@ -1,4 +1,4 @@
-"""A server on loopback between the flows and a peer, which breaks what passes through it, as a rule says.
+"""Stand between the flows and a peer, on loopback, and break connections and requests by rules.
 
 `Wire` passes bytes on and knows no protocol: for Postgres. `Gate` reads HTTP requests: for the web source, the lake and BigQuery.
 No library that can be installed from a package index does this for both in-process; toxiproxy is a Go program.
@@ -25,7 +25,7 @@ def _reset(connection: socket.socket) -> None:
     with suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     with suppress(OSError):
-        connection.shutdown(socket.SHUT_RD)  # wakes a thread that reads from it, without which it would stay open
+        connection.shutdown(socket.SHUT_RD)  # wakes a thread that reads from it; else the connection would stay open
     with suppress(OSError):
         connection.close()
 
@@ -46,7 +46,7 @@ class Cut:
 
 
 class Wire:
-    """Passes connections on to a peer, byte for byte, except for those that a `Cut` is waiting for."""
+    """Passes connections on to a peer, byte for byte, unless a `Cut` applies."""
 
     def __init__(self, host: str, port: int) -> None:
         self.peer = (host, port)
@@ -153,9 +153,9 @@ class Rule:
     """Bytes of the body that pass before it breaks."""
     seconds: float = 0
     times: int = 1
-    """None of them is left: the rule no longer applies. A large number: from now on."""
+    """The rule applies to this many requests; a large number means all from now on."""
     skip: int = 0
-    """Requests that match and pass before the first that does not."""
+    """How many matching requests pass before the rule applies."""
     then: Callable[[], None] = lambda: None
     """Called when it happens."""
 
@@ -164,7 +164,7 @@ class Rule:
 
 
 class Gate:
-    """Passes HTTP requests on to a peer, except for those that a `Rule` waits for."""
+    """Passes HTTP requests on to a peer, unless a `Rule` applies."""
 
     def __init__(self, behind: str, *rules: Rule) -> None:
         self.behind = urlsplit(behind)
@@ -174,7 +174,7 @@ class Gate:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Passing,), {"gate": self}))
         self._server.daemon_threads = True
         self._server.block_on_close = False
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a broken connection is what is wanted
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # broken connections are intended
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     @property
@@ -212,7 +212,7 @@ class _Passing(BaseHTTPRequestHandler):
     gate: Gate
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def _body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):

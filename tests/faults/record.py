@@ -13,7 +13,7 @@ _WANTED = os.environ.get("FAULTS_FILE", "")  # set by `make faults`; other runs 
 
 
 class Trial:
-    """One fault that is being tried. The test adds what recovery needed."""
+    """One fault that is being tried. The test adds how long recovery took."""
 
     def __init__(self) -> None:
         self.times = 1

@@ -1,4 +1,4 @@
-"""Many processes load the same month at once, or different months: each ends well, and the month is there once."""
+"""Many processes load the same month at once, or different months: each succeeds, and no row is stored twice."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def test_the_same_month_by_many_processes_at_once(flow: FlowName, count: int, ov
         runs = [lab.start(flow) for _ in range(count)]
         for run in runs:
             run.succeeded(900)
-        # Of the changes that are counted, those of the run that came first stay.
+        # The counts of changed rows are those of the run that published first.
         require_whole(lab, expected)
     assert all(states <= allowed[store] for store, states in reader.seen.items())
 

@@ -1,4 +1,4 @@
-"""A flow's process is killed with SIGKILL, in every place: the stores end as if nothing had happened. Run by `make faults`."""
+"""Kill a flow's process with SIGKILL at every step: the next run restores the expected state. Run by `make faults`."""
 
 import os
 import signal

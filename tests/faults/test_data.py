@@ -1,4 +1,4 @@
-"""Mutated trip files: each is loaded with the values of an independent reading, or refused in words. Run by `make faults`."""
+"""Mutated trip files: each is loaded with the values of an independent reader, or refused clearly. Run by `make faults`."""
 
 import os
 from pathlib import Path

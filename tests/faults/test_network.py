@@ -29,7 +29,7 @@ _LIBRARIES = ("google", "requests", "psycopg2", "urllib3", "httpx")  # a task fa
 
 
 def _of_any_address(found: Mapping[str, Any], url: str) -> dict[str, Any]:
-    """Return a digest without the site's address, and without the last known count, which is that of the same address."""
+    """Return a digest without the site's address, and without `known_rows`, which depends on the address."""
     text = json.dumps(found).replace(url, "http://site")
     any_address: dict[str, Any] = json.loads(re.sub(r'(\\*"known_rows\\*": )(\\*"\w+\\*"|null)', r"\1null", text))
     return any_address
@@ -39,10 +39,10 @@ def _of_any_address(found: Mapping[str, Any], url: str) -> dict[str, Any]:
 def survived(
     lab: Lab, into: StoreName, *, over: bool, part: str, fault: str, url: str = ""
 ) -> Iterator[Callable[..., Any]]:
-    """Yield a function that brings the month in under a fault. After the block, what is in the stores must be whole.
+    """Yield a function that loads the month under a fault. After the block, check the stores.
 
-    Under the fault, the old month or the new one is there. If the run failed, the next run without the fault brings the new one.
-    The digest is that of a run without a failure, where `url` is an address for the site.
+    Under the fault, a store has the old month or the new one. If the run failed, a run without the fault must load the new one.
+    Then the digest must be that of a run without a failure. `url` is the site's address for this case, if it differs.
     """
     flow = FLOW[into]
     expected, allowed = lab.expected(flow, over=over), lab.states(flow, over=over)
@@ -162,7 +162,7 @@ def test_a_file_that_changes_between_two_ranges_is_never_spliced(into: StoreName
         error = run(source=lab.source.replace(lab.ours.site.url, gate.url))
         assert gate.happened
         assert see(lab)[into] in allowed, error
-        # What follows is that of a run over the first edition.
+        # Load the second edition over the first, for the checks after this block.
         lab.prepare(FLOW[into], over=True)
         bring(lab, into, source=lab.source.replace(lab.ours.site.url, gate.url))
 
@@ -179,7 +179,7 @@ OPERATIONS: Mapping[str, tuple[str, str]] = {
     "objects.rewrite": ("POST", r"/rewriteTo/"),
     "objects.delete": ("DELETE", r"/o/"),
 }
-# Google's retry conformance tests: which way a request fails, once.
+# The ways in which a request fails once in Google's retry conformance tests.
 RETRIES: Mapping[str, Callable[[str, str], Rule]] = {
     **{
         f"return-{status}": lambda method, path, status=status: Rule("status", method, path, status=status)  # type: ignore[misc]
@@ -206,7 +206,7 @@ def test_a_storage_operation_fails_once(failure: str, operation: str, lab: Lab) 
                 rule.skip = skip
                 gate.rules, gate.happened = [rule], []
                 error = run(env={"STORAGE_EMULATOR_HOST": gate.url})
-                assert error is None, f"a failure that passes ended the run: {error!r}"
+                assert error is None, f"a temporary failure ended the run: {error!r}"
                 assert gate.happened or skip, f"{operation} is not used"
                 gate.rules = []
 
@@ -251,7 +251,7 @@ CUTS: Mapping[str, Callable[[int], Cut]] = {
 
 @pytest.fixture(scope="module")
 def wire(fault_stores: Stores) -> Iterator[Wire]:
-    """A wire before Postgres, and a block that names it."""
+    """Yield a wire to Postgres, and register a block with its port."""
     url = make_url(fault_stores.postgres_url)
     assert url.host
     assert url.port

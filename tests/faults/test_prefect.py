@@ -59,7 +59,7 @@ def test_a_step_that_fails_after_it_did_its_work_is_retried_and_duplicates_nothi
 def test_a_task_that_times_out_releases_what_it_had(
     flow: FlowName, task: str, step: str, lab: Lab, tmp_path: Path
 ) -> None:
-    """In Postgres, what it had is a transaction with locks on the staging table: the retry drops that table."""
+    """In Postgres it had a transaction with locks on the staging table, which the retry has to drop."""
     expected = lab.expected(flow, over=True)
     lab.prepare(flow, over=True)
     hooks = {
@@ -74,7 +74,7 @@ def test_a_task_that_times_out_releases_what_it_had(
 
 @pytest.fixture(scope="module")
 def on_server(orchestrator: Stack, lab: Lab) -> Iterator[Stack]:
-    """A Prefect server and an agent, with the deployments and the blocks of this suite."""
+    """Yield a Prefect server and an agent, with the deployments and the blocks of this suite."""
     demo.prepare(orchestrator.environment(), Console(quiet=True))
     with temporary_settings({PREFECT_API_URL: orchestrator.env["PREFECT_API_URL"]}):
         credentials = GcpCredentials()
@@ -86,7 +86,7 @@ def on_server(orchestrator: Stack, lab: Lab) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def with_server(on_server: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
-    """Programs whose runs are kept by the server."""
+    """Yield programs that report their runs to the server."""
     env = dict(os.environ) | {
         "PREFECT_API_URL": on_server.env["PREFECT_API_URL"],
         "TRIPS_ALLOW_SOURCES": "file,private",
@@ -152,7 +152,7 @@ def _asked(lab: Lab) -> bool:
 
 @pytest.fixture
 def stalled(lab: Lab, on_server: Stack) -> Iterator[None]:
-    """The site is silent in the middle of the file."""
+    """Make the site stop sending in the middle of the file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIPS_ALLOW_SOURCES", "file,private")
         on_server.stop("agent")

@@ -33,7 +33,7 @@ def kill_and_start(stack: Stack, service: str) -> None:
     """Kill a server, and start it again with its data."""
     server = stack.executors[service]
     server.kill()
-    for _ in range(10):  # Postgres refuses to start until the processes of the killed one are gone
+    for _ in range(10):  # Postgres does not start until the processes of the killed server have ended
         with suppress(ExecutorError):
             server.start()
             return

@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md is that of the results, and says what was lost."""
+"""The table of docs/reliability.md is written from the results, and shows what was lost."""
 
 import json
 

@@ -73,11 +73,10 @@ def main() -> None:
     os.chdir(ROOT)
     for name in _IMPORTED:
         importlib.import_module(name)
-    importlib.import_module("prefect.server.api.server").create_app(
-        ephemeral=True
-    )  # Prefect keeps it for the next client
+    # Prefect keeps this app for the next client.
+    importlib.import_module("prefect.server.api.server").create_app(ephemeral=True)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # what a library prints must not mix with the answers
     print(json.dumps({"ready": True}), file=answers)
     running: dict[int, str] = {}
     buffer, is_open = b"", True

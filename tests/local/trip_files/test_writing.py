@@ -355,7 +355,7 @@ def test_a_parquet_value_that_cannot_convert_is_half_a_number_or_a_time_that_is_
         ("month.csv", "green", 2021, 1, {"rows": 0}, "count from 1"),
         ("month.csv", "green", 2021, 1, {"edition": 2, "bad_rows": BadRows(1)}, "first edition"),
         ("month.csv", "green", 2021, 1, {"rows": 9, "bad_rows": BadRows(5)}, "do not fit"),
-        ("month.parquet", "green", 2021, 1, {"bad_rows": BadRows(too_few_fields=1)}, "cannot hold rows"),
+        ("month.parquet", "green", 2021, 1, {"bad_rows": BadRows(too_few_fields=1)}, "cannot have rows"),
         ("month.parquet", "green", 2024, 1, {"bad_rows": BadRows(1)}, "typed so tightly"),
     ],
 )
