@@ -27,16 +27,16 @@ print("ended with", ends)
 
 
 def prefect(*words: str, code: int = 0) -> str:
-    """What `prefect …`, typed in the project's folder, prints; AssertionError unless it ends with `code`."""
+    """Return the output of `prefect …` in the project's folder. Raise `AssertionError` unless it exits with `code`."""
     with contextlib.chdir(ROOT), warnings.catch_warnings():
-        # Prefect 2.20 would rather have workers, and `deployment schedule create`.
+        # Prefect 2.20 warns that agents and some `deployment` commands are deprecated.
         warnings.simplefilter("ignore", PrefectDeprecationWarning)
         said: str = invoke_and_assert(list(words), expected_code=code, echo=False).output
     return said
 
 
 def start_programs(env: Mapping[str, str], *commands: str) -> "subprocess.Popen[str]":
-    """Run commands one after another in one process; each is a file or the name of a module, and its arguments."""
+    """Run commands one after another in one process. A command is a file or a module's name, with its arguments."""
     return subprocess.Popen(
         [sys.executable, "-c", _ONE_AFTER_ANOTHER, " + ".join(commands)],
         cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,

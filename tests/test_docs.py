@@ -1,4 +1,4 @@
-"""What the pages tell to type can be typed: programs take these options, modules, targets, deployments and files exist."""
+"""The commands of the pages work: programs take these options; modules, targets, deployments and files exist."""
 
 import importlib.util
 import re

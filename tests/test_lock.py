@@ -1,4 +1,4 @@
-"""What set-up installs is what `poetry.lock` pins, every file by its hash."""
+"""The installer installs exactly what `poetry.lock` pins, and checks the hash of every file."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""Run a flow as a program: the command line gives its parameters, the exit status tells whether it succeeded."""
+"""Run a flow as a program: the command line gives its parameters, the exit status shows whether it succeeded."""
 
 import inspect
 import itertools

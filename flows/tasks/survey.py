@@ -30,7 +30,7 @@ def ask_source(source: Source, trip_months: Sequence[TripMonth]) -> dict[TripMon
 
 @task(name="list months", task_run_name="list {target.title}", **RETRIES)
 def list_months(target: Target, colors: Sequence[str], also: Also = "") -> dict[TripMonth, ListedMonth]:
-    """Return every month of the colors that a store has, and those withdrawn from it if `also` says so."""
+    """Return every month of the colors that a store has. If `also` is "withdrawn", add the months withdrawn from it."""
     store = open_store(target)
     store.check()
     months: dict[TripMonth, ListedMonth] = store.months(colors, also)

@@ -51,8 +51,8 @@ class Chunk:
     extra: pa.Table | None = None  # the columns that the schema does not know, for the same trips
     # A word and its count, if all rejected values of a column are this word: most likely a word for a missing value.
     misfits: Counter[str] = field(default_factory=Counter)
-    # Only for a CSV: the bytes of the chunk and of each rejected line, the longest part of the file so far that has no rows, and
-    # a row in a repeated part with the same row in the first copy.
+    # Only for a CSV: the bytes of the chunk and of each rejected line; the longest part of the file so far without rows; and a
+    # row in a repeated part, with the same row in the first copy.
     size: int = 0
     reject_sizes: Sequence[int] = ()
     stretch: Stretch | None = None

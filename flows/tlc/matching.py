@@ -38,7 +38,7 @@ class Shape:
     canonical: tuple[Column, ...]
     empty: tuple[str, ...] = ()  # must have no value in any row; includes unnamed fields at the end
     new: tuple[str, ...] = ()  # unknown to the schema, and kept as published
-    counting: tuple[str, ...] = ()  # must count the rows, and are left out
+    counting: tuple[str, ...] = ()  # must number the rows; they are not loaded
 
     def coded(self, column: Column) -> bool:
         """Return whether the file has texts where the canonical column has codes."""

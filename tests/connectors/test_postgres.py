@@ -1,4 +1,4 @@
-"""What keeps a database from being used: the block's fault is told at once, what may pass is tried again; no secret is told."""
+"""A database that cannot be used: an error of the block fails at once, a temporary one is retried; no message has a secret."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""Wrong Google credentials end a run at once, by name and with what to do; no secret is told and nothing is left behind."""
+"""Wrong Google credentials fail a run at once. The error names the block and the remedy, no secret; nothing is left behind."""
 
 import json
 import os

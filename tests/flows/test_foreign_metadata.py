@@ -1,4 +1,4 @@
-"""Objects of the lake may carry metadata that the server or another tool gave them: it is left alone, and hinders nobody."""
+"""Objects of the lake may have metadata of the server or of another tool: no run changes it or fails because of it."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Who is told how a run ended: by the run itself and by the server, in full, once, and never in a run's way."""
+"""The run and the server notify how a run ended: once, with the full text, and without affecting the run."""
 
 import asyncio
 import email

@@ -1,4 +1,4 @@
-"""Networks cut, servers restart, disks fill, processes die, runs meet: nobody sees half a month; the next run ends well."""
+"""Networks, servers, disks and processes fail, runs overlap: no reader sees part of a month; the next run succeeds."""
 
 import gc
 import os

@@ -41,7 +41,7 @@ def verified(ours: Stores, month: TripMonth, stores: list[Store], depth: Depth, 
 
 
 def check(ours: Stores, store: Store, month: TripMonth, depth: Depth = "rows") -> Findings:
-    """What the store's check finds, without Prefect."""
+    """Return what the store's check finds, without Prefect."""
     stores = {
         "lake": lake_of(LAKE),
         "warehouse": warehouse_of(CREDENTIALS, ours.dataset),

@@ -18,7 +18,7 @@ from flows.tlc.trips import TripMonth
 GREEN = TripMonth("green", 2021, 1)
 FHV = TripMonth("fhv", 2021, 1)
 
-# One sound trip, in the order of the file; the base of every odd one.
+# One valid trip, in the order of the file. Tests change it to make odd trips.
 TRIP = {
     "VendorID": "2",
     "lpep_pickup_datetime": "2021-01-01 00:15:56",

@@ -1,4 +1,4 @@
-"""What BigQuery is told of the lake: parsed in its own dialect, and the API client's own definition of it."""
+"""The statements for BigQuery about the lake parse in its dialect, and equal the API client's own definition."""
 
 import pytest
 import sqlglot

@@ -96,7 +96,9 @@ def test_what_is_lost_to_a_few_foreign_bytes_is_counted(kind: str) -> None:
                 tally.check(GREEN)
             except TripDataError:
                 continue
-            assert ROWS - tally.loaded - tally.lost <= 2.5  # a stretch begins and ends within a row
+            assert (
+                ROWS - tally.loaded - tally.lost <= 2.5
+            )  # a damaged stretch may cut the row before and the row after it
 
 
 @pytest.mark.parametrize("at", range(40_000, 50_000, 911))

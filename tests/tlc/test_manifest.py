@@ -1,4 +1,4 @@
-"""A manifest says what a store holds of a month and where it came from, the same in JSON, as a row and as a value."""
+"""A manifest has the facts about a month in a store. As JSON, as a row and as a value, they are the same."""
 
 import datetime as dt
 from importlib.metadata import PackageNotFoundError

@@ -40,7 +40,7 @@ def edited(how: str = "plain", **options: Any) -> Edited:
 
 
 def data_pages(file: Edited, group: int) -> list[int]:
-    """Which pages of a group's fares are no dictionary."""
+    """Return the positions of the data pages of a group's fares."""
     return [place for place, page in enumerate(file.chunks[group][FARE]) if 7 not in page.header]
 
 
