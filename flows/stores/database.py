@@ -259,7 +259,7 @@ class Database:
             run(cursor, "SELECT count(*) FROM {partition}", partition=partition)
             if (count := value(cursor)) != manifest.loaded:
                 raise NotReconciled(
-                    f"{trip_month}: {manifest.loaded} rows were staged for Postgres, {count} are there. Nothing was published."
+                    f"{trip_month}: {manifest.loaded} rows were staged, Postgres would have {count}. Nothing was published."
                 )
             self._publish_rejects(cursor, manifest, _rejects_table(staging))
             self._write_manifest(cursor, manifest.model_copy(update=dict(published)))

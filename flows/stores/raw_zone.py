@@ -162,7 +162,7 @@ class RawZone:
             return found[0].raw
         there = "; ".join(map(str, editions)) or "none"
         raise UnknownEdition(
-            f"{trip_month}: {len(found) or 'no'} editions in the lake's raw zone begin with {name}; its editions are: {there}."
+            f"{trip_month}: {len(found) or 'no'} editions in the lake's raw zone begin with {name}. The month has: {there}."
             " Nothing was loaded."
         )
 
