@@ -27,7 +27,7 @@ STEPS: Mapping[FlowName, tuple[str, ...]] = {
     ),
     "ingest_data": (
         "flows.tasks.bring:look_up", "flows.connectors.scratch:keep", "flows.stores.database:Database.ensure_tables",
-        "flows.stores.database:Database._stage_rejects", "flows.tasks.bring:transform",
+        "flows.stores.database:Database._copy", "flows.tasks.bring:transform",
         "flows.stores.database:Database._publish_rejects", "flows.stores.database:Database._write_manifest",
         "flows.stores.database:Database._publish", "flows.tasks.bring:load",
     ),

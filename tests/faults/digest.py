@@ -22,6 +22,7 @@ _OF_THE_RUN = {"flow_run_id", "started_at", "published_at", "generation", "repla
 # A run that died between a month's object and its manifest has changed the rows already: the next run changes none. In Postgres
 # both are one transaction, so there the numbers are compared.
 _CHANGES = {"inserted", "updated", "removed"}
+_LOADS = ("loads", "loads_history")
 _RAW_FACTS = ("url", "etag", "last_modified", "sha256", "verified")
 
 
@@ -41,7 +42,8 @@ def lake(ours: Stores) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for blob in storage.Client().list_blobs(ours.bucket, prefix="data/"):
         key = blob.name.removeprefix("data/")
-        if key.startswith(PASSING_KEYS):
+        # A run that died after it published is in the history, too: there is one more entry than after a run without failure.
+        if key.startswith((*PASSING_KEYS, "history/")):
             continue
         content = blob.download_as_bytes()
         if key.startswith("manifests/"):
@@ -68,7 +70,7 @@ def warehouse(ours: Stores) -> dict[str, Any]:
         if table.expires is not None:
             continue
         rows = [dict(row) for row in client.list_rows(table)]
-        if table.table_id == "loads":
+        if table.table_id in _LOADS:
             rows = [_facts(row, _OF_THE_RUN | _CHANGES) for row in rows]
         found[table.table_id] = _rows(rows)
     return found
@@ -87,7 +89,7 @@ def database(ours: Stores) -> dict[str, Any]:
             cursor.execute(f'SELECT * FROM "{name}"')
             columns = [column.name for column in cursor.description]
             rows = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
-            if name == "loads":
+            if name in _LOADS:
                 rows = [_facts(row, _OF_THE_RUN) for row in rows]
             found[name] = {"kind": kind, "parent": parent, "key": key, "rows": _rows(rows)}
     return found

@@ -52,7 +52,7 @@ def test_a_step_that_fails_after_it_did_its_work_is_retried_and_duplicates_nothi
         ("etl_web_gcs", "transform", "flows.stores.lake:Lake._write"),
         ("etl_web_gcs", "load", "flows.connectors.bucket:Bucket.copy"),
         ("etl_gcs_bq", "load", "flows.stores.warehouse:Warehouse._load_from_lake"),
-        ("ingest_data", "transform", "flows.stores.database:Database._stage_rejects"),
+        ("ingest_data", "transform", "flows.stores.database:Database._copy"),
         ("ingest_data", "load", "flows.stores.database:Database._write_manifest"),
     ],
 )

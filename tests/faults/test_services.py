@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 _CASES: list[tuple[str, FlowName, str]] = [
     ("postgres", "ingest_data", "flows.stores.database:Database.ensure_tables"),
-    ("postgres", "ingest_data", "flows.stores.database:Database._stage_rejects"),
+    ("postgres", "ingest_data", "flows.stores.database:Database._copy"),
     ("postgres", "ingest_data", "flows.stores.database:Database._publish"),
     ("postgres", "ingest_data", "flows.stores.database:Database._write_manifest"),
     ("lake", "etl_web_gcs", "flows.connectors.bucket:Bucket.add_metadata"),
