@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from prefect import get_run_logger, task
@@ -14,8 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.stores import STORES, Target
-from flows.stores.lake import Lake
-from flows.stores.raw_zone import Edition
 from flows.tasks.bring import claim
 from flows.tasks.policy import RETRIES, this_run
 from flows.tasks.report import markdown_table
@@ -25,8 +24,12 @@ from flows.tlc.compare import compare
 from flows.tlc.errors import TripDataError, UnknownEdition
 from flows.tlc.manifest import Manifest, Outcome
 from flows.tlc.quality import money
-from flows.tlc.stream import MonthStream
 from flows.tlc.trips import EDITION_DIGITS, TripMonth
+
+if TYPE_CHECKING:  # importing them takes a second
+    from flows.stores.lake import Lake
+    from flows.stores.raw_zone import Edition
+    from flows.tlc.stream import MonthStream
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def history_listing(trip_month: TripMonth, target: Target) -> Listing:
 
 
 @task(name="list editions", task_run_name="list editions", **RETRIES)
-def list_editions(target: Target, trip_months: Sequence[TripMonth]) -> list[tuple[Edition, str]]:
+def list_editions(target: Target, trip_months: Sequence[TripMonth]) -> "list[tuple[Edition, str]]":
     """Return the editions of months in the lake's raw zone, each with its status, the newest first."""
     lake: Lake = open_store(target)
     lake.check()
@@ -126,17 +129,17 @@ def list_editions(target: Target, trip_months: Sequence[TripMonth]) -> list[tupl
     return found
 
 
-def _status(edition: Edition, now: Manifest | None) -> str:
+def _status(edition: "Edition", now: Manifest | None) -> str:
     if now is None or edition.sha256 != now.sha256:
         return "earlier"
     return "withdrawn" if now.withdrawn_at else "published, pinned" if now.pinned else "published"
 
 
-def editions_listing(title: str, editions: Sequence[tuple[Edition, str]]) -> Listing:
+def editions_listing(title: str, editions: "Sequence[tuple[Edition, str]]") -> Listing:
     """Return a table of editions, with a status for each."""
     names = ("month", "edition", "status", "last modified", "fetched at", "source", "bytes")
 
-    def row(edition: Edition, status: str) -> tuple[str, ...]:
+    def row(edition: "Edition", status: str) -> tuple[str, ...]:
         file = edition.raw.published
         times = (file.last_modified or "", edition.fetched_at)
         return str(edition.trip_month), edition.name, status, *times, shown(file.url), f"{file.size:,}"
@@ -154,6 +157,8 @@ def compare_editions(target: Target, trip_month: TripMonth, named: Sequence[str]
     Both are read by the rule of the lake's month. `named` has the older and the newer edition. The newer one defaults to the
     lake's, the older one to the newest other edition.
     """
+    from flows.tlc.stream import MonthStream
+
     lake: Lake = open_store(target)
     current = lake.current(trip_month)
     wanted = [*named] if len(named) > 1 or current is None else [*named, current.sha256]
@@ -168,7 +173,7 @@ def compare_editions(target: Target, trip_month: TripMonth, named: Sequence[str]
     rows = current.rule if current else "all"
     streams = [MonthStream(raw, lake.content(raw), rows, "accept_new_columns") for raw in (old, new)]
 
-    def trips(stream: MonthStream) -> Iterator[pa.Table]:
+    def trips(stream: "MonthStream") -> Iterator[pa.Table]:
         for chunk in stream:
             yield chunk.trips
 
@@ -193,7 +198,7 @@ def _money(sums: Mapping[str, float], name: str) -> str:
 @task(name="choose editions", task_run_name="choose editions to delete", **RETRIES)
 def surplus(
     targets: Sequence[Target], trip_months: Sequence[TripMonth], keep: int | None, older_than_days: int
-) -> list[Edition]:
+) -> "list[Edition]":
     """Return the earlier editions that the rule does not keep. The first target is the lake.
 
     An edition that a store has, or that was withdrawn from one, is not an earlier edition.
@@ -215,7 +220,7 @@ def surplus(
 
 
 @task(name="delete editions", task_run_name="delete editions", **RETRIES)
-def delete_editions(target: Target, editions: Sequence[Edition]) -> None:
+def delete_editions(target: Target, editions: "Sequence[Edition]") -> None:
     """Delete editions from the lake's raw zone."""
     lake: Lake = open_store(target)
     for edition in editions:

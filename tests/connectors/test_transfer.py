@@ -33,7 +33,7 @@ def text(digest: bytes) -> str:
 
 
 @pytest.fixture
-def big(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def big(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_servers: None) -> Iterator[Site]:
     monkeypatch.setattr(request.time, "sleep", lambda seconds: None)
     with Site(tmp_path / "site", rows=200) as site:
         site.put(NAME, BODY)

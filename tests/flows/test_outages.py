@@ -235,12 +235,12 @@ def test_a_server_that_restarts_in_the_middle_of_copy_delays_a_run_and_no_more(
     encoded = database.encode
     restarts: list[str] = []
 
-    def encode(trips: object) -> bytes:
+    def encode(*trips: object) -> bytes:
         if not restarts:
             restarts.append("restart")
             server.stop()
             server.start()
-        return encoded(trips)
+        return encoded(*trips)
 
     monkeypatch.setattr(database, "encode", encode)
     assert runs.postgres(month).status == "loaded"
