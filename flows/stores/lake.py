@@ -221,7 +221,7 @@ class Lake(LakeManifests):
             TripDataError: The lake does not have the month.
             Overtaken: Another run published the month at the same time.
         """
-        month, manifest = self.bucket.stat(trip_month.key), self._written(trip_month)
+        month, manifest = self.bucket.stat(trip_month.key), self.written_of(trip_month)
         if month and (current := manifest_of(month, manifest)):
             manifest = self.note(current.withdrawn(run_id))
             self._write_manifest(manifest, manifest.generation)

@@ -32,7 +32,7 @@ class LakeManifests(RawZone):
             MisconfiguredBlock: The month's key has an object that this project did not write.
         """
         found = self.bucket.stat(trip_month.key)
-        written = self._written(trip_month)
+        written = self.written_of(trip_month)
         if not found:
             return Present()
         finished = written is not None and written.generation == found.generation
@@ -45,10 +45,10 @@ class LakeManifests(RawZone):
 
     def remembered(self, trip_month: TripMonth) -> Manifest | None:
         """Return the month's written manifest; None if there is none, it is not valid, or the month was withdrawn."""
-        written = self._written(trip_month)
+        written = self.written_of(trip_month)
         return None if written and written.withdrawn_at else written
 
-    def _written(self, trip_month: TripMonth) -> Manifest | None:
+    def written_of(self, trip_month: TripMonth) -> Manifest | None:
         """Return the month's written manifest, even if the month was withdrawn."""
         return self._read_manifest(trip_month.manifest_key)
 
@@ -64,14 +64,14 @@ class LakeManifests(RawZone):
         If the run that published the object has not written the manifest, return the copy in the object's metadata.
         """
         present = self.bucket.stat(trip_month.key)
-        return manifest_of(present, self._written(trip_month)) if present else None
+        return manifest_of(present, self.written_of(trip_month)) if present else None
 
     def required(self, trip_month: TripMonth) -> Manifest:
         """Return the manifest of the month's object. Raise `Gone` if the lake has no month, or no readable manifest of it."""
         manifest = self.current(trip_month)
         if manifest is not None:
             return manifest
-        uri, written = self.bucket.uri(trip_month.key), self._written(trip_month)
+        uri, written = self.bucket.uri(trip_month.key), self.written_of(trip_month)
         if written and written.withdrawn_at:
             raise Gone(
                 f"{trip_month} was withdrawn from the lake on {written.withdrawn_at:%Y-%m-%d}; to restore it, run etl-web-gcs."
@@ -107,7 +107,7 @@ class LakeManifests(RawZone):
     def history(self, trip_month: TripMonth) -> list[Manifest]:
         """Return the manifest of each publication and withdrawal of a month, oldest first."""
         noted = map(self._read_manifest, self.bucket.listing(trip_month.history_key("")))
-        last = self.current(trip_month) or self._written(trip_month)
+        last = self.current(trip_month) or self.written_of(trip_month)
         return timeline(*filter(None, [*noted, last]))
 
     def page(self, manifest: Manifest) -> str:

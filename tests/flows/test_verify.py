@@ -299,3 +299,13 @@ def test_what_cannot_be_verified_is_refused_before_any_work(ours: Stores, month:
     ):
         with pytest.raises(TripDataError, match=words):
             verified(ours, month, **({"stores": ["database"], "depth": "counts"} | wrong))
+
+
+def test_a_withdrawn_month_is_as_it_should_be_unless_trips_are_there(loaded: TripMonth, ours: Stores) -> None:
+    for store in (database_of(POSTGRES), warehouse_of(CREDENTIALS, ours.dataset), lake_of(LAKE)):
+        store.withdraw(loaded, "by-hand")
+    for name in EVERYWHERE:
+        found = check(ours, name, loaded)
+        assert (found.differences, found.not_compared) == ([], "withdrawn")
+    ours.blob(loaded.key).upload_from_string(b"by another program")
+    assert in_words(check(ours, "lake", loaded)).endswith("is there, but the month was withdrawn")

@@ -69,6 +69,9 @@ class DatabaseCheck:
                 (partition, partition, trip_month.color),
             )
             is_there, attached = cursor.fetchone() or (False, False)
+            if manifest and manifest.withdrawn_at:
+                there = [f"the table {partition} is there, but the month was withdrawn"] if is_there else []
+                return Findings(manifest, there, "withdrawn")
             if manifest is None:
                 found.differences.append(f"the table {partition} has no row in loads")
             if not is_there:

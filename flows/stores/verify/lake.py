@@ -43,7 +43,9 @@ class LakeCheck:
         """Check the object, its manifest, the objects that go with it, and at greater depth the trips."""
         store = self.store
         uri, present = store.bucket.uri(trip_month.key), store.bucket.stat(trip_month.key)
-        written = store.remembered(trip_month)
+        written = store.written_of(trip_month)
+        if written and written.withdrawn_at:
+            return Findings(written, [f"{uri} is there, but the month was withdrawn"] if present else [], "withdrawn")
         if not present:
             return Findings(written, [f"{uri} is missing"])
         manifest = store.current(trip_month)

@@ -54,6 +54,11 @@ class WarehouseCheck:
         if found.manifest is None:
             return found
         manifest = found.manifest
+        if manifest.withdrawn_at:
+            left = counts[0]["n"] if counts else 0
+            found.differences += number_of(f"rows in {trip_month.color}, from which the month was withdrawn", left, 0)
+            found.not_compared = "withdrawn"
+            return found
         found.differences += counts_of(manifest)
         if not counts:
             found.differences.append(f"the table {trip_month.color} is missing")
