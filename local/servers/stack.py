@@ -443,7 +443,9 @@ def _stop(executor: Executor) -> None:
     deadline = Timer(_STOP_SECONDS, executor.kill)
     deadline.start()
     try:
-        with suppress(ProcessFinishedWithError):  # it has stopped anyway; its log has the details
+        # Finished with an error: it has stopped; its log has the details. AttributeError: mirakuru had to kill the process,
+        # and then waits for it although it has forgotten it.
+        with suppress(ProcessFinishedWithError, AttributeError):
             executor.stop()
     finally:
         deadline.cancel()

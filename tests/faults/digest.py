@@ -22,7 +22,6 @@ _OF_THE_RUN = {"flow_run_id", "started_at", "published_at", "generation", "repla
 # A run that died between a month's object and its manifest has changed the rows already: the next run changes none. In Postgres
 # both are one transaction, so there the numbers are compared.
 _CHANGES = {"inserted", "updated", "removed"}
-_LOADS = ("loads", "loads_history")
 _RAW_FACTS = ("url", "etag", "last_modified", "sha256", "verified")
 
 
@@ -67,10 +66,10 @@ def warehouse(ours: Stores) -> dict[str, Any]:
     except NotFound:
         return found
     for table in tables:
-        if table.expires is not None:
+        if table.expires is not None or table.table_id == "loads_history":
             continue
         rows = [dict(row) for row in client.list_rows(table)]
-        if table.table_id in _LOADS:
+        if table.table_id == "loads":
             rows = [_facts(row, _OF_THE_RUN | _CHANGES) for row in rows]
         found[table.table_id] = _rows(rows)
     return found
@@ -89,7 +88,9 @@ def database(ours: Stores) -> dict[str, Any]:
             cursor.execute(f'SELECT * FROM "{name}"')
             columns = [column.name for column in cursor.description]
             rows = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
-            if name in _LOADS:
+            if name == "loads_history":  # as in the lake: it names the address of each attempt
+                continue
+            if name == "loads":
                 rows = [_facts(row, _OF_THE_RUN) for row in rows]
             found[name] = {"kind": kind, "parent": parent, "key": key, "rows": _rows(rows)}
     return found
