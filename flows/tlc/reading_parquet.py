@@ -60,8 +60,9 @@ def _explained(trip_month: TripMonth, error: Exception) -> UnreadableFile:
     message = _DAMAGED
     if isinstance(error, TooMuch | MemoryError):
         message = _EXCESSIVE
-    # Arrow's error for what it cannot read, such as an unknown codec, is a NotImplementedError.
-    elif isinstance(error, NotImplementedError) or "crypt" in str(error):
+    elif isinstance(error, NotImplementedError) or "crypt" in str(
+        error
+    ):  # an encrypted file has no error type of its own
         message = _UNSUPPORTED
     words = words if len(words) <= _LONGEST_QUOTE else f"{words[:_LONGEST_QUOTE]}…"
     return UnreadableFile(f"{trip_month}: {message.format(words)}")

@@ -278,15 +278,16 @@ def _require_csv(data: bytes, ending: Ending, rows: int, trips: pa.Table) -> Non
     for column in trips.schema:
         if column.name.casefold() not in names or names.count(column.name.casefold()) > 1:
             continue
-        at, beside = names.index(column.name.casefold()), _BESIDE.get(column.name, "")
-        words = trips[beside].to_pylist() if beside in trips.schema.names else [None] * trips.num_rows
+        at, text_column = names.index(column.name.casefold()), _TEXT_COLUMNS.get(column.name, "")
+        words = trips[text_column].to_pylist() if text_column in trips.schema.names else [None] * trips.num_rows
         for number, value, word in zip(numbers, trips[column.name].to_pylist(), words, strict=True):
             text = next(csv.reader([published[number - 1].decode()]))[at].strip()
             if not _means(text, value) and not (value is None and word == text):
                 raise Wrong(f"row {number}, {column.name}: {value!r} loaded, {text!r} published")
 
 
-_BESIDE = {"VendorID": "vendor_text", "payment_type": "payment_text"}  # the column that keeps a word that is not a code
+# The column that stores the published text of a coded column if the text is not a code.
+_TEXT_COLUMNS = {"VendorID": "vendor_text", "payment_type": "payment_text"}
 # Words of files up to 2014, and the numbers that later files have instead.
 _WORDS = {"cmt": 1, "vts": 2} | {
     word: code

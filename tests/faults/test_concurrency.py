@@ -59,11 +59,11 @@ def test_different_months_by_many_processes_at_once(flow: FlowName, lab: Lab) ->
         assert digest.different(run(at_once=False), together) == []
 
 
-def test_bring_up_to_date_beside_a_parent_run(lab: Lab) -> None:
+def test_bring_up_to_date_and_a_parent_run_at_once(lab: Lab) -> None:
     expected, allowed = lab.expected("bring_up_to_date", over=True), lab.states("bring_up_to_date", over=True)
     flows: tuple[FlowName, ...] = ("bring_up_to_date", "etl_web_gcs", "ingest_data")
     with (
-        tried("concurrency", "`bring_up_to_date` beside `etl_web_gcs` and `ingest_data`", len(flows)),
+        tried("concurrency", "`bring_up_to_date`, `etl_web_gcs` and `ingest_data` at once", len(flows)),
         Reader(lab, STORES_OF["bring_up_to_date"]) as reader,
     ):
         runs = [lab.start(flow) for flow in flows]

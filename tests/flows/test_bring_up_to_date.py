@@ -290,7 +290,9 @@ def test_the_catalog_tells_what_is_in_the_lake_what_the_source_has_and_what_diff
 
     options = ["--colors", "fhvhv", "--until", "2023-02", "--against", own.official, "--block-name", NAME]
     command = [sys.executable, "-m", "flows.catalog", *options]
-    told = subprocess.run(command, cwd=ROOT, env=os.environ | prefect_api, capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stderr
-    assert re.search(rf"fhvhv 2023-01 +{there.listed.manifest.loaded} .* {sizes[0]:,} .* re-published", told.stdout)
-    assert re.search(rf"fhvhv 2023-02 +{sizes[1]:,} +\w+, \d+ \w+ \d+ [\d:]+ GMT +new", told.stdout)
+    listed = subprocess.run(
+        command, cwd=ROOT, env=os.environ | prefect_api, capture_output=True, text=True, check=False
+    )
+    assert listed.returncode == 0, listed.stderr
+    assert re.search(rf"fhvhv 2023-01 +{there.listed.manifest.loaded} .* {sizes[0]:,} .* re-published", listed.stdout)
+    assert re.search(rf"fhvhv 2023-02 +{sizes[1]:,} +\w+, \d+ \w+ \d+ [\d:]+ GMT +new", listed.stdout)
