@@ -25,6 +25,7 @@ _MOST_AT_ONCE = 256 << 20  # bytes of pages and dictionaries in memory while one
 _MOST_DECODED = 64 << 20  # bytes of rows decoded at once
 _WIDEST_NUMBER = 16  # bytes in Arrow's memory of a value that is not a text
 _MAGIC, _LENGTH = b"PAR1", 4
+_ENCRYPTION = 8  # field of the footer of a file with encrypted columns: FileMetaData.encryption_algorithm
 _INT32, _INT64, INT96, _DOUBLE, _BYTE_ARRAY = 1, 2, 3, 5, 6  # Type
 _REPEATED = 2  # FieldRepetitionType
 _FORMATS = {_INT32: "<i", _INT64: "<q", _DOUBLE: "<d"}  # of the bounds in statistics
@@ -113,6 +114,8 @@ def _structs(fields: dict[int, Any], field: int, what: str) -> list[dict[int, An
 
 def _footer(fields: dict[int, Any], stop: int) -> Footer:
     """Return the footer with these fields. The data of the file ends at `stop`."""
+    if _ENCRYPTION in fields:
+        raise NotImplementedError("its columns are encrypted")
     rows = number(fields, 3, "number of rows")
     schema = iter(_structs(fields, 2, "schema"))
     root = next(schema, {})

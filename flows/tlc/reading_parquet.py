@@ -60,9 +60,7 @@ def _explained(trip_month: TripMonth, error: Exception) -> UnreadableFile:
     message = _DAMAGED
     if isinstance(error, TooMuch | MemoryError):
         message = _EXCESSIVE
-    elif isinstance(error, NotImplementedError) or "crypt" in str(
-        error
-    ):  # an encrypted file has no error type of its own
+    elif isinstance(error, NotImplementedError):  # encryption, or a codec that Arrow does not know
         message = _UNSUPPORTED
     words = words if len(words) <= _LONGEST_QUOTE else f"{words[:_LONGEST_QUOTE]}…"
     return UnreadableFile(f"{trip_month}: {message.format(words)}")
@@ -247,5 +245,13 @@ def parquet_chunks(
     try:
         with closing(ahead(chunks())) as ready:
             yield from ready
-    except (Contradiction, TooMuch, pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
+    except (
+        Contradiction,
+        TooMuch,
+        NotImplementedError,
+        pa.ArrowException,
+        OSError,
+        MemoryError,
+        UnicodeDecodeError,
+    ) as error:
         raise _explained(trip_month, error) from error

@@ -1,5 +1,6 @@
 """Parquet files as they come: every type TLC has used, damage found, and never a value in another row's place."""
 
+import base64
 import datetime as dt
 import io
 import json
@@ -11,6 +12,7 @@ from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as pe
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -197,6 +199,26 @@ def test_a_parquet_file_ends_with_its_magic(tail: bytes, sound: bool) -> None:
         match="green 2021-01: http://h/x is truncated, or something was appended to it",
     ):
         recognise_end(GREEN, ".parquet", tail, "http://h/x")
+
+
+class Keys(pe.KmsClient):
+    """Does not wrap keys."""
+
+    def wrap_key(self, key: bytes, master_key: str) -> bytes:
+        return base64.b64encode(key)
+
+
+def test_an_encrypted_column_is_named_as_the_cause_and_not_as_damage() -> None:
+    trips = pq.read_table(io.BytesIO(WHOLE))
+    configuration = pe.EncryptionConfiguration("key", column_keys={"key": ["VendorID"]}, plaintext_footer=True)
+    keys = pe.CryptoFactory(lambda _: Keys()).file_encryption_properties(pe.KmsConnectionConfig(), configuration)
+    data = io.BytesIO()
+    with pq.ParquetWriter(data, trips.schema, encryption_properties=keys) as writer:
+        writer.write_table(trips)
+    with pytest.raises(
+        UnreadableFile, match=r"cannot be read here \(its columns are encrypted\).*save this one again without"
+    ):
+        read_parquet(data.getvalue())
 
 
 def test_a_checksummed_page_with_a_wrong_byte_is_refused() -> None:
