@@ -9,11 +9,13 @@ import re
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx
+
+from tests.loopback import Loopback
 
 _REWRITE = re.compile(r"/storage/v1/b/[^/]+/o/.+/(?:rewriteTo|copyTo)/b/(?P<bucket>[^/]+)/o/(?P<name>.+)")
 _OBJECT = re.compile(r"/storage/v1/b/(?P<bucket>[^/]+)/o/(?P<name>[^/]+)")
@@ -21,7 +23,7 @@ _OBJECT = re.compile(r"/storage/v1/b/(?P<bucket>[^/]+)/o/(?P<name>[^/]+)")
 Meddle = Callable[[str, str], int | tuple[int, str] | None]
 
 
-class StrictLake:
+class StrictLake(Loopback):
     """A lake at `url` whose objects are those of the lake at `behind`.
 
     `meddle(method, path)` is asked before each request, may take its time, and may name a status (and a message) to answer with
@@ -32,27 +34,16 @@ class StrictLake:
     """
 
     def __init__(self, behind: str, meddle: Meddle = lambda method, path: None) -> None:
+        super().__init__(type("Handler", (_Handler,), {"lake": self}))
         self.behind, self.meddle = behind, meddle
         self.shown: Callable[[dict[str, str]], dict[str, str]] | None = None
         self.refused: list[str] = []
         self.sessions: dict[str, tuple[str, str, str]] = {}
         self.one_at_a_time = threading.Lock()
         self.client = httpx.Client(trust_env=False, timeout=60)
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"lake": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__exit__()
         self.client.close()
 
     def generation(self, bucket: str, name: str) -> str:

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Literal, Self
 from urllib.parse import urlsplit
+
+from tests.loopback import Loopback
 
 _PIECE = 16 << 10
 
@@ -163,32 +165,18 @@ class Rule:
         return bool(re.fullmatch(self.method, method) and re.search(self.path, path))
 
 
-class Gate:
+class Gate(Loopback):
     """Passes HTTP requests on to a peer, unless a `Rule` applies."""
 
     def __init__(self, behind: str, *rules: Rule) -> None:
+        super().__init__(type("Handler", (_Passing,), {"gate": self}))
         self.behind = urlsplit(behind)
         self.rules = list(rules)
         self.happened: list[tuple[Rule, str]] = []
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Passing,), {"gate": self}))
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # broken connections are intended
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def take(self, method: str, path: str) -> Rule | None:
         with self._lock:

@@ -183,11 +183,17 @@ def test_a_run_that_is_cancelled_stops_and_leaves_the_old_month(
         require_whole(lab, expected)
 
 
-def test_an_agent_that_is_killed_in_mid_run(lab: Lab, on_server: Stack, stalled: None) -> None:
-    expected = lab.expected("ingest_data", over=True)
+def _slow_download(lab: Lab) -> dict[str, Any]:
+    """Publish a month, slow the download of its next edition down, and return the digest to expect."""
+    expected: dict[str, Any] = lab.expected("ingest_data", over=True)
     lab.prepare("ingest_data", over=True)
     lab.ours.site.forget_requests()
     lab.ours.site.fault(FILE, methods=("GET",), stall=5, stall_at=100_000)
+    return expected
+
+
+def test_an_agent_that_is_killed_in_mid_run(lab: Lab, on_server: Stack, stalled: None) -> None:
+    expected = _slow_download(lab)
     with tried("prefect", "the agent is killed while a run is at work, and started again") as trial:
         _deployed("ingest_data", lab)
         until(lambda: _asked(lab), 300)
@@ -203,10 +209,7 @@ def test_an_agent_that_is_killed_in_mid_run(lab: Lab, on_server: Stack, stalled:
 
 
 def test_a_deployment_that_is_edited_while_it_runs(lab: Lab, on_server: Stack, stalled: None) -> None:
-    expected = lab.expected("ingest_data", over=True)
-    lab.prepare("ingest_data", over=True)
-    lab.ours.site.forget_requests()
-    lab.ours.site.fault(FILE, methods=("GET",), stall=5, stall_at=100_000)
+    expected = _slow_download(lab)
     with tried("prefect", "a deployment is edited while its run is at work") as trial:
         run = _deployed("ingest_data", lab)
         until(lambda: _asked(lab), 300)

@@ -2,11 +2,10 @@
 
 import json
 import os
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from google.cloud import bigquery
@@ -19,13 +18,14 @@ from flows.etl_web_gcs import etl_web_gcs
 from flows.tlc.errors import MisconfiguredBlock
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import Runs, lake_of, warehouse_of
+from tests.loopback import Loopback
 from tests.stores import Stores
 from tests.strict_lake import StrictLake
 
 CANARY = "canary-30521884"
 
 
-class Issuer:
+class Issuer(Loopback):
     """A token endpoint that refuses everybody, as Google's does a deleted or disabled key."""
 
     def __init__(self, status: int) -> None:
@@ -46,22 +46,12 @@ class Issuer:
                 """Tests have logs enough."""
 
         self.asked = asked
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(Handler)
 
     def credentials(self) -> GcpCredentials:
         """Those of an account that it does not know."""
         key = json.loads(Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"]).read_text("utf-8"))
-        about = {"private_key_id": CANARY, "token_uri": f"http://127.0.0.1:{self._server.server_address[1]}/token"}
+        about = {"private_key_id": CANARY, "token_uri": f"{self.url}/token"}
         return GcpCredentials(service_account_info=key | about)
 
 
