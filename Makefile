@@ -7,6 +7,9 @@ INSTALLED := .venv/installed
 # Settings for the user's own Prefect server must not apply here. PREFECT_PORT is this project's: the port of the local UI.
 $(foreach name,$(filter-out PREFECT_PORT,$(filter PREFECT_%,$(.VARIABLES))),$(eval unexport $(name)))
 
+# Without bytecode caches every start of a program takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo up down status test test-fast test-operations test-memory faults reliability coverage lint generated bench image docker-check screenshots clean
 
 help:

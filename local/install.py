@@ -112,7 +112,7 @@ def _install_locked(python: str, lines: list[str], name: str, *options: str) -> 
     """Start pip for these lines of the lock, which it reads from a file `name` in the environment."""
     file = Path(python).parent.parent / name
     file.write_text("\n".join(lines) + "\n", "utf-8")
-    return _pip(python, "--require-hashes", "--no-compile", *options, "-r", str(file))
+    return _pip(python, "--require-hashes", *options, "-r", str(file))
 
 
 def _pip(python: str, *arguments: str) -> subprocess.Popen[str]:

@@ -25,6 +25,7 @@ from tests.fast import SERVER_FIXTURES
 _session_folder = Path(tempfile.mkdtemp(prefix="nyc-taxi-tests-"))
 for _name in os.environ.keys() - without_foreign_settings(dict(os.environ)).keys():
     del os.environ[_name]
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # programs that tests start use bytecode caches
 os.environ["TMPDIR"] = str(_session_folder)
 os.environ["HOME"] = str(_session_folder / "home")  # no ~/.prefect, no gcloud, no ~/.pgpass
 (_session_folder / "home").mkdir()
