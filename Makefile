@@ -21,7 +21,7 @@ help:
 	@echo 'make status    show which services run, and where'
 	@echo 'make down      stop the services; stored data stays'
 	@echo 'make test      run the test suite  (ARGS="-k lake")'
-	@echo 'make test-fast   run the tests that need no server  (ARGS="-k csv")'
+	@echo 'make test-fast   run the tests that need no server, without the slow ones  (ARGS="-k csv")'
 	@echo 'make test-operations   test what operators do: schedules, notifications, Cloud, GitHub, secrets, zones, SQL over the lake'
 	@echo 'make test-memory   test that months of 5 and 20 million trips need the same memory (long)'
 	@echo 'make faults    kill, cut, fill and fuzz everything, and compare the stores (hours; SEED=1, KILLS=12, FUZZ=1000000, ARGS="-k crash")'
@@ -66,7 +66,7 @@ test: $(INSTALLED)
 
 # tests/conftest.py marks the fast tests, by the fixtures that they request.
 test-fast: $(INSTALLED)
-	@$(PY) -m pytest -n 2 -m 'fast and not operations and not faults' $(ARGS)
+	@$(PY) -m pytest -n 2 -m 'fast and not slow and not operations and not faults' $(ARGS)
 
 test-operations: $(INSTALLED)
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'operations and not faults' $(ARGS)

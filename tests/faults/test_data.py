@@ -28,6 +28,7 @@ def test_many_mutated_files(tmp_path: Path) -> None:
     _try(COUNT, SEED, tmp_path)
 
 
+@pytest.mark.slow
 def test_some_mutated_files(tmp_path: Path) -> None:
     """The short part: 5,000 inputs would take more than its share of two busy cores."""
     _try(1000, SEED, tmp_path)

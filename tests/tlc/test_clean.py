@@ -258,6 +258,7 @@ HOPELESS = {
 
 
 @pytest.mark.parametrize(("column", "value"), HOPELESS.values(), ids=HOPELESS)
+@pytest.mark.slow
 def test_a_column_in_which_nothing_converts_takes_no_longer_than_one_that_does(column: str, value: pa.Array) -> None:
     rows = 64 << 10
     values = value.take(pa.array([0] * (rows - 1) + [None], pa.int64()))

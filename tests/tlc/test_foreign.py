@@ -87,6 +87,7 @@ def test_a_stretch_that_is_no_trips_refuses_the_month_and_names_its_row(kind: st
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.slow
 def test_what_is_lost_to_a_few_foreign_bytes_is_counted(kind: str) -> None:
     for at in (40_000, 50_011, 60_022, 70_033):
         for size in (3, 20, 130, 400):
@@ -111,6 +112,7 @@ def test_a_short_stretch_of_binary_data_is_one_stretch_with_the_rows_that_it_beg
 @settings(max_examples=60)
 @given(st.sampled_from(sorted(FOREIGN)), st.integers(500, 290_000), st.integers(1, 9_000), st.data())
 @example("NUL", 200_000, 1, None)
+@pytest.mark.slow
 def test_the_outcome_does_not_depend_on_how_the_bytes_are_cut(
     kind: str, at: int, size: int, data: st.DataObject | None
 ) -> None:
@@ -175,6 +177,7 @@ def _tallied(data: bytes | list[bytes], ending: str = ".csv") -> int:
     return chunks
 
 
+@pytest.mark.slow
 def test_reading_stops_once_more_lines_are_hopeless_than_any_month_is_forgiven() -> None:
     read = 0
 

@@ -15,6 +15,8 @@ from flows.tlc.errors import SchemaMismatch, UnreadableFile
 from tests.tlc.parquet_edit import BINARY, I32, LIST, STRUCT, Edited, set_value
 from tests.tlc.published import TRIP, parquet_file, read_parquet, table
 
+pytestmark = pytest.mark.slow
+
 FLAG = list(TRIP).index("store_and_fwd_flag")
 LARGEST = 64 << 10
 

@@ -75,6 +75,7 @@ def test_every_color_can_be_profiled_with_its_own_rules_and_sums(color: str) -> 
     assert set(money(color)) < {column.name for column in TRIP_COLUMNS[color] if column.kind == "number"} | {""}
 
 
+@pytest.mark.slow
 def test_sums_are_whole_cents_however_many_trips_there_are() -> None:
     found = profile(*[trips(*[{"fare_amount": 0.1, "total_amount": None}] * 1000) for _ in range(30)])
     assert found.sums["fare_amount"] == 3000.0
