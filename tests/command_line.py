@@ -1,4 +1,4 @@
-"""Programs without the eight seconds of a core that each takes to import Prefect: in this process, or several in another."""
+"""Run programs in this process, or several in one other process: each import of Prefect takes eight seconds of CPU time."""
 
 import contextlib
 import json
@@ -31,8 +31,8 @@ def prefect(*words: str, code: int = 0) -> str:
     with contextlib.chdir(ROOT), warnings.catch_warnings():
         # Prefect 2.20 warns that agents and some `deployment` commands are deprecated.
         warnings.simplefilter("ignore", PrefectDeprecationWarning)
-        said: str = invoke_and_assert(list(words), expected_code=code, echo=False).output
-    return said
+        output: str = invoke_and_assert(list(words), expected_code=code, echo=False).output
+    return output
 
 
 def start_programs(env: Mapping[str, str], *commands: str) -> "subprocess.Popen[str]":
@@ -44,8 +44,8 @@ def start_programs(env: Mapping[str, str], *commands: str) -> "subprocess.Popen[
 
 
 def ended(programs: "subprocess.Popen[str]") -> tuple[str, list[int]]:
-    """What they printed, and the exit status of each."""
+    """Wait for the programs. Return what they printed, and the exit status of each."""
     out, _ = programs.communicate()
     assert programs.returncode == 0, out
-    said, _, ends = out.rpartition("ended with ")
-    return said, json.loads(ends)
+    output, _, ends = out.rpartition("ended with ")
+    return output, json.loads(ends)

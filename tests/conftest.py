@@ -1,8 +1,8 @@
-"""The real servers that tests run against, started once, and an environment in which nothing reaches the user's own.
+"""Start the real servers for the tests once, and isolate the tests from the user's own settings and accounts.
 
-Flows called in a test use Prefect's in-process API on a database of the session; a Prefect server and an agent run only for
-tests that ask for `server` or `orchestrator`. Everything, pytest's own `tmp_path` included, lies in one folder that goes with
-the session.
+Flows that a test calls use Prefect's in-process API with a database of this session. A Prefect server runs only for tests that
+request `server`, and an agent only for tests that request `orchestrator`. All files, even those in pytest's `tmp_path`, are in
+one folder, which is deleted at the end of the session.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ import pytest
 from local.servers.stack import Stack, without_foreign_settings
 from tests.fast import SERVER_FIXTURES
 
-# On import, which comes before that of any other conftest or test: Prefect reads its settings when it is imported, and Python
-# picks its temporary folder once.
+# Set the environment when pytest imports this file, before any other conftest or test. Prefect reads its settings at import, and
+# Python chooses its temporary folder only once.
 _session_folder = Path(tempfile.mkdtemp(prefix="nyc-taxi-tests-"))
 for _name in os.environ.keys() - without_foreign_settings(dict(os.environ)).keys():
     del os.environ[_name]
@@ -32,7 +32,7 @@ os.environ["HOME"] = str(_session_folder / "home")  # no ~/.prefect, no gcloud, 
 tempfile.tempdir = None
 os.environ["PREFECT_HOME"] = str(_session_folder / "prefect")
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-os.environ["TRIPS_ALLOW_SOURCES"] = "file,private"  # sites and files of the tests' own
+os.environ["TRIPS_ALLOW_SOURCES"] = "file,private"  # the tests' own sites and files
 os.environ["TRIPS_SCRATCH"] = str(_session_folder / "scratch")
 
 
@@ -76,7 +76,7 @@ _SLOW = ("orchestrator", "server", "start", "ours", "stack")  # fixtures, the sl
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files first, so that two workers, to which files are dealt, end at about the same time."""
+    """Run the long files first, so that two parallel workers finish at about the same time."""
     ranks: dict[Path, int] = {}
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
@@ -87,28 +87,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """Web site, lake, warehouse and Postgres; their addresses are in `os.environ` for as long as the session."""
-    with socket.socket() as probe:  # 4200 is for people, whose server may be starting there just now
+    """Run the web site, lake, warehouse and Postgres. Set their addresses in `os.environ` until the session ends."""
+    with socket.socket() as probe:  # not port 4200, which the user's own Prefect server may need
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     services = ("web", "lake", "warehouse", "postgres")
     with Stack(_session_folder / "stack", services, prefect_port=port) as running:
-        home = os.environ["PREFECT_HOME"]  # stays the session's own: the server of `orchestrator` has another database
+        home = os.environ["PREFECT_HOME"]  # keep the session's: the Prefect server has its own database
         os.environ.update(running.env | {"PREFECT_HOME": home})
         yield running
 
 
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Prefect's in-process API, quick to start: it may take 30 seconds and no more, and a busy machine makes the most of them.
+    """Make Prefect's in-process API start fast, because Prefect waits at most 30 seconds for it.
 
-    What it gives are the same settings as environment variables, for programs.
+    Yield the same settings as environment variables for programs.
     """
     from prefect.server.database.dependencies import provide_database_interface
     from prefect.settings import PREFECT_API_DATABASE_MIGRATE_ON_START, PREFECT_API_SSL_CERT_FILE, temporary_settings
 
     asyncio.run(provide_database_interface().create_db())
-    # Half of a small run: 140 certificates read, and migrations looked for, whenever something talks to the API.
+    # Each client of the API reads 140 certificates, and each start looks for migrations. Together they take half of a small run.
     end = "-----END CERTIFICATE-----\n"
     certificate = tmp_path_factory.mktemp("certificates") / "one.pem"
     certificate.write_text(Path(certifi.where()).read_text("utf-8").partition(end)[0] + end, "utf-8")
@@ -119,9 +119,9 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 @pytest.fixture(scope="module")
 def server(stack: Stack) -> Iterator[Stack]:
-    """The same, with a Prefect server; run programs against it with `env=server.environment()`.
+    """Add a Prefect server to `stack`. Run programs against it with `env=server.environment()`.
 
-    Not for longer than a module wants it: at rest it, and the agent, take a tenth of a core.
+    The server stops after each module, because an idle server and agent use a tenth of a core.
     """
     stack.start("prefect")
     yield stack
@@ -130,7 +130,7 @@ def server(stack: Stack) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def orchestrator(server: Stack) -> Iterator[Stack]:
-    """The same, with an agent as well, whose runs read what an operator allows by default."""
+    """Add an agent to `server`. Its runs may read only the sources that the product allows by default."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TRIPS_ALLOW_SOURCES")
         server.start("agent")

@@ -1,4 +1,4 @@
-"""An HTTP server for a test, in a thread of its own, on a free port of the loopback address."""
+"""Run an HTTP server for a test in its own thread, on a free port of the loopback address."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -6,7 +6,7 @@ from typing import Self
 
 
 class Loopback:
-    """Answers requests with a handler from `with` to its end."""
+    """HTTP server that answers requests with `handler` during a `with` block."""
 
     def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -1,4 +1,4 @@
-"""Files as TLC and its mirror published them. They are not ours to hand on: who has them puts them beside the checkout."""
+"""Find files that TLC and its mirror published. The repository may not distribute them; put copies beside the checkout."""
 
 from pathlib import Path
 

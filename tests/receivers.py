@@ -1,4 +1,4 @@
-"""Receivers of notifications on this machine, which keep what arrived."""
+"""Run local receivers of notifications, which record each message."""
 
 import json
 import socketserver
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs
 
-# What `blocks.register` reads for the services that people use; none of it opens anything.
+# Variables that `blocks.register` reads for each service. The values give access to nothing.
 KEY = "0123456789abcdef" * 2
 VALUES = {
     "slack-webhook": {"NOTIFY_SLACK_URL": f"https://hooks.slack.com/services/T00000000/B00000000/{KEY[:24]}"},
@@ -31,7 +31,7 @@ VALUES = {
 
 @dataclass(frozen=True)
 class Message:
-    """A POST, or a mail, as it arrived."""
+    """One received POST request or e-mail."""
 
     path: str
     headers: dict[str, str]
@@ -48,7 +48,7 @@ class Message:
 
 @dataclass
 class Receiver:
-    """Where it listens, and what arrived; it answers with the status `answer` after `delay` seconds, and `says` so."""
+    """The port of a receiver and its messages. It answers with the status `answer` and the body `says` after `delay` seconds."""
 
     port: int
     answer: int = 200
@@ -63,7 +63,7 @@ class Receiver:
     def wait_for(
         self, count: int, seconds: float = 300, of: Callable[[Message], bool] = lambda _: True
     ) -> list[Message]:
-        """The first `count` messages that are `of` a kind; all there are if time runs out."""
+        """Wait for `count` messages for which `of` returns true, at most `seconds`. Return all such messages so far."""
         until = time.monotonic() + seconds
         while len(found := [m for m in self.messages if of(m)]) < count and time.monotonic() < until:
             time.sleep(0.1)
@@ -72,7 +72,7 @@ class Receiver:
 
 @contextmanager
 def receiver() -> Iterator[Receiver]:
-    """A web server that takes any POST."""
+    """Run a web server that accepts any POST."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -85,14 +85,14 @@ def receiver() -> Iterator[Receiver]:
             self.wfile.write(here.says.encode())
 
         def log_message(self, *_: object) -> None:
-            """Says nothing."""
+            """Log nothing."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
         block_on_close = False
 
         def handle_error(self, *_: object) -> None:
-            """A client that did not wait is no error."""
+            """Ignore clients that disconnect before the answer."""
 
     with Server(("127.0.0.1", 0), Handler) as server:
         here = Receiver(server.server_port)
@@ -107,7 +107,7 @@ def receiver() -> Iterator[Receiver]:
 
 @contextmanager
 def web_page() -> Iterator[str]:
-    """A web server that answers everything with a page, as Prefect's UI does; its host and port."""
+    """Run a web server that answers every request with a page, as Prefect's UI does. Yield its host and port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -121,7 +121,7 @@ def web_page() -> Iterator[str]:
         do_POST = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
-            """Says nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -135,7 +135,7 @@ def web_page() -> Iterator[str]:
 
 @contextmanager
 def mailbox() -> Iterator[Receiver]:
-    """A mail server that takes any mail; a message's body is the mail as it was sent."""
+    """Run a mail server that accepts any e-mail. The body of a message is the whole e-mail."""
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:

@@ -1,4 +1,4 @@
-"""A lake, a warehouse and a database of the tests' own on the session's servers, and what is in them, as tables to compare."""
+"""Create a separate lake, warehouse and database on the session's servers, and read their contents as Arrow tables."""
 
 import json
 import os
@@ -27,7 +27,7 @@ LAKE_BLOCK, CREDENTIALS_BLOCK, POSTGRES_BLOCK = "tests-lake", "tests-credentials
 
 @dataclass(frozen=True)
 class Stores:
-    """A site, and a bucket, a dataset and a database that nobody else uses."""
+    """A site, a bucket, a dataset and a database that only one test module uses."""
 
     site: Site
     bucket: str
@@ -36,27 +36,27 @@ class Stores:
 
     @property
     def official(self) -> str:
-        """A `source`: Parquet."""
+        """The `source` of the Parquet files."""
         return self.site.url + "/trip-data/{color}_tripdata_{year}-{month:02d}.parquet"
 
     @property
     def mirror(self) -> str:
-        """A `source`: CSV."""
+        """The `source` of the CSV files."""
         return self.site.url + "/mirror/{color}/{color}_tripdata_{year}-{month:02d}.csv.gz"
 
     def requests(self, month: TripMonth) -> list[Request]:
-        """What the site was asked of a month, redirects apart."""
+        """Return the site's requests for a month, without redirects."""
         return [r for r in self.site.requests if month.stem in r.path and r.status != 302]
 
     def objects(self, prefix: str = "") -> dict[str, int]:
-        """Keys of the lake below a prefix, with their generations."""
+        """Return the generation of each object of the lake whose key begins with `prefix`."""
         return {
             blob.name.removeprefix("data/"): blob.generation
             for blob in storage.Client().list_blobs(self.bucket, prefix=f"data/{prefix}")
         }
 
     def objects_of(self, month: TripMonth) -> dict[str, int]:
-        """The lake's objects of one month, Prefect's results and the month's history apart."""
+        """Return the generation of each of a month's objects, without Prefect's results and the month's history."""
         return {
             key: generation
             for key, generation in self.objects().items()
@@ -64,38 +64,38 @@ class Stores:
         }
 
     def blob(self, key: str) -> Blob:
-        """One object of the lake."""
+        """Return one object of the lake."""
         return storage.Client().bucket(self.bucket).blob(f"data/{key}")
 
     def manifest(self, month: TripMonth) -> dict[str, Any]:
-        """What the lake says of a month."""
+        """Return a month's manifest from the lake."""
         manifest: dict[str, Any] = json.loads(self.blob(month.manifest_key).download_as_bytes())
         return manifest
 
     def in_lake(self, month: TripMonth) -> pa.Table:
-        """The lake's trips of a month, as they are."""
+        """Return a month's trips from the lake, in the order of the object."""
         with self.blob(month.key).open("rb") as file:
             return pq.read_table(file).replace_schema_metadata()
 
     def quarantined(self, month: TripMonth) -> list[dict[str, Any]]:
-        """The lake's quarantine of a month."""
+        """Return a month's quarantined rows from the lake."""
         with self.blob(month.quarantine_key).open("rb") as file:
             return list(pq.read_table(file).to_pylist())
 
     def in_warehouse(self, month: TripMonth, dataset: str | None = None) -> pa.Table:
-        """The warehouse's trips of a month, by key."""
+        """Return a month's trips from the warehouse, ordered by key."""
         query = f"SELECT * FROM {dataset or self.dataset}.{month.color} WHERE file_month = '{month.file_month}'"
         rows = [dict(row) for row in bigquery.Client().query_and_wait(f"{query} ORDER BY row_number")]
         return pa.Table.from_pylist(rows, schema=arrow_schema(month.color))
 
     def query(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """What the database answers."""
+        """Return the rows that the database answers to a statement."""
         with connected(self.postgres_url) as connection, connection.cursor() as cursor:
             cursor.execute(statement, parameters)
             return cursor.fetchall() if cursor.description else []
 
     def in_postgres(self, month: TripMonth) -> pa.Table:
-        """The database's trips of a month, by key."""
+        """Return a month's trips from the database, ordered by key."""
         schema = arrow_schema(month.color)
         names = ", ".join(schema.names)
         query = f"SELECT {names} FROM {month.color} WHERE file_month = %s ORDER BY row_number"
@@ -103,7 +103,7 @@ class Stores:
         return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
 
     def loads(self, month: TripMonth) -> dict[str, Any]:
-        """What the database says of a month."""
+        """Return a month's row of `loads` in the database."""
         attributes = (
             "SELECT attname FROM pg_attribute WHERE attrelid = 'loads'::regclass AND attnum > 0 ORDER BY attnum"
         )
@@ -114,7 +114,7 @@ class Stores:
 
 @contextmanager
 def connected(url: str) -> Iterator[Any]:
-    """A connection whose transaction ends with the block, and which then is closed."""
+    """Connect to a database. Commit at the end of the block, or roll back after an error, and close the connection."""
     connection = psycopg2.connect(url)
     try:
         with connection:
@@ -125,7 +125,7 @@ def connected(url: str) -> Iterator[Any]:
 
 @contextmanager
 def own_database(name: str) -> Iterator[str]:
-    """The URL of a new database on the session's server, dropped in the end."""
+    """Create a database on the session's server and yield its URL. Drop the database at the end."""
     url = os.environ["POSTGRES_URL"]
     admin = psycopg2.connect(url)
     admin.autocommit = True
@@ -134,7 +134,7 @@ def own_database(name: str) -> Iterator[str]:
         yield url.rpartition("/")[0] + f"/{name}"
     finally:
         admin.close()
-        admin = psycopg2.connect(url)  # the server may have been restarted meanwhile
+        admin = psycopg2.connect(url)  # a test may have restarted the server
         admin.autocommit = True
         admin.cursor().execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
         admin.close()
@@ -142,14 +142,14 @@ def own_database(name: str) -> Iterator[str]:
 
 @contextmanager
 def stores(folder: Path, name: str, rows: int = 2000) -> Iterator[Stores]:
-    """Stores of one test module's own; `name` must be fit for a bucket and a database."""
+    """Create stores for one test module. `name` must be valid for a bucket and for a database."""
     httpx.post(f"{os.environ['STORAGE_EMULATOR_HOST']}/storage/v1/b", json={"name": name}).raise_for_status()
     with own_database(name) as url, Site(folder / "site", rows=rows) as site:
         yield Stores(site, name, name.replace("-", "_"), url)
 
 
 def as_published(path: Path, month: TripMonth) -> pa.Table:
-    """The canonical trips of a published file without a fault: read here by other means than the project's."""
+    """Return the canonical trips of a published file that has no bad rows, read without the project's readers."""
     if path.name.endswith(".parquet"):
         published = pq.read_table(path)
     else:
@@ -167,19 +167,19 @@ def as_published(path: Path, month: TripMonth) -> pa.Table:
 
 
 def with_passengers(trips: pa.Table) -> pa.Table:
-    """Trips less those that carried nobody."""
+    """Return the trips without those whose passenger count is zero."""
     if "passenger_count" not in trips.column_names:
         return trips
     return trips.filter(pc.invert(pc.fill_null(pc.equal(trips["passenger_count"], 0), False)))
 
 
 def same(left: pa.Table, right: pa.Table) -> bool:
-    """Equal in names, types, order, nulls and every value."""
+    """Return whether two tables have the same names, types, order, nulls and values."""
     return left.schema.equals(right.schema) and left.combine_chunks().equals(right.combine_chunks())
 
 
 def csv_month(month: TripMonth, rows: list[str]) -> bytes:
-    """A CSV file of these lines, below the header of 2019 and later."""
+    """Return a CSV file with these rows under the header of 2019 and later."""
     names = TRIP_COLUMNS[month.color]
     header = ",".join(c.name for c in names if c.name not in ("Airport_fee", "cbd_congestion_fee", "request_source"))
     return "\r\n".join([header, *rows, ""]).encode()

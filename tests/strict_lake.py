@@ -1,7 +1,7 @@
-"""What Google Cloud Storage does and its stand-in does not yet: refuse to replace an object that is not the one expected.
+"""A proxy for fake-gcs-server that enforces every generation precondition, as Google Cloud Storage does.
 
-fake-gcs-server looks at `ifGenerationMatch` of one-request uploads only (its pull requests 2260 and 2343 add the others).
-A `StrictLake` stands before it, looks at all of them, and lets a test hold a request up or answer it with an error.
+fake-gcs-server checks `ifGenerationMatch` only for one-request uploads (its pull requests 2260 and 2343 add the others).
+`StrictLake` checks it for all writes. A test can also delay a request or answer it with an error.
 """
 
 import json
@@ -24,13 +24,13 @@ Meddle = Callable[[str, str], int | tuple[int, str] | None]
 
 
 class StrictLake(Loopback):
-    """A lake at `url` whose objects are those of the lake at `behind`.
+    """A proxy at `url` for the lake at `behind`.
 
-    `meddle(method, path)` is asked before each request, may take its time, and may name a status (and a message) to answer with
-    instead.
-    `shown`, where it is set, turns the metadata that an object was given into the metadata that the lake shows of it.
-    Keys that begin with `x_testbench_`, as Google's storage testbench adds them, are refused if a client sends them.
-    What is no lake passes through as it is: BigQuery can be meddled with in the same way.
+    `meddle(method, path)` is called before each request. It may block. If it returns a status, or a status and a message, the
+    proxy answers with that and does not forward the request.
+    `shown`, if set, maps an object's stored metadata to the metadata that clients see.
+    The proxy refuses metadata keys that begin with `x_testbench_`, which only Google's storage testbench may add.
+    Other requests pass unchanged, so the proxy also works for BigQuery.
     """
 
     def __init__(self, behind: str, meddle: Meddle = lambda method, path: None) -> None:
@@ -52,7 +52,7 @@ class StrictLake(Loopback):
 
 
 def _shown(answer: Any, shown: Callable[[dict[str, str]], dict[str, str]]) -> Any:
-    """Return the same answer with the metadata that is shown of every object in it."""
+    """Return the answer with `shown` applied to the metadata of every object in it."""
     if isinstance(answer, list):
         return [_shown(part, shown) for part in answer]
     if not isinstance(answer, dict):
@@ -68,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
     lake: StrictLake
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Tests have logs enough."""
+        """Log nothing."""
 
     def _pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(code, json.dumps({"error": {"code": code, "message": message}}).encode(), {})
             return
         if b'"x_testbench_' in body:
-            message = "metadata of the server's own cannot be written"
+            message = "only the server may write this metadata"
             self._answer(400, json.dumps({"error": {"code": 400, "message": message}}).encode(), {})
             return
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(answer.status_code, content, {k: v for k, v in answer.headers.items() if k.lower() in keep})
 
     def _expected(self, path: str, query: dict[str, str]) -> tuple[str, str, str] | None:
-        """Bucket, object and the generation that it must have for this request to be done."""
+        """Return the bucket, the object and the generation that the request requires, or None without a precondition."""
         if "upload_id" in query:
             last = re.fullmatch(r"bytes .*/\d+", self.headers.get("Content-Range", ""))
             return self.lake.sessions.get(query["upload_id"]) if last else None
@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value.replace(self.lake.behind, self.lake.url))
         self.send_header("Content-Length", str(len(body)))
-        with suppress(ConnectionError):  # who asked may have been killed meanwhile
+        with suppress(ConnectionError):  # a test may have killed the client
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)

@@ -1,4 +1,4 @@
-"""The shape of the house: imports go down only, rooms have names, the top level stays what it is."""
+"""The structure of the code: imports go down only, module names are specific, and `flows/` contains only flows."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ def test_imports_go_down_only():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_nothing_but_flows_sits_directly_in_flows():
+def test_only_flows_are_directly_in_the_folder_flows():
     assert sorted(p.name for p in (ROOT / "flows").glob("*.py")) == [
         "__init__.py",
         "bring_up_to_date.py",
@@ -44,34 +44,34 @@ def test_nothing_but_flows_sits_directly_in_flows():
     ]
 
 
-def test_every_module_of_the_flows_is_on_their_map():
+def test_the_map_in_flows_names_every_module():
     named = set()
     for path in re.findall(r"`([\w/{},]+\.py)`", flows.__doc__ or ""):
         before, words, after = re.fullmatch(r"(.*?)(?:\{(.*)\})?([^{}]*)", path).groups()
         named |= {f"{before}{word}{after}" for word in (words or "").split(",")}
-    there = {str(path.relative_to(ROOT / "flows")) for path in (ROOT / "flows").rglob("*.py")}
+    modules = {str(path.relative_to(ROOT / "flows")) for path in (ROOT / "flows").rglob("*.py")}
     empty = {
         path
-        for path in there
+        for path in modules
         if path.endswith("__init__.py") and "class" not in (ROOT / "flows" / path).read_text("utf-8")
     }
-    assert named == there - empty - {"__init__.py"}
+    assert named == modules - empty - {"__init__.py"}
 
 
-def test_every_store_takes_the_zones():
+def test_every_store_can_publish_the_zones():
     assert set(PUBLISH_ZONES) == set(STORES) == set(get_args(Store))
 
 
-def test_every_store_is_verified():
+def test_every_store_has_a_verification():
     assert set(CHECKS) == set(STORES)
 
 
-def test_no_room_is_without_a_name():
+def test_no_module_has_a_name_that_says_nothing():
     names = {path.stem for package in ("flows", "blocks", "local", "bench") for path in (ROOT / package).rglob("*.py")}
     assert not names & {"utils", "helpers", "common", "misc"}
 
 
-def test_every_fixed_dependency_is_really_imported():
+def test_every_dependency_is_imported():
     text = "\n".join(
         p.read_text(encoding="utf-8") for package in ("flows", "blocks") for p in (ROOT / package).rglob("*.py")
     )
@@ -85,7 +85,7 @@ def test_every_fixed_dependency_is_really_imported():
         assert re.search(rf"^\s*((import|from) ({re.escape(module)}|{plain})\b{as_member})", text, re.MULTILINE), name
 
 
-def test_no_file_speaks_of_the_machine_it_was_written_on():
+def test_no_file_contains_a_path_of_a_developers_machine():
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     machine_path = re.compile(r"(^|[^A-Za-z0-9_.])/(" + "|".join(("work", "farm", "root")) + r")/[A-Za-z]")
     for name in filter(None, tracked.split("\0")):

@@ -23,7 +23,7 @@ def flow_of(path: Path) -> Flow:
     return flow_of_entrypoint(manifest(path)["entrypoint"])
 
 
-def test_there_is_a_deployment_of_every_flow_a_user_runs_on_the_queue():
+def test_every_flow_that_users_run_has_a_deployment():
     named = {manifest(path)["flow_name"] for path in MANIFESTS}
     assert {"etl-parent-flow", "etl-gcs-bq-parent-flow", "ingest-data", "bring-up-to-date", "catalog"} <= named
 
@@ -44,7 +44,7 @@ class TestManifest:
     def test_its_parameters_are_valid_for_the_flow(self, path):
         flow_of(path).validate_parameters(manifest(path)["parameters"])
 
-    def test_its_form_is_that_of_the_flows_signature_and_docstring(self, path):
+    def test_its_form_comes_from_the_flows_signature_and_docstring(self, path):
         schema = {k: v for k, v in parameter_schema(flow_of(path)).dict().items() if v not in (None, {})}
         assert manifest(path)["parameter_openapi_schema"] == schema, "make generated"
 
@@ -61,30 +61,30 @@ class TestManifest:
     def test_it_goes_to_the_queue_that_the_agent_pulls_from(self, path):
         assert manifest(path)["work_queue_name"] == "default"
 
-    def test_it_carries_no_state_of_a_server_and_no_path_of_a_machine(self, path):
+    def test_it_contains_no_server_state_and_no_local_path(self, path):
         assert set(manifest(path)) <= {
             "name", "description", "version", "tags", "flow_name", "entrypoint", "work_queue_name", "parameters",
             "infrastructure", "parameter_openapi_schema", "schedules", "storage",
         }  # fmt: skip
 
-    def test_it_has_a_schedule_only_if_it_brings_everything_up_to_date_or_verifies_it(self, path):
+    def test_only_the_deployments_that_update_or_verify_have_a_schedule(self, path):
         scheduled = path.stem in ("bring-up-to-date-deployment", "verify-deployment")
         assert bool(manifest(path).get("schedules")) == scheduled
 
 
-def test_everything_is_brought_up_to_date_in_the_early_morning_of_every_first_of_a_month_in_new_york():
+def test_the_update_is_scheduled_at_five_on_the_first_of_each_month_in_new_york():
     [scheduled] = manifest(ROOT / "deployments" / "bring-up-to-date-deployment.yaml")["schedules"]
     assert scheduled["active"] is True
     assert (scheduled["schedule"]["cron"], scheduled["schedule"]["timezone"]) == ("0 5 1 * *", "America/New_York")
 
 
-def test_the_stores_are_verified_at_night_once_an_operator_resumes_the_schedule():
+def test_the_nightly_verification_is_paused_until_an_operator_resumes_it():
     [scheduled] = manifest(ROOT / "deployments" / "verify-deployment.yaml")["schedules"]
     assert scheduled["active"] is False  # an installation may lack one of the three stores
     assert (scheduled["schedule"]["cron"], scheduled["schedule"]["timezone"]) == ("30 3 * * *", "America/New_York")
 
 
-def test_what_apply_takes_by_a_wildcard_needs_no_block():
+def test_applying_all_manifests_needs_no_block():
     assert [path for path in MANIFESTS if "storage" in manifest(path) and path.parent.name == "deployments"] == []
 
 
@@ -110,12 +110,12 @@ class TestPrefectFile:
         entries = manifest(PREFECT_FILE)["deployments"]
         assert {entry["work_pool"]["name"] for entry in entries} == {"taxi-pool"}
 
-    def test_it_names_flows_by_module_and_no_path_of_a_machine(self):
+    def test_it_names_flows_by_module_and_contains_no_local_path(self):
         document = manifest(PREFECT_FILE)
         assert [entry["entrypoint"] for entry in document["deployments"] if ":" in entry["entrypoint"]] == []
         assert document["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
 
-    def test_apply_does_not_take_it_for_a_manifest(self):
+    def test_the_wildcard_of_apply_does_not_match_it(self):
         assert PREFECT_FILE not in (ROOT / "deployments").glob("*.yaml")
 
 
@@ -133,12 +133,12 @@ def entry_of(**edited: Any) -> dict[str, Any]:
     return entry
 
 
-def test_a_queue_of_its_own_becomes_a_queue_of_the_work_pool():
+def test_a_manifests_queue_becomes_a_queue_of_the_work_pool():
     assert entry_of()["work_pool"] == {"name": "taxi-pool", "work_queue_name": None, "job_variables": {}}
     assert entry_of(work_queue_name="urgent")["work_pool"]["work_queue_name"] == "urgent"
 
 
-def test_settings_of_the_process_become_job_variables():
+def test_infrastructure_settings_become_job_variables():
     process = {"type": "process", "_block_type_slug": "process", "env": {"TZ": "UTC"}}
     assert entry_of(infrastructure=process)["work_pool"]["job_variables"] == {"env": {"TZ": "UTC"}}
 
@@ -160,7 +160,7 @@ def test_what_prefect_yaml_cannot_express_is_refused(edited, named):
         entry_of(**edited)
 
 
-def test_a_field_after_the_form_is_refused_since_it_would_be_lost():
+def test_a_field_after_the_form_is_refused_because_it_would_be_lost():
     text = yaml.safe_dump(EDITED | {"parameter_openapi_schema": {}}, sort_keys=False) + "tags: [mine]\n"
     with pytest.raises(ManifestError, match="must be the last field, move tags above it"):
         with_form(text)

@@ -1,4 +1,4 @@
-"""The commands of the pages work: programs take these options; modules, targets, deployments and files exist."""
+"""The commands in the documentation work: programs accept the options; modules, targets, deployments and files exist."""
 
 import importlib.util
 import re
@@ -29,7 +29,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands() -> list[str]:
-    """Every command of every shell block, continued lines joined, comments apart."""
+    """Return every command of every shell block, with continued lines joined and comments removed."""
     blocks = [b for page in PAGES for b in re.findall(r"```bash\n(.*?)```", page.read_text("utf-8"), re.DOTALL)]
     lines = [line.strip() for block in blocks for line in re.sub(r"\\\n", " ", block).splitlines()]
     return sorted({shlex.join(shlex.split(line, comments=True)) for line in lines if not line.startswith("(")})
@@ -42,7 +42,7 @@ def beginning(*start: str) -> list[str]:
 
 
 class Captured:
-    """A flow that only notes its parameters."""
+    """A flow that only records its parameters."""
 
     def __init__(self, flow: Flow[..., Any]) -> None:
         self.fn, self.parameters = flow.fn, {}
@@ -52,14 +52,14 @@ class Captured:
 
 
 def program(command: str) -> tuple[Flow[..., Any], list[str]]:
-    """The flow that a file in flows/ runs, and what such a program finds in `sys.argv`."""
+    """Return the flow that a command runs, and the `sys.argv` of that program."""
     path, *arguments = shlex.split(command.partition(" > ")[0])[1:]
     [name] = re.findall(r"run_as_program\((\w+)", (ROOT / path).read_text("utf-8"))
     return getattr(importlib.import_module(f"flows.{Path(path).stem}"), name), [path, *arguments]
 
 
 @pytest.mark.parametrize("command", beginning("python flows/"))
-def test_a_program_takes_what_a_page_gives_it(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_accepts_the_arguments_on_a_page(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flow, words = program(command)
     captured = Captured(flow)
     monkeypatch.setattr(sys, "argv", words)
@@ -69,22 +69,22 @@ def test_a_program_takes_what_a_page_gives_it(command: str, monkeypatch: pytest.
     flow.validate_parameters(captured.parameters)
 
 
-# Not run here, and why.
+# Commands that do not run here, each with the reason.
 ELSEWHERE = {
-    "python flows/etl_web_gcs.py green 2027 1 --schema accept_new_columns": "a month that is not there yet",
-    "python flows/bring_up_to_date.py": "some fifty months; with --at-most 2 it runs here",
+    "python flows/etl_web_gcs.py green 2027 1 --schema accept_new_columns": "the month is not published yet",
+    "python flows/bring_up_to_date.py": "it loads about fifty months; the command with --at-most 2 runs here",
     "python flows/bring_up_to_date.py --into lake --into warehouse --into database": "the same",
     "python flows/bring_up_to_date.py --into database": "the same",
-    "python flows/etl_web_gcs.py green 2021 1 --edition 0123456789ab": "a reader's own edition: test_editions.py loads one",
+    "python flows/etl_web_gcs.py green 2021 1 --edition 0123456789ab": "the edition is an example; test_editions.py loads one",
     "python flows/ingest_data.py green 2021 1 --edition 0123456789ab": "the same",
 }
 
 
 @pytest.fixture(scope="module")
-def months_there(stack: Stack, prefect_api: dict[str, str]) -> None:
-    """What a reader of the pages has by then: blocks, some months in every store, and the zones."""
+def loaded_months(stack: Stack, prefect_api: dict[str, str]) -> None:
+    """Prepare what the commands need: blocks, some months in every store, and the zones."""
     register(dict(stack.env), list(BLOCKS))
-    etl_parent_flow("green", 2021, [1], source="mirror")  # so that there are two editions of it
+    etl_parent_flow("green", 2021, [1], source="mirror")  # the next load is its second edition
     etl_parent_flow("green", 2021, [1, 2, 3])
     etl_parent_flow("green", 2020, [11, 12])
     etl_parent_flow("yellow", 2021, [4, 5])
@@ -96,9 +96,7 @@ def months_there(stack: Stack, prefect_api: dict[str, str]) -> None:
 
 @pytest.mark.operations
 @pytest.mark.parametrize("command", sorted(set(beginning("python flows/")) - ELSEWHERE.keys()))
-def test_a_program_does_what_a_page_tells_it_to(
-    command: str, months_there: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_on_a_page_succeeds(command: str, loaded_months: None, monkeypatch: pytest.MonkeyPatch) -> None:
     flow, words = program(command)
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as ended:
@@ -106,7 +104,7 @@ def test_a_program_does_what_a_page_tells_it_to(
     assert not ended.value.code
 
 
-def test_what_is_run_elsewhere_is_on_a_page() -> None:
+def test_the_commands_that_do_not_run_here_are_on_a_page() -> None:
     assert set(ELSEWHERE) <= set(commands())
 
 
@@ -117,7 +115,7 @@ def test_every_module_and_target_that_a_page_names_exists() -> None:
     assert {command.split()[1] for command in beginning("make")} <= targets
 
 
-def test_every_deployment_that_a_page_names_exists_and_takes_what_it_is_given() -> None:
+def test_every_deployment_on_a_page_exists_and_accepts_its_parameters() -> None:
     paths = [path for path in (ROOT / "deployments").rglob("*.yaml") if path != PREFECT_FILE]
     manifests = [yaml.safe_load(path.read_text("utf-8")) for path in paths]
     known = {f"{manifest['flow_name']}/{manifest['name']}": manifest for manifest in manifests}
@@ -145,7 +143,7 @@ def test_the_options_that_the_readme_explains_exist() -> None:
     assert set(explained) <= known
 
 
-def test_the_rows_that_the_readme_promises_are_those_of_the_official_files_and_add_up() -> None:
+def test_the_row_counts_in_the_readme_match_the_official_files_and_add_up() -> None:
     rows = re.findall(
         r"^\| (\w+) (\d{4}-\d\d)( and \S+)? \| ([\d,]+) \| ([\d,]+) \|$", PAGES[0].read_text("utf-8"), re.MULTILINE
     )

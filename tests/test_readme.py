@@ -1,4 +1,4 @@
-"""The README's commands do what it says, run as they stand by a shell, through a real server and agent."""
+"""The README's commands work as printed: a shell runs them against a real server and agent."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def commands(heading: str) -> list[str]:
-    """The commands of the shell blocks under a heading of the README, continued lines joined."""
+    """Return the commands of the shell blocks under a heading of the README, with continued lines joined."""
     section = re.split(r"^## ", README, flags=re.MULTILINE)
     [text] = [part for part in section if part.startswith(heading)]
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
@@ -43,7 +43,7 @@ def run(command: str, stack: Stack, folder: Path = ROOT) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_commands_of_the_first_five_minutes_bring_months_into_all_three_stores(prepared, tmp_path):
+def test_the_commands_under_five_minutes_load_months_into_all_three_stores(prepared, tmp_path):
     wanted = ("prefect deployment run", "python flows/", "echo")
     for command in commands("Five minutes"):
         if command.startswith(wanted):
@@ -61,7 +61,7 @@ def test_the_commands_of_the_first_five_minutes_bring_months_into_all_three_stor
     assert {"2021-04-01", "2021-05-01"} <= rows.keys()
 
 
-def test_the_deployments_section_works_as_it_stands(prepared, tmp_path):
+def test_the_commands_of_the_deployments_section_work(prepared, tmp_path):
     run("cp -r flows deployments " + str(tmp_path), prepared)
     for command in commands("Deployments"):
         if command.startswith(("prefect deployment apply", "prefect deployment build")):

@@ -1,4 +1,4 @@
-"""What stands around the code agrees with it: continuous integration, hooks, the development container, the package."""
+"""Continuous integration, hooks, the development container and the package agree with the code."""
 
 import json
 import re
@@ -17,7 +17,7 @@ def read(path: str) -> Any:
     return json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
 
 
-def test_ci_runs_the_projects_own_command_on_every_python_that_the_package_allows() -> None:
+def test_ci_runs_make_on_every_python_that_the_package_allows() -> None:
     job = read(".github/workflows/ci.yml")["jobs"]["test"]
     commands = [step.get("run") for step in job["steps"]]
     assert commands[-1] == ".ci/run"
@@ -32,7 +32,7 @@ def test_actions_are_pinned_to_released_versions() -> None:
     assert all(re.fullmatch(r"actions/[\w-]+@v\d+\.\d+\.\d+", action) for action in used)
 
 
-def test_hooks_and_the_container_run_what_make_makes() -> None:
+def test_hooks_and_the_container_use_the_tools_of_make() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     [repository] = read(".pre-commit-config.yaml")["repos"]
     linted = "\n".join(line for line in makefile.splitlines() if line.startswith("\t"))

@@ -1,4 +1,4 @@
-"""docs/schedules.md: its commands do what it says, on a real server."""
+"""The commands in docs/schedules.md work on a real server."""
 
 import re
 import shlex

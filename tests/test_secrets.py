@@ -1,4 +1,4 @@
-"""A canary in every secret: flows run well and badly, and nothing that the system wrote for people has it."""
+"""Every secret contains a canary value. After successful and failed runs, no output of the system contains it."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ def here() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def environment(server: Stack, here: Receiver, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A program's environment with every secret that there is, and a home of its own."""
+    """Return an environment with every secret that the project reads, and with an empty Prefect home."""
     env = server.environment() | {"PREFECT_HOME": str(tmp_path_factory.mktemp("secrets"))}
     env |= {"GCP_SERVICE_ACCOUNT_FILE": env["GOOGLE_APPLICATION_CREDENTIALS"]}
     for values in VALUES.values():
@@ -55,7 +55,7 @@ def environment(server: Stack, here: Receiver, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def secrets(environment: dict[str, str]) -> dict[str, str]:
-    """Every secret by its name: what must be nowhere."""
+    """Return the part of each secret that must not appear in any output."""
     password = make_url(environment["POSTGRES_URL"]).password
     assert password
     assert len(password) > 8
@@ -78,13 +78,13 @@ def secrets(environment: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def said(environment: dict[str, str], here: Receiver) -> str:
-    """All that was printed while blocks were made, and flows ran well and badly."""
+def output(environment: dict[str, str], here: Receiver) -> str:
+    """Make the blocks, run flows that succeed and flows that fail, and return everything that they printed."""
     here.answer = 200
     commands = ["blocks.register", "flows/etl_web_gcs.py green 2018 5", "flows/ingest_data.py green 2018 5"]
-    well, ends = ended(start_programs(environment, *commands))
-    assert ends == [0, 0, 0], well
-    assert well.count("registered ") == 3 + len(ON_DEMAND), well
+    succeeded, ends = ended(start_programs(environment, *commands))
+    assert ends == [0, 0, 0], succeeded
+    assert succeeded.count("registered ") == 3 + len(ON_DEMAND), succeeded
     assert len(here.messages) == 2
     with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
         Secret(value="canary-secret-block").save("of-the-tests", overwrite=True)
@@ -93,11 +93,11 @@ def said(environment: dict[str, str], here: Receiver) -> str:
     here.answer = 500
     # One month is not in the lake.
     commands = ["flows/ingest_data.py green 2018 6 --block-name no-database", "flows/etl_gcs_bq.py green 2018 5 6"]
-    badly, ends = ended(start_programs(environment, *commands))
-    assert ends == [1, 1], badly
+    failed, ends = ended(start_programs(environment, *commands))
+    assert ends == [1, 1], failed
     assert len(here.messages) == 4
-    assert badly.count("could not be notified; the run itself is not affected: HTTPStatusError 500") == 2
-    return well + badly
+    assert failed.count("could not be notified; the run itself is not affected: HTTPStatusError 500") == 2
+    return succeeded + failed
 
 
 async def _pages(read: Callable[..., Any]) -> list[str]:
@@ -108,7 +108,7 @@ async def _pages(read: Callable[..., Any]) -> list[str]:
 
 
 def of_the_api(url: str) -> dict[str, list[str]]:
-    """What anybody with access to the API can read of blocks, runs, logs and artifacts."""
+    """Return everything that a user of the API can read about blocks, logs, artifacts, runs and deployments."""
 
     async def read() -> dict[str, list[str]]:
         async with get_client() as client:
@@ -130,11 +130,11 @@ def of_the_api(url: str) -> dict[str, list[str]]:
         return asyncio.run(read())
 
 
-def test_no_secret_is_in_anything_that_the_system_wrote(
-    said: str, secrets: dict[str, str], environment: dict[str, str], server: Stack, here: Receiver
+def test_no_output_of_the_system_contains_a_secret(
+    output: str, secrets: dict[str, str], environment: dict[str, str], server: Stack, here: Receiver
 ) -> None:
-    written: dict[str, bytes] = {"standard output and error": said.encode()}
-    # The address and the token that a webhook is called with are how it is called; what it is told is for everybody.
+    written: dict[str, bytes] = {"standard output and error": output.encode()}
+    # Only the bodies of notifications are checked: the webhook's address and token are secrets that the request needs.
     written |= {f"notification {n}": message.body.encode() for n, message in enumerate(here.messages)}
     shown = of_the_api(environment["PREFECT_API_URL"])
     assert [kind for kind, found in shown.items() if not found] == ["deployments"] or all(shown.values())
@@ -149,7 +149,7 @@ def test_no_secret_is_in_anything_that_the_system_wrote(
     written["loads in BigQuery"] = str([dict(row) for row in rows]).encode()
     places = [Path(environment["PREFECT_HOME"]), server.state / "prefect", server.state / "log"]
     for path in (path for place in places for path in place.rglob("*") if path.is_file()):
-        if not path.name.startswith("prefect.db"):  # which the API has told, and where blocks are encrypted
+        if not path.name.startswith("prefect.db"):  # the API's answers are checked above, and blocks are encrypted
             written[f"file {path.name}"] = path.read_bytes()
     assert "notification 3" in written
     assert len(written) > 15
@@ -159,8 +159,8 @@ def test_no_secret_is_in_anything_that_the_system_wrote(
     assert found == []
 
 
-def test_every_secret_is_there_for_a_flow_and_eight_stars_for_everybody_else(
-    said: str, secrets: dict[str, str], environment: dict[str, str]
+def test_flows_can_read_every_secret_and_users_see_eight_stars(
+    output: str, secrets: dict[str, str], environment: dict[str, str]
 ) -> None:
     async def documents(include_secrets: bool) -> dict[str, Any]:
         async with get_client() as client:
@@ -183,7 +183,7 @@ def test_every_secret_is_there_for_a_flow_and_eight_stars_for_everybody_else(
 
 
 def test_a_connector_saved_by_hand_shows_its_password_as_docs_secrets_warns(server: Stack) -> None:
-    """The day this fails, prefect-sqlalchemy has mended it: the warning can go, and so can what `blocks.register` does."""
+    """If this fails, prefect-sqlalchemy hides the password. Then remove the warning and the workaround in `blocks.register`."""
     by_hand = SqlAlchemyConnector(
         connection_info=ConnectionComponents(
             driver=SyncDriver.POSTGRESQL_PSYCOPG2, username="u", password="canary-by-hand", host="h", database="d"

@@ -1,4 +1,4 @@
-"""A program starts fast: importing it imports nothing that only some runs need."""
+"""Programs start fast: importing a program imports no library that only some runs need."""
 
 import subprocess
 import sys

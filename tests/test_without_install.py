@@ -1,4 +1,4 @@
-"""After `poetry install --no-root` the packages are there and the project is not: its programs run all the same."""
+"""The programs run after `poetry install --no-root`, which installs the dependencies but not the project."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.operations
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = sorted(path.stem for path in (ROOT / "flows").glob("*.py") if path.stem != "__init__")
-# Every program in one process, which imports Prefect once; each finds the modules and the path as a new process would.
+# Run every program in one process, which imports Prefect once. Each program starts with the modules and path of a new process.
 ALL = """
 import runpy, sys
 path, before = sys.path[1:], set()
@@ -28,11 +28,11 @@ for name in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def without_project(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A Python that has everything this project needs and not the project."""
+    """Create a Python environment with the project's dependencies but without the project. Return the path of its Python."""
     folder = tmp_path_factory.mktemp("no-root")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     [packages] = folder.glob("lib/python*/site-packages")
-    # A folder named in a .pth file is searched, but its own .pth files, the one of this project among them, are not read.
+    # Python searches a folder that a .pth file names, but ignores the .pth files in it, such as this project's.
     (packages / "all-but-this-project.pth").write_text(sysconfig.get_path("purelib"), "utf-8")
     return str(folder / "bin" / "python")
 
@@ -44,8 +44,10 @@ def run(*words: str, folder: Path = ROOT) -> str:
 
 
 def test_every_program_runs_as_a_file(without_project: str) -> None:
-    said = run(without_project, "-c", ALL, *PROGRAMS)
-    assert [line for line in said.splitlines() if "ended with" in line] == [f"{name} ended with 0" for name in PROGRAMS]
+    output = run(without_project, "-c", ALL, *PROGRAMS)
+    assert [line for line in output.splitlines() if "ended with" in line] == [
+        f"{name} ended with 0" for name in PROGRAMS
+    ]
 
 
 def test_a_program_runs_as_a_file_from_another_folder_and_as_a_module(without_project: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A work pool and a real worker in place of an agent: `make up WORKER=1`, `prefect deploy` and runs by name."""
+"""A work pool and a real worker replace the agent: `make up WORKER=1`, `prefect deploy` and runs of deployments."""
 
 import re
 from collections.abc import Iterator
@@ -22,15 +22,15 @@ MONTH = ("-p", "color=green", "-p", "year=2020", "-p", "months=[9]", "-p", "sour
 
 @pytest.fixture(scope="module")
 def worker(server: Stack) -> Iterator[Stack]:
-    """The stand-ins with a worker, and the deployments in its pool."""
+    """Start a worker, and deploy all deployments to its pool."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("TRIPS_ALLOW_SOURCES")  # its runs read what an operator allows by default
+        patch.delenv("TRIPS_ALLOW_SOURCES")  # its runs use the default
         server.start("worker")
     demo.prepare(server.environment(), Console(quiet=True), "worker")
     with temporary_settings({PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
         yield server
     server.stop("worker")
-    # Prefect puts deployments of a queue `default` into this pool as long as no agent's pool is there.
+    # Prefect assigns deployments with the queue `default` to this pool if no agent pool exists.
     httpx.delete(f"{server.env['PREFECT_API_URL']}/work_pools/{WORK_POOL}", trust_env=False).raise_for_status()
 
 
@@ -41,7 +41,7 @@ def pools(stack: Stack) -> set[str]:
     return {found["work_pool_name"] for found in answer.raise_for_status().json() if found["name"] in ours}
 
 
-def test_a_worker_brings_a_month_into_lake_and_postgres(worker: Stack) -> None:
+def test_a_worker_loads_a_month_into_the_lake_and_postgres(worker: Stack) -> None:
     assert pools(worker) == {WORK_POOL}
     for deployment in (demo.LAKE, demo.DATABASE):
         assert "finished successfully" in prefect("deployment", "run", deployment, *MONTH)
@@ -59,7 +59,7 @@ def test_a_worker_brings_a_month_into_lake_and_postgres(worker: Stack) -> None:
     assert counted == loaded > 1000
 
 
-def test_a_run_of_a_worker_reads_no_file_and_no_private_address_beside_the_operators(worker: Stack) -> None:
+def test_a_workers_run_refuses_local_files_and_private_addresses(worker: Stack) -> None:
     api = worker.env["PREFECT_API_URL"]
     month = ("-p", "color=green", "-p", "year=2020", "-p", "months=[8]", "--watch")
     for source, named in (
@@ -74,8 +74,8 @@ def test_a_run_of_a_worker_reads_no_file_and_no_private_address_beside_the_opera
         assert "the operator sets TRIPS_ALLOW_SOURCES=" in found["state"]["message"]
 
 
-def test_the_same_deployments_go_back_to_the_agents_queue_and_again_to_the_pool(worker: Stack) -> None:
-    make_work_pool(worker.env["PREFECT_API_URL"], "default-agent-pool", "prefect-agent")  # as an agent makes it
+def test_deployments_can_move_to_the_agents_queue_and_back_to_the_pool(worker: Stack) -> None:
+    make_work_pool(worker.env["PREFECT_API_URL"], "default-agent-pool", "prefect-agent")  # as an agent does
     for runs, there in (("agent", "default-agent-pool"), ("worker", WORK_POOL)):
         demo.prepare(worker.environment(), Console(quiet=True), runs)
         assert pools(worker) == {there}
