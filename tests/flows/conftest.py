@@ -43,7 +43,7 @@ from tests.strict_lake import StrictLake
 ROOT = Path(__file__).resolve().parents[2]
 LAKE, CREDENTIALS, POSTGRES = "tests-lake", "tests-credentials", "tests-postgres"
 
-# Those that no test names; of some, 2019 to 2020, there are CSVs at the mirror too.
+# Months that no test names. The mirror also has CSV files for those of 2019 and 2020.
 _months = (
     TripMonth(color, year, n)
     for year in (2019, 2020, 2018, 2017)
@@ -53,7 +53,7 @@ _months = (
 
 
 def postgres_block(url: str, **changed: Any) -> SqlAlchemyConnector:
-    """A block for a database, as `python -m blocks.register` makes it, but for what is `changed`."""
+    """Return a block for a database with the fields that `python -m blocks.register` sets. `changed` replaces fields."""
     parts = make_url(url)
     components = {
         "driver": SyncDriver.POSTGRESQL_PSYCOPG2,
@@ -68,7 +68,7 @@ def postgres_block(url: str, **changed: Any) -> SqlAlchemyConnector:
 
 @pytest.fixture(scope="session")
 def ours(stack: Stack, prefect_api: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
-    """Stores of the flow tests' own, with blocks that name them."""
+    """Create the stores of the flow tests, and blocks that name them."""
     folder = tmp_path_factory.mktemp("flows")
     with stores(folder, "flow_tests") as made:
         credentials = GcpCredentials()
@@ -80,13 +80,13 @@ def ours(stack: Stack, prefect_api: dict[str, str], tmp_path_factory: pytest.Tem
 
 @pytest.fixture
 def month() -> TripMonth:
-    """A month that no other test has touched."""
+    """Return a month that no other test uses."""
     return next(_months)
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries happen, at once."""
+    """Make retries start without a pause."""
     for task in tasks_with_retries():
         monkeypatch.setattr(task, "retry_delay_seconds", 0)
         monkeypatch.setattr(task, "retry_jitter_factor", None)
@@ -94,36 +94,36 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tasks_with_retries() -> list[Task[..., Any]]:
-    """Every task that touches a network."""
+    """Return every task that uses the network."""
     named = {
         id(task): task
         for module in (bring, editions, store_tasks, survey, verify, zones)
         for task in vars(module).values()
-        if isinstance(task, Task) and task is not survey.ask_source  # which asks again by itself
+        if isinstance(task, Task) and task is not survey.ask_source  # it retries in its own loop
     }
     return list(named.values())
 
 
 def lake_of(block_name: str) -> Lake:
-    """The lake of a block."""
+    """Return the lake of a block."""
     lake: Lake = open_store(Target("lake", block_name))
     return lake
 
 
 def warehouse_of(credentials_block: str, dataset: str, via: Via = "load_job") -> Warehouse:
-    """A dataset that is loaded from our lake."""
+    """Return a warehouse that loads from the tests' lake."""
     warehouse: Warehouse = open_store(Target("warehouse", LAKE, credentials_block, dataset, via=via))
     return warehouse
 
 
 def database_of(block_name: str) -> Database:
-    """The database of a block."""
+    """Return the database of a block."""
     database: Database = open_store(Target("database", database_block=block_name))
     return database
 
 
 def by_hand(store: FileStore, month: TripMonth, source: str, rows: Rows = "all", run_id: str = "") -> Outcome:
-    """Load a month as its tasks do, without Prefect, whatever the store has of it."""
+    """Load a month with the functions that the tasks call, without Prefect. Load it even if the store already has it."""
     present = store.present(month)
     raw = store.extract(look_up(source_of(source), month), no_progress)
     return store.publish(store.stage(raw, Terms(rows), uuid4().hex, no_progress), present, run_id)
@@ -134,40 +134,40 @@ def no_progress(count: int, share: float) -> None:
 
 
 class Runs:
-    """The three flows on our stores, and what Prefect tells of their runs."""
+    """Run the three flows on the tests' stores, and read the runs from Prefect."""
 
     def __init__(self, ours: Stores) -> None:
         self.ours = ours
 
     def lake(self, month: TripMonth, **parameters: Any) -> Outcome:
-        """Web → lake, one month."""
+        """Load a month from the web into the lake."""
         return self.of(etl_web_gcs, month, **parameters).result()
 
     def warehouse(self, month: TripMonth, **parameters: Any) -> Outcome:
-        """Lake → warehouse, one month."""
+        """Load a month from the lake into the warehouse."""
         return self.of(etl_gcs_bq, month, **parameters).result()
 
     def postgres(self, month: TripMonth, **parameters: Any) -> Outcome:
-        """Web → Postgres, one month."""
+        """Load a month from the web into Postgres."""
         [outcome] = self.of(ingest_data, month, **parameters).result()
         return outcome
 
     def lake_by_hand(self, month: TripMonth) -> Outcome:
-        """Web → lake without Prefect, in a fraction of the time."""
+        """Load a month from the web into the lake without Prefect, which is much faster."""
         return by_hand(lake_of(LAKE), month, self.ours.official)
 
     def postgres_by_hand(self, month: TripMonth) -> Outcome:
-        """Web → Postgres in the same way."""
+        """Load a month from the web into Postgres without Prefect."""
         return by_hand(database_of(POSTGRES), month, self.ours.official, "with_passengers")
 
     def of(self, flow: Flow[..., Any], month: TripMonth, **parameters: Any) -> State[Any]:
-        """The final state of a run of one month."""
+        """Run a flow for one month and return the final state."""
         about: dict[str, Any] = {"color": month.color, "year": month.year}
         about |= {"months": [month.month]} if flow is ingest_data else {"month": month.month}
         return flow(**(about | self.places(flow) | parameters), return_state=True)
 
     def places(self, flow: Flow[..., Any]) -> dict[str, Any]:
-        """The parameters by which a flow finds our stores."""
+        """Return the parameters of a flow that name the tests' stores."""
         named = set(flow.parameters.properties)
         places: dict[str, Any] = {"block_name": POSTGRES if flow is ingest_data else LAKE}
         if "source" in named:
@@ -177,7 +177,7 @@ class Runs:
         return places
 
     def task_runs(self, state: State[Any]) -> list[TaskRun]:
-        """A flow run's task runs, in the order they began."""
+        """Return a flow run's task runs in the order in which they began."""
 
         async def read() -> list[TaskRun]:
             async with get_client() as client:
@@ -187,7 +187,7 @@ class Runs:
         return sorted(asyncio.run(read()), key=lambda run: run.expected_start_time or run.created)
 
     def name(self, state: State[Any]) -> str:
-        """The name of a flow run."""
+        """Return the name of a flow run."""
 
         async def read() -> str:
             async with get_client() as client:
@@ -196,7 +196,7 @@ class Runs:
         return asyncio.run(read())
 
     def artifacts(self, key: str) -> list[str]:
-        """What was left for people under a key, as text, oldest first."""
+        """Return the texts of the artifacts with a key, the oldest first."""
 
         async def read() -> list[Artifact]:
             async with get_client() as client:
@@ -207,7 +207,7 @@ class Runs:
         ]
 
     def logs(self) -> str:
-        """Every line that any run has logged, as the UI shows it."""
+        """Return all log lines of all runs, as the UI shows them."""
 
         async def read() -> list[str]:
             lines: list[str] = []
@@ -222,25 +222,28 @@ class Runs:
 
 @pytest.fixture
 def runs(ours: Stores) -> Runs:
-    """The three flows on our stores."""
+    """Return the runner of the three flows."""
     return Runs(ours)
 
 
 @pytest.fixture
 def strict_lake(ours: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictLake]:
-    """Our lake as Google's would be; flows that start now use it."""
+    """Put a `StrictLake` in front of the lake. Flows that start during the test use it."""
     with StrictLake(os.environ["STORAGE_EMULATOR_HOST"]) as lake:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", lake.url)
         yield lake
 
 
 class Dies(TripDataError):
-    """Ends a run here, without another attempt."""
+    """An injected error that ends a run without a retry."""
 
 
 @contextmanager
 def dying(owner: Any, name: str, *, when: Literal["before", "after"], times: int | None = None) -> Iterator[list[str]]:
-    """Calls of `owner.name` fail, before or after they did their work: all of them, for good, or some, as a network fails."""
+    """Make calls of `owner.name` fail before or after their work.
+
+    Without `times`, all calls fail, with an error that is not retried. With it, the first calls fail with a network error.
+    """
     real = getattr(owner, name)
     died: list[str] = []
 
@@ -258,10 +261,10 @@ def dying(owner: Any, name: str, *, when: Literal["before", "after"], times: int
 
 
 def until(happened: Callable[[], bool], seconds: float = 300) -> None:
-    """Wait; AssertionError if it does not happen."""
+    """Wait until `happened` returns true. Raise `AssertionError` after `seconds`."""
     end = time.monotonic() + seconds
     while not happened():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, f"the condition was still false after {seconds} s"
         time.sleep(0.05)
 
 
@@ -271,7 +274,7 @@ Started = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(ours: Stores, prefect_api: dict[str, str]) -> Iterator[Started]:
-    """`python flows/x.py …` in a process of its own, which is gone when the test ends."""
+    """Return a function that starts `python flows/x.py …` in its own process. The process is killed at the end of the test."""
     processes: list[subprocess.Popen[str]] = []
 
     def run(name: str, *arguments: object, **variables: str) -> "subprocess.Popen[str]":
@@ -294,7 +297,7 @@ def start(ours: Stores, prefect_api: dict[str, str]) -> Iterator[Started]:
 
 @pytest.fixture
 def program(start: Started) -> Program:
-    """`python flows/x.py …`, run to its end."""
+    """Return a function that runs `python flows/x.py …` until it ends."""
 
     def run(name: str, *arguments: object, **variables: str) -> "subprocess.CompletedProcess[str]":
         process = start(name, *arguments, **variables)

@@ -1,4 +1,4 @@
-"""Bad input is named, with what to do, before any work; nothing is left behind."""
+"""Bad input stops a run before any work. The error names the input and the remedy, and nothing is stored."""
 
 import gzip
 from contextlib import closing
@@ -30,7 +30,7 @@ from tests.stores import Stores
 CANARY = "canary-47110815"
 
 
-def said(state: Any) -> str:
+def error_of(state: Any) -> str:
     assert state.is_failed()
     return f"{state.message} {state.result(raise_on_failure=False)}"
 
@@ -57,10 +57,10 @@ def test_months_that_cannot_exist_stop_a_run_before_any_work(
 ) -> None:
     ours.site.forget_requests()
     state = flow(color=color, year=year, months=months, **runs.places(flow), return_state=True)
-    assert reason in said(state)
+    assert reason in error_of(state)
     assert isinstance(state.result(raise_on_failure=False), UnknownMonth)
     assert ours.site.requests == []
-    assert not runs.task_runs(state)  # a month's run is one of them
+    assert not runs.task_runs(state)  # the run of a month would be among them
 
 
 @pytest.mark.parametrize(
@@ -81,23 +81,23 @@ def test_a_dataset_whose_name_is_sql_stops_a_run_before_any_work(
     name = f"{ours.dataset}.loads`; DROP TABLE `{ours.dataset}.loads"
     state = flow(**parameters, dataset=name, return_state=True)
     assert isinstance(state.result(raise_on_failure=False), ImpossibleDataset)
-    assert f"dataset {name!r} is not a valid BigQuery dataset name" in said(state)
+    assert f"dataset {name!r} is not a valid BigQuery dataset name" in error_of(state)
     assert state.state_details.flow_run_id is None  # it never ran
     assert ours.site.requests == []
 
 
-def test_an_unknown_color_is_told_with_the_known_ones(runs: Runs) -> None:
+def test_the_error_for_an_unknown_color_lists_the_known_ones(runs: Runs) -> None:
     state = etl_parent_flow(color="red", year=2021, months=[1], **runs.places(etl_parent_flow), return_state=True)
-    assert f"{', '.join(map(repr, COLORS[:-1]))} or {COLORS[-1]!r}" in said(state)
+    assert f"{', '.join(map(repr, COLORS[:-1]))} or {COLORS[-1]!r}" in error_of(state)
 
 
-def test_a_block_that_does_not_exist_is_named_with_how_to_make_it(month: TripMonth, runs: Runs) -> None:
+def test_the_error_for_a_missing_block_says_how_to_make_it(month: TripMonth, runs: Runs) -> None:
     for flow, slug in ((etl_web_gcs, "gcs-bucket"), (ingest_data, "sqlalchemy-connector")):
-        text = said(runs.of(flow, month, block_name="no-such-block"))
+        text = error_of(runs.of(flow, month, block_name="no-such-block"))
         assert f"{slug}/no-such-block does not exist; make it in the UI, or name another block" in text
 
 
-def test_a_missing_block_that_the_program_makes_is_named_with_the_program(
+def test_the_error_for_a_missing_standard_block_names_the_program_that_makes_it(
     ours: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert {(kind, name) for kind, (name, *_) in BLOCKS.items()} == stores._REGISTERED
@@ -108,11 +108,11 @@ def test_a_missing_block_that_the_program_makes_is_named_with_the_program(
         stores.load_block("gcs-bucket", "not-made-yet")
 
 
-def test_a_bucket_that_does_not_exist_is_named(month: TripMonth, runs: Runs, ours: Stores) -> None:
+def test_the_error_for_a_missing_bucket_names_it(month: TripMonth, runs: Runs, ours: Stores) -> None:
     GcsBucket(bucket="no-such-lake", bucket_folder="data", gcp_credentials=GcpCredentials()).save(
         "nowhere", overwrite=True
     )
-    assert "'no-such-lake' does not exist; create it" in said(runs.of(etl_web_gcs, month, block_name="nowhere"))
+    assert "'no-such-lake' does not exist; create it" in error_of(runs.of(etl_web_gcs, month, block_name="nowhere"))
 
 
 def test_a_bucket_may_be_called_bucket(month: TripMonth, runs: Runs, ours: Stores) -> None:
@@ -124,11 +124,11 @@ def test_a_bucket_may_be_called_bucket(month: TripMonth, runs: Runs, ours: Store
     assert runs.lake(month, block_name="named-so").status == "loaded"
 
 
-def test_a_wrong_password_is_told_and_never_quoted(
+def test_a_wrong_password_is_reported_and_never_quoted(
     month: TripMonth, runs: Runs, ours: Stores, capfd: pytest.CaptureFixture[str]
 ) -> None:
     postgres_block(ours.postgres_url, password=CANARY).save("wrong-password", overwrite=True)
-    text = said(runs.of(ingest_data, month, block_name="wrong-password"))
+    text = error_of(runs.of(ingest_data, month, block_name="wrong-password"))
     assert "password authentication failed" in text
     assert "SqlAlchemyConnector block" in text
     assert CANARY not in text
@@ -136,7 +136,7 @@ def test_a_wrong_password_is_told_and_never_quoted(
     assert CANARY not in output.out + output.err
 
 
-def test_a_table_of_somebody_else_is_left_alone(month: TripMonth, runs: Runs, ours: Stores) -> None:
+def test_a_foreign_table_is_not_changed(month: TripMonth, runs: Runs, ours: Stores) -> None:
     name = "bad_input_foreign"
     admin = psycopg2.connect(ours.postgres_url)
     admin.autocommit = True
@@ -145,18 +145,18 @@ def test_a_table_of_somebody_else_is_left_alone(month: TripMonth, runs: Runs, ou
     with closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
         cursor.execute(f"CREATE TABLE {month.color} (theirs int)")
     postgres_block(url).save("foreign", overwrite=True)
-    assert "did not make" in said(runs.of(ingest_data, month, block_name="foreign"))
+    assert "did not make" in error_of(runs.of(ingest_data, month, block_name="foreign"))
     admin.cursor().execute(f"DROP DATABASE {name} WITH (FORCE)")
     admin.close()
 
 
-def test_an_unpublished_month_fails_by_name_and_the_others_are_loaded(runs: Runs, ours: Stores, tmp_path: Path) -> None:
+def test_an_unpublished_month_fails_and_the_others_are_loaded(runs: Runs, ours: Stores, tmp_path: Path) -> None:
     published, not_yet = TripMonth("green", 2026, 2), TripMonth("green", 2026, 1)
     write_month(tmp_path / "month.parquet", "green", 2026, 2, rows=300)
     ours.site.put(f"{published.stem}.parquet", tmp_path / "month.parquet")
     for flow in (etl_parent_flow, ingest_data):
         places = runs.places(flow) | {"rows": "all"}
-        text = said(flow(color="green", year=2026, months=[1, 2], **places, return_state=True))
+        text = error_of(flow(color="green", year=2026, months=[1, 2], **places, return_state=True))
         assert "1 of 2 months could not be loaded" in text
         assert f"{not_yet} is not published" in text
         assert "HTTP 403" in text
@@ -175,13 +175,13 @@ def test_an_unpublished_month_fails_by_name_and_the_others_are_loaded(runs: Runs
         ("excel_dates", "mirror", "Dates without seconds are what a spreadsheet leaves"),
     ],
 )
-def test_a_file_that_is_not_one_is_refused_and_nothing_is_left(
+def test_a_file_in_a_wrong_format_is_refused_and_nothing_is_stored(
     body: str, source: str, reason: str, month: TripMonth, runs: Runs, ours: Stores
 ) -> None:
     ours.site.fault(f"*{month.stem}*", times=None, body=body)
     try:
         for flow in (etl_web_gcs, ingest_data):
-            assert reason in said(runs.of(flow, month, source=getattr(ours, source)))
+            assert reason in error_of(runs.of(flow, month, source=getattr(ours, source)))
     finally:
         ours.site.heal()
     assert ours.objects_of(month) == {}
@@ -193,7 +193,7 @@ SECRET = "someone:x:0:0:hunter2:/home/someone:/bin/bash"
 
 
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".parquet"])
-def test_a_file_that_holds_no_trips_leaves_nothing_in_the_lake_and_is_not_quoted(
+def test_a_file_without_trips_stores_nothing_in_the_lake_and_is_not_quoted(
     ending: str, month: TripMonth, runs: Runs, ours: Stores, tmp_path: Path
 ) -> None:
     path = tmp_path / f"{month.stem}{ending}"
@@ -203,7 +203,7 @@ def test_a_file_that_holds_no_trips_leaves_nothing_in_the_lake_and_is_not_quoted
         text = f"{SECRET}\n".encode() * 3
         path.write_bytes(gzip.compress(text) if ending == ".csv.gz" else text)
     before = ours.objects()
-    text = said(
+    text = error_of(
         runs.of(etl_web_gcs, month, source=f"file://{tmp_path}/{{color}}_tripdata_{{year}}-{{month:02d}}{ending}")
     )
     assert "Nothing was loaded" in text
@@ -211,21 +211,19 @@ def test_a_file_that_holds_no_trips_leaves_nothing_in_the_lake_and_is_not_quoted
     assert ours.objects() == before
 
 
-def test_a_refused_edition_takes_nothing_from_the_month_that_is_published(
-    month: TripMonth, runs: Runs, ours: Stores
-) -> None:
+def test_a_refused_edition_does_not_change_the_published_month(month: TripMonth, runs: Runs, ours: Stores) -> None:
     runs.lake(month)
     before = ours.objects()
     ours.site.put(f"{month.stem}.parquet", b"PAR1" + b"no trips at all" * 9 + b"PAR1")
     try:
-        assert "Nothing was loaded" in said(runs.of(etl_web_gcs, month))
+        assert "Nothing was loaded" in error_of(runs.of(etl_web_gcs, month))
     finally:
         (ours.site._put / f"{month.stem}.parquet").unlink()
     assert ours.objects() == before
     assert lake_of(LAKE).raw_of(lake_of(LAKE).current(month)).verified == "md5"
 
 
-def test_a_deployments_run_reads_no_file_and_no_private_address_unless_the_operator_allows_it(
+def test_a_deployments_run_refuses_files_and_private_addresses_unless_the_operator_allows_them(
     month: TripMonth, runs: Runs, ours: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TRIPS_ALLOW_SOURCES")
@@ -235,10 +233,10 @@ def test_a_deployments_run_reads_no_file_and_no_private_address_unless_the_opera
             ("file:///etc/{color}{year}-{month:02d}.csv", "is a local file"),
             (ours.official.replace("127.0.0.1", "localhost"), "is at a private or local address"),
         ):
-            text = said(runs.of(flow, month, source=source))
+            text = error_of(runs.of(flow, month, source=source))
             assert reason in text
             assert "the operator sets TRIPS_ALLOW_SOURCES=" in text
-    assert "is a local file" in said(
+    assert "is a local file" in error_of(
         load_zones(["database"], "file:///etc/hosts", postgres_block=POSTGRES, return_state=True)
     )
     assert ours.site.requests == []
@@ -255,19 +253,19 @@ def test_a_deployments_run_reads_no_file_and_no_private_address_unless_the_opera
         f"https://me:{CANARY}\uff20h/{{year}}-{{month}}.csv",
     ],
 )
-def test_a_password_in_a_malformed_address_is_in_no_log_and_in_no_state(
+def test_a_password_in_a_malformed_address_is_not_logged(
     template: str, runs: Runs, month: TripMonth, ours: Stores, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     monkeypatch.setenv("TLC_OFFICIAL_URL", template)
     for source in (template, "official"):
-        text = said(runs.of(ingest_data, month, source=source))
+        text = error_of(runs.of(ingest_data, month, source=source))
         assert "source" in text
         assert CANARY not in text
     assert CANARY not in "".join(capfd.readouterr())
     assert CANARY not in runs.logs()
 
 
-def test_a_password_in_a_malformed_address_is_on_no_terminal(program: Program) -> None:
+def test_a_password_in_a_malformed_address_is_not_printed(program: Program) -> None:
     source = f"https://me:{CANARY}@[h/{{year}}-{{month}}.csv"
     done = program("ingest_data", "green", 2021, 1, "--block-name", POSTGRES, TLC_OFFICIAL_URL=source)
     assert done.returncode == 1
@@ -275,7 +273,7 @@ def test_a_password_in_a_malformed_address_is_on_no_terminal(program: Program) -
     assert CANARY not in done.stdout + done.stderr
 
 
-def test_a_program_says_what_is_wrong_in_one_line_and_fails(program: Program) -> None:
+def test_a_program_prints_an_error_in_one_line_and_fails(program: Program) -> None:
     done = program("ingest_data", "green", 2021, 1, "--block-name", POSTGRES, "--source", "ftp://x")
     assert done.returncode == 1
     errors = done.stderr

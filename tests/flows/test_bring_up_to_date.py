@@ -1,4 +1,4 @@
-"""The scheduled flow: what is new or re-published is brought into the stores, oldest first; nothing else is touched."""
+"""The scheduled flow loads new and re-published months into the stores, the oldest first, and changes nothing else."""
 
 import os
 import re
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.operations
 
 @pytest.fixture(scope="module")
 def own(ours: Stores, stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
-    """Stores that no other module's months are in, and a site whose last month is 2024-03; each test takes a color."""
+    """Create stores for this module, and a site whose last month is 2024-03. Each test uses its own color."""
     httpx.post(f"{stack.env['STORAGE_EMULATOR_HOST']}/storage/v1/b", json={"name": NAME}).raise_for_status()
     site = Site(tmp_path_factory.mktemp("site"), rows=300, last_month="2024-03")
     with own_database(NAME) as url, site:
@@ -51,12 +51,12 @@ def bring(own: Stores, color: str, since: str, **changed: Any) -> list[Outcome]:
     return bring_up_to_date(**{"colors": [color], "since": since, "into": ["lake"], **places, **changed})
 
 
-def did(outcomes: list[Outcome]) -> list[str]:
+def summaries(outcomes: list[Outcome]) -> list[str]:
     return [f"{outcome.trip_month} {outcome.store} {outcome.status}" for outcome in outcomes]
 
 
 def asked(own: Stores) -> list[str]:
-    """Methods of the requests since the last time, but for the GETs of a byte of what is not published."""
+    """Return the methods of the requests since the last call, without the one-byte GETs that look for unpublished months."""
     methods = [r.method for r in own.site.requests if (r.method, r.status, r.range) != ("GET", 403, "bytes=0-0")]
     own.site.forget_requests()
     return methods
@@ -66,10 +66,12 @@ def tables(runs: Runs) -> str:
     return "\n".join(runs.artifacts("bring-up-to-date-months"))
 
 
-def test_what_is_new_goes_all_the_way_and_a_second_run_only_asks(own: Stores, runs: Runs) -> None:
+def test_a_new_month_is_loaded_into_every_store_and_a_second_run_sends_only_head_requests(
+    own: Stores, runs: Runs
+) -> None:
     month = TripMonth("green", 2024, 3)
-    into = ["warehouse"]  # which brings the lake along
-    assert did(bring(own, "green", "2024-03", into=into)) == ["green 2024-03 warehouse loaded"]
+    into = ["warehouse"]  # the flow adds the lake, from which it loads the warehouse
+    assert summaries(bring(own, "green", "2024-03", into=into)) == ["green 2024-03 warehouse loaded"]
     rows = own.site.rows_of("green", 2024, 3)
     assert own.in_lake(month).num_rows == own.in_warehouse(month).num_rows == rows
     assert "green 2024-04 is not published" in runs.logs()
@@ -84,23 +86,25 @@ def test_what_is_new_goes_all_the_way_and_a_second_run_only_asks(own: Stores, ru
     assert set(asked(own)) == {"HEAD"}
     assert own.objects_of(month) == before
 
-    # Older than `since`, and watched all the same.
+    # The month is older than `since`, but the flow checks every month that a store has.
     own.site.republish(f"{month.stem}.parquet", 2)
-    assert did(bring(own, "green", "2024-04", into=into)) == ["green 2024-03 warehouse replaced"]
+    assert summaries(bring(own, "green", "2024-04", into=into)) == ["green 2024-03 warehouse replaced"]
     assert asked(own).count("GET") == 1
 
 
-def test_one_run_takes_at_most_so_many_months_the_oldest_and_the_next_goes_on(own: Stores, runs: Runs) -> None:
-    assert did(bring(own, "fhv", "2024-01", at_most=1)) == ["fhv 2024-01 lake loaded"]
+def test_at_most_limits_a_run_to_the_oldest_months_and_the_next_run_continues(own: Stores, runs: Runs) -> None:
+    assert summaries(bring(own, "fhv", "2024-01", at_most=1)) == ["fhv 2024-01 lake loaded"]
     assert "2 more months wait for the next run, from fhv 2024-02 to fhv 2024-03" in runs.logs()
     assert '"month": "fhv 2024-02", "status": "waits for the next run"' in tables(runs)
-    # A store that is behind alone is brought up alone, and nothing is fetched for it.
+    # Only the warehouse is behind, so only the warehouse is loaded, without a download.
     asked(own)
-    assert did(bring(own, "fhv", "2024-01", at_most=1, into=["lake", "warehouse"])) == ["fhv 2024-01 warehouse loaded"]
+    assert summaries(bring(own, "fhv", "2024-01", at_most=1, into=["lake", "warehouse"])) == [
+        "fhv 2024-01 warehouse loaded"
+    ]
     assert set(asked(own)) == {"HEAD"}
 
 
-def test_a_month_of_before_from_another_source_stays_what_it_is(own: Stores, runs: Runs) -> None:
+def test_a_month_from_another_source_is_not_replaced(own: Stores, runs: Runs) -> None:
     month = TripMonth("yellow", 2020, 5)
     Runs(own).lake(month, block_name=NAME, source=own.mirror)
     before = own.objects_of(month)
@@ -108,7 +112,7 @@ def test_a_month_of_before_from_another_source_stays_what_it_is(own: Stores, run
     assert own.objects_of(month) == before
 
 
-def test_a_month_that_fails_stops_no_other_and_is_named_in_the_end(own: Stores, runs: Runs) -> None:
+def test_a_month_that_fails_does_not_stop_the_others_and_the_error_names_it(own: Stores, runs: Runs) -> None:
     own.site.fault("*/yellow_tripdata_2024-01*", methods=["GET"], body="html", times=None)
     own.site.fault("*/yellow_tripdata_2024-02*", status=401, times=None)
     try:
@@ -124,82 +128,78 @@ def test_a_month_that_fails_stops_no_other_and_is_named_in_the_end(own: Stores, 
 
 
 def test_two_runs_at_once_load_every_month_once(own: Stores, start: Started) -> None:
-    # Into Postgres alone, where nothing of Google is asked for.
+    # Load only Postgres, which needs no Google service: the lake's block does not exist.
     options = ["--colors", "fhvhv", "--since", "2024-03", "--into", "database", "--source", own.official]
     options += ["--postgres-block", NAME, "--block-name", "no-such-block", "--expect-within", 0]
     other = start("bring_up_to_date", *options)
     assert other.stderr
     begun = next(line for line in other.stderr if "Created flow run" in line)
     outcomes = bring(own, "fhvhv", "2024-03", into=["database"], block_name="no-such-block")
-    said = begun + "".join(other.communicate())
-    assert other.returncode == 0, said
-    assert did(outcomes).count("fhvhv 2024-03 database loaded") + said.count("fhvhv 2024-03: loaded") == 1
+    output = begun + "".join(other.communicate())
+    assert other.returncode == 0, output
+    assert summaries(outcomes).count("fhvhv 2024-03 database loaded") + output.count("fhvhv 2024-03: loaded") == 1
     month = TripMonth("fhvhv", 2024, 3)
     assert own.in_postgres(month).num_rows == own.loads(month)["loaded"] == own.site.rows_of("fhvhv", 2024, 3)
 
 
 @pytest.fixture
 def blocked(own: Stores) -> Iterator[None]:
-    """A proxy that refuses everything, as it does whatever it is asked with."""
+    """Make the site refuse every request, as a blocking proxy does."""
     own.site.fault("*", methods=["HEAD", "GET"], status=403, times=None)
     yield
     own.site.heal()
 
 
-def test_a_month_that_a_store_holds_and_its_source_refuses_is_a_failed_run_with_the_reason(
-    own: Stores, runs: Runs
-) -> None:
+def test_a_run_fails_with_the_reason_if_the_source_refuses_a_month_that_a_store_has(own: Stores, runs: Runs) -> None:
     bring(own, "yellow", "2023-06", at_most=1)
-    held, other = TripMonth("yellow", 2023, 6), TripMonth("yellow", 2023, 7)
-    before = own.objects_of(held)
-    own.site.fault(f"*/{held.stem}*", methods=["HEAD", "GET"], status=404, times=None)
+    stored, other = TripMonth("yellow", 2023, 6), TripMonth("yellow", 2023, 7)
+    before = own.objects_of(stored)
+    own.site.fault(f"*/{stored.stem}*", methods=["HEAD", "GET"], status=404, times=None)
     try:
         with pytest.raises(MonthsFailed) as failed:
             bring(own, "yellow", "2023-07", at_most=1)
     finally:
         own.site.heal()
     assert str(failed.value).startswith("1 of 2 months could not be loaded:\n  - yellow 2023-06 is known")
-    rows = own.manifest(held)["source_rows"]
+    rows = own.manifest(stored)["source_rows"]
     for words in (
         f"({rows:,} rows in the lake, ",
-        f"{held.stem}.parquet answered HTTP 404",
+        f"{stored.stem}.parquet answered HTTP 404",
         "a proxy or firewall may be",
     ):
         assert words in str(failed.value)
     assert own.in_lake(other).num_rows
-    assert own.objects_of(held) == before
+    assert own.objects_of(stored) == before
     assert '"month": "yellow 2023-06", "status": "failed: yellow 2023-06 is known to be published' in tables(runs)
 
 
 @pytest.mark.usefixtures("blocked")
-def test_a_machine_that_a_proxy_blocks_fails_for_months_that_tlc_is_known_to_publish(
+def test_behind_a_blocking_proxy_a_run_fails_for_months_that_tlc_has_published(
     own: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TEMPLATES, "official", own.official)  # as if the site were TLC's own
     with pytest.raises(MonthsFailed) as failed:
         bring(own, "green", "2024-04")
     assert {f"  - green 2024-0{n} is known" in str(failed.value) for n in (4, 5)} == {True}
-    assert "green 2024-06" not in str(failed.value)  # nothing is known of it
+    assert "green 2024-06" not in str(failed.value)  # not in the list of published months
 
 
 @pytest.mark.usefixtures("blocked")
 @pytest.mark.parametrize(("flow", "place"), [(etl_web_gcs, "lake"), (ingest_data, "database")])
-def test_a_run_of_one_known_month_that_is_refused_says_so_too(
+def test_a_run_of_one_published_month_reports_a_refusal(
     flow: Any, place: str, own: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TEMPLATES, "official", own.official)
     runs = Runs(own)
     state = runs.of(flow, TripMonth("green", 2021, 1), block_name=NAME)
-    said = str(state.result(raise_on_failure=False))
-    assert "green 2021-01 is known to be published (76,518 rows on 2022-" in said
-    assert "HTTP 403: a proxy or firewall may be blocking this machine" in said
+    output = str(state.result(raise_on_failure=False))
+    assert "green 2021-01 is known to be published (76,518 rows on 2022-" in output
+    assert "HTTP 403: a proxy or firewall may be blocking this machine" in output
     unknown = runs.of(flow, TripMonth("green", 2025, 6), block_name=NAME)
     assert "green 2025-06 is not published at" in str(unknown.result(raise_on_failure=False))
 
 
-def test_a_file_that_a_store_was_loaded_from_and_that_is_gone_from_the_disk_is_a_failed_run(
-    own: Stores, tmp_path: Path
-) -> None:
+def test_a_run_fails_if_the_local_file_of_a_stored_month_was_deleted(own: Stores, tmp_path: Path) -> None:
     month = TripMonth("fhvhv", 2024, 1)
     file = tmp_path / f"{month.stem}.parquet"
     file.write_bytes(own.site.file(file.name).read_bytes())
@@ -214,9 +214,7 @@ def test_a_file_that_a_store_was_loaded_from_and_that_is_gone_from_the_disk_is_a
         Runs(own).lake(month, source=source, block_name=NAME)
 
 
-def test_a_source_whose_newest_month_is_older_than_expected_fails_the_run_after_its_work(
-    own: Stores, runs: Runs
-) -> None:
+def test_a_run_does_its_work_and_then_fails_if_the_newest_month_is_too_old(own: Stores, runs: Runs) -> None:
     since = "2024-03"
     age = months_since(TripMonth("green", 2024, 3))
     with pytest.raises(Overdue) as late:
@@ -228,18 +226,18 @@ def test_a_source_whose_newest_month_is_older_than_expected_fails_the_run_after_
     assert f"fhvhv: the newest month published at {own.official}" in runs.logs()
     assert bring(own, "fhvhv", since, expect_within=age) == []
     assert bring(own, "fhvhv", since, expect_within=0) == []
-    # Another test may have loaded 2024-03 into the database, which is then watched as well.
+    # Another test may have loaded 2024-03 into the database. Then the flow also checks that month.
     with pytest.raises(Overdue, match=r"fhvhv: (no month since 2024-04 is published|the newest month .* is 2024-03)"):
         bring(own, "fhvhv", "2024-04", into=["database"], expect_within=4)
     with pytest.raises(TripDataError, match="expect_within is -1"):
         bring(own, "fhvhv", since, expect_within=-1)
 
-    # The mirror ended in 2021, and is not expected to have anything new.
+    # The mirror ended in 2021, so no new month is expected there.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TLC_MIRROR_URL", own.mirror)
         assert bring(own, "fhvhv", "2025-01", source="mirror", into=["database"], expect_within=4) == []
 
-    # Months that failed come first.
+    # The error lists failed months before the overdue one.
     own.site.fault("*/fhvhv_tripdata_2024-03*", status=401, times=None)
     try:
         with pytest.raises(MonthsFailed, match=r"(?s)1 of 2 months.*fhvhv: the newest month published"):
@@ -248,43 +246,43 @@ def test_a_source_whose_newest_month_is_older_than_expected_fails_the_run_after_
         own.site.heal()
 
 
-def test_no_store_or_no_month_is_refused(own: Stores) -> None:
+def test_a_run_without_a_store_or_a_month_is_refused(own: Stores) -> None:
     for nothing in ({"into": []}, {"at_most": 0}):
         with pytest.raises(TripDataError, match="at least one month into at least one store"):
             bring(own, "green", "2024-03", **nothing)
 
 
-def test_the_catalog_tells_what_is_in_the_lake_what_the_source_has_and_what_differs(
+def test_the_catalog_compares_the_lake_with_the_source(
     own: Stores, runs: Runs, prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(TEMPLATES, "official", own.official)  # as if the site were TLC's own, whose counts are known
-    held = TripMonth("fhvhv", 2023, 1)
-    Runs(own).lake(held, block_name=NAME)
-    own.site.republish(f"{held.stem}.parquet", 2)
+    monkeypatch.setitem(TEMPLATES, "official", own.official)  # as if the site were TLC's, whose row counts are known
+    stored = TripMonth("fhvhv", 2023, 1)
+    Runs(own).lake(stored, block_name=NAME)
+    own.site.republish(f"{stored.stem}.parquet", 2)
     asked(own)
     alone = catalog(colors=["fhvhv"], until="2023-02", block_name=NAME)
     assert [str(entry.trip_month) for entry in alone] == ["fhvhv 2023-01"]
     assert asked(own) == []
 
     entries = catalog(colors=["fhvhv"], since="2023", until="2023-02", against=own.official, block_name=NAME)
-    [there, missing] = entries
-    assert there.differs == ["re-published", "18,479,031 rows were known on 2023-03-20"]
+    [found, missing] = entries
+    assert found.differs == ["re-published", "18,479,031 rows were known on 2023-03-20"]
     assert missing.differs == ["new"]
-    assert there.listed is not None
-    assert there.listed.manifest.loaded == own.in_lake(held).num_rows
-    assert there.listed.size == len(own.blob(held.key).download_as_bytes())
+    assert found.listed is not None
+    assert found.listed.manifest.loaded == own.in_lake(stored).num_rows
+    assert found.listed.size == len(own.blob(stored.key).download_as_bytes())
     assert asked(own) == ["HEAD", "HEAD"]
-    sizes = [own.site.file(f"{month.stem}.parquet").stat().st_size for month in (held, TripMonth("fhvhv", 2023, 2))]
+    sizes = [own.site.file(f"{month.stem}.parquet").stat().st_size for month in (stored, TripMonth("fhvhv", 2023, 2))]
     assert [entry.published.size for entry in entries if entry.published] == sizes
     [page] = [page for page in runs.artifacts("catalog") if "What the source has" in page]
     assert "| **2023** | 0 ↻ ≠ | + | · |" in page
     for entry, size in zip(entries, sizes, strict=True):
         assert entry.published.last_modified.endswith(" GMT")
         assert f"| {entry.trip_month} | {size:,} | {entry.published.last_modified} |" in page
-    # The month was loaded all the same, and its count reported.
-    assert own.manifest(held)["known_rows"] == 18_479_031
+    # The wrong row count did not stop the load; the run reported it.
+    assert own.manifest(stored)["known_rows"] == 18_479_031
     assert (
-        f"fhvhv 2023-01: re-published: {there.listed.manifest.source_rows} rows, 18,479,031 were last known"
+        f"fhvhv 2023-01: re-published: {found.listed.manifest.source_rows} rows, 18,479,031 were last known"
         in runs.logs()
     )
 
@@ -294,5 +292,5 @@ def test_the_catalog_tells_what_is_in_the_lake_what_the_source_has_and_what_diff
         command, cwd=ROOT, env=os.environ | prefect_api, capture_output=True, text=True, check=False
     )
     assert listed.returncode == 0, listed.stderr
-    assert re.search(rf"fhvhv 2023-01 +{there.listed.manifest.loaded} .* {sizes[0]:,} .* re-published", listed.stdout)
+    assert re.search(rf"fhvhv 2023-01 +{found.listed.manifest.loaded} .* {sizes[0]:,} .* re-published", listed.stdout)
     assert re.search(rf"fhvhv 2023-02 +{sizes[1]:,} +\w+, \d+ \w+ \d+ [\d:]+ GMT +new", listed.stdout)

@@ -1,4 +1,4 @@
-"""A flow is a program: its parameters are the command line, its success the exit status; long work shows how far it is."""
+"""A flow runs as a program: its parameters are the arguments, its result is the exit status, and long work shows progress."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def naming(year: int | None = None, months: OptionalMonths = None, since: Bound 
 
 @flow(name="test-json")
 def reading() -> None:
-    """Read what is no JSON."""
+    """Parse text that is not JSON."""
     json.loads("<html>")
 
 
@@ -53,7 +53,7 @@ def exit_status(monkeypatch: pytest.MonkeyPatch, *arguments: str, program: Calla
     return int(ended.value.code or 0)
 
 
-def test_parameters_without_a_default_come_in_order_and_the_others_as_options(
+def test_required_parameters_are_positional_and_the_others_are_options(
     ours: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert exit_status(monkeypatch, "green", "1", "2", "--rows", "5") == 0
@@ -66,7 +66,7 @@ def test_parameters_without_a_default_come_in_order_and_the_others_as_options(
         (("green", "1", "--rows", "0"), "error: ZeroDivisionError: integer division or modulo by zero\n"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line_and_the_status_is_1(
+def test_an_error_is_printed_in_one_line_and_the_exit_status_is_1(
     arguments: tuple[str, ...],
     reason: str,
     ours: Stores,
@@ -85,7 +85,7 @@ def test_what_is_wrong_is_told_in_a_line_and_the_status_is_1(
         ("http://{page}:0/api", "InvalidURL"),
     ],
 )
-def test_an_address_of_no_prefect_server_is_told_with_an_address_of_one(
+def test_the_error_for_a_wrong_server_address_gives_an_example(
     address: str, why: str, ours: Stores, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with web_page() as page, temporary_settings({PREFECT_API_URL: address.format(page=page)}):
@@ -95,14 +95,14 @@ def test_an_address_of_no_prefect_server_is_told_with_an_address_of_one(
     assert "http://127.0.0.1:4200/api" in line
 
 
-def test_json_that_a_flow_cannot_read_is_no_fault_of_the_server(
+def test_a_flows_own_json_error_is_not_blamed_on_the_server(
     ours: Stores, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_status(monkeypatch, program=reading) == 1
     assert "error: JSONDecodeError: Expecting value" in capsys.readouterr().err
 
 
-def test_months_are_named_in_order_or_as_a_range_by_options(
+def test_months_are_positional_arguments_or_a_range_in_options(
     ours: Stores, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_status(monkeypatch, "2021", "1", "2", program=naming) == 0
@@ -113,29 +113,31 @@ def test_months_are_named_in_order_or_as_a_range_by_options(
 
 
 @pytest.mark.parametrize("words", [("2021", "1"), ("2021",)])
-def test_a_program_takes_one_way_to_name_months_and_not_both(
+def test_months_and_a_range_together_are_refused(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_status(monkeypatch, *words, "--since", "2019-02", "--until", "2019-03", program=naming) == 2
-    said = capsys.readouterr()
-    assert said.err == "error: give a year and months, or --since and --until, not both. Nothing was started.\n"
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert printed.err == "error: give a year and months, or --since and --until, not both. Nothing was started.\n"
+    assert printed.out == ""
 
 
-def test_a_color_that_is_none_is_refused_with_those_there_are(
+def test_the_error_for_an_unknown_color_lists_the_colors(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_status(monkeypatch, "red", "1") == 2
     assert ", ".join(map(repr, COLORS)) in capsys.readouterr().err
 
 
-def test_help_says_what_the_docstring_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_the_texts_of_the_docstring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert exit_status(monkeypatch, "--help") == 0
     helped = capsys.readouterr().out
     assert all(text in helped for text in ("Count months.", "Whose months.", "--rows", "How many rows"))
 
 
-def test_a_log_line_every_few_seconds_tells_rows_speed_and_the_time_left(
+def test_a_log_line_every_few_seconds_has_rows_speed_and_remaining_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = iter([0.0, 4.0, 10.0, 11.0, 20.0, 20.0])

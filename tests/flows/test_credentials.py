@@ -1,4 +1,4 @@
-"""Wrong Google credentials fail a run at once. The error names the block and the remedy, no secret; nothing is left behind."""
+"""Wrong Google credentials fail a run at its first attempt. The error names the block and the remedy and quotes no secret."""
 
 import json
 import os
@@ -26,7 +26,7 @@ CANARY = "canary-30521884"
 
 
 class Issuer(Loopback):
-    """A token endpoint that refuses everybody, as Google's does a deleted or disabled key."""
+    """A token endpoint that refuses every key, as Google's does for a deleted or disabled key."""
 
     def __init__(self, status: int) -> None:
         asked: list[str] = []
@@ -43,13 +43,13 @@ class Issuer(Loopback):
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                """Tests have logs enough."""
+                """Log nothing."""
 
         self.asked = asked
         super().__init__(Handler)
 
     def credentials(self) -> GcpCredentials:
-        """Those of an account that it does not know."""
+        """Return credentials of an account that this endpoint refuses."""
         key = json.loads(Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"]).read_text("utf-8"))
         about = {"private_key_id": CANARY, "token_uri": f"{self.url}/token"}
         return GcpCredentials(service_account_info=key | about)
@@ -62,7 +62,7 @@ def issuer(request: pytest.FixtureRequest) -> Iterator[Issuer]:
 
 
 def refused(runs: Runs, flow: Flow[..., Any], month: TripMonth, **parameters: Any) -> str:
-    """Why a run failed, at its first attempt."""
+    """Run a flow that must fail at the first attempt of its task. Return the error's text."""
     state = runs.of(flow, month, **parameters)
     error = state.result(raise_on_failure=False)
     assert isinstance(error, MisconfiguredBlock), repr(error)
@@ -74,7 +74,7 @@ def refused(runs: Runs, flow: Flow[..., Any], month: TripMonth, **parameters: An
 
 @pytest.fixture
 def without_a_key(ours: Stores) -> str:
-    """A lake's block that holds no key: the machine's own credentials are to be used."""
+    """Save a bucket block without a key, which means the credentials of the machine. Return its name."""
     GcsBucket(bucket=ours.bucket, bucket_folder="data", gcp_credentials=GcpCredentials()).save("no-key", overwrite=True)
     return "no-key"
 
@@ -88,7 +88,7 @@ def without_a_key(ours: Stores) -> str:
         ("{folder}", "that is a folder; correct the path"),
     ],
 )
-def test_a_key_file_of_the_machine_that_is_none_is_named(
+def test_the_error_for_an_unusable_key_path_names_it(
     path: str, wrong: str, without_a_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = path.format(folder=tmp_path)
@@ -98,7 +98,7 @@ def test_a_key_file_of_the_machine_that_is_none_is_named(
     assert f"GOOGLE_APPLICATION_CREDENTIALS names '{path}', but {wrong}" in str(error.value)
 
 
-def test_a_file_of_the_machine_that_is_no_key_is_named_and_not_quoted(
+def test_the_error_for_a_file_that_is_not_a_key_names_it_without_quoting_it(
     without_a_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "key.json").write_text(json.dumps({"type": "service_account", "private_key": CANARY}), "utf-8")
@@ -109,7 +109,7 @@ def test_a_file_of_the_machine_that_is_no_key_is_named_and_not_quoted(
 
 
 @pytest.mark.parametrize("spelled", ["~/key.json", " ~/key.json\n"])
-def test_a_tilde_that_the_shell_left_is_the_users_home(
+def test_a_tilde_in_the_key_path_means_the_users_home(
     spelled: str, without_a_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"]).read_text("utf-8")
@@ -120,7 +120,7 @@ def test_a_tilde_that_the_shell_left_is_the_users_home(
 
 
 @pytest.mark.parametrize("kind", ["gcs-bucket", "gcp-credentials"])
-def test_a_block_that_names_a_key_file_of_another_machine_says_so(kind: str, ours: Stores, tmp_path: Path) -> None:
+def test_the_error_for_a_key_path_in_a_block_recommends_the_json(kind: str, ours: Stores, tmp_path: Path) -> None:
     file = tmp_path / "key.json"
     file.write_text(Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"]).read_text("utf-8"), "utf-8")
     credentials = GcpCredentials(service_account_file=str(file))
@@ -136,7 +136,7 @@ def test_a_block_that_names_a_key_file_of_another_machine_says_so(kind: str, our
     assert "put the service account's JSON itself into the block" in str(error.value)
 
 
-def test_an_account_that_the_issuer_does_not_know_is_told_of_the_bucket(
+def test_the_error_for_an_unknown_account_names_the_bucket(
     issuer: Issuer, month: TripMonth, ours: Stores, runs: Runs, capfd: pytest.CaptureFixture[str]
 ) -> None:
     GcsBucket(bucket=ours.bucket, bucket_folder="data", gcp_credentials=issuer.credentials()).save(
@@ -151,7 +151,7 @@ def test_an_account_that_the_issuer_does_not_know_is_told_of_the_bucket(
     assert CANARY not in output.out + output.err
 
 
-def test_an_account_that_the_issuer_does_not_know_is_told_of_the_dataset(
+def test_the_error_for_an_unknown_account_names_the_dataset(
     issuer: Issuer, month: TripMonth, ours: Stores, runs: Runs, capfd: pytest.CaptureFixture[str]
 ) -> None:
     runs.lake_by_hand(month)
@@ -169,7 +169,7 @@ def test_an_account_that_the_issuer_does_not_know_is_told_of_the_dataset(
 @pytest.mark.parametrize(
     ("methods", "doing"), [(("GET",), "read"), (("POST", "PUT"), "written")], ids=["read", "write"]
 )
-def test_a_lake_that_refuses_the_account_is_named_with_what_to_give_it(
+def test_the_error_for_a_bucket_without_access_names_the_missing_role(
     methods: tuple[str, ...],
     doing: str,
     status: int,
@@ -187,11 +187,11 @@ def test_a_lake_that_refuses_the_account_is_named_with_what_to_give_it(
         return status
 
     strict_lake.meddle = meddle
-    # Without Prefect, which keeps its results in the same lake.
-    with pytest.raises(MisconfiguredBlock, match=f"{status}") as told:
+    # Run without Prefect, which stores its results in the same bucket.
+    with pytest.raises(MisconfiguredBlock, match=f"{status}") as raised:
         runs.lake_by_hand(month)
-    assert f"bucket '{ours.bucket}' cannot be {doing} with the block's credentials" in str(told.value)
-    assert "give the service account Storage Object Admin on it, or correct the credentials" in str(told.value)
+    assert f"bucket '{ours.bucket}' cannot be {doing} with the block's credentials" in str(raised.value)
+    assert "give the service account Storage Object Admin on it, or correct the credentials" in str(raised.value)
     assert len(asked) < 10
     strict_lake.meddle = lambda method, path: None
     assert ours.objects_of(month) == {}
@@ -199,7 +199,7 @@ def test_a_lake_that_refuses_the_account_is_named_with_what_to_give_it(
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("via", ["load_job", "dataframe"])
-def test_a_bigquery_that_refuses_the_account_is_named_with_what_to_give_it(
+def test_the_error_for_a_dataset_without_access_names_the_missing_roles(
     via: str, status: int, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.lake_by_hand(month)

@@ -1,4 +1,4 @@
-"""Months are spread over a Dask cluster that runs already; its workers need this package and the flow's environment."""
+"""The months of a run are loaded by an existing Dask cluster. Its workers need this package and the flow's environment."""
 
 import os
 import subprocess
@@ -14,14 +14,14 @@ from flows.tlc.trips import TripMonth
 from tests.flows.conftest import LAKE, ROOT, Program
 from tests.stores import Stores, as_published, same
 
-MONTHS = [TripMonth("fhv", 2019, 3), TripMonth("fhv", 2019, 4)]  # of no other test
+MONTHS = [TripMonth("fhv", 2019, 3), TripMonth("fhv", 2019, 4)]  # no other test uses them
 
 pytestmark = pytest.mark.operations
 
 
 @pytest.fixture
 def scheduler(ours: Stores, prefect_api: dict[str, str], tmp_path: Path) -> Iterator[str]:
-    """The address of a scheduler with two workers, each a process of its own, all gone when the test ends."""
+    """Start a scheduler and two workers, each in its own process, and yield the scheduler's address."""
     file = tmp_path / "scheduler.json"
 
     def start(role: str, *options: str) -> "subprocess.Popen[bytes]":
@@ -50,7 +50,7 @@ def scheduler(ours: Stores, prefect_api: dict[str, str], tmp_path: Path) -> Iter
             address = client.scheduler.address
         yield address
     finally:
-        for process in reversed(processes):  # a worker says good-bye to its scheduler
+        for process in reversed(processes):  # stop the workers first, because a worker tells its scheduler that it ends
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(60)
@@ -58,7 +58,7 @@ def scheduler(ours: Stores, prefect_api: dict[str, str], tmp_path: Path) -> Iter
             process.wait()
 
 
-def test_months_are_loaded_by_the_workers_of_a_dask_cluster(scheduler: str, ours: Stores, program: Program) -> None:
+def test_the_workers_of_a_dask_cluster_load_the_months(scheduler: str, ours: Stores, program: Program) -> None:
     numbers = [month.month for month in MONTHS]
     arguments = ("fhv", 2019, *numbers, "--block-name", LAKE, "--source", ours.official)
     done = program("etl_web_gcs", *arguments, TRIPS_DASK_SCHEDULER=scheduler)

@@ -1,4 +1,4 @@
-"""An earlier edition of a month can be listed, compared, loaded again and deleted; nothing that was published is lost."""
+"""Earlier editions of a month can be listed, compared, loaded again and deleted. No published edition is lost by accident."""
 
 import hashlib
 from typing import Any, Literal
@@ -24,7 +24,7 @@ AT_HOME = {"block_name": LAKE}
 
 
 def republish(ours: Stores, month: TripMonth, edition: int) -> str:
-    """Publish an edition, and return its sha256."""
+    """Publish an edition on the site, and return its sha256."""
     ours.site.republish(f"{month.stem}{ENDING}", edition)
     return published(ours, month)
 
@@ -52,7 +52,7 @@ def listed(month: TripMonth, **parameters: Any) -> Listing:
     return found
 
 
-def test_a_republished_file_keeps_the_edition_before_it_with_its_facts_and_both_are_listed(
+def test_the_raw_zone_keeps_the_earlier_edition_of_a_republished_file_with_its_metadata(
     month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
@@ -74,7 +74,7 @@ def test_a_republished_file_keeps_the_edition_before_it_with_its_facts_and_both_
     [(RawZone, "secure", "before"), (RawZone, "secure", "after"), (Bucket, "copy", "after"), (Lake, "note", "before"),
      (Lake, "note", "after"), (Lake, "_publish_beside", "before"), (Lake, "remember", "before")],
 )  # fmt: skip
-def test_a_run_that_dies_at_any_step_of_a_republication_loses_no_edition_and_no_history(
+def test_a_run_that_dies_while_it_replaces_a_month_loses_no_edition_and_no_history(
     owner: type, name: str, when: Literal["before", "after"], month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
@@ -89,16 +89,16 @@ def test_a_run_that_dies_at_any_step_of_a_republication_loses_no_edition_and_no_
     assert lake.edition(month, current.sha256[:12]).sha256 == current.sha256
     third = republish(ours, month, 3)
     runs.lake_by_hand(month)
-    there = {edition.sha256 for edition in lake.editions(month)}
-    assert {first, third, current.sha256} <= there
-    assert second in there or current.sha256 == first
+    kept = {edition.sha256 for edition in lake.editions(month)}
+    assert {first, third, current.sha256} <= kept
+    assert second in kept or current.sha256 == first
     editions = [manifest.sha256 for manifest in lake.history(month)]
     assert (editions[0], editions[-1]) == (first, third)
     assert current.sha256 in editions
     assert len(editions) == len({manifest.generation for manifest in lake.history(month)})
 
 
-def test_an_edition_is_loaded_again_into_every_store_with_the_rows_that_it_had(
+def test_an_earlier_edition_can_be_loaded_again_into_every_store_with_the_same_rows(
     month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
@@ -138,7 +138,7 @@ def test_an_edition_is_loaded_again_into_every_store_with_the_rows_that_it_had(
     assert runs.postgres(month).manifest.pinned == ""
 
 
-def test_pinning_the_edition_that_is_there_and_removing_the_pin_move_no_row(
+def test_pinning_the_present_edition_and_removing_the_pin_move_no_row(
     month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
@@ -154,9 +154,7 @@ def test_pinning_the_edition_that_is_there_and_removing_the_pin_move_no_row(
     assert f"{month} is not pinned to edition {name} any more" in runs.logs()
 
 
-def test_a_name_of_no_edition_is_refused_with_a_list_of_those_there_are(
-    month: TripMonth, ours: Stores, runs: Runs
-) -> None:
+def test_the_error_for_an_unknown_edition_lists_the_known_ones(month: TripMonth, ours: Stores, runs: Runs) -> None:
     runs.lake_by_hand(month)
     before = ours.objects_of(month)
     with pytest.raises(
@@ -170,7 +168,7 @@ def test_a_name_of_no_edition_is_refused_with_a_list_of_those_there_are(
     assert ours.objects_of(month) == before
 
 
-def test_a_refused_edition_that_was_published_before_stays_in_the_raw_zone(
+def test_an_earlier_edition_stays_in_the_raw_zone_if_loading_it_again_fails(
     month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = two_editions(ours, runs, month)
@@ -187,7 +185,7 @@ def wrong() -> Exception:
     return TooManyRejects("not by today's rules")
 
 
-def test_two_editions_are_compared_row_by_row_and_by_their_sums(month: TripMonth, ours: Stores, runs: Runs) -> None:
+def test_two_editions_are_compared_by_rows_and_by_sums(month: TripMonth, ours: Stores, runs: Runs) -> None:
     first, second = two_editions(ours, runs, month)
     manifest = lake_of(LAKE).current(month)
     assert manifest is not None
@@ -206,7 +204,7 @@ def test_two_editions_are_compared_row_by_row_and_by_their_sums(month: TripMonth
         listed(month, editions="", changes="green 2014-01")
 
 
-def test_the_editions_of_a_whole_color_are_listed_and_only_one_question_is_asked_at_a_time(
+def test_the_editions_of_a_color_are_listed_and_two_questions_at_once_are_refused(
     month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
@@ -217,7 +215,7 @@ def test_the_editions_of_a_whole_color_are_listed_and_only_one_question_is_asked
         listed(month, editions="", history="green")
 
 
-def test_only_a_rule_deletes_earlier_editions_and_never_one_that_a_store_has(
+def test_editions_are_deleted_only_by_a_rule_and_never_if_a_store_has_them(
     month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
@@ -228,7 +226,7 @@ def test_only_a_rule_deletes_earlier_editions_and_never_one_that_a_store_has(
         runs.lake_by_hand(month)
     lake = lake_of(LAKE)
 
-    def there() -> set[str]:
+    def kept() -> set[str]:
         return {edition.sha256 for edition in lake.editions(month)}
 
     def prune(**rule: Any) -> list[str]:
@@ -239,12 +237,12 @@ def test_only_a_rule_deletes_earlier_editions_and_never_one_that_a_store_has(
     assert prune(action="delete") == []
     assert sorted(prune(keep="1")) == sorted(name[:12] for name in editions[:2])
     assert prune(older_than_days=1, action="delete") == []
-    assert there() == set(editions)
+    assert kept() == set(editions)
     places = {"stores": ["lake", "database"], "postgres_block": POSTGRES}
     assert prune(keep="1", action="delete", **places) == [editions[1][:12]]
-    assert there() == {editions[0], *editions[2:]}
+    assert kept() == {editions[0], *editions[2:]}
     assert len(prune(keep="0", action="delete")) == 2
-    assert there() == {editions[3]}
+    assert kept() == {editions[3]}
     with pytest.raises(TripDataError, match="give one of them"):
         prune(keep="1", older_than_days=3)
     with pytest.raises(TripDataError, match="give a number of editions, or all"):

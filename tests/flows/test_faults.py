@@ -1,4 +1,4 @@
-"""Whatever breaks, wherever: the old month or the new one stands, and the next run ends well with the exact rows."""
+"""After a fault at any step, a store has the old month or the new one, and the next run stores exactly the published rows."""
 
 import hashlib
 import threading
@@ -36,7 +36,7 @@ def published(ours: Stores, month: TripMonth):
      (Bucket, "copy", "after"), (Lake, "_publish_beside", "before"), (Lake, "_publish_beside", "after"),
      (Lake, "remember", "before"), (Lake, "remember", "after")],
 )  # fmt: skip
-def test_a_lake_run_that_dies_anywhere_leaves_the_old_month_and_the_next_ends_well(
+def test_after_a_fault_in_a_lake_run_the_month_is_whole_and_the_next_run_succeeds(
     owner: type, name: str, when: Literal["before", "after"], month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
@@ -58,15 +58,17 @@ def test_a_lake_run_that_dies_anywhere_leaves_the_old_month_and_the_next_ends_we
     assert lake.months([month.color])[month].finished == (same(present, old) or (name, when) == ("remember", "after"))
     assert runs.lake(month).status in ("replaced", "unchanged")
     assert same(ours.in_lake(month), new)
-    there = lake.present(month)
-    assert there.finished
-    made = there.manifest
-    assert made is not None
-    assert made.generation == ours.objects()[month.key]
-    assert lake.raw_of(made).sha256 == hashlib.sha256(ours.site.file(f"{month.stem}.parquet").read_bytes()).hexdigest()
+    present_after = lake.present(month)
+    assert present_after.finished
+    manifest = present_after.manifest
+    assert manifest is not None
+    assert manifest.generation == ours.objects()[month.key]
+    assert (
+        lake.raw_of(manifest).sha256 == hashlib.sha256(ours.site.file(f"{month.stem}.parquet").read_bytes()).hexdigest()
+    )
 
 
-def test_bigquery_is_loaded_with_a_month_whose_lake_run_died_at_its_manifest(
+def test_bigquery_can_load_a_month_whose_lake_run_died_before_its_manifest(
     month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
@@ -79,9 +81,7 @@ def test_bigquery_is_loaded_with_a_month_whose_lake_run_died_at_its_manifest(
     assert runs.warehouse(month).status == "unchanged"
 
 
-def test_a_manifest_that_cannot_be_understood_hides_no_month_and_is_written_anew(
-    month: TripMonth, ours: Stores, runs: Runs
-) -> None:
+def test_a_corrupt_manifest_hides_no_month_and_is_replaced(month: TripMonth, ours: Stores, runs: Runs) -> None:
     runs.lake_by_hand(month)
     ours.blob(month.manifest_key).upload_from_string("<<<<<<< HEAD")
     lake = lake_of(LAKE)
@@ -91,9 +91,7 @@ def test_a_manifest_that_cannot_be_understood_hides_no_month_and_is_written_anew
     assert lake.present(month).finished
 
 
-def test_an_object_that_somebody_else_put_where_a_month_belongs_is_left_alone(
-    month: TripMonth, ours: Stores, runs: Runs
-) -> None:
+def test_a_foreign_object_at_a_months_key_is_not_changed(month: TripMonth, ours: Stores, runs: Runs) -> None:
     ours.blob(month.key).upload_from_string(b"made by df.to_parquet")
     before = ours.objects_of(month)
     error = str(runs.of(etl_web_gcs, month).result(raise_on_failure=False))
@@ -101,7 +99,7 @@ def test_an_object_that_somebody_else_put_where_a_month_belongs_is_left_alone(
     assert ours.objects_of(month) == before
 
 
-def test_what_lies_beside_a_month_is_that_of_the_run_that_published_it_last(
+def test_only_the_last_run_that_published_a_month_may_write_its_quarantine(
     month: TripMonth, ours: Stores, runs: Runs, strict_lake: StrictLake
 ) -> None:
     lake = lake_of(LAKE)
@@ -121,7 +119,7 @@ def test_what_lies_beside_a_month_is_that_of_the_run_that_published_it_last(
     meddled: list[str] = []
 
     def meddle(method: str, path: str) -> None:
-        if "/rewriteTo/" in path and not meddled:  # the last moment for another run
+        if "/rewriteTo/" in path and not meddled:  # another run writes just before this one
             meddled.append(path)
             ours.blob(month.quarantine_key).upload_from_string("of another run of that month")
 
@@ -131,7 +129,7 @@ def test_what_lies_beside_a_month_is_that_of_the_run_that_published_it_last(
     assert ours.blob(month.quarantine_key).download_as_bytes() == b"of the first run"
 
 
-def test_a_run_whose_staged_file_another_run_has_published_goes_on_with_that(
+def test_a_run_uses_the_raw_file_that_another_run_published_from_its_staging(
     month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
@@ -155,7 +153,7 @@ def test_a_run_whose_staged_file_another_run_has_published_goes_on_with_that(
         ("_publish", "after"),
     ],
 )
-def test_a_postgres_run_that_dies_anywhere_leaves_the_old_month_and_the_next_ends_well(
+def test_after_a_fault_in_a_postgres_run_the_month_is_whole_and_the_next_run_succeeds(
     name: str, when: Literal["before", "after"], month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.postgres_by_hand(month)
@@ -175,7 +173,7 @@ def test_a_postgres_run_that_dies_anywhere_leaves_the_old_month_and_the_next_end
 @pytest.mark.parametrize(
     ("name", "when"), [("_load_from_lake", "before"), ("_load_from_lake", "after"), ("publish", "after")]
 )
-def test_a_warehouse_run_that_dies_anywhere_is_finished_by_the_next_without_loading_twice(
+def test_after_a_fault_in_a_warehouse_run_the_next_run_loads_no_row_twice(
     name: str, when: Literal["before", "after"], month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
@@ -185,7 +183,7 @@ def test_a_warehouse_run_that_dies_anywhere_is_finished_by_the_next_without_load
     assert same(ours.in_warehouse(month), ours.in_lake(month))
 
 
-def test_a_crash_between_bigquerys_rows_and_loads_is_mended_by_the_next_run(
+def test_a_crash_between_bigquerys_rows_and_loads_is_corrected_by_the_next_run(
     month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
@@ -203,7 +201,7 @@ def test_a_crash_between_bigquerys_rows_and_loads_is_mended_by_the_next_run(
     assert runs.warehouse(month).status == "unchanged"
 
 
-def test_through_data_frames_bigquerys_rows_and_loads_change_together_or_not_at_all(
+def test_with_data_frames_bigquerys_rows_and_loads_change_atomically(
     month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.lake_by_hand(month)
@@ -221,7 +219,7 @@ def test_through_data_frames_bigquerys_rows_and_loads_change_together_or_not_at_
     assert in_loads(ours, month, "generation") == ours.manifest(month)["generation"]
 
 
-def test_a_file_that_has_other_rows_than_its_manifest_says_is_not_published_in_bigquery(
+def test_a_month_whose_row_count_differs_from_its_manifest_is_not_published_in_bigquery(
     month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
@@ -241,7 +239,7 @@ def test_a_file_that_has_other_rows_than_its_manifest_says_is_not_published_in_b
 
 
 def in_loads(ours: Stores, month: TripMonth, name: str) -> object:
-    """What BigQuery's `loads` says of a month."""
+    """Return a column of a month's row of `loads` in BigQuery."""
     query = (
         f"SELECT {name} FROM {ours.dataset}.loads WHERE color = '{month.color}' AND file_month = '{month.file_month}'"
     )
@@ -249,9 +247,7 @@ def in_loads(ours: Stores, month: TripMonth, name: str) -> object:
     return row[name]
 
 
-def test_readers_of_postgres_see_the_old_month_or_the_new_one_and_never_a_part(
-    month: TripMonth, ours: Stores, runs: Runs
-) -> None:
+def test_readers_of_postgres_never_see_part_of_a_month(month: TripMonth, ours: Stores, runs: Runs) -> None:
     runs.postgres(month, rows="all")
     seen, stop = set(), threading.Event()
 
@@ -279,7 +275,7 @@ def test_readers_of_postgres_see_the_old_month_or_the_new_one_and_never_a_part(
     assert {count for count, _ in seen} <= {ours.site.rows_of(month.color, month.year, month.month), edition.num_rows}
 
 
-def test_rows_that_do_not_fit_are_kept_with_their_reason_and_a_clean_edition_removes_them(
+def test_bad_rows_are_quarantined_with_a_reason_until_a_clean_edition_is_loaded(
     month: TripMonth, ours: Stores, runs: Runs, tmp_path
 ) -> None:
     name = f"{month.stem}.csv.gz"
@@ -308,9 +304,7 @@ def test_rows_that_do_not_fit_are_kept_with_their_reason_and_a_clean_edition_rem
     assert month.quarantine_key not in ours.objects()
 
 
-def test_too_many_rows_that_do_not_fit_stop_the_month_in_every_store(
-    month: TripMonth, ours: Stores, runs: Runs, tmp_path
-) -> None:
+def test_too_many_bad_rows_stop_the_month_in_every_store(month: TripMonth, ours: Stores, runs: Runs, tmp_path) -> None:
     name = f"{month.stem}.csv.gz"
     source = ours.site.url + "/legacy/{color}_tripdata_{year}-{month:02d}.csv.gz"
     write_month(tmp_path / name, month.color, month.year, month.month, rows=2000, bad_rows=BadRows(unconvertible=40))
@@ -318,9 +312,9 @@ def test_too_many_rows_that_do_not_fit_stop_the_month_in_every_store(
     for flow in (etl_web_gcs, ingest_data):
         state = runs.of(flow, month, source=source)
         assert state.is_failed()
-        told = f"{state.message} {state.result(raise_on_failure=False)}"
-        assert "40 of 2000 rows do not fit" in told
-        assert "The first is row " in told
+        error = f"{state.message} {state.result(raise_on_failure=False)}"
+        assert "40 of 2000 rows do not fit" in error
+        assert "The first is row " in error
     assert month.key not in ours.objects()
     assert not ours.objects(f"staging/quarantine/{month.color}/{month.stem}")
     assert ours.query(
@@ -328,14 +322,14 @@ def test_too_many_rows_that_do_not_fit_stop_the_month_in_every_store(
     ) == [(None, None)]
 
 
-def test_a_download_that_is_cut_goes_on_where_it_stopped(month: TripMonth, ours: Stores, runs: Runs) -> None:
+def test_an_interrupted_download_is_resumed(month: TripMonth, ours: Stores, runs: Runs) -> None:
     ours.site.fault(f"*{month.stem}*", times=1, methods=("GET",), cut_after=4000)
     assert runs.lake(month).status == "loaded"
     assert same(ours.in_lake(month), published(ours, month))
     assert any(request.range for request in ours.requests(month))
 
 
-def test_the_warehouse_is_told_to_wait_for_the_lake(month: TripMonth, runs: Runs) -> None:
+def test_the_warehouse_refuses_a_month_that_the_lake_does_not_have(month: TripMonth, runs: Runs) -> None:
     state = runs.of(etl_gcs_bq, month)
     assert state.is_failed()
     assert "run etl-web-gcs for it first" in str(state.result(raise_on_failure=False))

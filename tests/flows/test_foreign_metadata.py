@@ -1,4 +1,4 @@
-"""Objects of the lake may have metadata of the server or of another tool: no run changes it or fails because of it."""
+"""Objects of the lake may have metadata from the server or from another tool. No run changes it or fails because of it."""
 
 import itertools
 
@@ -21,12 +21,12 @@ LABELS = {"owner": "data-platform", "x-scanned": "clean"}
 
 
 def csv_month(rows: int) -> bytes:
-    """A month with one row for the quarantine."""
+    """Return a CSV month with one bad row."""
     trips = [line(fare_amount=f"{n}.5", **times(MONTH)) for n in range(rows - 1)]
     return csv_file(*trips, line(lpep_pickup_datetime=BARE))
 
 
-def test_a_lake_whose_server_adds_metadata_is_loaded_replaced_replayed_and_asked_like_any_other(
+def test_all_flows_work_if_the_server_adds_metadata(
     ours: Stores, runs: Runs, strict_lake: StrictLake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = itertools.count()
@@ -63,7 +63,7 @@ def test_a_lake_whose_server_adds_metadata_is_loaded_replaced_replayed_and_asked
         ours.blob(key).delete()
 
 
-def test_objects_that_another_tool_labels_are_known_as_before(
+def test_labels_of_another_tool_do_not_hide_an_object(
     month: TripMonth, ours: Stores, runs: Runs, strict_lake: StrictLake
 ) -> None:
     runs.lake(month)
@@ -75,7 +75,7 @@ def test_objects_that_another_tool_labels_are_known_as_before(
     assert runs.lake(month).status == "replaced"
 
 
-def test_a_month_whose_metadata_another_tool_replaced_is_still_this_projects_by_its_manifest(
+def test_the_manifest_identifies_a_month_whose_metadata_was_replaced(
     month: TripMonth, ours: Stores, runs: Runs, strict_lake: StrictLake
 ) -> None:
     runs.lake(month)
@@ -85,7 +85,7 @@ def test_a_month_whose_metadata_another_tool_replaced_is_still_this_projects_by_
     assert runs.lake(month).status == "replaced"
 
 
-def test_an_upload_that_another_run_replaced_is_not_taken_for_ones_own(ours: Stores) -> None:
+def test_a_run_does_not_mistake_another_runs_upload_for_its_own(ours: Stores) -> None:
     bucket = lake_of(LAKE).bucket
     with bucket.writer("raw/of-two-runs", {"upload": "second", "sha256": "2"}) as file:
         file.write(b"second")

@@ -1,4 +1,4 @@
-"""What a person should look at is the last thing that a run says, and the first thing in its report."""
+"""Warnings are the last lines of a run's log and the first lines of its report."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from tests.stores import Stores
 from tests.strict_lake import StrictLake
 from tests.tlc.published import csv_file, line, times
 
-ODD, SOUND = TripMonth("green", 2023, 10), TripMonth("green", 2023, 11)  # of no other test
+ODD, SOUND = TripMonth("green", 2023, 10), TripMonth("green", 2023, 11)  # no other test uses them
 ROWS = 400
 
 
@@ -25,13 +25,15 @@ def csv_month(month: TripMonth, rows: int, *odd: str, fare: str = "5") -> bytes:
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
-    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name.startswith("prefect.")]
+    messages = [
+        r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name.startswith("prefect.")
+    ]
     caplog.clear()
-    return said
+    return messages
 
 
 @pytest.mark.parametrize("flow", [etl_parent_flow, ingest_data], ids=lambda flow: flow.name)
-def test_a_run_ends_with_the_months_to_look_at_and_why(
+def test_the_log_ends_with_the_months_that_have_warnings(
     flow, ours: Stores, runs: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
     name, store = ("etl-web-gcs", "lake") if flow is etl_parent_flow else ("ingest-data", "database")
@@ -71,9 +73,7 @@ def test_a_run_ends_with_the_months_to_look_at_and_why(
     assert reports()[0].startswith(f"**Look at this**: {ROWS + 1} rows changed")
 
 
-def test_a_month_that_gained_a_row_or_two_needs_no_look(
-    ours: Stores, runs: Runs, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_few_new_rows_cause_no_warning(ours: Stores, runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
     month = TripMonth("green", 2023, 12)
     source = put(ours, month, csv_month(month, ROWS), ".csv")
     for run in (runs.lake, runs.postgres):
@@ -88,7 +88,7 @@ def test_a_month_that_gained_a_row_or_two_needs_no_look(
 
 
 @pytest.mark.parametrize(("store", "owner", "name"), [("lake", Lake, "remember"), ("postgres", Database, "publish")])
-def test_an_attempt_that_did_not_hear_of_its_success_takes_no_warning_away(
+def test_a_retry_after_an_unreported_success_keeps_the_warnings(
     store: str, owner: type, name: str, ours: Stores, runs: Runs, strict_lake: StrictLake
 ) -> None:
     month = TripMonth("green", 2022, 11 if store == "lake" else 12)
@@ -105,7 +105,7 @@ def test_an_attempt_that_did_not_hear_of_its_success_takes_no_warning_away(
     assert changed.startswith("100 rows changed in a month of 400")
 
 
-def test_the_warehouse_says_too_what_is_to_be_looked_at_in_the_lakes_month(ours: Stores, runs: Runs) -> None:
+def test_the_warehouse_repeats_the_lakes_warnings(ours: Stores, runs: Runs) -> None:
     month = TripMonth("green", 2023, 9)
     source = put(ours, month, csv_month(month, ROWS), ".csv")
     runs.lake(month, source=source)
