@@ -1,4 +1,4 @@
-"""Memory does not grow with the file: a month and one four times as large, into every store, each in a process of its own."""
+"""Peak memory does not grow with the file: each test compares a small and a large month, each loaded in its own process."""
 
 import gzip
 import os
@@ -18,7 +18,8 @@ from tests.stores import Stores
 
 pytestmark = pytest.mark.operations
 
-# What the tasks call, without Prefect's engine. Not ru_maxrss, which begins with what the process that started this one had.
+# Call the functions of the tasks, without Prefect's engine. VmHWM is the process's own peak. ru_maxrss would also include the
+# memory of the parent process.
 PROGRAM = """
 import re, sys
 from pathlib import Path
@@ -53,19 +54,19 @@ print(loaded, re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_t
 """
 
 BLOCKS = {"database": POSTGRES}
-ROWS = 400_000  # below, not everything that is bounded has been filled
-MOST = 120  # MB; measured 57 and 84 for a CSV; the 1,200,000 more trips would take 190
+ROWS = 400_000  # smaller months do not fill all buffers
+MOST = 120  # MB; measured for a CSV: 57 and 84. Keeping the additional 1,200,000 trips would take 190.
 
 
 def save(path: Path, trips: pa.Table, times: int, **how: Any) -> None:
-    """Write trips several times over."""
+    """Write the same trips `times` times."""
     with pq.ParquetWriter(path, trips.schema, **how) as file:
         for _ in range(times):
             file.write_table(trips)
 
 
 def peak(store: str, source: str, month: TripMonth, rows: int, environment: dict[str, str]) -> float:
-    """MB at the peak of a process that brings a published file into a store, or reads it out of one."""
+    """Return the peak memory, in MB, of a process that loads a published file into a store or reads it from one."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, store, source, BLOCKS.get(store, LAKE), month.color, str(month.year), str(month.month)],
         cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False,
@@ -76,7 +77,7 @@ def peak(store: str, source: str, month: TripMonth, rows: int, environment: dict
     return kilobytes / 1024
 
 
-def test_a_csv_four_times_as_large_takes_hardly_more_memory(
+def test_a_csv_four_times_as_large_needs_hardly_more_memory(
     ours: Stores, prefect_api: dict[str, str], tmp_path: Path
 ) -> None:
     month = TripMonth("yellow", 2021, 5)
@@ -104,12 +105,14 @@ STEPS = {
 def peaks(
     ours: Stores, month: TripMonth, trips: pa.Table, times: int, folder: Path, api: dict[str, str], **how: Any
 ) -> dict[str, float]:
-    """MB at the peak of every way to read a whole Parquet month, of these trips so many times over."""
+    """Return the peak memory, in MB, of each way to read a Parquet month that repeats `trips` `times` times."""
     path = folder / f"{month.stem}.parquet"
     found = {}
     for step, store in STEPS.items():
         if store in ("lake", "database"):
-            save(path, trips.replace_schema_metadata({"edition": step}), times, **how)  # the same trips in other bytes
+            save(
+                path, trips.replace_schema_metadata({"edition": step}), times, **how
+            )  # the same trips, but other bytes
             ours.site.put(path.name, path)
         found[step] = peak(store, ours.official, month, times * trips.num_rows, api)
         print(f"{times * trips.num_rows:,} rows, {step}: {found[step]:.0f} MB", flush=True)
@@ -118,23 +121,23 @@ def peaks(
 
 
 def trips_of(month: TripMonth, rows: int, folder: Path) -> pa.Table:
-    """Made-up trips of a month."""
+    """Return made-up trips of a month."""
     path = folder / "made.parquet"
     write_month(path, month.color, month.year, month.month, rows=rows)
     return pq.read_table(path)
 
 
-# They take more time than all other tests together.
+# These tests take longer than all others together.
 large_months = pytest.mark.skipif("LARGE_MONTHS" not in os.environ, reason="loads millions of trips: make test-memory")
 
 
 @large_months
 @pytest.mark.timeout(3600)
-def test_no_way_of_reading_a_parquet_month_keeps_what_it_has_read(
+def test_no_way_to_read_a_parquet_month_keeps_the_rows_in_memory(
     ours: Stores, prefect_api: dict[str, str], tmp_path: Path
 ) -> None:
     of_one, of_four = TripMonth("yellow", 2021, 6), TripMonth("yellow", 2021, 7)
-    # Uncompressed: a reader that keeps what it has read holds as much as the file has.
+    # Without compression, a reader that keeps its rows needs as much memory as the file's size.
     how = {"compression": "none", "use_dictionary": False}
     small = peaks(ours, of_one, trips_of(of_one, ROWS, tmp_path), 1, tmp_path, prefect_api, **how)
     large = peaks(ours, of_four, trips_of(of_four, ROWS, tmp_path), 4, tmp_path, prefect_api, **how)
@@ -143,7 +146,7 @@ def test_no_way_of_reading_a_parquet_month_keeps_what_it_has_read(
 
 @large_months
 @pytest.mark.timeout(4 * 3600)
-def test_a_month_of_twenty_million_trips_takes_the_memory_of_one_of_five(
+def test_a_month_of_twenty_million_trips_needs_the_memory_of_five_million(
     ours: Stores, prefect_api: dict[str, str], tmp_path: Path
 ) -> None:
     of_five, of_twenty = TripMonth("fhvhv", 2021, 5), TripMonth("fhvhv", 2021, 6)

@@ -1,4 +1,4 @@
-"""Columns that no schema knows: by default they stop the month, where a person says so they are kept as published, beside it."""
+"""Unknown columns stop a month by default. If a user accepts them, a separate object keeps them as published."""
 
 import datetime as dt
 from decimal import Decimal
@@ -24,11 +24,11 @@ NEW: dict[str, Any] = {
     "Stops": pa.array([[n, n + 1] if n % 3 else None for n in range(ROWS)], pa.list_(pa.int16())),
     "day": pa.array([dt.date(2022, 1, 1)] * ROWS),
 }
-PASSENGERS = [0.0 if n in (5, 6, 250) else 1.5 if n == 7 else 1.0 for n in range(ROWS)]  # 7 will not convert
+PASSENGERS = [0.0 if n in (5, 6, 250) else 1.5 if n == 7 else 1.0 for n in range(ROWS)]  # row 7 cannot be converted
 
 
 def put(ours: Stores, month: TripMonth, content: bytes, ending: str = ".parquet") -> str:
-    """Publish a file for a month; the `source` of it."""
+    """Publish a month's file on the site and return its `source`."""
     ours.site.put(f"{month.stem}{ending}", content)
     return ours.official if ending == ".parquet" else ours.site.url + "/legacy/{color}_tripdata_{year}-{month:02d}.csv"
 
@@ -45,13 +45,13 @@ def refused(runs: Runs, month: TripMonth, source: str, schema: SchemaRule = "str
     return str(error)
 
 
-def test_a_new_column_stops_a_month_unless_it_is_accepted_and_then_is_beside_it_as_published(
+def test_new_columns_stop_a_month_unless_they_are_accepted_and_then_are_kept_as_published(
     ours: Stores, runs: Runs
 ) -> None:
     month = TripMonth("green", 2022, 1)
     source = put(ours, month, parquet_file(table(ROWS, month, passenger_count=PASSENGERS, **NEW)))
-    said = refused(runs, month, source)
-    assert [line.split(" | ")[0].strip() for line in said.splitlines()[3:]] == ["'fuel'", "'Stops'", "'day'"]
+    error = refused(runs, month, source)
+    assert [line.split(" | ")[0].strip() for line in error.splitlines()[3:]] == ["'fuel'", "'Stops'", "'day'"]
     assert ours.objects_of(month) == {}
 
     outcome = runs.lake(month, source=source, schema=ACCEPT, rows="with_passengers")
@@ -71,13 +71,13 @@ def test_a_new_column_stops_a_month_unless_it_is_accepted_and_then_is_beside_it_
     manifest = ours.manifest(month)
     assert (manifest["new_columns"], manifest["extra_key"]) == (list(NEW), month.extra_key)
     assert not set(NEW) & set(manifest["columns"])
-    assert '"fuel": "0.875"' in ours.quarantined(month)[0]["original"]  # the quarantined row keeps its own
+    assert '"fuel": "0.875"' in ours.quarantined(month)[0]["original"]  # the quarantined row keeps its values
     assert f"{month}: TLC has NEW COLUMNS: fuel, Stops, day. They are in {month.extra_key}" in runs.logs()
     [artifact] = runs.artifacts("green-tripdata-2022-01-lake")
     assert "**new columns**, which the schema does not know: fuel, Stops, day" in artifact
 
 
-def test_new_columns_once_accepted_stay_so_for_that_very_file_and_for_no_other(ours: Stores, runs: Runs) -> None:
+def test_accepted_columns_stay_accepted_only_for_the_same_file(ours: Stores, runs: Runs) -> None:
     month = TripMonth("green", 2022, 2)
     source = put(ours, month, parquet_file(table(ROWS, month, **NEW)))
     runs.lake(month, source=source, schema=ACCEPT)
@@ -87,10 +87,10 @@ def test_new_columns_once_accepted_stay_so_for_that_very_file_and_for_no_other(o
     put(ours, month, parquet_file(table(ROWS, month, fare_amount=[2.0] * ROWS, **NEW)))
     assert "'fuel'" in refused(runs, month, source)
     after = ours.objects_of(month)
-    assert {key: after[key] for key in before} == before  # the bytes that it was made of too
+    assert {key: after[key] for key in before} == before  # the raw file too
 
 
-def test_a_republished_month_without_new_columns_has_none_beside_it(ours: Stores, runs: Runs) -> None:
+def test_a_republished_month_without_new_columns_removes_the_earlier_ones(ours: Stores, runs: Runs) -> None:
     month = TripMonth("green", 2022, 3)
     source = put(ours, month, parquet_file(table(ROWS, month, **NEW)))
     runs.lake(month, source=source, schema=ACCEPT)
@@ -101,7 +101,7 @@ def test_a_republished_month_without_new_columns_has_none_beside_it(ours: Stores
     assert (manifest["new_columns"], manifest["extra_key"]) == ([], "")
 
 
-def test_new_columns_of_a_csv_are_kept_as_text_also_where_lines_are_odd(ours: Stores, runs: Runs) -> None:
+def test_new_columns_of_a_csv_are_kept_as_text_even_with_bad_lines(ours: Stores, runs: Runs) -> None:
     month = TripMonth("green", 2022, 4)
     texts = ["007", "", " x ", "1e3", "N/A"] * 60
     lines = [line(fare_amount=str(n), **times(month)) + f",{text}" for n, text in enumerate(texts)]
@@ -129,19 +129,17 @@ def test_new_columns_of_a_csv_are_kept_as_text_also_where_lines_are_odd(ours: St
     ],
     ids=["a missing column", "a wrong kind", "an unnamed field"],
 )
-def test_what_is_not_a_new_column_stops_the_month_although_new_ones_are_accepted(
+def test_other_schema_changes_stop_the_month_even_if_new_columns_are_accepted(
     n: int, content: bytes, ending: str, ours: Stores, runs: Runs
 ) -> None:
     month = TripMonth("green", 2022, n)
-    said = refused(runs, month, put(ours, month, content, ending), ACCEPT)
-    assert ("'trip_type'" if ending == ".parquet" else "a name") in said
+    error = refused(runs, month, put(ours, month, content, ending), ACCEPT)
+    assert ("'trip_type'" if ending == ".parquet" else "a name") in error
     assert ours.objects_of(month) == {}
 
 
 @pytest.mark.parametrize(("n", "owner", "name"), [(8, Bucket, "copy"), (9, Lake, "remember")])
-def test_a_load_cut_off_in_the_middle_still_brings_the_new_columns(
-    n: int, owner: type, name: str, ours: Stores, runs: Runs
-) -> None:
+def test_a_retried_load_still_stores_the_new_columns(n: int, owner: type, name: str, ours: Stores, runs: Runs) -> None:
     month = TripMonth("green", 2022, n)
     source = put(ours, month, parquet_file(table(ROWS, month, **NEW)))
     with dying(owner, name, when="after", times=2):

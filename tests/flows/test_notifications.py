@@ -1,4 +1,4 @@
-"""The run and the server notify how a run ended: once, with the full text, and without affecting the run."""
+"""A run or the server sends one notification when a run ends, with the full text. If that fails, the run is not affected."""
 
 import asyncio
 import email
@@ -54,8 +54,8 @@ def here() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def told(ours: Stores, here: Receiver, monkeypatch: pytest.MonkeyPatch) -> Receiver:
-    """A receiver that the flows' own runs tell, as if `TRIPS_NOTIFY` had been set when they were imported."""
+def notified(ours: Stores, here: Receiver, monkeypatch: pytest.MonkeyPatch) -> Receiver:
+    """Return a receiver that runs of the flows notify, as if `TRIPS_NOTIFY` had been set before their import."""
     register({"NOTIFY_WEBHOOK_URL": f"{here.url}/trips", "NOTIFY_WEBHOOK_TOKEN": CANARY}, ["custom-webhook"])
     monkeypatch.setenv("TRIPS_NOTIFY", WEBHOOK)
     for flow in (etl_parent_flow, etl_web_gcs, ingest_data):
@@ -70,14 +70,14 @@ def body(message: Message) -> str:
     return text
 
 
-def test_a_run_that_completed_is_told_of_once_with_parameters_rows_duration_and_link(
-    month: TripMonth, ours: Stores, runs: Runs, told: Receiver
+def test_a_completed_run_sends_one_message_with_parameters_rows_duration_and_link(
+    month: TripMonth, ours: Stores, runs: Runs, notified: Receiver
 ) -> None:
     places = runs.places(etl_parent_flow)
     with temporary_settings({PREFECT_UI_URL: "http://prefect.example"}):
         state = etl_parent_flow(month.color, month.year, [month.month], **places, return_state=True)
     rows = ours.site.rows_of(month.color, month.year, month.month)
-    [message] = told.messages  # the month's own run is a part of this one
+    [message] = notified.messages  # the subflow of the month sends none
     name = f"etl-parent-flow / {month}"
     assert message.json["subject"] == f"{name}: Completed"
     first, parameters, total, each, link = body(message).splitlines()
@@ -90,18 +90,18 @@ def test_a_run_that_completed_is_told_of_once_with_parameters_rows_duration_and_
     assert link == f"run: http://prefect.example/flow-runs/flow-run/{state.state_details.flow_run_id}"
 
 
-def test_the_message_on_the_page_has_the_parameters_that_a_run_has() -> None:
+def test_the_message_in_the_documentation_has_the_parameters_of_the_flow() -> None:
     run = FlowRun(flow_id=uuid4(), parameters=get_call_parameters(etl_parent_flow.fn, ("green", 2021, [1, 2]), {}))
     parameters = notify.message("etl-parent-flow", run, Failed(), None).splitlines()[1]
     assert parameters in (ROOT / "docs" / "notifications.md").read_text("utf-8").splitlines()
 
 
-def test_a_run_that_failed_is_told_of_with_its_error_and_the_rows_of_the_months_it_loaded(
-    month: TripMonth, ours: Stores, runs: Runs, told: Receiver
+def test_a_failed_run_sends_its_error_and_the_rows_of_the_loaded_months(
+    month: TripMonth, ours: Stores, runs: Runs, notified: Receiver
 ) -> None:
     places = runs.places(ingest_data) | {"source": ours.mirror, "rows": "all"}
-    ingest_data("fhv", 2021, [7, 8], **places, return_state=True)  # a month that is published, and one that is not
-    [message] = told.messages
+    ingest_data("fhv", 2021, [7, 8], **places, return_state=True)  # only the first month is published
+    [message] = notified.messages
     assert message.json["subject"] == "ingest-data / fhv 2021-07, 2021-08: Failed"
     lines = body(message).splitlines()
     rows = ours.site.rows_of("fhv", 2021, 7)
@@ -112,8 +112,8 @@ def test_a_run_that_failed_is_told_of_with_its_error_and_the_rows_of_the_months_
     assert "is not published" in body(message)
 
 
-def test_a_run_that_is_interrupted_is_told_of_as_crashed(
-    month: TripMonth, runs: Runs, told: Receiver, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_run_is_reported_as_crashed(
+    month: TripMonth, runs: Runs, notified: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -121,24 +121,24 @@ def test_a_run_that_is_interrupted_is_told_of_as_crashed(
     monkeypatch.setattr(bring.look_up, "submit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runs.of(etl_web_gcs, month)
-    [message] = told.messages
+    [message] = notified.messages
     assert message.json["subject"] == f"etl-web-gcs / {month}: Crashed"
     assert "error: Execution was aborted" in body(message)
 
 
-def test_a_password_in_a_parameter_is_not_passed_on(month: TripMonth, runs: Runs, told: Receiver) -> None:
+def test_a_password_in_a_parameter_is_not_sent(month: TripMonth, runs: Runs, notified: Receiver) -> None:
     source = f"https://user:{CANARY}@example.com/{{color}}_{{year}}-{{month:02d}}.csv"
     assert runs.of(etl_web_gcs, month, source=source).is_failed()
-    [message] = told.messages
+    [message] = notified.messages
     assert "source=https://***@example.com/" in body(message)
     assert CANARY not in message.body
 
 
 @pytest.mark.parametrize("down", ["refuses", "answers 500", "hangs", "has no block"])
-def test_a_receiver_that_is_down_neither_fails_a_run_nor_holds_it_up(
-    down: str, month: TripMonth, runs: Runs, told: Receiver, monkeypatch: pytest.MonkeyPatch
+def test_a_failing_receiver_neither_fails_nor_delays_a_run(
+    down: str, month: TripMonth, runs: Runs, notified: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told.answer, told.delay = 500, 2 if down == "hangs" else 0
+    notified.answer, notified.delay = 500, 2 if down == "hangs" else 0
     if down == "hangs":
         monkeypatch.setattr(notify, "_PATIENCE", 0.5)
     if down == "refuses":
@@ -150,32 +150,32 @@ def test_a_receiver_that_is_down_neither_fails_a_run_nor_holds_it_up(
     monkeypatch.setattr("flows.tasks.bring.open_store", lambda _: 1 / 0)
     state = runs.of(etl_web_gcs, month)
     assert "ZeroDivisionError" in (state.message or "")
-    says = {
+    expected = {
         "refuses": "could not be notified; the run itself is not affected: ConnectError",
         "answers 500": "could not be notified; the run itself is not affected: HTTPStatusError 500",
         "hangs": "did not answer in 0 s",
         "has no block": "there is no such block",
     }[down]
     logs = runs.logs()
-    assert says in logs
+    assert expected in logs
     assert CANARY not in logs
     if down == "hangs":
-        time.sleep(2)  # its thread is the process's, and speaks of this test's receiver
+        time.sleep(2)  # wait until the notifying thread, which uses this test's receiver, has ended
 
 
-def test_a_run_is_not_told_of_twice_where_a_policy_tells_the_same_block(
-    month: TripMonth, runs: Runs, told: Receiver, capsys: pytest.CaptureFixture[str]
+def test_a_run_does_not_notify_a_block_that_a_policy_notifies(
+    month: TripMonth, runs: Runs, notified: Receiver, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert attach(["failed", "--block", WEBHOOK]) == 0
     try:
         nowhere = {"source": "nowhere"}
-        runs.of(etl_web_gcs, month, **nowhere)  # without the tag: no policy tells of it
-        assert len(told.messages) == 1
+        runs.of(etl_web_gcs, month, **nowhere)  # without the tag, the policy does not apply
+        assert len(notified.messages) == 1
         with tags(TAG):
             runs.of(etl_web_gcs, month, **nowhere)
-            assert len(told.messages) == 1
-            runs.of(etl_web_gcs, month)  # completed, of which the policy does not tell
-        assert [m.json["subject"].rpartition(" ")[2] for m in told.messages] == ["Failed", "Completed"]
+            assert len(notified.messages) == 1
+            runs.of(etl_web_gcs, month)  # the policy does not apply to completed runs
+        assert [m.json["subject"].rpartition(" ")[2] for m in notified.messages] == ["Failed", "Completed"]
     finally:
         assert attach(["none", "--block", WEBHOOK]) == 0
 
@@ -188,10 +188,10 @@ def test_flows_have_no_hook_unless_blocks_are_named(monkeypatch: pytest.MonkeyPa
     assert notifications() == {event: [notify_run_ended] for event in ("on_completion", "on_failure", "on_crashed")}
 
 
-def test_every_kind_of_block_sends_what_its_receiver_takes(
+def test_every_kind_of_block_sends_a_valid_request(
     ours: Stores, here: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The services' own addresses lead here; all else, down to the request, is the blocks' own."""
+    """Only the addresses of the services are replaced; the requests are the blocks' own."""
     real = requests.Session.request
 
     def request(self: requests.Session, method: str, url: str, **options: Any) -> requests.Response:
@@ -229,7 +229,7 @@ def notify_by(made: str) -> None:
         block.notify("all is well", subject="trips")
 
 
-def test_mail_is_sent(ours: Stores) -> None:
+def test_an_e_mail_is_sent(ours: Stores) -> None:
     with mailbox() as box:
         url = f"mailto://127.0.0.1:{box.port}?from=flows@example.com&to=data@example.com"
         [made] = register({"NOTIFY_MAIL_URL": url}, ["mail"])
@@ -273,8 +273,8 @@ def policies() -> list[FlowRunNotificationPolicy]:
     return asyncio.run(read())
 
 
-def test_attaching_twice_makes_one_policy_and_none_takes_it_away(
-    ours: Stores, told: Receiver, capsys: pytest.CaptureFixture[str]
+def test_attaching_twice_makes_one_policy_and_none_removes_it(
+    ours: Stores, notified: Receiver, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for states in (["completed"], ["failed", "crashed"], ["failed", "crashed"]):
         assert attach([*states, "--block", WEBHOOK]) == 0
@@ -290,11 +290,11 @@ def test_attaching_twice_makes_one_policy_and_none_takes_it_away(
     assert "there is no block custom-webhook/nobody" in capsys.readouterr().err
 
 
-def test_the_server_tells_of_runs_of_the_deployments_that_end_well_or_badly(
+def test_the_server_notifies_about_completed_and_failed_runs_of_deployments(
     orchestrator: Stack, here: Receiver, tmp_path: Path
 ) -> None:
     env = orchestrator.environment()
-    here.answer = 500  # which the server writes into its log, without the token
+    here.answer = 500  # the server must log the status without the token
     with temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}):
         webhook = {"NOTIFY_WEBHOOK_URL": here.url, "NOTIFY_WEBHOOK_TOKEN": CANARY}
         register(env | webhook, ["sqlalchemy-connector", "custom-webhook"])
@@ -312,12 +312,12 @@ def test_the_server_tells_of_runs_of_the_deployments_that_end_well_or_badly(
         finally:
             assert attach(["none"]) == 0
     assert len(messages) == 2
-    well, badly = sorted(map(body, messages), key=lambda text: "Failed" in text)
-    for text, run, month, state in ((well, ids[0], 12, "Completed"), (badly, ids[1], 11, "Failed")):
+    completed, failed = sorted(map(body, messages), key=lambda text: "Failed" in text)
+    for text, run, month, state in ((completed, ids[0], 12, "Completed"), (failed, ids[1], 11, "Failed")):
         assert f"ingest-data / green 2020-{month}: {state} at " in text
         assert f"'months': [{month}]" in text
         assert f"run: {env['PREFECT_UI_URL']}/flow-runs/flow-run/{run}" in text
-    assert "Nothing was loaded." in badly
+    assert "Nothing was loaded." in failed
     log = (orchestrator.state / "log" / "prefect.log").read_text("utf-8")
     assert "500 Internal Server Error" in log
     assert CANARY not in log
@@ -325,13 +325,13 @@ def test_the_server_tells_of_runs_of_the_deployments_that_end_well_or_badly(
 
 
 def idle(agent: Executor) -> None:
-    """Wait until what the agent started is gone: told to stop before, it waits until it is killed."""
+    """Wait until the processes of the agent's runs have ended. An agent that is stopped earlier waits until it is killed."""
     assert agent.process
     psutil.wait_procs(psutil.Process(agent.process.pid).children(recursive=True), timeout=60)
 
 
 async def ask_for(deployment: str, *parameters: dict[str, Any]) -> list[str]:
-    """Ask for runs of a deployment at the same time; their ids."""
+    """Start several runs of a deployment at the same time and return their ids."""
     async with get_client() as client:
         found = await client.read_deployment_by_name(deployment)
         return [
@@ -339,13 +339,13 @@ async def ask_for(deployment: str, *parameters: dict[str, Any]) -> list[str]:
         ]
 
 
-def test_a_program_tells_when_the_variable_is_set(
-    month: TripMonth, ours: Stores, told: Receiver, program: Program
+def test_a_program_sends_a_notification_if_the_variable_is_set(
+    month: TripMonth, ours: Stores, notified: Receiver, program: Program
 ) -> None:
     done = program(
         "ingest_data", month.color, month.year, month.month, "--block-name", POSTGRES, "--source", ours.official,
         TRIPS_NOTIFY=WEBHOOK,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    [message] = told.messages
+    [message] = notified.messages
     assert "not on any server: PREFECT_API_URL is not set" in body(message)

@@ -1,4 +1,4 @@
-"""Networks, servers, disks and processes fail, runs overlap: no reader sees part of a month; the next run succeeds."""
+"""If a network, server, disk or process fails, or runs overlap, no reader sees part of a month and the next run succeeds."""
 
 import gc
 import os
@@ -49,21 +49,21 @@ def published(ours: Stores, month: TripMonth):
     return as_published(ours.site.file(f"{month.stem}.parquet"), month)
 
 
-def told(ours: Stores, month: TripMonth) -> list[dict[str, object]]:
-    """What BigQuery says of a month."""
+def in_loads(ours: Stores, month: TripMonth) -> list[dict[str, object]]:
+    """Return a month's rows of `loads` in BigQuery."""
     query = f"SELECT * FROM {ours.dataset}.loads WHERE color = '{month.color}' AND file_month = '{month.file_month}'"
     return [dict(row) for row in bigquery.Client().query_and_wait(query)]
 
 
 def into_bigquery(ours: Stores, month: TripMonth, via: Via, run: str) -> None:
-    """Lake → warehouse by the functions that its tasks call, as a run that finds no month there."""
+    """Load a month from the lake into the warehouse without Prefect, as a run that did not find the month there."""
     warehouse = warehouse_of(CREDENTIALS, ours.dataset, via)
     staged = warehouse.stage(warehouse.lake.required(month), Terms(), run, no_progress)
     warehouse.publish(staged, Present(), run)
 
 
 def meet(month: TripMonth) -> Callable[[str, str], None]:
-    """Two runs, about to publish a month in the lake, wait for each other."""
+    """Return a `meddle` that makes two runs wait for each other just before they publish the month in the lake."""
     both = threading.Barrier(2, timeout=60)
     arrived: list[str] = []
 
@@ -76,14 +76,14 @@ def meet(month: TripMonth) -> Callable[[str, str], None]:
 
 
 @pytest.mark.parametrize("rules", [("all", "all"), ("all", "with_passengers")], ids="-".join)
-def test_of_two_runs_that_publish_a_month_at_once_one_steps_back_and_what_is_told_is_what_is_there(
+def test_if_two_runs_publish_a_month_at_once_the_object_and_its_manifest_agree(
     rules: tuple[Rows, Rows], month: TripMonth, ours: Stores, strict_lake: StrictLake
 ) -> None:
     lake = lake_of(LAKE)
     file = look_up(source_of(ours.official), month)
 
     def extract(_: Rows) -> RawFile:
-        for _ in range(3):  # as its task is tried again
+        for _ in range(3):  # as the task's retries do
             with suppress(Overtaken):
                 return lake.extract(file, no_progress)
         return lake.extract(file, no_progress)
@@ -104,19 +104,19 @@ def test_of_two_runs_that_publish_a_month_at_once_one_steps_back_and_what_is_tol
     assert not [key for key in ours.objects("staging/") if month.stem in key]
 
 
-def test_of_two_runs_that_load_a_month_into_postgres_at_once_one_waits_and_finds_it_there(
+def test_if_two_runs_load_a_month_into_postgres_at_once_one_waits_and_finds_it_unchanged(
     month: TripMonth, ours: Stores, start: Started
 ) -> None:
     arguments = (month.color, month.year, month.month, "--block-name", POSTGRES, "--source", ours.official)
     processes = [start("ingest_data", *arguments) for _ in range(2)]
-    said = [process.communicate() for process in processes]
+    outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert sorted("is unchanged" in "".join(texts) for texts in said) == [False, True]
+    assert sorted("is unchanged" in "".join(texts) for texts in outputs) == [False, True]
     assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
 
 
 @pytest.mark.parametrize(("via", "publishes"), [("load_job", "_load_from_lake"), ("dataframe", "_replace_from")])
-def test_of_two_runs_that_load_a_month_into_bigquery_at_once_both_end_well_and_it_is_there_once(
+def test_if_two_runs_load_a_month_into_bigquery_at_once_both_succeed_without_duplicates(
     via: Via, publishes: str, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.lake_by_hand(month)
@@ -131,14 +131,14 @@ def test_of_two_runs_that_load_a_month_into_bigquery_at_once_both_end_well_and_i
     with ThreadPoolExecutor() as threads:
         list(threads.map(lambda run: into_bigquery(ours, month, via, run), ("one", "two")))
     assert same(ours.in_warehouse(month), ours.in_lake(month))
-    [loads] = told(ours, month)
+    [loads] = in_loads(ours, month)
     assert loads["flow_run_id"] in ("one", "two")
     assert loads["generation"] == ours.manifest(month)["generation"]
     tables = [table.table_id for table in bigquery.Client().list_tables(ours.dataset)]
     assert not [name for name in tables if name.startswith(month.stem.replace("-", "_"))]
 
 
-def test_a_transaction_that_bigquery_ends_for_anothers_sake_is_tried_again(
+def test_a_transaction_that_bigquery_aborts_for_a_concurrent_update_is_retried(
     month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.lake_by_hand(month)
@@ -147,7 +147,7 @@ def test_a_transaction_that_bigquery_ends_for_anothers_sake_is_tried_again(
     def meddle(method: str, path: str) -> tuple[int, str] | None:
         if (method, path.rpartition("/")[2]) != ("POST", "jobs"):
             return None
-        asked.append(path)  # the first, how much was staged
+        asked.append(path)  # the first job counts the staged rows
         aborted = "Transaction is aborted due to concurrent update against table taxi-local:trips_data_all.loads"
         return (400, aborted) if len(asked) in (2, 3) else None
 
@@ -163,7 +163,7 @@ def test_a_transaction_that_bigquery_ends_for_anothers_sake_is_tried_again(
     assert same(ours.in_warehouse(month), ours.in_lake(month))
 
 
-def test_a_lake_that_answers_every_write_with_503_at_first_delays_a_run_and_no_more(
+def test_a_run_succeeds_if_the_lake_answers_503_to_the_first_attempt_of_every_write(
     month: TripMonth, ours: Stores, runs: Runs, strict_lake: StrictLake
 ) -> None:
     refused: list[str] = []
@@ -181,16 +181,16 @@ def test_a_lake_that_answers_every_write_with_503_at_first_delays_a_run_and_no_m
     assert ours.manifest(month)["generation"] == ours.objects()[month.key]
 
 
-def test_a_run_killed_between_the_months_object_and_its_manifest_is_made_good_by_the_next(
+def test_the_next_run_writes_the_manifest_that_a_killed_run_did_not_write(
     month: TripMonth, ours: Stores, runs: Runs, start: Started, strict_lake: StrictLake
 ) -> None:
     reached, killed = threading.Event(), threading.Event()
 
     def meddle(method: str, path: str) -> int | None:
         if method == "POST" and "/upload/" in path and not killed.is_set() and month.key in ours.objects():
-            reached.set()  # its manifest
+            reached.set()  # the upload of the manifest
             killed.wait(300)
-            return 503  # it never arrived
+            return 503  # the manifest is not stored
         return None
 
     strict_lake.meddle = meddle
@@ -206,7 +206,7 @@ def test_a_run_killed_between_the_months_object_and_its_manifest_is_made_good_by
     assert ours.manifest(month)["generation"] == ours.objects()[month.key]
 
 
-def test_a_run_killed_while_postgres_publishes_leaves_the_old_month_and_the_next_brings_the_new_one(
+def test_a_run_killed_while_postgres_publishes_leaves_the_old_month_and_the_next_run_replaces_it(
     month: TripMonth, ours: Stores, runs: Runs, start: Started
 ) -> None:
     runs.postgres_by_hand(month)
@@ -214,7 +214,7 @@ def test_a_run_killed_while_postgres_publishes_leaves_the_old_month_and_the_next
     ours.site.republish(f"{month.stem}.parquet", 2)
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with connected(ours.postgres_url) as connection, connection.cursor() as cursor:
-        cursor.execute("LOCK TABLE loads IN SHARE MODE")  # `loads` is written last, in the transaction that publishes
+        cursor.execute("LOCK TABLE loads IN SHARE MODE")  # the publishing transaction writes `loads` last
         process = start(
             "ingest_data", month.color, month.year, month.month, "--block-name", POSTGRES, "--source", ours.official
         )
@@ -228,7 +228,7 @@ def test_a_run_killed_while_postgres_publishes_leaves_the_old_month_and_the_next
     assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
 
 
-def test_a_server_that_restarts_in_the_middle_of_copy_delays_a_run_and_no_more(
+def test_a_run_succeeds_if_the_server_restarts_during_copy(
     month: TripMonth, ours: Stores, runs: Runs, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = stack.executors["postgres"]
@@ -248,7 +248,7 @@ def test_a_server_that_restarts_in_the_middle_of_copy_delays_a_run_and_no_more(
     assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
 
 
-def test_a_server_that_is_starting_delays_a_task_and_no_more(
+def test_a_task_succeeds_if_the_server_is_still_starting(
     month: TripMonth, runs: Runs, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.postgres_by_hand(month)
@@ -270,15 +270,15 @@ def test_a_server_that_is_starting_delays_a_task_and_no_more(
     @flow(name="test-list-postgres")
     def listing() -> dict[TripMonth, ListedMonth]:
         target = Target("database", database_block=POSTGRES)
-        held: dict[TripMonth, ListedMonth] = survey.list_months.submit(target, [month.color]).result()
-        return held
+        found: dict[TripMonth, ListedMonth] = survey.list_months.submit(target, [month.color]).result()
+        return found
 
     assert month in listing()
     [reason] = refused
     assert "Connection refused" in reason
 
 
-def test_a_server_that_is_back_in_seconds_is_waited_for(stack: Stack, ours: Stores) -> None:
+def test_a_check_waits_for_a_server_that_restarts(stack: Stack, ours: Stores) -> None:
     server = stack.executors["postgres"]
     server.stop()
     back = threading.Timer(1, server.start)
@@ -288,8 +288,8 @@ def test_a_server_that_is_back_in_seconds_is_waited_for(stack: Stack, ours: Stor
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_run_that_is_interrupted_begins_no_further_month_and_ends(times: int, ours: Stores, start: Started) -> None:
-    color, year = "fhv", 2017 + times  # months of no other test
+def test_an_interrupted_run_starts_no_further_month_and_ends(times: int, ours: Stores, start: Started) -> None:
+    color, year = "fhv", 2017 + times  # no other test uses these months
     ours.site.fault(f"*{color}_tripdata_{year}-01*", methods=("GET",), stall=3)
     months = range(1, 9)
     process = start(
@@ -305,7 +305,7 @@ def test_a_run_that_is_interrupted_begins_no_further_month_and_ends(times: int, 
     assert asked <= {1, 2}
 
 
-def test_what_could_not_be_uploaded_is_not_uploaded_later_by_the_garbage_collector(
+def test_the_garbage_collector_does_not_finish_a_failed_upload(
     month: TripMonth, ours: Stores, strict_lake: StrictLake
 ) -> None:
     lake = lake_of(LAKE)
@@ -323,7 +323,9 @@ def test_what_could_not_be_uploaded_is_not_uploaded_later_by_the_garbage_collect
     assert month.raw_key(".csv") not in ours.objects()
 
 
-def test_a_success_that_the_run_did_not_hear_of_is_told_as_it_was(month: TripMonth, ours: Stores, runs: Runs) -> None:
+def test_a_retry_after_an_unreported_success_reports_the_original_counts(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
     runs.postgres(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
     with dying(Database, "publish", when="after", times=1) as died:
@@ -338,7 +340,7 @@ def test_a_success_that_the_run_did_not_hear_of_is_told_as_it_was(month: TripMon
 
 
 @pytest.mark.parametrize("flow", [etl_web_gcs, ingest_data])
-def test_a_full_disk_is_told_before_anything_is_written_there(
+def test_a_full_disk_is_reported_before_anything_is_written(
     flow, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = type(shutil.disk_usage("/"))(10**9, 10**9 - 10**6, 10**6)
@@ -355,7 +357,7 @@ def test_a_full_disk_is_told_before_anything_is_written_there(
     assert (runs.lake if flow is etl_web_gcs else runs.postgres)(month).status == "loaded"
 
 
-def test_readers_see_the_old_month_while_the_new_one_is_being_published(
+def test_readers_see_the_old_month_until_the_new_one_is_committed(
     month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.postgres_by_hand(month)
@@ -365,7 +367,9 @@ def test_readers_see_the_old_month_while_the_new_one_is_being_published(
     write, seen = Database._write_manifest, []
 
     def look_first(*arguments: object) -> None:
-        seen.append(ours.in_postgres(month))  # by another connection, when all rows are written and none is committed
+        seen.append(
+            ours.in_postgres(month)
+        )  # another connection reads after all rows are written and before the commit
         write(*arguments)
 
     monkeypatch.setattr(Database, "_write_manifest", look_first)
@@ -374,7 +378,7 @@ def test_readers_see_the_old_month_while_the_new_one_is_being_published(
     assert same(ours.in_postgres(month), new)
 
 
-def test_the_same_bytes_under_a_new_version_are_not_loaded_again(
+def test_the_same_bytes_with_a_new_etag_are_not_loaded_again(
     month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.lake(month)
@@ -392,7 +396,7 @@ def test_the_same_bytes_under_a_new_version_are_not_loaded_again(
     assert [request.method for request in ours.requests(month)] == ["HEAD", "HEAD"]
 
 
-def test_where_a_source_tells_no_version_its_bytes_decide(month: TripMonth, ours: Stores, runs: Runs) -> None:
+def test_if_a_source_sends_no_etag_and_no_date_its_bytes_decide(month: TripMonth, ours: Stores, runs: Runs) -> None:
     ours.site.fault(f"*{month.stem}*", times=None, missing=["etag", "last_modified"])
     try:
         both = (runs.lake, runs.postgres)
@@ -406,7 +410,7 @@ def test_where_a_source_tells_no_version_its_bytes_decide(month: TripMonth, ours
     assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
 
 
-def test_another_source_of_the_month_replaces_it(ours: Stores, runs: Runs) -> None:
+def test_a_file_from_another_source_replaces_the_month(ours: Stores, runs: Runs) -> None:
     month = TripMonth("yellow", 2021, 6)  # published in both formats
     for source, ending in ((ours.official, ".parquet"), (ours.mirror, ".csv.gz")):
         runs.lake(month, source=source)

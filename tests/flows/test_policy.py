@@ -1,4 +1,4 @@
-"""What Prefect adds: caching by what the file is, retries of what may pass, names for people, months that fail alone."""
+"""The policy that Prefect adds: caching by edition, retries of transient errors, readable names, and independent months."""
 
 import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
@@ -22,11 +22,11 @@ def states(runs: Runs, state) -> list[tuple[str, str]]:
 
 
 def bodies(ours: Stores, month: TripMonth) -> int:
-    """How often the file itself was asked for."""
+    """Return the number of GET requests for a month's file."""
     return sum(request.method == "GET" for request in ours.requests(month))
 
 
-def test_runs_are_named_for_people(month: TripMonth, runs: Runs) -> None:
+def test_runs_have_readable_names(month: TripMonth, runs: Runs) -> None:
     lake, warehouse, postgres = (runs.of(flow, month) for flow in (etl_web_gcs, etl_gcs_bq, ingest_data))
     assert [runs.name(state) for state in (lake, warehouse, postgres)] == [
         f"{month}",
@@ -45,12 +45,12 @@ def test_runs_are_named_for_people(month: TripMonth, runs: Runs) -> None:
     ]
 
 
-def test_a_run_over_several_colors_or_stores_is_named_without_brackets(ours: Stores, runs: Runs) -> None:
+def test_a_list_in_a_run_name_has_no_brackets(ours: Stores, runs: Runs) -> None:
     state = catalog(["green", "fhv"], block_name=LAKE, return_state=True)
     assert runs.name(state) == "catalog: green, fhv"
 
 
-def test_a_file_extracted_once_is_not_fetched_again_that_day(month: TripMonth, ours: Stores, runs: Runs) -> None:
+def test_a_file_is_not_downloaded_again_on_the_same_day(month: TripMonth, ours: Stores, runs: Runs) -> None:
     runs.lake(month)
     again = runs.of(etl_web_gcs, month, rows="with_passengers")
     assert [state for name, state in states(runs, again) if not name.startswith(("check", "look up"))] == [
@@ -66,7 +66,7 @@ def test_a_file_extracted_once_is_not_fetched_again_that_day(month: TripMonth, o
 
 
 @pytest.mark.parametrize("gone", ["raw file", "cached result"])
-def test_the_cache_is_not_believed_when_what_it_tells_of_is_gone(
+def test_a_cached_result_is_not_used_if_its_object_is_gone(
     gone: str, month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake(month)
@@ -81,7 +81,7 @@ def test_the_cache_is_not_believed_when_what_it_tells_of_is_gone(
     )  # fmt: skip
 
 
-def test_the_cache_of_another_edition_is_not_believed(month: TripMonth, ours: Stores, runs: Runs) -> None:
+def test_the_cached_result_of_another_edition_is_not_used(month: TripMonth, ours: Stores, runs: Runs) -> None:
     name = f"{month.stem}.parquet"
     for edition in (1, 2, 1):
         ours.site.file(name)
@@ -91,7 +91,7 @@ def test_the_cache_of_another_edition_is_not_believed(month: TripMonth, ours: St
 
 
 @pytest.mark.parametrize("gone", ["scratch file", "cached result"])
-def test_on_one_machine_too_the_cache_is_not_believed_when_what_it_tells_of_is_gone(
+def test_a_cached_result_is_not_used_if_its_scratch_file_is_gone(
     gone: str, month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.postgres(month)
@@ -108,17 +108,17 @@ def test_on_one_machine_too_the_cache_is_not_believed_when_what_it_tells_of_is_g
 
 
 @pytest.mark.parametrize("task", tasks_with_retries(), ids=lambda task: task.name)
-def test_every_task_is_tried_again_with_growing_pauses_and_has_a_timeout(
+def test_every_task_has_a_timeout_and_retries_with_growing_pauses(
     task, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()  # of `no_waiting`
+    monkeypatch.undo()  # restore the pauses that `no_waiting` removed
     assert task.retries == 3
     assert task.retry_delay_seconds == [3, 6, 12]
     assert task.retry_jitter_factor
     assert task.timeout_seconds
 
 
-def test_what_may_pass_is_tried_again(month: TripMonth, ours: Stores, runs: Runs, monkeypatch) -> None:
+def test_a_transient_error_is_retried(month: TripMonth, ours: Stores, runs: Runs, monkeypatch) -> None:
     monkeypatch.setattr(transfer, "ATTEMPTS", 1)
     ours.site.fault(f"*{month.stem}*", methods=("GET",), status=503, times=2)
     state = runs.of(etl_web_gcs, month)
@@ -127,7 +127,7 @@ def test_what_may_pass_is_tried_again(month: TripMonth, ours: Stores, runs: Runs
 
 
 @pytest.mark.parametrize("flow", [etl_web_gcs, ingest_data])
-def test_what_will_not_change_is_not_tried_again(flow, month: TripMonth, ours: Stores, runs: Runs) -> None:
+def test_a_permanent_error_is_not_retried(flow, month: TripMonth, ours: Stores, runs: Runs) -> None:
     ours.site.put(f"{month.stem}.parquet", b"<!DOCTYPE html><html>404</html>")
     state = runs.of(flow, month)
     assert state.is_failed()
@@ -137,8 +137,10 @@ def test_what_will_not_change_is_not_tried_again(flow, month: TripMonth, ours: S
 
 
 @pytest.mark.parametrize(("flow", "store"), [(etl_parent_flow, "lake"), (ingest_data, "database")])
-def test_a_month_that_fails_stops_no_other_and_is_named(flow, store: str, ours: Stores, runs: Runs) -> None:
-    color = {"lake": "fhv", "database": "green"}[store]  # months of no other test
+def test_a_month_that_fails_does_not_stop_the_others_and_the_error_names_it(
+    flow, store: str, ours: Stores, runs: Runs
+) -> None:
+    color = {"lake": "fhv", "database": "green"}[store]  # no other test uses these months
     state = flow(color, 2021, [6, 8, 7], **runs.places(flow) | {"source": ours.mirror}, return_state=True)
     with pytest.raises(MonthsFailed) as failed:
         state.result()
@@ -156,7 +158,7 @@ def state_key(flow) -> str:
     return {"etl-parent-flow": "etl-web-gcs", "etl-gcs-bq-parent-flow": "etl-gcs-bq"}.get(flow.name, flow.name)
 
 
-def test_a_parent_flow_brings_months_into_the_warehouse_and_names_those_the_lake_lacks(
+def test_a_parent_flow_loads_the_warehouse_and_names_the_months_that_the_lake_lacks(
     month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake(month)
@@ -172,7 +174,7 @@ def test_a_parent_flow_brings_months_into_the_warehouse_and_names_those_the_lake
     assert same(ours.in_warehouse(month), ours.in_lake(month))
 
 
-def test_the_raw_files_transient_error_leaves_no_second_copy(month: TripMonth, ours: Stores, runs: Runs) -> None:
+def test_a_retry_after_a_finished_download_does_not_download_again(month: TripMonth, ours: Stores, runs: Runs) -> None:
     with dying(Lake, "extract", when="after", times=1) as died:
         assert runs.lake(month).status == "loaded"
     assert died

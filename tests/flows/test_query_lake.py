@@ -1,4 +1,4 @@
-"""The lake answers SQL with what was published, of which it reads little; nothing else can be reached from a query."""
+"""SQL queries of the lake return the published trips and read few bytes. A query cannot reach anything else."""
 
 import datetime as dt
 import io
@@ -42,11 +42,11 @@ class Asked:
     block: GcsBucket
 
     def rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-        """What the flow answers."""
+        """Return the rows that the flow returns."""
         return query_lake(sql, **({"block_name": BLOCK} | parameters))
 
     def reason(self, sql: str) -> str:
-        """Why the flow does not answer."""
+        """Return the error of a query that must fail."""
         state = query_lake(sql, block_name=BLOCK, return_state=True)
         assert state.is_failed()
         return str(state.message)
@@ -64,7 +64,7 @@ def asked(ours: Stores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[As
         yield Asked(made, block)
 
 
-def test_counts_and_sums_are_those_of_the_published_trips(asked: Asked) -> None:
+def test_counts_and_sums_match_the_published_trips(asked: Asked) -> None:
     trips = asked.stores.in_lake(MONTHS[0])
     [found] = asked.rows("select count(*) as n, sum(total_amount) as s from green where file_month = '2022-01-01'")
     assert found["n"] == trips.num_rows == asked.stores.site.rows_of("green", 2022, 1)
@@ -75,13 +75,13 @@ def test_counts_and_sums_are_those_of_the_published_trips(asked: Asked) -> None:
     ]
 
 
-def test_every_canonical_column_is_there_with_its_values(asked: Asked) -> None:
+def test_every_canonical_column_has_its_values(asked: Asked) -> None:
     trips = asked.stores.in_lake(MONTHS[1]).slice(0, 500)
     found = asked.rows("from GREEN where file_month = date '2022-02-01' and row_number <= 500 order by row_number")
     assert found == trips.to_pylist()
 
 
-def test_trips_find_their_zones(asked: Asked) -> None:
+def test_trips_can_be_joined_with_the_zones(asked: Asked) -> None:
     trips = asked.stores.in_lake(MONTHS[2])
     [found] = asked.rows(
         "select count(*) as n, count(distinct Zone) as names from green join zones on LocationID = DOLocationID"
@@ -91,9 +91,7 @@ def test_trips_find_their_zones(asked: Asked) -> None:
     assert found["names"] > 50
 
 
-def test_more_rows_than_anybody_looks_at_are_cut_and_that_is_said(
-    asked: Asked, runs: Runs, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_long_result_is_cut_and_the_log_says_so(asked: Asked, runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert len(asked.rows("select row_number from green")) == 1000
     assert "1000 rows, and more" in caplog.text
@@ -109,13 +107,13 @@ def test_more_rows_than_anybody_looks_at_are_cut_and_that_is_said(
         'select count(*) as n from "green" as fhvhv',
     ],
 )
-def test_a_table_is_looked_for_only_where_a_query_reads_it(sql: str, asked: Asked) -> None:
+def test_only_the_tables_that_a_query_reads_are_opened(sql: str, asked: Asked) -> None:
     [found] = asked.rows(sql)
     assert next(iter(found.values())) > 0
 
 
 class TestReading:
-    """How many bytes come out of the lake."""
+    """The number of bytes that a query reads from the lake."""
 
     def read(self, asked: Asked, sql: str) -> int:
         sizes: list[int] = []
@@ -127,7 +125,7 @@ class TestReading:
         blob.reload()
         return int(blob.size)
 
-    def test_one_column_of_one_month_is_a_small_part_of_its_file(self, asked: Asked) -> None:
+    def test_a_query_of_one_column_of_one_month_reads_a_small_part_of_the_file(self, asked: Asked) -> None:
         read = self.read(asked, "select sum(total_amount) from green where file_month = '2022-01-01'")
         assert 0 < read < self.size(asked, MONTHS[0]) / 3
         with asked.stores.blob(MONTHS[0].key).open("rb") as file:
@@ -136,35 +134,35 @@ class TestReading:
         [amount] = [c.total_compressed_size for c in columns_read if c.path_in_schema == "total_amount"]
         assert read - amount < 2 * (footer.serialized_size + 64 * 1024)
 
-    def test_a_month_that_is_ruled_out_is_not_even_opened(self, asked: Asked) -> None:
+    def test_a_month_that_the_condition_excludes_is_not_opened(self, asked: Asked) -> None:
         one = self.read(asked, "select sum(total_amount) from green where file_month = '2022-01-01'")
         assert self.read(asked, "select sum(total_amount) from green") > 2 * one
         assert self.read(asked, "select sum(total_amount) from green where file_month > '2030-01-01'") == 0
 
-    def test_row_groups_whose_numbers_do_not_fit_are_not_fetched(self, asked: Asked) -> None:
+    def test_row_groups_that_the_condition_excludes_are_not_read(self, asked: Asked) -> None:
         every = "select max(tip_amount), max(store_and_fwd_flag) from green where file_month = '2022-01-01'"
         assert self.read(asked, f"{every} and row_number > 1000000") < self.read(asked, every)
 
 
 class TestPublished:
-    """Only what a manifest vouches for."""
+    """Queries read only objects that a manifest names."""
 
     @pytest.fixture
     def more(self, asked: Asked) -> Iterator[list[str]]:
-        """Keys that the test adds and that are gone after it."""
+        """Yield a list for the keys of objects that the test adds. Delete them after the test."""
         keys: list[str] = []
         yield keys
         for key in keys:
             asked.stores.blob(key).delete()
 
-    def test_an_object_without_a_manifest_is_no_month(self, asked: Asked, more: list[str]) -> None:
+    def test_an_object_without_a_manifest_is_not_read(self, asked: Asked, more: list[str]) -> None:
         more.append("green/green_tripdata_2022-04.parquet")
         asked.stores.blob(more[0]).upload_from_string(asked.stores.blob(MONTHS[0].key).download_as_bytes())
         assert asked.rows("select count(distinct file_month) as n from green") == [{"n": 3}]
         months = Lake(asked.block)._published("green")
         assert [manifest.trip_month for manifest, *_ in months] == MONTHS
 
-    def test_an_object_newer_than_its_manifest_is_no_month(self, asked: Asked, more: list[str]) -> None:
+    def test_an_object_newer_than_its_manifest_is_not_read(self, asked: Asked, more: list[str]) -> None:
         month = TripMonth("green", 2022, 5)
         Runs(asked.stores).lake(month, block_name=BLOCK)
         more += [month.key, month.manifest_key]
@@ -172,7 +170,7 @@ class TestPublished:
         asked.stores.blob(month.key).upload_from_string(asked.stores.blob(MONTHS[0].key).download_as_bytes())
         assert asked.rows("select max(file_month) as m from green") == [{"m": dt.date(2022, 3, 1)}]
 
-    def test_a_month_replaced_under_a_query_ends_it_with_the_reason(self, asked: Asked, more: list[str]) -> None:
+    def test_a_query_fails_with_the_reason_if_its_month_is_replaced(self, asked: Asked, more: list[str]) -> None:
         month = TripMonth("green", 2022, 6)
         Runs(asked.stores).lake(month, block_name=BLOCK)
         more += [month.key, month.manifest_key]
@@ -198,7 +196,7 @@ class TestPublished:
         ("install httpfs; select 1 from green", "disabled by configuration"),
     ],
 )
-def test_a_query_that_cannot_be_answered_says_why(sql: str, reason: str, asked: Asked) -> None:
+def test_the_error_of_an_invalid_query_names_the_reason(sql: str, reason: str, asked: Asked) -> None:
     assert re.search(reason, asked.reason(sql))
 
 
@@ -207,14 +205,14 @@ def test_without_duckdb_the_error_says_how_to_get_it(asked: Asked, monkeypatch: 
     assert "pip install duckdb" in asked.reason("select 1 from green")
 
 
-def test_the_statement_for_bigquery_fits_the_files_that_the_flows_write(
+def test_the_external_tables_for_bigquery_have_the_columns_of_the_files(
     asked: Asked, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert asked.rows("green", engine="bigquery", dataset="mine") == []
-    said = capsys.readouterr().out
-    assert "`mine.green_in_lake`" in said
-    assert f'uris = ["gs://{asked.stores.bucket}/data/green/*.parquet"]' in said
-    listed = re.findall(r"^  `(\w+)` (\w+) OPTIONS", said, re.MULTILINE)
+    output = capsys.readouterr().out
+    assert "`mine.green_in_lake`" in output
+    assert f'uris = ["gs://{asked.stores.bucket}/data/green/*.parquet"]' in output
+    listed = re.findall(r"^  `(\w+)` (\w+) OPTIONS", output, re.MULTILINE)
     as_bigquery = {kind.arrow: kind.bigquery for kind in KINDS.values()}
     for month in MONTHS:
         written = pq.read_schema(io.BytesIO(asked.stores.blob(month.key).download_as_bytes()))
@@ -222,7 +220,7 @@ def test_the_statement_for_bigquery_fits_the_files_that_the_flows_write(
     assert len(listed) == len(columns("green"))
 
 
-def test_the_commands_of_the_documentation_work_as_they_stand(
+def test_the_commands_in_the_documentation_work(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     GcpCredentials().save(GCP_CREDENTIALS, overwrite=True)
@@ -237,23 +235,23 @@ def test_the_commands_of_the_documentation_work_as_they_stand(
         for command in block.splitlines()
         if command.startswith("python flows/")
     ]
-    said = []
-    for command in commands:  # in this process: starting Python and importing Prefect takes longer than any of them
+    outputs = []
+    for command in commands:  # in this process, because importing Prefect takes longer than any command
         _, program, *arguments = shlex.split(command, comments=True)
         monkeypatch.setattr(sys, "argv", [program, *arguments])
         with pytest.raises(SystemExit) as left:
             run_as_program(flows[program])
         out, err = capsys.readouterr()
         assert left.value.code == 0, f"$ {command}\n{err}"
-        said.append(out)
+        outputs.append(out)
     count = asked.stores.in_lake(MONTHS[0]).num_rows
-    assert any(re.search(rf"^{count},\d+", out, re.MULTILINE) for out in said)
-    assert any(re.search(r"^Brooklyn,\d+$", out, re.MULTILINE) for out in said)
-    assert any(out.count("CREATE OR REPLACE EXTERNAL TABLE") == 2 for out in said)
+    assert any(re.search(rf"^{count},\d+", out, re.MULTILINE) for out in outputs)
+    assert any(re.search(r"^Brooklyn,\d+$", out, re.MULTILINE) for out in outputs)
+    assert any(out.count("CREATE OR REPLACE EXTERNAL TABLE") == 2 for out in outputs)
     assert asked.stores.query("SELECT count(*) FROM zones") == [(265,)]
 
 
-def test_no_bar_is_drawn_while_a_query_is_slow() -> None:
+def test_a_slow_query_shows_no_progress_bar() -> None:
     assert answer("select current_setting('enable_progress_bar')", {}, 1).rows == [(False,)]
 
 

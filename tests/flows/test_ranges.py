@@ -1,4 +1,4 @@
-"""A parent run takes a range of months, by name or by bounds, and ends with the sum of its rows."""
+"""A parent run loads a list or a range of months, and its log ends with the sum of their rows."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ from flows.tlc.trips import TripMonth
 from tests.flows.conftest import LAKE, Program, Runs
 from tests.stores import Stores
 
-RANGE = {"color": "yellow", "since": "2022-12", "until": "2023-01"}  # months of no other test
+RANGE = {"color": "yellow", "since": "2022-12", "until": "2023-01"}  # no other test uses these months
 MONTHS = [TripMonth("yellow", 2022, 12), TripMonth("yellow", 2023, 1)]
 PARENTS = [etl_parent_flow, etl_gcs_bq_parent_flow, ingest_data, replay_quarantine]
 
@@ -23,9 +23,7 @@ def places(runs: Runs, flow: Any) -> dict[str, Any]:
     return {name: value for name, value in runs.places(flow).items() if name in flow.parameters.properties}
 
 
-def test_every_parent_flow_takes_a_range_across_years_and_ends_with_the_sum_of_its_rows(
-    ours: Stores, runs: Runs
-) -> None:
+def test_every_parent_flow_loads_a_range_across_years_and_logs_the_sum_of_its_rows(ours: Stores, runs: Runs) -> None:
     rows = sum(ours.site.rows_of(m.color, m.year, m.month) for m in MONTHS)
     tables = {etl_parent_flow: "etl-web-gcs", etl_gcs_bq_parent_flow: "etl-gcs-bq", ingest_data: "ingest-data"}
     for flow in PARENTS:
@@ -49,9 +47,9 @@ def test_every_parent_flow_takes_a_range_across_years_and_ends_with_the_sum_of_i
             )  # fmt: skip
 
 
-def test_a_range_wins_over_what_a_deployment_has_stored_and_the_log_says_so(runs: Runs) -> None:
+def test_a_range_overrides_the_stored_parameters_of_a_deployment_and_the_log_says_so(runs: Runs) -> None:
     stored = {"color": "green", "year": 2021, "months": [1, 2, 3]}
-    flow = etl_gcs_bq_parent_flow  # of months that the lake has not: nothing is loaded, each month is named
+    flow = etl_gcs_bq_parent_flow  # the lake does not have these months, so the error names them and nothing is loaded
     given = stored | {"since": 2016, "until": "2016-02"} | runs.places(flow)
     error = flow(**given, return_state=True).result(raise_on_failure=False)
     assert "2 of 2 months could not be loaded" in str(error)
@@ -72,7 +70,7 @@ def test_a_range_wins_over_what_a_deployment_has_stored_and_the_log_says_so(runs
     ],
     ids=str,
 )
-def test_a_range_that_cannot_be_stops_a_run_before_any_work(
+def test_an_invalid_range_stops_a_run_before_any_work(
     flow: Any, given: dict[str, Any], reason: str, ours: Stores, runs: Runs
 ) -> None:
     ours.site.forget_requests()
@@ -85,7 +83,7 @@ def test_a_range_that_cannot_be_stops_a_run_before_any_work(
     assert not runs.task_runs(state)
 
 
-def test_a_program_takes_a_range_and_its_log_ends_with_the_sum(ours: Stores, program: Program) -> None:
+def test_a_program_accepts_a_range_and_its_log_ends_with_the_sum(ours: Stores, program: Program) -> None:
     rows = sum(ours.site.rows_of("fhv", 2020, month) for month in (11, 12))
     options = ("--since", "2020-11", "--until", "2020-12", "--block-name", LAKE, "--source", ours.official)
     done = program("etl_web_gcs", "fhv", *options)

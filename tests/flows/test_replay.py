@@ -1,4 +1,4 @@
-"""Quarantined rows are kept as they were published, and are loaded once a rule lets them."""
+"""Quarantined rows are kept as published. A replay loads them after a rule has changed."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from tests.stores import Stores
 from tests.tlc.published import csv_file, line, parquet_file, table, times
 
 ROWS = 400
-# What a spreadsheet leaves: the seconds are lost, so by today's rule it is quarantined.
+# A spreadsheet removes the seconds of a time. The present rule quarantines such rows.
 BARE = "2021-01-01 00:15"
 IN_POSTGRES = {"store": "database", "postgres_block": POSTGRES}
 
@@ -28,8 +28,8 @@ def csv_month(month: TripMonth, *odd: str) -> bytes:
     return csv_file(*[line(fare_amount=f"{n}.5", **times(month)) for n in range(ROWS - len(odd))], *odd)
 
 
-def minutes_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another rule than today's, from now on: a time without seconds is one at :00."""
+def accept_times_without_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change the rule: accept a time without seconds, with the seconds :00."""
     rule = convert._SPELLED["datetime"].replace(r":[0-5][0-9](\.[0-9]{1,6}0*)?$", r"(:[0-5][0-9])?$")
     assert rule != convert._SPELLED["datetime"]
     monkeypatch.setitem(convert._SPELLED, "datetime", rule)
@@ -73,7 +73,7 @@ def test_a_quarantined_row_of_a_parquet_file_keeps_every_value_as_published(ours
         assert json.loads(row["original"]) == values
 
 
-def test_postgres_keeps_what_does_not_fit_and_a_replay_loads_what_a_changed_rule_lets_through(
+def test_a_replay_into_postgres_loads_the_rows_that_a_changed_rule_accepts(
     ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     month = TripMonth("green", 2024, 6)
@@ -88,7 +88,7 @@ def test_postgres_keeps_what_does_not_fit_and_a_replay_loads_what_a_changed_rule
     ]
     assert ours.query(kept, month.file_month) == [bare, *others]
 
-    minutes_will_do(monkeypatch)
+    accept_times_without_seconds(monkeypatch)
     [outcome] = replay(month, **IN_POSTGRES).result()
     assert (outcome.status, outcome.manifest.loaded, *dict(outcome.changes).values()) == (
         "replaced", ROWS - 2, 1, 0, 0,
@@ -110,35 +110,35 @@ def test_postgres_keeps_what_does_not_fit_and_a_replay_loads_what_a_changed_rule
     assert "green 2024-12 is not in Postgres; run ingest-data" in str(absent.result(raise_on_failure=False))
 
 
-def test_postgres_publishes_a_month_and_its_quarantine_together_or_not_at_all(
+def test_postgres_publishes_a_month_and_its_quarantine_atomically(
     ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     month = TripMonth("green", 2024, 7)
     source = put(ours, month, csv_month(month, line(passenger_count="many")), ".csv")
     runs.postgres(month, source=source)
 
-    def there() -> tuple[Any, Any]:
+    def stored() -> tuple[Any, Any]:
         kept = "SELECT row_number, original FROM quarantine WHERE color = 'green' AND file_month = %s ORDER BY 1"
         return ours.in_postgres(month), ours.query(kept, month.file_month)
 
-    before = there()
+    before = stored()
     assert before[1] == [(ROWS, line(passenger_count="many"))]
     put(ours, month, csv_month(month, line(passenger_count="few"), line(passenger_count="some")), ".csv")
     with dying(Database, "_write_manifest", when="before"), pytest.raises(TripDataError):
         runs.postgres(month, source=source)
-    assert there() == before
+    assert stored() == before
     with monkeypatch.context() as patch:
         patch.setattr(database, "write_rejects", lambda *_: None)
         with pytest.raises(TripDataError, match=r"2 rows were quarantined, 0 would be stored. Nothing was published"):
             runs.postgres(month, source=source)
-    assert there() == before
+    assert stored() == before
     runs.postgres(month, source=source)
-    assert there()[1] == [(ROWS - 1, line(passenger_count="few")), (ROWS, line(passenger_count="some"))]
+    assert stored()[1] == [(ROWS - 1, line(passenger_count="few")), (ROWS, line(passenger_count="some"))]
     staged = f"{month.postgres_partition}_staging%"
     assert ours.query("SELECT count(*) FROM pg_class WHERE relname LIKE %s", staged) == [(0,)]
 
 
-def test_a_replay_loads_what_a_changed_rule_lets_through_from_the_lakes_own_copy(
+def test_a_replay_in_the_lake_loads_the_rows_that_a_changed_rule_accepts_from_the_raw_file(
     ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     month = TripMonth("green", 2024, 3)
@@ -147,7 +147,7 @@ def test_a_replay_loads_what_a_changed_rule_lets_through_from_the_lakes_own_copy
     before = ours.manifest(month)
     ours.site.forget_requests()
 
-    minutes_will_do(monkeypatch)
+    accept_times_without_seconds(monkeypatch)
     [outcome] = replay(month).result()
     assert (outcome.status, outcome.manifest.loaded, *dict(outcome.changes).values()) == (
         "replaced", ROWS - 1, 2, 0, 0,
@@ -164,7 +164,7 @@ def test_a_replay_loads_what_a_changed_rule_lets_through_from_the_lakes_own_copy
     assert runs.warehouse(month).manifest.loaded == ROWS - 1
 
 
-def test_a_replay_keeps_the_terms_on_which_a_month_was_loaded(
+def test_a_replay_keeps_the_options_with_which_a_month_was_loaded(
     ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     month = TripMonth("green", 2024, 4)
@@ -173,7 +173,7 @@ def test_a_replay_keeps_the_terms_on_which_a_month_was_loaded(
     header = csv_file().decode().strip() + ",Code"
     source = put(ours, month, csv_file(*lines, header=header), ".csv")
     runs.lake(month, source=source, schema=ACCEPT, rows="with_passengers")
-    minutes_will_do(monkeypatch)
+    accept_times_without_seconds(monkeypatch)
     [outcome] = replay(month).result()
     assert (outcome.manifest.loaded, outcome.manifest.filtered, outcome.manifest.quarantined) == (
         ROWS + 1,
@@ -186,7 +186,7 @@ def test_a_replay_keeps_the_terms_on_which_a_month_was_loaded(
     assert runs.lake(month, source=source, rows="with_passengers").status == "unchanged"
 
 
-def test_a_replay_leaves_a_month_without_quarantine_alone_and_names_one_that_is_not_there(
+def test_a_replay_skips_a_month_without_quarantine_and_fails_for_an_absent_month(
     month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake(month)
@@ -199,7 +199,7 @@ def test_a_replay_leaves_a_month_without_quarantine_alone_and_names_one_that_is_
     assert "green 2024-12 is not in the lake" in str(absent.result(raise_on_failure=False))
 
 
-def test_a_replay_without_the_file_says_how_to_get_it_and_changes_nothing(ours: Stores, runs: Runs) -> None:
+def test_a_replay_without_the_raw_file_fails_with_advice_and_changes_nothing(ours: Stores, runs: Runs) -> None:
     month = TripMonth("green", 2024, 5)
     runs.lake(month, source=put(ours, month, csv_month(month, line(lpep_pickup_datetime=BARE)), ".csv"))
     ours.blob(month.raw_key(".csv")).delete()

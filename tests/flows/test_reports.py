@@ -1,4 +1,4 @@
-"""What a run leaves for people: a report a month, with a picture; a table of months."""
+"""The artifacts of a run: one report per month with a chart, and a table of months."""
 
 import base64
 import json
@@ -12,19 +12,17 @@ from flows.tlc.trips import TripMonth
 from tests.flows.conftest import Runs
 from tests.stores import Stores
 
-MONTHS = [TripMonth("yellow", 2024, 1), TripMonth("yellow", 2024, 2)]  # of no other test
+MONTHS = [TripMonth("yellow", 2024, 1), TripMonth("yellow", 2024, 2)]  # no other test uses these months
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def picture(report: str) -> ET.Element:
-    """The drawing in a report, as the browser gets it."""
+    """Return the chart in a report as the browser receives it."""
     [data] = re.findall(r"!\[[^]]+\]\(data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)\)", report)
-    return ET.fromstring(base64.b64decode(data))  # noqa: S314 - our own
+    return ET.fromstring(base64.b64decode(data))  # noqa: S314 - made by this project
 
 
-def test_a_months_report_tells_rows_sums_oddities_and_shows_its_days_beside_those_of_the_month_before(
-    ours: Stores, runs: Runs
-) -> None:
+def test_a_report_has_rows_sums_odd_trips_and_a_chart_of_days_with_the_month_before(ours: Stores, runs: Runs) -> None:
     for load, store in ((runs.lake, "lake"), (runs.postgres, "database")):
         for month in MONTHS:
             load(month)
@@ -43,7 +41,7 @@ def test_a_months_report_tells_rows_sums_oddities_and_shows_its_days_beside_thos
             assert f"/storage/browser/_details/{ours.bucket}/data/{MONTHS[1].key})" in february
         days = pc.count_distinct(pc.filter(trips[pickup("yellow")].cast("date32", safe=False), in_month(trips))).as_py()
         drawing = picture(february)
-        assert len(drawing.findall(f"{SVG}rect")) == 1 + days  # the ground, and a bar a day
+        assert len(drawing.findall(f"{SVG}rect")) == 1 + days  # the background, and one bar per day
         assert drawing.find(f"{SVG}polyline") is not None
         assert picture(january).find(f"{SVG}polyline") is None
 

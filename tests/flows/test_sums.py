@@ -1,4 +1,4 @@
-"""No cent is lost: every money column's total in the lake's Parquet is that of the file, read here by other means."""
+"""No cent is lost: each money column has the same total in the lake as in the file, which this test reads with other code."""
 
 import csv
 import gzip
@@ -37,7 +37,7 @@ MONEY = {
     color: {column.name.lower(): column.name for column in columns if column.unit == "US$"}
     for color, columns in TRIP_COLUMNS.items()
 }
-# What yellow files of 2009 to 2014 call them.
+# The names in yellow files of 2009 to 2014.
 OLDER = {
     "fare_amt": "fare_amount",
     "surcharge": "extra",
@@ -48,12 +48,12 @@ OLDER = {
 
 
 def total(amounts: Iterable[float | None]) -> int:
-    """A sum to the thousandth of a dollar, whatever the float noise of each amount."""
+    """Return the sum in thousandths of a dollar. Each amount is rounded first, which removes float noise."""
     return round(1000 * math.fsum(amount for amount in amounts if amount is not None))
 
 
 def published(path: Path, color: str, less: Iterable[int] = ()) -> dict[str, int]:
-    """The total of each money column of a file, without the rows `less`."""
+    """Return the total of each money column of a file, without the rows `less`."""
     if path.name.endswith(".parquet"):
         trips = pq.read_table(path)
         keep = [row for row in range(trips.num_rows) if row + 1 not in less]
@@ -82,7 +82,7 @@ def named(name: str) -> str:
 
 
 def in_lake(path: Path, month: TripMonth, bucket: str) -> dict[str, int]:
-    """The total of each money column of the month's object, after the file went the whole way into a lake."""
+    """Load a file into the lake and return the total of each money column of the month's object."""
     lake = Lake(GcsBucket(bucket=bucket, bucket_folder="sums", gcp_credentials=GcpCredentials()))
     template = path.parent.as_uri() + "/{color}_tripdata_{year}-{month:02d}" + ending_of(path)
     manifest = by_hand(lake, month, template, run_id="sums").manifest
@@ -94,7 +94,7 @@ def in_lake(path: Path, month: TripMonth, bucket: str) -> dict[str, int]:
 
 @needs_real_files
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.name)
-def test_the_lakes_totals_of_a_real_file_are_the_files(path: Path, ours: Stores) -> None:
+def test_the_totals_of_a_real_file_are_the_same_in_the_lake(path: Path, ours: Stores) -> None:
     month = month_of(path)
     expected = published(path, month.color)
     assert in_lake(path, month, ours.bucket) == dict.fromkeys(MONEY[month.color], 0) | expected
@@ -108,13 +108,13 @@ def test_the_lakes_totals_of_a_real_file_are_the_files(path: Path, ours: Stores)
     seed=st.integers(0, 999),
     faults=st.lists(st.sampled_from(["unconvertible", "too_many_fields", "too_few_fields"]), max_size=1),
 )
-def test_the_lakes_totals_of_any_month_are_those_of_its_sound_rows(
+def test_the_totals_in_the_lake_are_those_of_the_valid_rows(
     shape: tuple[str, int, int, str], rows: int, seed: int, faults: list[str], ours: Stores, tmp_path: Path
 ) -> None:
     color, year, number, ending = shape
     month = TripMonth(color, year, number)
     path = tmp_path / f"{month.stem}{ending}"
-    # Most Parquet is typed so tightly that nothing in it can fail to convert.
+    # In most Parquet files the column types allow no value that cannot be converted.
     wanted = BadRows(**dict.fromkeys(faults, 1)) if ending == ".csv" else BadRows()
     written = write_month(path, color, year, number, rows=rows, seed=seed, bad_rows=wanted)
     sums = published(path, color, written.bad_row_numbers)

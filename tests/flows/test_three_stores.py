@@ -1,4 +1,4 @@
-"""The whole way: what was published is in the lake, in the warehouse and in the database, to the row, the value and the type."""
+"""Every published trip is in the lake, the warehouse and the database, with the same rows, values and types."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from tests.stores import Stores, as_published, same, with_passengers
 
 @pytest.fixture(scope="module", params=["official", "mirror"])
 def everywhere(request: pytest.FixtureRequest, ours: Stores) -> tuple[TripMonth, str]:
-    """A month loaded into every store, and its source; no test changes it."""
+    """Return a month that is loaded into every store, and its source. No test changes the month."""
     month, source = {
         "official": (TripMonth("green", 2023, 5), ours.official),
         "mirror": (TripMonth("yellow", 2021, 7), ours.mirror),
@@ -41,21 +41,23 @@ def test_every_published_trip_is_in_the_lake(everywhere: tuple[TripMonth, str], 
     assert same(ours.in_lake(month), expected)
 
 
-def test_the_warehouse_holds_the_lakes_trips_by_either_way(everywhere: tuple[TripMonth, str], ours: Stores) -> None:
+def test_the_warehouse_has_the_lakes_trips_with_both_load_methods(
+    everywhere: tuple[TripMonth, str], ours: Stores
+) -> None:
     month, _ = everywhere
     lake = ours.in_lake(month)
     assert same(ours.in_warehouse(month), lake)
     assert same(ours.in_warehouse(month, "frames"), lake)
 
 
-def test_postgres_holds_every_trip_that_carried_somebody(everywhere: tuple[TripMonth, str], ours: Stores) -> None:
+def test_postgres_has_every_trip_with_passengers(everywhere: tuple[TripMonth, str], ours: Stores) -> None:
     month, source = everywhere
     expected = with_passengers(published(ours, month, source))
     assert 0 < expected.num_rows < ours.in_lake(month).num_rows
     assert same(ours.in_postgres(month), expected)
 
 
-def test_the_warehouses_tables_have_the_canonical_types_by_either_way(
+def test_the_warehouses_tables_have_the_canonical_types_with_both_load_methods(
     everywhere: tuple[TripMonth, str], ours: Stores
 ) -> None:
     month, _ = everywhere
@@ -82,7 +84,9 @@ def test_postgres_has_the_canonical_types_and_the_key(everywhere: tuple[TripMont
         assert ours.query(key, table) == [("PRIMARY KEY (file_month, row_number)",)]
 
 
-def test_the_key_counts_the_files_rows_from_one_without_a_gap(everywhere: tuple[TripMonth, str], ours: Stores) -> None:
+def test_row_numbers_count_the_files_rows_from_one_without_a_gap(
+    everywhere: tuple[TripMonth, str], ours: Stores
+) -> None:
     month, _ = everywhere
     for trips in (ours.in_lake(month), ours.in_warehouse(month)):
         assert trips["row_number"].to_pylist() == list(range(1, trips.num_rows + 1))
@@ -111,7 +115,9 @@ def load_jobs(month: TripMonth) -> set[str]:
     return {job.job_id for job in bigquery.Client().list_jobs() if month.stem in job.job_id}
 
 
-def test_an_unchanged_month_again_moves_no_data(everywhere: tuple[TripMonth, str], ours: Stores, runs: Runs) -> None:
+def test_loading_an_unchanged_month_again_moves_no_data(
+    everywhere: tuple[TripMonth, str], ours: Stores, runs: Runs
+) -> None:
     month, source = everywhere
 
     def state_of_stores():
@@ -153,7 +159,7 @@ def test_a_republished_month_replaces_its_rows_and_the_outcome_says_how_many(
     ]
 
 
-def test_row_groups_are_staged_in_bigquery_many_a_job(
+def test_bigquery_stages_many_row_groups_per_job(
     month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.lake_by_hand(month)

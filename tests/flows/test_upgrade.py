@@ -1,4 +1,4 @@
-"""Stores that an older version wrote, and a column added to the canonical schema: no month is loaded again without need."""
+"""Stores of an older version, and a column that is added to the canonical schema, cause no unnecessary reload."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ FEES = [n / 4 for n in range(ROWS)]
 
 @pytest.fixture(scope="module")
 def made(ours: Stores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
-    """Stores of this module's own: their tables get a column that nobody else's have."""
+    """Create stores for this module, because its tests add a column to the tables."""
     with stores(tmp_path_factory.mktemp("upgrade"), "upgrade_tests") as made:
         GcsBucket(bucket=made.bucket, bucket_folder="data", gcp_credentials=GcpCredentials()).save("upgrade-lake")
         postgres_block(made.postgres_url).save("upgrade-postgres")
@@ -52,7 +52,7 @@ def in_warehouse(made: Stores, query: str) -> list[tuple[Any, ...]]:
     return [tuple(row.values()) for row in rows]
 
 
-def test_a_new_column_is_null_in_the_months_of_before_and_versions_tell_them_apart(
+def test_a_new_canonical_column_is_null_in_older_months_and_the_schema_version_shows_which(
     made: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = Runs(made)
@@ -62,7 +62,7 @@ def test_a_new_column_is_null_in_the_months_of_before_and_versions_tell_them_apa
     into_the_warehouse(runs, OLD)
     into_postgres(runs, OLD)
 
-    gained = Column("pool_fee", "number", "US$, of a version to come")
+    gained = Column("pool_fee", "number", "US$, of a future version")
     monkeypatch.setitem(TRIP_COLUMNS, "green", (*TRIP_COLUMNS["green"], gained))
     monkeypatch.setattr("flows.tlc.manifest.SCHEMA_VERSION", SCHEMA_VERSION + 1)
     made.site.put(f"{NEW.stem}.parquet", parquet_file(table(ROWS, NEW, pool_fee=FEES)))
@@ -81,13 +81,13 @@ def test_a_new_column_is_null_in_the_months_of_before_and_versions_tell_them_apa
     assert list(zip(lake["file_month"].to_pylist(), lake["pool_fee"].to_pylist(), strict=True)) == values
     assert into_the_warehouse(runs, OLD).status == "unchanged"
 
-    # which of them carry it
+    # which months have the column
     question = f"SELECT file_month FROM loads WHERE color = 'green' AND schema_version > {SCHEMA_VERSION}"
     assert in_warehouse(made, question) == made.query(question) == [(NEW.file_month,)]
     versions = {month: made.manifest(month)["schema_version"] for month in (OLD, NEW)}
     assert versions == {OLD: SCHEMA_VERSION, NEW: SCHEMA_VERSION + 1}
 
-    # a month of before that is met again is made again, without a byte from the web
+    # an older month that is loaded again is converted from the raw file, without a download
     with pytest.raises(SchemaMismatch, match=r"pool_fee: absent.*Load the month into the lake again"):
         into_the_warehouse(runs, LATE)
     made.site.forget_requests()
@@ -103,13 +103,13 @@ def test_a_new_column_is_null_in_the_months_of_before_and_versions_tell_them_apa
     assert into_the_lake(runs, OLD).status == "unchanged"
 
 
-# The facts of a month that an older version did not write, and the histories that it did not keep.
+# The fields of a manifest that an older version did not write. It did not write histories either.
 NEWER = {"verified", "repeated", "known_rows", "pinned", "withdrawn_at"}
 OLDER_COLUMNS = [column for column in LOADS_COLUMNS if column.name not in NEWER]
 
 
 def as_an_older_version_wrote_it(made: Stores, month: TripMonth) -> None:
-    """Take from every store what it could not yet say of a month."""
+    """Remove from every store what an older version did not write about a month."""
     facts = made.manifest(month)
     older = {name: fact for name, fact in facts.items() if name not in NEWER - {"known_rows"}}
     made.blob(month.manifest_key).upload_from_string(json.dumps(older))

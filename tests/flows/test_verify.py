@@ -1,4 +1,4 @@
-"""What is changed by hand in a store is found, named, and mended by the command that `verify` names."""
+"""`verify` finds and names manual changes in a store, and the command that it recommends corrects them."""
 
 import json
 import shlex
@@ -59,7 +59,7 @@ def warehouse_query(ours: Stores, statement: str) -> None:
 
 
 def load(ours: Stores, runs: Runs, month: TripMonth, *stores: Store) -> None:
-    """Load a month without Prefect, in a fraction of the time."""
+    """Load a month without Prefect, which is much faster."""
     runs.lake_by_hand(month)
     if "warehouse" in stores:
         warehouse = warehouse_of(CREDENTIALS, ours.dataset)
@@ -71,20 +71,20 @@ def load(ours: Stores, runs: Runs, month: TripMonth, *stores: Store) -> None:
 
 @pytest.fixture
 def loaded(month: TripMonth, ours: Stores, runs: Runs) -> TripMonth:
-    """A month that every store has."""
+    """Return a month that every store has."""
     load(ours, runs, month, *EVERYWHERE)
     return month
 
 
 def run_advice(result: Verified, program: Program) -> None:
-    """Run the command that a result names, as an operator does."""
+    """Run the command that a result recommends, as an operator does."""
     _, python, path, *arguments = shlex.split(result.mend)
     assert python == "python"
     done = program(path.removeprefix("flows/").removesuffix(".py"), *arguments)
     assert done.returncode == 0, done.stderr
 
 
-def test_what_the_flows_loaded_has_no_difference_at_any_depth(loaded: TripMonth, ours: Stores, runs: Runs) -> None:
+def test_a_loaded_month_has_no_difference_at_any_depth(loaded: TripMonth, ours: Stores, runs: Runs) -> None:
     before = ours.objects_of(loaded), ours.loads(loaded)
     results = verified(ours, loaded, EVERYWHERE, "raw", at_once=1)
     assert [(r.store, r.status, r.differences) for r in results] == [(store, "verified", ()) for store in EVERYWHERE]
@@ -95,7 +95,7 @@ def test_what_the_flows_loaded_has_no_difference_at_any_depth(loaded: TripMonth,
     assert [result.status for result in by_frames] == ["verified"]
 
 
-def test_rows_edited_in_postgres_are_named_and_mended_by_the_named_command(
+def test_rows_edited_in_postgres_are_named_and_corrected_by_the_recommended_command(
     loaded: TripMonth, ours: Stores, runs: Runs, program: Program
 ) -> None:
     [(first,), (second,), (third,)] = ours.query(
@@ -136,7 +136,7 @@ def test_rows_edited_in_postgres_are_named_and_mended_by_the_named_command(
     assert [result.status for result in verified(ours, loaded, ["database"], "rows")] == ["verified"]
 
 
-def test_rows_edited_in_bigquery_are_named_and_mended_by_the_named_command(
+def test_rows_edited_in_bigquery_are_named_and_corrected_by_the_recommended_command(
     loaded: TripMonth, ours: Stores, program: Program
 ) -> None:
     table, month = f"{ours.dataset}.{loaded.color}", f"file_month = '{loaded.file_month}'"
@@ -155,7 +155,7 @@ def test_rows_edited_in_bigquery_are_named_and_mended_by_the_named_command(
 
 
 def overwrite(ours: Stores, month: TripMonth) -> int:
-    """Replace the lake's object with one in which a fare was changed, as a person with a notebook does."""
+    """Replace the lake's object with a copy that has one changed fare, and return the new generation."""
     trips = ours.in_lake(month)
     fares = trips["fare_amount"].to_pylist()
     fares[2] = 7e7
@@ -168,7 +168,7 @@ def overwrite(ours: Stores, month: TripMonth) -> int:
     return int(blob.generation)
 
 
-def test_an_object_overwritten_in_the_lake_is_named_and_mended_by_the_named_command(
+def test_an_object_overwritten_in_the_lake_is_named_and_corrected_by_the_recommended_command(
     loaded: TripMonth, ours: Stores, program: Program
 ) -> None:
     before = ours.in_lake(loaded)
@@ -183,7 +183,7 @@ def test_an_object_overwritten_in_the_lake_is_named_and_mended_by_the_named_comm
     assert {result.status for result in verified(ours, loaded, EVERYWHERE, "raw")} == {"verified"}
 
 
-def test_an_object_and_a_manifest_edited_together_are_found_against_the_raw_file_and_mended_by_the_schedule(
+def test_an_object_edited_with_its_manifest_differs_from_the_raw_file_and_the_schedule_corrects_it(
     loaded: TripMonth, ours: Stores
 ) -> None:
     before, manifest = ours.in_lake(loaded), ours.manifest(loaded)
@@ -256,14 +256,14 @@ BY_HAND: dict[str, tuple[Store, Edit, str]] = {
 
 
 @pytest.mark.parametrize("case", BY_HAND)
-def test_a_change_by_hand_is_found_by_counting(case: str, month: TripMonth, ours: Stores, runs: Runs) -> None:
+def test_a_manual_change_is_found_by_counting(case: str, month: TripMonth, ours: Stores, runs: Runs) -> None:
     store, edit, words = BY_HAND[case]
     load(ours, runs, month, store)
     edit(ours, month)
     assert words.format(month.postgres_partition, color=month.color) in in_words(check(ours, store, month, "counts"))
 
 
-def test_a_raw_file_with_other_bytes_is_found_by_its_digest(month: TripMonth, ours: Stores, runs: Runs) -> None:
+def test_a_changed_raw_file_is_found_by_its_checksum(month: TripMonth, ours: Stores, runs: Runs) -> None:
     load(ours, runs, loaded := month)
     blob = ours.blob(loaded.raw_key(".parquet"))
     blob.reload()
@@ -282,7 +282,7 @@ def test_a_month_of_another_source_is_not_compared_with_the_lake(month: TripMont
     assert (result.status, result.not_compared) == ("not compared", "the lake has the month from another source")
 
 
-def test_a_number_that_is_zero_either_way_and_text_of_any_kind_do_not_differ(loaded: TripMonth, ours: Stores) -> None:
+def test_negative_zero_and_empty_text_are_not_differences(loaded: TripMonth, ours: Stores) -> None:
     column = "tip_amount"
     ours.query(f"UPDATE {loaded.color} SET {column} = '-0' WHERE file_month = %s AND {column} = 0", loaded.file_month)
     assert check(ours, "database", loaded).differences == []
@@ -290,7 +290,7 @@ def test_a_number_that_is_zero_either_way_and_text_of_any_kind_do_not_differ(loa
     assert "store_and_fwd_flag" in in_words(check(ours, "database", loaded))
 
 
-def test_what_cannot_be_verified_is_refused_before_any_work(ours: Stores, month: TripMonth) -> None:
+def test_invalid_parameters_are_refused_before_any_work(ours: Stores, month: TripMonth) -> None:
     for wrong, words in (
         ({"stores": []}, "stores is empty"),
         ({"sample": -1}, "sample is -1"),
@@ -301,7 +301,7 @@ def test_what_cannot_be_verified_is_refused_before_any_work(ours: Stores, month:
             verified(ours, month, **({"stores": ["database"], "depth": "counts"} | wrong))
 
 
-def test_a_withdrawn_month_is_as_it_should_be_unless_trips_are_there(loaded: TripMonth, ours: Stores) -> None:
+def test_a_withdrawn_month_is_correct_unless_it_has_trips(loaded: TripMonth, ours: Stores) -> None:
     for store in (database_of(POSTGRES), warehouse_of(CREDENTIALS, ours.dataset), lake_of(LAKE)):
         store.withdraw(loaded, "by-hand")
     for name in EVERYWHERE:

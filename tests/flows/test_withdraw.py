@@ -1,4 +1,4 @@
-"""A month is taken out of stores and restored with the same rows; every publication and withdrawal is in its history."""
+"""A month can be withdrawn from stores and restored with the same rows. Its history has every publication and withdrawal."""
 
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ def places(ours: Stores) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def take_out(ours: Stores, month: TripMonth, stores: list[str]) -> Outcome:
+def withdraw_month(ours: Stores, month: TripMonth, stores: list[str]) -> Outcome:
     [outcome] = withdraw(month.color, month.year, [month.month], stores=stores, **places(ours))
     return outcome
 
@@ -45,7 +45,7 @@ def in_loads(ours: Stores, month: TripMonth) -> dict[str, Any]:
     return dict(row)
 
 
-def test_a_month_is_taken_out_of_every_store_stays_out_and_is_restored_with_the_same_rows(
+def test_a_withdrawn_month_stays_withdrawn_until_it_is_restored_with_the_same_rows(
     month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     for load in (runs.lake, runs.warehouse, runs.postgres):
@@ -54,7 +54,7 @@ def test_a_month_is_taken_out_of_every_store_stays_out_and_is_restored_with_the_
     content = ours.blob(month.key).download_as_bytes()
     opened = [lake_of(LAKE), warehouse_of(CREDENTIALS, ours.dataset), database_of(POSTGRES)]
 
-    assert take_out(ours, month, ALL).status == "withdrawn"
+    assert withdraw_month(ours, month, ALL).status == "withdrawn"
     left = ours.objects_of(month).keys()
     assert month.raw_key(".parquet") in left
     assert not {month.key, month.quarantine_key, month.extra_key} & left
@@ -70,7 +70,7 @@ def test_a_month_is_taken_out_of_every_store_stays_out_and_is_restored_with_the_
         assert store.months([month.color], "withdrawn")[month].manifest.withdrawn_at
 
     before = ours.objects_of(month)
-    assert take_out(ours, month, ALL).status == "unchanged"
+    assert withdraw_month(ours, month, ALL).status == "unchanged"
     assert ours.objects_of(month) == before
     bring_up_to_date(
         colors=[month.color], since=text(month), until=text(month), into=ALL, source=ours.official, expect_within=0,
@@ -113,7 +113,7 @@ def test_a_month_is_taken_out_of_every_store_stays_out_and_is_restored_with_the_
      (Lake, "_write_manifest", "after"), (Lake, "_publish_beside", "after"), (Bucket, "delete", "before"),
      (Bucket, "delete", "after")],
 )  # fmt: skip
-def test_a_withdrawal_from_the_lake_that_dies_anywhere_leaves_the_month_or_none_of_it_and_the_next_completes_it(
+def test_after_a_fault_in_a_withdrawal_the_lake_has_all_or_nothing_and_the_next_completes_it(
     owner: type, name: str, when: Literal["before", "after"], month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
@@ -181,25 +181,25 @@ def test_a_retried_step_writes_one_entry_of_history(
         runs.postgres(month)
     assert [len(store.history(month)) for store in opened] == [1, 1, 1]
     with dying(Lake, "_write_manifest", when="before", times=1):
-        assert take_out(ours, month, ["lake"]).status == "withdrawn"
+        assert withdraw_month(ours, month, ["lake"]).status == "withdrawn"
     with dying(BigQuery, "transact", when="after", times=1):
-        assert take_out(ours, month, ["warehouse"]).status == "withdrawn"
+        assert withdraw_month(ours, month, ["warehouse"]).status == "withdrawn"
     with dying(Database, "_write_manifest", when="after", times=1):
-        assert take_out(ours, month, ["database"]).status == "withdrawn"
+        assert withdraw_month(ours, month, ["database"]).status == "withdrawn"
     assert [len(store.history(month)) for store in opened] == [2, 2, 2]
 
 
-def test_a_month_that_one_of_the_stores_never_had_is_not_withdrawn_from_the_others(
+def test_a_month_that_one_store_does_not_have_is_withdrawn_from_none(
     month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.lake_by_hand(month)
     before = ours.objects_of(month)
     with pytest.raises(TripDataError, match=f"{month} is not in BigQuery or Postgres; name only stores that have it"):
-        take_out(ours, month, ALL)
+        withdraw_month(ours, month, ALL)
     assert ours.objects_of(month) == before
 
 
-def test_an_older_versions_months_have_a_history_without_a_reload(month: TripMonth, ours: Stores, runs: Runs) -> None:
+def test_months_of_an_older_version_get_a_history_without_a_reload(month: TripMonth, ours: Stores, runs: Runs) -> None:
     runs.lake_by_hand(month)
     runs.warehouse(month)
     runs.postgres_by_hand(month)

@@ -1,4 +1,4 @@
-"""The zones are in every store as published, exactly once, and trips find theirs by a plain join."""
+"""Every store has the zones as published, exactly once, and trips can be joined with them."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.operations
 
 @pytest.fixture
 def dataset(ours: Stores) -> Iterator[str]:
-    """A dataset without zones."""
+    """Create a dataset without zones."""
     name = "zones_tests"
     yield name
     bigquery.Client().delete_dataset(name, delete_contents=True, not_found_ok=True)
@@ -36,7 +36,7 @@ def dataset(ours: Stores) -> Iterator[str]:
 
 @pytest.fixture
 def load(ours: Stores, dataset: str) -> Iterator[Any]:
-    """`load_zones` on our stores, which are without zones before and after."""
+    """Return `load_zones` for the tests' stores, which have no zones before and after the test."""
 
     def run(*stores: str, source: str = "", **parameters: Any) -> Any:
         where = {"block_name": LAKE, "credentials_block": CREDENTIALS, "postgres_block": POSTGRES, "dataset": dataset}
@@ -51,7 +51,7 @@ def load(ours: Stores, dataset: str) -> Iterator[Any]:
 
 @pytest.fixture
 def published(ours: Stores) -> Iterator[Path]:
-    """The file of the site, which is as it was after the test."""
+    """Return the site's zone file. Restore its content after the test."""
     path = ours.site.file(NAME)
     before = path.read_bytes()
     yield path
@@ -81,7 +81,7 @@ def state_of_stores(ours: Stores, dataset: str) -> list[Any]:
     return [ours.objects("zones/"), table.modified, table.description, postgres]
 
 
-def test_every_store_holds_the_published_zones_na_and_shared_names_included(
+def test_every_store_has_the_published_zones_with_na_and_repeated_names(
     load: Any, published: Path, ours: Stores, dataset: str
 ) -> None:
     outcomes = load(*EVERYWHERE).result()
@@ -98,7 +98,7 @@ def test_every_store_holds_the_published_zones_na_and_shared_names_included(
         ours.query("INSERT INTO zones SELECT * FROM zones LIMIT 1")
 
 
-def test_the_same_zones_again_write_nothing(load: Any, published: Path, ours: Stores, dataset: str) -> None:
+def test_loading_the_same_zones_again_writes_nothing(load: Any, published: Path, ours: Stores, dataset: str) -> None:
     load(*EVERYWHERE)
     before = state_of_stores(ours, dataset)
     assert [(o.status, o.rows) for o in load(*EVERYWHERE).result()] == [("unchanged", 265)] * 3
@@ -109,7 +109,7 @@ def test_republished_zones_replace_the_old_ones_and_the_outcome_counts(
     load: Any, published: Path, ours: Stores, dataset: str
 ) -> None:
     load(*EVERYWHERE)
-    # As TLC's editions differ: other letters' case in the header, other line ends, a name mended, an id gone, one new.
+    # TLC's editions differ in these ways: case of the header, line ends, a corrected name, a removed id and a new one.
     lines = published.read_text().replace("LocationID", "locationid").splitlines()
     lines = [line for line in lines if not line.startswith("100,")]
     lines[5] = '5,"Staten Island","Arden Hills","Boro Zone"'
@@ -123,7 +123,7 @@ def test_republished_zones_replace_the_old_ones_and_the_outcome_counts(
         assert 100 not in by_id
 
 
-def test_each_store_tells_where_its_zones_came_from(load: Any, published: Path, ours: Stores, dataset: str) -> None:
+def test_each_store_records_the_source_of_its_zones(load: Any, published: Path, ours: Stores, dataset: str) -> None:
     load(*EVERYWHERE)
     blob = ours.blob("zones/zones.parquet")
     blob.reload()
@@ -156,7 +156,7 @@ SOUND = '"LocationID","Borough","Zone","service_zone"\n1,"EWR","Newark Airport",
         (SOUND + "3,Caf\udce9,a,b\n", "not CSV text"),
     ],
 )
-def test_a_file_that_is_no_zone_look_up_is_refused_with_the_reason_and_changes_nothing(
+def test_an_invalid_zone_file_is_refused_with_the_reason_and_changes_nothing(
     content: str, reason: str, tmp_path: Path, load: Any, ours: Stores
 ) -> None:
     (tmp_path / NAME).write_text(content, errors="surrogateescape")
@@ -169,7 +169,7 @@ def test_a_file_that_is_no_zone_look_up_is_refused_with_the_reason_and_changes_n
     assert ours.query("SELECT to_regclass('zones')") == [(None,)]
 
 
-def test_a_source_that_is_not_there_is_named(load: Any, ours: Stores) -> None:
+def test_the_error_for_a_missing_source_names_it(load: Any, ours: Stores) -> None:
     for source, reason in (
         (f"{ours.site.url}/misc/none.csv", "answered HTTP 404"),
         ("file:///none.csv", "there is no file"),
@@ -181,13 +181,13 @@ def test_a_source_that_is_not_there_is_named(load: Any, ours: Stores) -> None:
         assert "secret" not in state.message
 
 
-def test_a_passing_failure_of_the_site_is_waited_out(load: Any, published: Path, ours: Stores) -> None:
+def test_a_transient_failure_of_the_site_is_retried(load: Any, published: Path, ours: Stores) -> None:
     ours.site.fault(f"/misc/{NAME}", status=503, retry_after=0)
     assert load("database").result()[0].status == "loaded"
 
 
 @pytest.mark.parametrize("store", ["warehouse", "database"])
-def test_a_table_zones_of_somebody_else_is_left_alone(
+def test_a_foreign_table_zones_is_not_changed(
     store: str, load: Any, published: Path, ours: Stores, dataset: str
 ) -> None:
     client = bigquery.Client()
@@ -199,7 +199,7 @@ def test_a_table_zones_of_somebody_else_is_left_alone(
     assert ours.query("SELECT count(*) FROM zones") == [(0,)]
 
 
-def test_the_database_needs_no_google_anything(
+def test_loading_the_database_needs_no_google_service(
     load: Any, published: Path, ours: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as environment:
@@ -209,14 +209,12 @@ def test_the_database_needs_no_google_anything(
         assert load("database", **nothing).result()[0].status == "loaded"
 
 
-def test_official_is_the_address_that_the_environment_gives(
-    load: Any, ours: Stores, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_sets_the_address_of_official(load: Any, ours: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TLC_ZONES_URL", f"{ours.site.url}/misc/{NAME}")
     assert load("database", source="official").result()[0].rows == 265
 
 
-def test_the_command_line_takes_stores_by_name_and_refuses_others(
+def test_the_command_line_accepts_only_the_names_of_stores(
     load: Any, ours: Stores, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = f"{ours.site.url}/misc/{NAME}"
@@ -236,7 +234,7 @@ JOIN = """
 """
 
 
-def test_trips_find_their_zones_by_a_plain_join_in_every_store(
+def test_trips_can_be_joined_with_the_zones_in_every_store(
     load: Any, runs: Runs, published: Path, ours: Stores, month: TripMonth
 ) -> None:
     runs.lake(month)
@@ -252,8 +250,8 @@ def test_trips_find_their_zones_by_a_plain_join_in_every_store(
     def counted(rows: Any) -> Counter[tuple[str, str]]:
         return Counter({(pickup, dropoff): trips for pickup, dropoff, trips in rows})
 
-    there = {"trips": f"{ours.dataset}.{month.color}", "zones": f"{ours.dataset}.zones", "month": month}
-    warehouse = bigquery.Client().query_and_wait(JOIN.format(**there))
+    tables = {"trips": f"{ours.dataset}.{month.color}", "zones": f"{ours.dataset}.zones", "month": month}
+    warehouse = bigquery.Client().query_and_wait(JOIN.format(**tables))
     assert counted(row.values() for row in warehouse) == truth
     assert counted(ours.query(JOIN.format(trips=month.color, zones="zones", month=month))) == truth
     lake = duckdb.connect()
