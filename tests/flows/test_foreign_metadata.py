@@ -11,7 +11,7 @@ from flows.tlc.errors import Overtaken
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import LAKE, Runs, lake_of, no_progress
 from tests.flows.test_new_columns import put
-from tests.flows.test_replay import BARE, minutes_will_do, replay
+from tests.flows.test_replay import BARE, accept_times_without_seconds, replay
 from tests.stores import Stores, same
 from tests.strict_lake import StrictLake
 from tests.tlc.published import csv_file, line, times
@@ -48,7 +48,7 @@ def test_all_flows_work_if_the_server_adds_metadata(
         "replaced", 100, {"lpep_pickup_datetime: not a datetime": 1},
     )  # fmt: skip
     assert len(ours.quarantined(month)) == 1
-    minutes_will_do(monkeypatch)
+    accept_times_without_seconds(monkeypatch)
     [replayed] = replay(month).result()
     assert (replayed.manifest.inserted, replayed.manifest.quarantined) == (1, {})
     assert runs.warehouse(month).manifest.loaded == 500

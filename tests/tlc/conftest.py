@@ -1,4 +1,4 @@
-"""How hypothesis runs here: no deadline on a busy machine, no file left in the project."""
+"""Configure hypothesis: no deadline, because speed is not what these tests check, and no files in the project's folder."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Parquet files changed by hand: footers and page headers taken apart, altered and put together again, field by field."""
+"""Edit Parquet files: parse footers and page headers, change single fields, and encode the file again."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +44,9 @@ class _Reader:
         number = 0
         while head := self.data[self.at]:
             self.at += 1
-            assert head >> 4, "every field of Parquet's structs is near the one before it"
+            assert head >> 4, (
+                "a field number is more than 15 above the one before it, which this reader does not support"
+            )
             number += head >> 4
             fields[number] = (head & 15, None if head & 15 in (TRUE, FALSE) else self.value(head & 15))
         self.at += 1
@@ -74,7 +76,7 @@ def _encode(kind: int, value: Any) -> bytes:
 
 
 def encode(struct: Struct) -> bytes:
-    """The struct as Thrift writes it."""
+    """Return a struct in Thrift's compact encoding."""
     out, before = bytearray(), 0
     for number, (kind, value) in sorted(struct.items()):
         out += bytes([(number - before) << 4 | kind]) + _encode(kind, value)
@@ -84,7 +86,7 @@ def encode(struct: Struct) -> bytes:
 
 @dataclass
 class Page:
-    """A page: its header's fields, and its bytes."""
+    """The header's fields and the bytes of one page."""
 
     header: Struct
     body: bytes
@@ -95,7 +97,7 @@ class Page:
 
 
 class Edited:
-    """A Parquet file in parts. Change `footer` or `chunks`, and take it as `data`."""
+    """A parsed Parquet file. Change `footer` or `chunks`, then read the new file from `data`."""
 
     def __init__(self, data: bytes) -> None:
         length = int.from_bytes(data[-8:-4], "little")
@@ -127,18 +129,18 @@ class Edited:
         return len(self.group(0)[1][1])
 
     def group(self, group: int) -> Struct:
-        """The fields of a row group."""
+        """Return the fields of a row group."""
         fields: Struct = self.footer[4][1][group][1]
         return fields
 
     def about(self, group: int, column: int) -> Struct:
-        """The fields of a column chunk's description."""
+        """Return the fields of a column chunk's metadata."""
         fields: Struct = self.group(group)[1][1][column][1][3][1]
         return fields
 
     @property
     def data(self) -> bytes:
-        """The file with these pages, each chunk's place and size in the footer as they are now."""
+        """The bytes of the file. The footer gets the present offset and size of each chunk."""
         out = bytearray(b"PAR1")
         for group in range(self.groups):
             for column in range(self.columns):
@@ -153,7 +155,7 @@ class Edited:
         return self.with_footer(bytes(out))
 
     def with_footer(self, data: bytes) -> bytes:
-        """These pages, and the footer as it is now."""
+        """Return `data` followed by the present footer, unchanged."""
         footer = encode(self.footer)
         return data + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 

@@ -1,4 +1,4 @@
-"""Small files as TLC publishes them, made by hand, and what reading one of them whole gives."""
+"""Make small files in TLC's formats, and read whole files."""
 
 import io
 from collections.abc import Iterable
@@ -47,7 +47,7 @@ FHV_LINE = "B00009,2021-01-01 00:27:00,2021-01-01 00:44:00,264,265,"
 
 
 def times(month: TripMonth) -> dict[str, str]:
-    """The sound trip's times, in another month."""
+    """Return the times of the valid trip, moved to a month."""
     return {
         name: text.replace("2021-01", f"{month.year}-{month.month:02d}")
         for name, text in TRIP.items()
@@ -56,24 +56,24 @@ def times(month: TripMonth) -> dict[str, str]:
 
 
 def line(**fields: str) -> str:
-    """A green trip as a line of CSV, some of its fields as given."""
+    """Return a green trip as a line of CSV. `fields` replaces values."""
     return ",".join((TRIP | fields).values())
 
 
 def csv_file(*lines: str, header: str = HEADER, end: str = "\r\n") -> bytes:
-    """A CSV file of these lines."""
+    """Return a CSV file with a header and these lines."""
     return end.join([header, *lines, ""]).encode()
 
 
 @dataclass(frozen=True)
 class Read:
-    """A file read to its end."""
+    """The chunks of a file that was read to its end."""
 
     chunks: list[Chunk]
 
     @property
     def shapes(self) -> list[Shape]:
-        """How the columns were understood, once if every chunk says the same."""
+        """The different shapes of the chunks."""
         return list(dict.fromkeys(chunk.shape for chunk in self.chunks if chunk.shape))
 
     @property
@@ -98,12 +98,12 @@ class Read:
 
 
 def read_csv(data: bytes | Iterable[bytes], month: TripMonth = GREEN, ending: Ending = ".csv") -> Read:
-    """All of a CSV file."""
+    """Read a whole CSV file."""
     return Read(list(csv_chunks(month, ending, [data] if isinstance(data, bytes) else data)))
 
 
 def read_parquet(data: bytes, month: TripMonth = GREEN) -> Read:
-    """All of a Parquet file."""
+    """Read a whole Parquet file."""
     return Read(list(parquet_chunks(month, io.BytesIO(data))))
 
 
@@ -116,14 +116,14 @@ _PARQUET_TYPES = {
 
 
 def table(rows: int = 1, month: TripMonth = GREEN, **columns: Any) -> pa.Table:
-    """Sound green trips as TLC's Parquet of 2021 has them, some columns as given (an array, a list, or None: left out)."""
+    """Return valid green trips in the layout of TLC's Parquet of 2021. `columns` replaces columns; None removes one."""
     texts = {name: pa.array([text or None] * rows) for name, text in (TRIP | times(month)).items()}
-    sound = {name: text.cast(_PARQUET_TYPES[name]) for name, text in texts.items()}
-    return pa.table({name: values for name, values in (sound | columns).items() if values is not None})
+    valid = {name: text.cast(_PARQUET_TYPES[name]) for name, text in texts.items()}
+    return pa.table({name: values for name, values in (valid | columns).items() if values is not None})
 
 
 def parquet_file(trips: pa.Table, **options: Any) -> bytes:
-    """The table as a Parquet file."""
+    """Return a table as the bytes of a Parquet file."""
     out = io.BytesIO()
     pq.write_table(trips, out, **options)
     return out.getvalue()

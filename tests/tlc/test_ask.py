@@ -1,4 +1,4 @@
-"""The statements for BigQuery about the lake parse in its dialect, and equal the API client's own definition."""
+"""The BigQuery statements for external tables are valid in its dialect and agree with the definition for the API client."""
 
 import pytest
 import sqlglot
@@ -20,7 +20,7 @@ def parsed(table: str) -> exp.Create:
 
 
 def described(statement: exp.Create) -> list[tuple[str, str, str]]:
-    """Names, types and descriptions as the parser finds them."""
+    """Return the name, type and description of each column, from the parsed statement."""
     return [
         (field.name, field.kind.sql("bigquery"), field.find(exp.Literal).this)
         for field in statement.find_all(exp.ColumnDef)
@@ -47,7 +47,7 @@ def test_the_statement_makes_an_external_table_over_the_parquet_of_the_lake(tabl
 
 
 @pytest.mark.parametrize("color", COLORS)
-def test_the_api_client_takes_the_same_table_as_an_external_definition(color: str) -> None:
+def test_the_definition_for_the_api_client_describes_the_same_table(color: str) -> None:
     config = bigquery.ExternalConfig(bigquery.SourceFormat.PARQUET)
     config.source_uris = [f"{LAKE}{color}/*.parquet"]
     config.schema = [
@@ -60,7 +60,7 @@ def test_the_api_client_takes_the_same_table_as_an_external_definition(color: st
     assert again.source_uris == config.source_uris
 
 
-def test_a_queries_tables_are_those_it_names() -> None:
+def test_only_table_names_count_as_a_querys_tables() -> None:
     assert tables_of("select * from Green join zones on true") == ["green", "zones"]
     assert tables_of("select * from fhvhv") == ["fhvhv"]
     assert tables_of("select * from zones where service_zone in ('Yellow Zone', 'it''s green')") == ["zones"]

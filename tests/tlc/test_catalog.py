@@ -1,4 +1,4 @@
-"""Which months there are, and how a store's stands to its source's."""
+"""The months of a range, and the comparison of a store's month with its source."""
 
 import datetime as dt
 import math
@@ -39,20 +39,20 @@ MANIFEST = Manifest(
 )  # fmt: skip
 
 
-def test_a_range_of_months_begins_with_each_colors_first_and_is_in_order_of_time():
+def test_a_range_is_ordered_by_time_and_begins_with_each_colors_first_month():
     assert list(map(str, months_between(["green", "yellow"], "2013-07", "2013-09", TODAY))) == [
         "yellow 2013-07", "green 2013-08", "yellow 2013-08", "green 2013-09", "yellow 2013-09",
     ]  # fmt: skip
 
 
-def test_a_year_is_a_bound_as_a_whole_and_no_range_goes_beyond_today():
+def test_a_year_as_a_bound_means_the_whole_year_up_to_today():
     assert len(months_between(["yellow"], "2019", "2020", TODAY)) == 24
     assert str(months_between(["yellow"], "2024", "2030", TODAY)[-1]) == "yellow 2024-03"
     assert str(months_between(["fhv"], "", "", TODAY)[0]) == "fhv 2015-01"
 
 
 @pytest.mark.parametrize("bound", ["2019/01", "19-01", "2019-13", "last year"])
-def test_a_bound_that_is_no_month_is_refused_with_an_example(bound: str):
+def test_the_error_for_an_invalid_bound_gives_an_example(bound: str):
     with pytest.raises(UnknownMonth, match="such as 2019-01"):
         months_between(["yellow"], bound, "", TODAY)
 
@@ -82,7 +82,7 @@ def test_months_ago_counts_across_years():
 
 
 @pytest.mark.parametrize(
-    ("published", "held", "wanted"),
+    ("published", "stored", "expected"),
     [
         ({}, None, "new"),
         ({}, {}, "unchanged"),
@@ -102,10 +102,10 @@ def test_months_ago_counts_across_years():
         (None, None, "not published"),
     ],
 )
-def test_a_month_stands_to_its_source_by_version_time_and_size(published, held, wanted):
-    there = None if published is None else PUBLISHED.model_copy(update=published)
-    here = None if held is None else MANIFEST.model_copy(update=held)
-    assert sync_status(URL, there, here) == wanted
+def test_the_sync_status_depends_on_etag_time_and_size(published, stored, expected):
+    at_source = None if published is None else PUBLISHED.model_copy(update=published)
+    in_store = None if stored is None else MANIFEST.model_copy(update=stored)
+    assert sync_status(URL, at_source, in_store) == expected
 
 
 OLDER = MANIFEST.model_copy(
@@ -114,7 +114,7 @@ OLDER = MANIFEST.model_copy(
 
 
 @pytest.mark.parametrize(
-    ("held", "behind"),
+    ("stored", "behind"),
     [
         ({"lake": None, "warehouse": None}, ["lake", "warehouse"]),
         ({"lake": MANIFEST, "warehouse": None}, ["warehouse"]),
@@ -125,30 +125,30 @@ OLDER = MANIFEST.model_copy(
         ({"database": None}, ["database"]),
     ],
 )
-def test_only_stores_that_lag_are_brought_up_to_date_in_the_order_of_the_way(
-    held: dict[Store, Manifest | None], behind: list[Store]
+def test_only_stores_that_are_behind_are_updated_the_lake_first(
+    stored: dict[Store, Manifest | None], behind: list[Store]
 ):
-    assert Found(MONTH, URL, PUBLISHED, held).behind == behind
+    assert Found(MONTH, URL, PUBLISHED, stored).behind == behind
 
 
-def test_a_month_in_the_lake_goes_on_to_the_warehouse_though_its_source_has_it_no_more():
+def test_the_warehouse_gets_a_month_from_the_lake_even_if_the_source_removed_it():
     gone = Found(MONTH, URL, NotPublished("no"), {"lake": MANIFEST, "warehouse": None})
     assert (gone.status("lake"), gone.behind) == ("gone", ["warehouse"])
 
 
-def test_a_month_whose_run_died_before_its_end_is_done_again():
-    held: dict[Store, Manifest | None] = {"lake": MANIFEST, "warehouse": MANIFEST}
-    assert Found(MONTH, URL, PUBLISHED, held, unfinished=True).behind == ["lake"]
-    assert Found(MONTH, URL, NotPublished("no"), held, unfinished=True).behind == []
+def test_a_month_whose_run_did_not_finish_is_loaded_again():
+    stored: dict[Store, Manifest | None] = {"lake": MANIFEST, "warehouse": MANIFEST}
+    assert Found(MONTH, URL, PUBLISHED, stored, unfinished=True).behind == ["lake"]
+    assert Found(MONTH, URL, NotPublished("no"), stored, unfinished=True).behind == []
 
 
-def test_nothing_is_done_about_a_month_whose_source_gave_no_answer():
+def test_a_month_whose_source_did_not_answer_is_not_loaded():
     lost = Found(MONTH, URL, ConnectionError("down"), {"lake": None, "warehouse": None})
     assert lost.behind == []
     assert isinstance(lost.unanswered, ConnectionError)
 
 
-def test_the_catalog_tells_what_differs_from_the_source_and_from_what_was_known():
+def test_the_catalog_shows_differences_from_the_source_and_from_the_known_counts():
     known = known_files(["# of old", "file,rows,bytes,last_modified", "x.parquet,9,100,2022-07-18T19:25:14Z"])[
         "x.parquet"
     ]
@@ -165,7 +165,7 @@ def test_the_catalog_tells_what_differs_from_the_source_and_from_what_was_known(
     assert entry_of(MONTH, None, None, None, URL).source is None
 
 
-def test_the_known_counts_are_of_all_487_files_and_agree_with_those_published():
+def test_the_known_counts_cover_all_487_files_and_agree_with_the_published_ones():
     assert [known_file(month.url(TEMPLATES["official"])).rows for month in (
         TripMonth("green", 2019, 4), TripMonth("green", 2020, 1), TripMonth("green", 2021, 1), TripMonth("yellow", 2021, 1),
     )] == [567_852, 447_770, 76_518, 1_369_769]  # fmt: skip
@@ -182,11 +182,11 @@ def test_the_known_counts_are_of_all_487_files_and_agree_with_those_published():
     "url",
     [MONTH.url(TEMPLATES["mirror"]), f"http://127.0.0.1/trip-data/{MONTH.stem}.parquet", f"{URL}?copy=1", f"{URL}x"],
 )
-def test_what_is_known_of_tlcs_own_file_is_not_applied_to_a_file_from_elsewhere(url: str):
+def test_the_known_counts_apply_only_to_tlcs_own_files(url: str):
     assert known_file(url) is None
 
 
-def test_months_are_known_to_be_published_by_tlcs_counts_and_by_the_range_of_the_mirror():
+def test_a_month_is_known_to_be_published_from_tlcs_counts_or_the_mirrors_range():
     assert known_publication(MONTH, URL) == "447,770 rows on 2022-06-30"
     mirror = TEMPLATES["mirror"]
     known = [m for m in months_between(COLORS, "2018", "2022") if known_publication(m, m.url(mirror))]
@@ -198,7 +198,7 @@ FORBIDDEN = NotPublished("no", 403)
 
 
 @pytest.mark.parametrize(
-    ("answer", "held", "known", "words"),
+    ("answer", "stored", "known", "words"),
     [
         (FORBIDDEN, {}, "", None),
         (FORBIDDEN, {"lake": None}, "", None),
@@ -220,8 +220,8 @@ FORBIDDEN = NotPublished("no", 403)
         (PUBLISHED, {"lake": MANIFEST}, "9 rows", None),
     ],
 )
-def test_a_refusal_of_a_month_that_is_known_to_be_published_is_an_error(answer, held, known, words):
-    wrong = Found(MONTH, URL, answer, held, known=known).wrong
+def test_the_refusal_of_a_published_month_is_an_error(answer, stored, known, words):
+    wrong = Found(MONTH, URL, answer, stored, known=known).wrong
     assert (words in str(wrong)) if words else wrong is None
 
 
@@ -232,11 +232,11 @@ def test_a_refusal_of_a_month_that_is_known_to_be_published_is_an_error(answer, 
         ("2024-01", "2023", 1, "green: the newest month published at the site is 2024-01, more than 1 months ago"),
         ("2024-01", "2023", 0, ""),
         ("", "2023", 4, "green: no month since 2023-01 is published at the site"),
-        ("", "2023-12", 4, ""),  # whether 2023-11 is published was not asked
+        ("", "2023-12", 4, ""),  # no request was sent for 2023-11
         ("", "2023-11", 4, "green: no month since 2023-11"),
     ],
 )
-def test_a_color_without_a_new_month_is_overdue_if_that_can_be_told(newest, since, within, words):
+def test_a_color_without_a_new_month_is_overdue_if_the_requests_cover_that_time(newest, since, within, words):
     def found(answer_of_others, older=()):
         return [
             Found(
@@ -245,24 +245,24 @@ def test_a_color_without_a_new_month_is_overdue_if_that_can_be_told(newest, sinc
             for m in [*older, *months_between(["green"], since, "", TODAY)]
         ]
 
-    said = overdue("green", found(FORBIDDEN), within, "the site", TODAY)
-    assert said.startswith(words) if words else said == ""
+    message = overdue("green", found(FORBIDDEN), within, "the site", TODAY)
+    assert message.startswith(words) if words else message == ""
     assert overdue("yellow", found(FORBIDDEN), within, "the site", TODAY) == ""
     assert overdue("green", found(ConnectionError("down")), within, "the site", TODAY) == ""
     assert overdue("green", found(FORBIDDEN, [TripMonth("green", 2019, 1)]), within, "the site", TODAY)[:5] == words[:5]
 
 
-def test_the_catalog_marks_a_month_that_is_known_to_be_published_and_refused():
+def test_the_catalog_marks_a_published_month_that_the_source_refuses():
     assert entry_of(MONTH, None, None, FORBIDDEN, URL, "9 rows on 2022-07-18").differs == ["refused"]
     assert entry_of(MONTH, None, None, FORBIDDEN, URL).differs == []
     for known in ("", "9 rows on 2022-07-18"):
         assert entry_of(MONTH, ListedMonth(MANIFEST, 50), None, FORBIDDEN, URL, known).differs == ["refused"]
-        for status in (404, 410, None):  # None: of a file
+        for status in (404, 410, None):  # None: a missing local file
             absent = NotPublished("no", status)
             assert entry_of(MONTH, ListedMonth(MANIFEST, 50), None, absent, URL, known).differs == ["gone"]
 
 
-def test_a_count_that_is_not_the_last_known_is_told_in_words():
+def test_a_changed_row_count_is_described_in_words():
     assert MANIFEST.recount == ""
     assert MANIFEST.model_copy(update={"known_rows": 10}).recount == ""
     assert MANIFEST.model_copy(update={"known_rows": 12}).recount == "re-published: 10 rows, 12 were last known (-2)"

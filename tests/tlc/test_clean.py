@@ -1,4 +1,4 @@
-"""A value becomes exactly what was published, or its row is set aside with the reason; every row is counted once."""
+"""A value is converted exactly, or its row is quarantined with the reason. Every row is counted once."""
 
 import datetime as dt
 import json
@@ -39,7 +39,7 @@ def cleaned(**columns: Any) -> Chunk:
 
 
 def outcome(column: str, value: Any, kind: pa.DataType) -> Any:
-    """What becomes of a value between two sound ones: itself converted, or the reason why its row is set aside."""
+    """Clean a value between two valid ones. Return the converted value, or the reason why its row is quarantined."""
     chunk = cleaned(**{column: pa.array([None, value, None], kind)})
     assert chunk.source_rows == chunk.trips.num_rows + chunk.rejects.num_rows == 3
     if chunk.rejects.num_rows:
@@ -49,9 +49,9 @@ def outcome(column: str, value: Any, kind: pa.DataType) -> Any:
     return chunk.trips.column(column)[1].as_py()
 
 
-NULL = object()  # a missing value, which is loaded as null; None is set aside
+NULL = object()  # a missing value, which is loaded as null; None means a quarantined row
 
-# Spelled as text, in a CSV file or in TLC's oldest Parquet.
+# Values as text, as in CSV files and in TLC's oldest Parquet files.
 TEXTS: dict[str, dict[str, Any]] = {
     "VendorID": {
         "1": 1, " 1": 1, "1\t": 1, "+1": 1, "-1": -1, "-0": 0, "007": 7, "1.0": 1, "2.": 2, "+3.000": 3, "10": 10,
@@ -101,7 +101,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     [(column, text, value) for column, cases in TEXTS.items() for text, value in cases.items()],
 )
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()], ids=str)
-def test_a_text_is_what_it_spells_or_is_set_aside(column: str, text: str, value: Any, kind: pa.DataType) -> None:
+def test_a_text_is_converted_exactly_or_quarantined(column: str, text: str, value: Any, kind: pa.DataType) -> None:
     got = outcome(column, text, kind)
     expected = None if value is NULL else REASON[column] if value is None else value
     assert got == expected
@@ -110,7 +110,7 @@ def test_a_text_is_what_it_spells_or_is_set_aside(column: str, text: str, value:
 
 @pytest.mark.parametrize("word", MISSING)
 @pytest.mark.parametrize("column", [column for column in REASON if column != "store_and_fwd_flag"])
-def test_a_word_for_a_missing_value_is_null_where_no_text_can_be(column: str, word: str) -> None:
+def test_a_word_for_a_missing_value_is_null_except_in_text_columns(column: str, word: str) -> None:
     assert outcome(column, word, pa.string()) is None
     assert outcome(column, f"{word}?", pa.string()) == REASON[column]
 
@@ -170,7 +170,7 @@ def test_a_word_for_a_missing_value_is_null_where_no_text_can_be(column: str, wo
         ("store_and_fwd_flag", pa.large_string(), "Y", "Y"),
     ],
 )
-def test_a_typed_value_keeps_its_value_or_is_set_aside(
+def test_a_typed_value_is_converted_exactly_or_quarantined(
     column: str, kind: pa.DataType, value: Any, expected: Any
 ) -> None:
     got = outcome(column, value, kind)
@@ -179,11 +179,11 @@ def test_a_typed_value_keeps_its_value_or_is_set_aside(
 
 @pytest.mark.parametrize("column", list(REASON))
 @pytest.mark.parametrize("kind", [pa.null(), pa.string(), pa.large_string()], ids=str)
-def test_null_stays_null_whatever_it_was_published_as(column: str, kind: pa.DataType) -> None:
+def test_null_stays_null_for_every_published_type(column: str, kind: pa.DataType) -> None:
     assert outcome(column, None, kind) is None
 
 
-def test_columns_that_the_file_lacks_are_null_and_the_key_is_there() -> None:
+def test_missing_columns_are_null_and_the_key_is_added() -> None:
     chunk = cleaned(VendorID=[1, 2])
     assert chunk.trips.schema == arrow_schema("green")
     assert chunk.trips.column("cbd_congestion_fee").to_pylist() == [None, None]
@@ -191,7 +191,7 @@ def test_columns_that_the_file_lacks_are_null_and_the_key_is_there() -> None:
     assert chunk.trips.column("row_number").to_pylist() == [1, 2]
 
 
-def test_a_row_set_aside_keeps_its_values_as_json_and_its_first_reason() -> None:
+def test_a_quarantined_row_has_its_values_as_json_and_the_first_reason() -> None:
     chunk = cleaned(
         RatecodeID=pa.array([1, 1.5, math.inf]),
         lpep_pickup_datetime=pa.array([0, 253_402_300_800_000_000, 0], pa.timestamp("us")),
@@ -214,7 +214,7 @@ def test_a_row_set_aside_keeps_its_values_as_json_and_its_first_reason() -> None
     assert (infinite["RatecodeID"], infinite["fare_amount"]) == ("inf", "inf")
 
 
-def test_a_text_that_is_not_utf_8_is_set_aside() -> None:
+def test_a_text_that_is_not_utf_8_is_quarantined() -> None:
     stray = pa.Array.from_buffers(
         pa.string(), 2, [None, pa.array([0, 1, 3], pa.int32()).buffers()[1], pa.py_buffer(b"N\xff\xfe")]
     )
@@ -225,7 +225,7 @@ def test_a_text_that_is_not_utf_8_is_set_aside() -> None:
     assert json.loads(reject["original"])["store_and_fwd_flag"] == r"\xff\xfe"
 
 
-def test_a_number_in_text_that_is_not_utf_8_is_set_aside() -> None:
+def test_a_number_in_text_that_is_not_utf_8_is_quarantined() -> None:
     stray = pa.Array.from_buffers(
         pa.string(), 2, [None, pa.array([0, 1, 3], pa.int32()).buffers()[1], pa.py_buffer(b"5\xff\xfe")]
     )
@@ -233,12 +233,12 @@ def test_a_number_in_text_that_is_not_utf_8_is_set_aside() -> None:
 
 
 @pytest.mark.parametrize("column", ["store_and_fwd_flag", "lpep_pickup_datetime"])
-def test_a_float_where_a_text_or_a_time_belongs_stops_the_month(column: str) -> None:
+def test_a_float_in_a_text_or_time_column_stops_the_month(column: str) -> None:
     with pytest.raises(SchemaMismatch, match=rf"green 2021-01: {column} has the type double and holds 5\.0 in row 2"):
         cleaned(**{column: pa.array([math.nan, 5.0])})
 
 
-# A kind of value that cannot convert, for every way of publishing it, in as many rows as a batch has.
+# For each published type, a value that cannot be converted. The test fills a batch with it.
 HOPELESS = {
     "fractions": ("RatecodeID", pa.array([1.5])),
     "infinite": ("fare_amount", pa.array([math.inf])),
@@ -249,7 +249,7 @@ HOPELESS = {
     "integers beyond a double": ("fare_amount", pa.array([2**62])),
     "inexact decimals": ("fare_amount", pa.array([Decimal("123456789012345678.91")])),
     "words": ("fare_amount", pa.array(["abc"])),
-    "days that never were": ("lpep_pickup_datetime", pa.array(["2021-02-30 00:00:00"])),
+    "days that do not exist": ("lpep_pickup_datetime", pa.array(["2021-02-30 00:00:00"])),
     "fractions of a microsecond": ("lpep_pickup_datetime", pa.array([1_001], pa.timestamp("ns"))),
     "years beyond 9999": ("lpep_pickup_datetime", pa.array([2**62], pa.timestamp("ms"))),
     "NUL": ("store_and_fwd_flag", pa.array(["\x00"])),
@@ -259,7 +259,7 @@ HOPELESS = {
 
 @pytest.mark.parametrize(("column", "value"), HOPELESS.values(), ids=HOPELESS)
 @pytest.mark.slow
-def test_a_column_in_which_nothing_converts_takes_no_longer_than_one_that_does(column: str, value: pa.Array) -> None:
+def test_a_column_without_a_valid_value_needs_no_search_for_the_bad_rows(column: str, value: pa.Array) -> None:
     rows = 64 << 10
     values = value.take(pa.array([0] * (rows - 1) + [None], pa.int64()))
     with patch.object(convert, "_halve", side_effect=convert._halve) as halved:
@@ -269,7 +269,7 @@ def test_a_column_in_which_nothing_converts_takes_no_longer_than_one_that_does(c
     assert halved.call_count <= 1
 
 
-def test_only_as_many_rows_as_asked_keep_their_original_and_every_one_is_counted() -> None:
+def test_the_number_of_stored_originals_is_limited_and_every_bad_row_is_counted() -> None:
     published = table(5, VendorID=["x"] * 5, store_and_fwd_flag=["y" * 10_000] * 5)
     shape = match(GREEN, ".parquet", published.column_names, published.schema.types)
     chunk = clean(GREEN, shape, published, pa.array(range(1, 6)), originals=2)
@@ -277,7 +277,7 @@ def test_only_as_many_rows_as_asked_keep_their_original_and_every_one_is_counted
     assert chunk.rejects["row_number"].to_pylist() == [1, 2, 3, 4, 5]
 
 
-def test_columns_in_many_pieces_are_read_as_one() -> None:
+def test_a_column_in_many_chunks_is_read_as_one() -> None:
     pieces = pa.chunked_array([pa.array([1, 2]), pa.array([], pa.int64()), pa.array([3])])
     assert cleaned(VendorID=pieces).trips.column("VendorID").to_pylist() == [1, 2, 3]
 
@@ -318,7 +318,7 @@ _PYTHON: dict[str, Callable[[str], Any]] = {
 
 
 def _model(kind: str, text: str | None) -> Any:
-    """The value by Python's own reading, `...` where there is none."""
+    """Return the value that Python's own conversion gives, or `...` if it fails."""
     if text is not None and kind != "text" and (text == "" or text.strip(" \t\n\r\x0b\x0c") in MISSING[1:]):
         return None
     try:
@@ -359,7 +359,9 @@ _COLUMNS = {
         )
     )
 )
-def test_conversion_agrees_with_pythons_own_and_every_row_is_in_one_place(case: tuple[str, list[str | None]]) -> None:
+def test_conversion_agrees_with_pythons_and_every_row_is_loaded_or_quarantined(
+    case: tuple[str, list[str | None]],
+) -> None:
     column, texts = case
     expected = [_model(_COLUMNS[column], text) for text in texts]
     chunk = cleaned(**{column: pa.array(texts, pa.string())})
@@ -394,12 +396,12 @@ def test_a_tally_adds_up_chunks() -> None:
 
 
 @pytest.mark.parametrize(("rows", "quarantined"), [(99, 1), (100, 1), (9_900, 100)])
-def test_one_percent_quarantined_is_borne(rows: int, quarantined: int) -> None:
+def test_one_percent_of_quarantined_rows_is_allowed(rows: int, quarantined: int) -> None:
     _tally(_chunk(rows, quarantined)).check(GREEN)
 
 
 @pytest.mark.parametrize(
-    ("rows", "quarantined", "reason", "said"),
+    ("rows", "quarantined", "reason", "message"),
     [
         (98, 1, "not CSV", "1 of 99 rows do not fit (1 × not CSV); more than 1% stops the month"),
         (0, 3, "wrong number of fields", "The rows do not fit their header; compare the file with its source."),
@@ -412,11 +414,11 @@ def test_one_percent_quarantined_is_borne(rows: int, quarantined: int) -> None:
     ],
 )
 def test_more_than_one_percent_stops_the_month_with_the_reasons(
-    rows: int, quarantined: int, reason: str, said: str
+    rows: int, quarantined: int, reason: str, message: str
 ) -> None:
     with pytest.raises(TooManyRejects) as stopped:
         _tally(_chunk(rows, quarantined, reason=reason)).check(GREEN)
-    assert said in str(stopped.value)
+    assert message in str(stopped.value)
     assert "green 2021-01" in str(stopped.value)
     assert "Nothing was published." in str(stopped.value)
 
@@ -427,7 +429,7 @@ def test_a_file_without_trips_stops_the_month() -> None:
 
 
 @pytest.mark.parametrize("source_rows", [9, 11])
-def test_rows_lost_or_invented_stop_the_month(source_rows: int) -> None:
+def test_lost_or_additional_rows_stop_the_month(source_rows: int) -> None:
     with pytest.raises(NotReconciled, match=f"{source_rows} rows read, but 10 loaded"):
         _tally(_chunk(10, source_rows=source_rows)).check(GREEN)
 
@@ -436,19 +438,19 @@ def test_rows_lost_or_invented_stop_the_month(source_rows: int) -> None:
     ("rows", "kept", "dropped"),
     [("all", [1, 2, 3, 4, 5], {}), ("with_passengers", [2, 3, 4], {"zero_passengers": 2})],
 )
-def test_only_a_passenger_count_of_zero_is_dropped(rows: Rows, kept: list[int], dropped: dict[str, int]) -> None:
+def test_only_trips_with_zero_passengers_are_filtered(rows: Rows, kept: list[int], dropped: dict[str, int]) -> None:
     chunk = filtered(cleaned(passenger_count=pa.array([0.0, 1.0, None, 9.0, 0.0])), rows)
     assert chunk.trips.column("row_number").to_pylist() == kept
     assert chunk.filtered == dropped
     assert chunk.source_rows == 5
 
 
-def test_rows_set_aside_are_not_counted_as_dropped_too() -> None:
+def test_quarantined_rows_are_not_also_counted_as_filtered() -> None:
     chunk = filtered(cleaned(passenger_count=["0", "1"], VendorID=["x", "1"]), "with_passengers")
     assert (chunk.trips.num_rows, chunk.rejects.num_rows, chunk.filtered.total()) == (1, 1, 0)
 
 
-def test_trips_of_a_color_that_counts_no_passengers_are_all_kept() -> None:
+def test_no_trip_is_filtered_for_a_color_without_passenger_counts() -> None:
     fields = FHV_HEADER.split(",")
     published = pa.table({name: pa.array(["1", "1"] if "ID" in name else [None, None], pa.string()) for name in fields})
     chunk = clean(FHV, match(FHV, ".csv", fields), published, pa.array([1, 2]))

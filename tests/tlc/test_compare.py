@@ -1,4 +1,4 @@
-"""What changed between two editions of a month, counted as a dictionary would, whatever the pieces they come in."""
+"""Changes between two editions are counted as a comparison of two dictionaries counts them, for any chunk size."""
 
 import itertools
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def rows_of(edition: Edition) -> pa.Table:
 
 
 def pieces(table: pa.Table, cuts: list[int]) -> Iterator[pa.Table]:
-    """The table in tables, some empty, some themselves in chunks."""
+    """Yield the table in parts. Some are empty and some have several chunks."""
     bounds = [0, *sorted(cut % (table.num_rows + 1) for cut in cuts), table.num_rows]
     for start, stop in itertools.pairwise(bounds):
         middle = (start + stop) // 2
@@ -34,7 +34,7 @@ CUTS = st.lists(st.integers(0, 50), max_size=6)
 
 
 @given(EDITIONS, EDITIONS, CUTS, CUTS)
-def test_changes_are_those_of_a_dictionary(
+def test_changes_are_those_of_two_dictionaries(
     old: Edition, new: Edition, old_cuts: list[int], new_cuts: list[int]
 ) -> None:
     assert compare(pieces(rows_of(old), old_cuts), pieces(rows_of(new), new_cuts)) == Changes(
@@ -52,11 +52,11 @@ def test_an_edition_does_not_differ_from_itself(edition: Edition, one: list[int]
 @pytest.mark.parametrize(
     ("now", "updated"), [([None, None, None], 0), ([None, "x", None], 1), (["x", "x", "x"], 3)], ids=str
 )
-def test_a_column_that_an_older_schema_lacked_was_null(now: list[str | None], updated: int) -> None:
+def test_a_column_that_the_older_edition_lacks_counts_as_null(now: list[str | None], updated: int) -> None:
     old = rows_of({1: (1.0, "N"), 2: (2.0, None), 3: (None, "N")})
     new = old.append_column("request_source", pa.array(now, pa.string()))
     assert compare([old], [new]) == Changes(updated=updated)
 
 
-def test_no_tables_at_all_are_no_changes() -> None:
+def test_two_empty_editions_have_no_changes() -> None:
     assert compare([], []) == Changes()

@@ -1,4 +1,4 @@
-"""CSV files as they come: whole, odd, cut and damaged; every line is a trip or set aside as it stands, at any block size."""
+"""Valid, odd, truncated and damaged CSV files: every line becomes a trip or is quarantined unchanged, at any block size."""
 
 import csv
 import datetime as dt
@@ -23,7 +23,7 @@ from flows.tlc.sources import ENDINGS, Ending
 from flows.tlc.trips import TripMonth
 from tests.tlc.published import FHV, FHV_HEADER, FHV_LINE, GREEN, HEADER, TRIP, Read, csv_file, line, read_csv
 
-SOUND = line()
+VALID = line()
 FIRST_TRIP = {
     "VendorID": 2,
     "lpep_pickup_datetime": dt.datetime(2021, 1, 1, 0, 15, 56),
@@ -57,14 +57,14 @@ FIRST_TRIP = {
 
 
 def test_a_line_becomes_a_trip_of_the_canonical_schema() -> None:
-    read = read_csv(csv_file(SOUND))
+    read = read_csv(csv_file(VALID))
     assert read.trips.schema == arrow_schema("green")
     assert read.trips.to_pylist() == [FIRST_TRIP]
     [shape] = read.shapes
     assert (shape.era.name, shape.published) == ("green csv since 2019-01", tuple(TRIP))
 
 
-def test_a_dispatch_row_keeps_its_blanks_as_null() -> None:
+def test_empty_fields_of_a_dispatch_row_are_null() -> None:
     blank = ["VendorID", "store_and_fwd_flag", "RatecodeID", "passenger_count", "payment_type", "congestion_surcharge"]
     [trip] = read_csv(csv_file(line(**dict.fromkeys(blank, "")))).trips.to_pylist()
     assert trip == FIRST_TRIP | dict.fromkeys(blank)
@@ -77,20 +77,20 @@ def _quoted(text: str) -> str:
 @pytest.mark.parametrize(
     "data",
     [
-        csv_file(SOUND, SOUND, end="\n"),
-        csv_file(SOUND, SOUND, end="\r\n"),
-        f"{HEADER}\n{SOUND}\r\n{SOUND}\r\n".encode(),
-        f"{HEADER}\r\n\r\n{SOUND}\r\n{SOUND}\r\n".encode(),
-        f"{HEADER}\n\r\n{SOUND}\r\n{SOUND}\r\n".encode(),
-        f"\r\n\n{HEADER}\n{SOUND}\n{SOUND}\n".encode(),
-        b"\xef\xbb\xbf" + csv_file(SOUND, SOUND),
-        csv_file(SOUND, SOUND).rstrip(),
-        csv_file(SOUND, SOUND)[:-1],
-        csv_file(SOUND, "", "", SOUND, "", ""),
-        csv_file(SOUND, SOUND, end="\r\r\n"),
-        csv_file(_quoted(SOUND), _quoted(SOUND), header=_quoted(HEADER)),
-        csv_file(SOUND, _quoted(SOUND), end="\n"),
-        csv_file(SOUND, SOUND, header=HEADER.replace(",", " , ")),
+        csv_file(VALID, VALID, end="\n"),
+        csv_file(VALID, VALID, end="\r\n"),
+        f"{HEADER}\n{VALID}\r\n{VALID}\r\n".encode(),
+        f"{HEADER}\r\n\r\n{VALID}\r\n{VALID}\r\n".encode(),
+        f"{HEADER}\n\r\n{VALID}\r\n{VALID}\r\n".encode(),
+        f"\r\n\n{HEADER}\n{VALID}\n{VALID}\n".encode(),
+        b"\xef\xbb\xbf" + csv_file(VALID, VALID),
+        csv_file(VALID, VALID).rstrip(),
+        csv_file(VALID, VALID)[:-1],
+        csv_file(VALID, "", "", VALID, "", ""),
+        csv_file(VALID, VALID, end="\r\r\n"),
+        csv_file(_quoted(VALID), _quoted(VALID), header=_quoted(HEADER)),
+        csv_file(VALID, _quoted(VALID), end="\n"),
+        csv_file(VALID, VALID, header=HEADER.replace(",", " , ")),
         csv_file(line(VendorID="2.0"), line(VendorID="+2", fare_amount=" 5.50 ")),
         csv_file(line(VendorID='"2"', fare_amount='"5.5"'), line(store_and_fwd_flag='"N"')),
     ],
@@ -100,7 +100,7 @@ def _quoted(text: str) -> str:
         "spaced names",        "spelled otherwise", "a quoted field here and there",
     ],
 )  # fmt: skip
-def test_the_same_trips_come_of_every_dress_of_the_file(data: bytes) -> None:
+def test_every_csv_dialect_gives_the_same_trips(data: bytes) -> None:
     read = read_csv(data)
     assert read.trips.to_pylist() == [FIRST_TRIP, FIRST_TRIP | {"row_number": 2}]
     assert read.rejects == []
@@ -113,10 +113,10 @@ def test_columns_are_read_by_name_in_any_order() -> None:
     ]
 
 
-# What stands in the line, and why it is set aside; the line must be kept to the letter.
+# A bad line and the reason for its quarantine. The quarantine must keep the line unchanged.
 ODD_LINES = {
-    "too few fields": (SOUND.rpartition(",")[0], "wrong number of fields"),
-    "too many fields": (SOUND + ",", "wrong number of fields"),
+    "too few fields": (VALID.rpartition(",")[0], "wrong number of fields"),
+    "too many fields": (VALID + ",", "wrong number of fields"),
     "a word": ("rubbish", "wrong number of fields"),
     "only blanks": ("   ", "wrong number of fields"),
     "half a number": (line(RatecodeID="1.5"), "RatecodeID: not a whole number"),
@@ -136,7 +136,7 @@ ODD_LINES = {
     "NUL": (line(store_and_fwd_flag="\x00"), "store_and_fwd_flag: not a text"),
     "NUL in a number": (line(VendorID="2\x00"), "VendorID: not a whole number"),
     "two wrong values": (line(fare_amount="x", VendorID="x"), "VendorID: not a whole number"),
-    "a quote left open": ('"' + SOUND, "not CSV"),
+    "a quote left open": ('"' + VALID, "not CSV"),
     "more after a quote": (line(VendorID='"2"1'), "not CSV"),
     "a quote in a number": (line(VendorID='2"'), "VendorID: not a whole number"),
     "a return inside": (line(store_and_fwd_flag="N\rN"), "not CSV"),
@@ -145,32 +145,32 @@ ODD_LINES = {
 
 
 @pytest.mark.parametrize(("odd", "reason"), ODD_LINES.values(), ids=ODD_LINES)
-@pytest.mark.parametrize("neighbour", [SOUND, _quoted(SOUND)], ids=["plain", "quoted"])
-def test_a_line_that_does_not_fit_is_set_aside_as_it_stands_and_no_other(odd: str, reason: str, neighbour: str) -> None:
+@pytest.mark.parametrize("neighbour", [VALID, _quoted(VALID)], ids=["plain", "quoted"])
+def test_only_a_bad_line_is_quarantined_and_its_text_is_unchanged(odd: str, reason: str, neighbour: str) -> None:
     read = read_csv(csv_file(neighbour, odd, "", neighbour))
     assert read.rejects == [{"row_number": 2, "reason": reason, "original": odd}]
     assert read.trips.to_pylist() == [FIRST_TRIP, FIRST_TRIP | {"row_number": 3}]
 
 
 @pytest.mark.parametrize("written", [str, _quoted], ids=["plain", "quoted"])
-def test_files_joined_into_one_are_refused_for_their_trips_may_be_there_twice(written: Callable[[str], str]) -> None:
-    lines = [written(text) for text in csv_file(SOUND, SOUND).decode().splitlines()]
+def test_joined_files_are_refused_because_trips_may_be_repeated(written: Callable[[str], str]) -> None:
+    lines = [written(text) for text in csv_file(VALID, VALID).decode().splitlines()]
     with pytest.raises(UnreadableFile, match="row 3 is the header once more"):
         read_csv("\r\n".join([*lines, *lines]).encode())
 
 
-def test_a_line_that_is_not_utf_8_is_set_aside_readably() -> None:
-    odd = SOUND.encode().replace(b"N", b"\xff\xe9")
-    read = read_csv(csv_file(SOUND) + odd + b"\r\n" + SOUND.encode())
-    assert read.rejects == [{"row_number": 2, "reason": "not UTF-8", "original": SOUND.replace("N", r"\xff\xe9")}]
+def test_a_line_that_is_not_utf_8_is_quarantined_as_readable_text() -> None:
+    odd = VALID.encode().replace(b"N", b"\xff\xe9")
+    read = read_csv(csv_file(VALID) + odd + b"\r\n" + VALID.encode())
+    assert read.rejects == [{"row_number": 2, "reason": "not UTF-8", "original": VALID.replace("N", r"\xff\xe9")}]
     assert read.values("row_number") == [1, 3]
 
 
-@pytest.mark.parametrize("flag", ["a\nb", "\n", '","\n","', f'","0"\r\n{_quoted(SOUND)}\r\n"'], ids=repr)
-def test_a_newline_inside_quotes_never_shifts_rows(flag: str) -> None:
+@pytest.mark.parametrize("flag", ["a\nb", "\n", '","\n","', f'","0"\r\n{_quoted(VALID)}\r\n"'], ids=repr)
+def test_a_newline_in_quotes_does_not_shift_rows(flag: str) -> None:
     odd = line(store_and_fwd_flag=f'"{flag}"')
     pieces = [piece.strip("\r") for piece in odd.split("\n")]
-    read = read_csv(csv_file(SOUND, odd, SOUND))
+    read = read_csv(csv_file(VALID, odd, VALID))
     [first, *_, last] = read.trips.to_pylist()
     assert first == FIRST_TRIP
     assert last == FIRST_TRIP | {"row_number": 2 + len(pieces)}
@@ -195,15 +195,15 @@ def test_texts_keep_commas_quotes_and_blanks() -> None:
     assert read.rejects == []
 
 
-def test_rejects_of_every_sort_come_in_the_order_of_the_file() -> None:
+def test_quarantined_rows_of_all_kinds_are_in_the_order_of_the_file() -> None:
     lines = [text for text, _ in ODD_LINES.values()]
-    read = read_csv(csv_file(SOUND, *lines))
+    read = read_csv(csv_file(VALID, *lines))
     assert [(r["row_number"], r["original"], r["reason"]) for r in read.rejects] == [
         (n, text, reason) for n, (text, reason) in enumerate(ODD_LINES.values(), 2)
     ]
 
 
-def test_a_month_saved_by_excel_is_refused_as_a_whole_with_a_hint() -> None:
+def test_a_file_saved_by_excel_is_refused_with_a_hint() -> None:
     day = {"lpep_pickup_datetime": "01/01/2021 0:30", "lpep_dropoff_datetime": "01/01/2021 0:44"}
     read = read_csv(csv_file(*[line(**day)] * 2000))
     assert read.trips.num_rows == 0
@@ -214,9 +214,9 @@ def test_a_month_saved_by_excel_is_refused_as_a_whole_with_a_hint() -> None:
 
 
 @pytest.mark.parametrize("marker", ["<<<<<<< HEAD", ">>>>>>> 4d7a214"])
-def test_conflict_markers_anywhere_refuse_the_file_whose_rows_may_be_there_twice(marker: str) -> None:
+def test_a_file_with_conflict_markers_is_refused_because_rows_may_be_repeated(marker: str) -> None:
     with pytest.raises(UnreadableFile, match="green 2021-01: the file is damaged: row 501 is a merge-conflict marker"):
-        read_csv(csv_file(*[SOUND] * 500, marker, *[SOUND] * 500))
+        read_csv(csv_file(*[VALID] * 500, marker, *[VALID] * 500))
 
 
 @pytest.mark.parametrize(
@@ -234,51 +234,51 @@ def test_a_file_with_a_header_and_no_trips_is_refused(data: bytes) -> None:
     [b"", b"\r\n\n", b"\xef\xbb\xbf", b"\xff\xfe" + HEADER.encode("utf-16-le")],
     ids=["empty", "blank", "only a BOM", "UTF-16"],
 )
-def test_a_file_without_a_header_that_can_be_read_is_refused(data: bytes) -> None:
+def test_a_file_without_a_readable_header_is_refused(data: bytes) -> None:
     with pytest.raises(UnreadableFile, match="green 2021-01: the file has no readable CSV header"):
         read_csv(data)
 
 
 @pytest.mark.parametrize("rows", [1, 2_000])
-def test_a_file_whose_lines_end_with_cr_alone_is_refused_as_such_however_long(rows: int) -> None:
+def test_a_file_of_any_length_whose_lines_end_with_cr_alone_is_refused(rows: int) -> None:
     with pytest.raises(UnreadableFile, match="the lines end with CR alone"):
-        read_csv(csv_file(*[SOUND] * rows, end="\r"))
+        read_csv(csv_file(*[VALID] * rows, end="\r"))
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
-        (csv_file(SOUND, header=SOUND), "no such column"),
-        (csv_file(SOUND, header=HEADER + ",tip"), r"'tip' +\| field 21 +\| no such column"),
-        (csv_file(SOUND, header=HEADER.replace("extra,", "")), r"'extra' +\| absent +\| number"),
+        (csv_file(VALID, header=VALID), "no such column"),
+        (csv_file(VALID, header=HEADER + ",tip"), r"'tip' +\| field 21 +\| no such column"),
+        (csv_file(VALID, header=HEADER.replace("extra,", "")), r"'extra' +\| absent +\| number"),
         (b"No such key", r"'No such key' +\| field 1"),
     ],
 )
-def test_a_header_of_no_era_is_refused_before_any_row(data: bytes, said: str) -> None:
-    with pytest.raises(SchemaMismatch, match=said):
+def test_a_header_that_matches_no_era_is_refused_before_any_row_is_read(data: bytes, message: str) -> None:
+    with pytest.raises(SchemaMismatch, match=message):
         next(csv_chunks(GREEN, ".csv", [data]))
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
-        (csv_file(SOUND, end="\r"), "the lines end with CR alone"),
-        (csv_file(SOUND, header=HEADER.replace(",", ";")), "the fields are separated by ';'"),
-        (csv_file(SOUND, header=HEADER.replace(",", "\t")), r"the fields are separated by '\\t'"),
+        (csv_file(VALID, end="\r"), "the lines end with CR alone"),
+        (csv_file(VALID, header=HEADER.replace(",", ";")), "the fields are separated by ';'"),
+        (csv_file(VALID, header=HEADER.replace(",", "\t")), r"the fields are separated by '\\t'"),
         (
-            csv_file(SOUND) + b"Never ending " * (1 << 20),
+            csv_file(VALID) + b"Never ending " * (1 << 20),
             "the file is damaged: row 2 is a line of [0-9,]+ bytes or more",
         ),
     ],
     ids=["returns only", "semicolons", "tabs", "an endless line"],
 )
-def test_what_only_looks_like_csv_is_refused_by_what_it_is(data: bytes, said: str) -> None:
-    with pytest.raises(UnreadableFile, match=f"green 2021-01: {said}"):
+def test_the_error_for_a_file_that_is_not_csv_names_its_format(data: bytes, message: str) -> None:
+    with pytest.raises(UnreadableFile, match=f"green 2021-01: {message}"):
         read_csv([data[at : at + (1 << 20)] for at in range(0, len(data), 1 << 20)])
 
 
 @pytest.mark.parametrize(
-    ("inside", "said"),
+    ("inside", "message"),
     [
         (b"<html>503</html>", "it is an HTML or XML page"),
         (b'{"message": "Not Found"}', "it is JSON"),
@@ -288,14 +288,14 @@ def test_what_only_looks_like_csv_is_refused_by_what_it_is(data: bytes, said: st
     ],
     ids=["HTML", "JSON", "LFS pointer", "gzip", "UTF-16"],
 )
-def test_what_gzip_holds_is_recognised_as_a_file_itself_would_be(inside: bytes, said: str) -> None:
-    with pytest.raises(UnreadableFile, match=f"green 2021-01: the text in the gzip file cannot be read: {said}"):
+def test_the_content_of_gzip_is_checked_like_a_file(inside: bytes, message: str) -> None:
+    with pytest.raises(UnreadableFile, match=f"green 2021-01: the text in the gzip file cannot be read: {message}"):
         list(csv_chunks(GREEN, ".csv.gz", [gzip.compress(inside)]))
 
 
-@pytest.mark.parametrize("cut", range(1, len(SOUND) + 2))
-def test_a_file_cut_off_in_its_last_row_is_refused_or_that_row_is_whole(cut: int) -> None:
-    data = csv_file(SOUND, SOUND)[: -cut - 1]
+@pytest.mark.parametrize("cut", range(1, len(VALID) + 2))
+def test_a_file_truncated_in_its_last_row_is_refused_unless_the_row_is_complete(cut: int) -> None:
+    data = csv_file(VALID, VALID)[: -cut - 1]
     last = data.rpartition(b"\n")[2].decode()
     if not last or last.count(",") == HEADER.count(","):
         assert read_csv(data).trips.num_rows == 1 + bool(last)
@@ -305,7 +305,7 @@ def test_a_file_cut_off_in_its_last_row_is_refused_or_that_row_is_whole(cut: int
 
 
 @pytest.mark.parametrize("size", [512, 1024, 4096])
-def test_a_last_row_without_a_line_end_is_not_believed_where_files_get_cut(size: int) -> None:
+def test_a_last_row_without_a_line_end_is_refused_at_a_size_where_downloads_are_cut(size: int) -> None:
     whole = csv_file(*[line(congestion_surcharge="2.75")] * 60)
     data = whole[: whole.index(b"2.75\r\n", size - 400) + 1]
     padded = data.replace(HEADER.encode(), HEADER.encode() + b" " * (size - len(data) % size))
@@ -315,13 +315,13 @@ def test_a_last_row_without_a_line_end_is_not_believed_where_files_get_cut(size:
     read_csv(padded + b"\n")
 
 
-def test_lines_of_commas_are_no_trips() -> None:
-    read = read_csv(csv_file(SOUND, "," * HEADER.count(","), SOUND))
+def test_lines_of_commas_are_not_trips() -> None:
+    read = read_csv(csv_file(VALID, "," * HEADER.count(","), VALID))
     assert read.rejects == [{"row_number": 2, "reason": "nothing in it", "original": "," * HEADER.count(",")}]
     assert read.values("row_number") == [1, 3]
 
 
-def test_nanoseconds_that_are_all_zero_lose_nothing() -> None:
+def test_nanoseconds_are_accepted_only_if_they_are_zero() -> None:
     moments = ["2021-01-01 00:15:56.000000000", "2021-01-01 00:15:56.123456000", "2021-01-01 00:15:56.000000001"]
     read = read_csv(csv_file(*[line(lpep_pickup_datetime=moment) for moment in moments]))
     assert read.values("lpep_pickup_datetime") == [
@@ -331,10 +331,10 @@ def test_nanoseconds_that_are_all_zero_lose_nothing() -> None:
     assert [reject["row_number"] for reject in read.rejects] == [3]
 
 
-def test_one_bad_byte_does_not_hide_that_rows_have_more_fields_than_the_header() -> None:
+def test_a_bad_byte_does_not_hide_that_rows_have_more_fields_than_the_header() -> None:
     month = TripMonth("green", 2016, 8)
     header = HEADER.replace(",congestion_surcharge", "")
-    padded = SOUND.rpartition(",")[0] + ",,"
+    padded = VALID.rpartition(",")[0] + ",,"
     data = csv_file(*[padded] * 50, header=header) + padded.replace("N", "\xff").encode("latin-1") + b"\r\n"
     read = read_csv([data], month)
     assert read.trips.num_rows == 50
@@ -344,11 +344,11 @@ def test_one_bad_byte_does_not_hide_that_rows_have_more_fields_than_the_header()
 @pytest.mark.parametrize(
     "second", ["\ufeff" + HEADER, HEADER.upper(), " " + HEADER], ids=["BOM", "upper case", "a blank"]
 )
-def test_a_joined_file_is_told_by_its_header_in_whatever_letters(second: str) -> None:
+def test_a_repeated_header_is_found_in_any_case(second: str) -> None:
     with pytest.raises(UnreadableFile, match="row 2 is the header once more"):
-        read_csv(csv_file(SOUND) + csv_file(SOUND, header=second))
+        read_csv(csv_file(VALID) + csv_file(VALID, header=second))
     with pytest.raises(UnreadableFile, match="is the header once more"):
-        read_csv(csv_file(SOUND).rstrip() + csv_file(SOUND))
+        read_csv(csv_file(VALID).rstrip() + csv_file(VALID))
 
 
 LINES = [line(VendorID=str(n), fare_amount=f"{n}.25") for n in range(1, 200)]
@@ -370,13 +370,13 @@ def _members(*parts: bytes) -> bytes:
     ids=["one member", "many members", "padding", "padding between members"],
 )
 @pytest.mark.parametrize("piece", [1, 7, 1 << 20], ids="pieces of {}".format)
-def test_gzip_of_one_member_or_many_is_read_in_pieces_of_any_size(data: bytes, piece: int) -> None:
+def test_gzip_with_any_number_of_members_is_read_in_chunks_of_any_size(data: bytes, piece: int) -> None:
     pieces = (data[at : at + piece] for at in range(0, len(data), piece))
     assert read_csv(pieces, ending=".csv.gz").values("VendorID") == list(range(1, 200))
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (gzip.compress(WHOLE)[:-1], "truncated"),
         (gzip.compress(WHOLE)[:-8], "truncated"),
@@ -388,15 +388,15 @@ def test_gzip_of_one_member_or_many_is_read_in_pieces_of_any_size(data: bytes, p
         (gzip.compress(WHOLE) + b"<html>", "something was appended"),
         (WHOLE, "damaged .*Invalid gzip"),
     ],
-    ids=range(9),  # not by the data, which holds the time of day: two workers would not know each other's tests
+    ids=range(9),  # gzip data contains the time, so two workers would have different ids
 )
-def test_gzip_cut_or_damaged_is_refused(data: bytes, said: str) -> None:
-    with pytest.raises(UnreadableFile, match=f"green 2021-01: the gzip .* {said}.* fetch it again"):
+def test_truncated_or_damaged_gzip_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(UnreadableFile, match=f"green 2021-01: the gzip .* {message}.* fetch it again"):
         read_csv(data, ending=".csv.gz")
 
 
 @given(st.integers(10, 600), st.integers(1, 255))
-def test_a_gzip_file_with_one_wrong_byte_is_refused_or_reads_the_same(at: int, change: int) -> None:
+def test_gzip_with_one_wrong_byte_is_refused_or_gives_the_same_text(at: int, change: int) -> None:
     data = bytearray(gzip.compress(WHOLE))
     at = at % len(data)
     data[at] ^= change
@@ -409,7 +409,7 @@ def test_a_gzip_file_with_one_wrong_byte_is_refused_or_reads_the_same(at: int, c
 
 
 @pytest.mark.parametrize(
-    ("head", "ending", "said"),
+    ("head", "ending", "message"),
     [
         (b"", ".csv.gz", "it is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", ".csv.gz", "it is a Git LFS pointer"),
@@ -429,16 +429,14 @@ def test_a_gzip_file_with_one_wrong_byte_is_refused_or_reads_the_same(at: int, c
         (b"V\x00e\x00", ".csv", "it is binary, not CSV text"),
     ],
 )
-def test_a_file_that_is_not_what_its_ending_says_is_refused_by_its_beginning(
-    head: bytes, ending: Ending, said: str
-) -> None:
+def test_a_file_whose_first_bytes_do_not_match_its_ending_is_refused(head: bytes, ending: Ending, message: str) -> None:
     with pytest.raises(UnreadableFile) as refused:
         recognise(GREEN, ending, head, "http://h/x")
-    assert f"green 2021-01: http://h/x cannot be read: {said}" in str(refused.value)
+    assert f"green 2021-01: http://h/x cannot be read: {message}" in str(refused.value)
     assert "Nothing was loaded." in str(refused.value)
 
 
-def test_sound_files_are_recognised_by_their_beginning() -> None:
+def test_valid_files_are_recognised_by_their_first_bytes() -> None:
     for ending, head in zip(ENDINGS, (b"PAR1\x15", b"\x1f\x8b\x08", HEADER.encode()), strict=True):
         recognise(GREEN, ending, head, "http://h/x")
 
@@ -452,7 +450,7 @@ def _in_blocks(data: bytes, block: int, piece: int) -> Read:
 def _model(
     body: str, convert: Callable[[list[str]], str | None]
 ) -> tuple[list[tuple[int, list[str]]], list[tuple[int, str, str]]]:
-    """Loaded and quarantined rows as Python's csv module and datetime see them, line by line."""
+    """Return the loaded and the quarantined rows that Python's csv and datetime modules give, line by line."""
     loaded, quarantined = [], []
     lines = [text for text in (text.rstrip("\r") for text in body.split("\n")) if text]
     for number, text in enumerate(lines, 1):
@@ -527,7 +525,7 @@ _LINES = st.one_of(
 )
 @example([FHV_LINE, '"B1\n' + FHV_LINE, FHV_LINE], "\n", True, 1, 1)
 @example(['a,"b', 'c",d'], "\n", True, 50, 50)
-def test_any_block_size_gives_what_pythons_csv_reads_line_by_line(
+def test_every_block_size_gives_the_rows_that_pythons_csv_module_reads(
     lines: list[str], end: str, newline_at_end: bool, block: int, piece: int
 ) -> None:
     body = end.join(lines) + (end if newline_at_end else "")
@@ -550,7 +548,7 @@ def test_any_block_size_gives_what_pythons_csv_reads_line_by_line(
     assert read.tally.source_rows == len(loaded) + len(quarantined)
 
 
-def test_the_block_size_really_cuts_the_file() -> None:
+def test_a_small_block_size_splits_the_file() -> None:
     data = csv_file(*[FHV_LINE] * 100, header=FHV_HEADER)
     assert len(_in_blocks(data, 300, 100).chunks) > 10
     assert len(_in_blocks(data, 1 << 20, 100).chunks) == 1
@@ -561,7 +559,7 @@ def _alive() -> list[str]:
 
 
 class _Pieces:
-    """A source that says whether it was closed."""
+    """A source that records whether it was closed."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.closed = data, False
@@ -574,7 +572,7 @@ class _Pieces:
 
 
 def test_a_reader_that_stops_early_leaves_no_thread_and_closes_the_source() -> None:
-    source = _Pieces(csv_file(*[SOUND] * 5000))
+    source = _Pieces(csv_file(*[VALID] * 5000))
     with patch.object(reading_csv, "BLOCK", 1000):
         chunks = csv_chunks(GREEN, ".csv", source)
         assert isinstance(next(chunks), Chunk)
@@ -583,8 +581,8 @@ def test_a_reader_that_stops_early_leaves_no_thread_and_closes_the_source() -> N
     assert _alive() == []
 
 
-def test_a_refused_file_leaves_no_thread_even_while_its_error_is_kept() -> None:
-    source = _Pieces(csv_file(*[SOUND] * 5000, header="unknown"))
+def test_a_refused_file_leaves_no_thread_while_its_error_still_exists() -> None:
+    source = _Pieces(csv_file(*[VALID] * 5000, header="unknown"))
     with patch.object(reading_csv, "BLOCK", 1000), pytest.raises(SchemaMismatch) as kept:
         next(csv_chunks(GREEN, ".csv", source))
     assert kept.value.__traceback__ is not None
@@ -594,7 +592,7 @@ def test_a_refused_file_leaves_no_thread_even_while_its_error_is_kept() -> None:
 
 def test_an_error_of_the_source_reaches_the_reader() -> None:
     def broken() -> Iterator[bytes]:
-        yield csv_file(SOUND)
+        yield csv_file(VALID)
         raise ConnectionError("the line is dead")
 
     with pytest.raises(ConnectionError, match="the line is dead"):
@@ -602,8 +600,8 @@ def test_an_error_of_the_source_reaches_the_reader() -> None:
     assert _alive() == []
 
 
-def test_quarantined_lines_are_text_and_not_json() -> None:
-    [reject] = read_csv(csv_file(SOUND, line(VendorID="x"))).rejects
+def test_quarantined_lines_are_stored_as_text_and_not_as_json() -> None:
+    [reject] = read_csv(csv_file(VALID, line(VendorID="x"))).rejects
     with pytest.raises(json.JSONDecodeError):
         json.loads(reject["original"])
     assert pa.types.is_string(pa.array([reject["original"]]).type)

@@ -1,4 +1,4 @@
-"""The page on the canonical schema is made from the code, and says of every column what a user must know."""
+"""The page about the canonical schema is generated from the code and describes every column."""
 
 import re
 from pathlib import Path
@@ -14,18 +14,18 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "schema.md"
 
 
 def rows(color: str) -> dict[str, list[str]]:
-    """The cells of each column's line in a color's table."""
+    """Return the cells of each column's line in the table of a color."""
     [section] = re.findall(rf"^## {color}$(.*?)(?=^## |\Z)", markdown(), re.MULTILINE | re.DOTALL)
     lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
     return {cells[0].strip("`"): cells for cells in lines}
 
 
-def test_the_page_is_the_codes() -> None:
+def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == markdown(), "python -m flows.tlc.dictionary > docs/schema.md"
 
 
 @pytest.mark.parametrize("color", COLORS)
-def test_every_column_has_a_line_with_a_meaning_and_a_time_since_when(color: str) -> None:
+def test_every_column_has_a_meaning_and_the_months_that_have_it(color: str) -> None:
     table = rows(color)
     assert list(table) == [column.name for column in columns(color)]
     for name, cells in table.items():
@@ -33,7 +33,7 @@ def test_every_column_has_a_line_with_a_meaning_and_a_time_since_when(color: str
         assert re.search(r"\d{4}-\d\d on|\d{4}-\d\d to \d{4}-\d\d|made here|the text of", cells[6]), name
 
 
-def test_spans_and_older_names_are_those_of_the_files() -> None:
+def test_the_months_and_older_names_are_those_of_the_files() -> None:
     yellow = rows("yellow")
     assert yellow["pickup_longitude"][6] == "Parquet 2009-01 to 2010-12; CSV 2009-01 to 2016-06"
     assert yellow["cbd_congestion_fee"][6] == "Parquet 2025-01 on"

@@ -1,4 +1,4 @@
-"""A file's columns are those of its era, or the month stops with a line for each that is not."""
+"""A file must have the columns of its era. Otherwise the month stops, and the error has one line per difference."""
 
 from pathlib import Path
 from typing import get_args
@@ -42,13 +42,15 @@ SOUND_TYPES = {
         ("fhvhv", 2025, 2, ".parquet", "2025-01"),
     ],
 )
-def test_a_month_belongs_to_the_newest_era_begun(color: str, year: int, month: int, ending: Ending, first: str) -> None:
+def test_a_month_belongs_to_the_last_era_that_has_begun(
+    color: str, year: int, month: int, ending: Ending, first: str
+) -> None:
     era = era_of(TripMonth(color, year, month), ending)
     assert (era.color, era.first) == (color, first)
     assert era.name == f"{color} {'parquet' if ending == '.parquet' else 'csv'} since {first}"
 
 
-def test_a_month_before_every_known_era_is_refused_with_what_is_known() -> None:
+def test_the_error_for_a_month_before_every_era_names_the_first_known_month() -> None:
     with pytest.raises(
         SchemaMismatch, match=r"green 2013-08: the columns of TLC's parquet files .* begin with 2014-01"
     ):
@@ -61,7 +63,7 @@ def test_a_color_without_any_era_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         era_of(GREEN, ".csv")
 
 
-def test_every_era_is_made_of_columns_that_the_schema_knows() -> None:
+def test_the_schema_has_every_column_of_every_era() -> None:
     for era in ERAS:
         known = {column.name.casefold() for column in TRIP_COLUMNS[era.color]}
         known |= {name.casefold() for name in ALIASES[era.color]}
@@ -70,24 +72,24 @@ def test_every_era_is_made_of_columns_that_the_schema_knows() -> None:
         assert len(expected) == len(set(expected)), era.name
 
 
-def test_every_alias_means_a_column_of_its_color() -> None:
+def test_every_alias_is_for_a_column_of_its_color() -> None:
     for color, aliases in ALIASES.items():
         assert set(aliases.values()) <= {column.name for column in TRIP_COLUMNS[color]}
 
 
-def test_names_are_matched_without_their_case_and_blanks_and_kept_as_published() -> None:
+def test_names_are_matched_without_case_and_blanks_and_kept_as_published() -> None:
     names = [f" {name.upper()} " for name in NAMES]
     shape = match(GREEN, ".csv", names)
     assert shape.published == tuple(names)
     assert [column.name for column in shape.canonical] == NAMES
 
 
-def test_columns_are_matched_by_name_not_by_place() -> None:
+def test_columns_are_matched_by_name_and_not_by_position() -> None:
     shape = match(GREEN, ".csv", NAMES[::-1])
     assert [column.name for column in shape.canonical] == NAMES[::-1]
 
 
-def test_a_csv_with_the_columns_of_the_months_parquet_is_of_that_era() -> None:
+def test_a_csv_may_have_the_columns_of_the_months_parquet_era() -> None:
     month = TripMonth("fhvhv", 2020, 4)
     names = era_of(month, ".parquet").columns.split()
     assert match(month, ".csv", names).era.name == "fhvhv parquet since 2019-02"
@@ -97,7 +99,7 @@ def test_a_csv_with_the_columns_of_the_months_parquet_is_of_that_era() -> None:
 
 
 @pytest.mark.parametrize("era", [era for era in ERAS if era.format == "csv"], ids=lambda era: era.name)
-def test_a_parquet_with_the_columns_of_the_months_csv_is_read_as_that(era: Era) -> None:
+def test_a_parquet_may_have_the_columns_of_the_months_csv_era(era: Era) -> None:
     month = TripMonth(era.color, *map(int, era.first.split("-")))
     names = [*era.columns.split(), *era.empty.split()]
     shape = match(month, ".parquet", ["__index_level_0__", *names])
@@ -106,7 +108,7 @@ def test_a_parquet_with_the_columns_of_the_months_csv_is_read_as_that(era: Era) 
     assert shape.new == ()
 
 
-def test_a_month_that_never_was_a_csv_must_have_the_columns_of_its_parquet() -> None:
+def test_a_month_without_a_csv_era_must_have_the_columns_of_its_parquet_era() -> None:
     names = [name for name in _of("yellow", "parquet", "2011-01").columns.split() if name != "airport_fee"]
     match(TripMonth("yellow", 2021, 7), ".parquet", names)
     with pytest.raises(SchemaMismatch, match=r"'Airport_fee' +\| absent"):
@@ -118,19 +120,19 @@ def _of(color: str, file_format: str, first: str) -> Era:
 
 
 @pytest.mark.parametrize("twice", ["Dispatching_base_num", "dispatching_base_NUM ", "SR_Flag"])
-def test_a_column_given_twice_is_refused_also_where_it_never_holds_anything(twice: str) -> None:
+def test_a_repeated_column_is_refused_even_if_the_era_leaves_it_empty(twice: str) -> None:
     era = _of("fhv", "csv", "2018-01")
     names = [*era.columns.split(), *era.empty.split(), twice]
     with pytest.raises(SchemaMismatch, match=f"'{twice}' +\\| field 8, not alone"):
         match(TripMonth("fhv", 2018, 5), ".csv", names)
 
 
-def test_a_column_of_today_is_welcome_in_an_older_month() -> None:
+def test_an_older_month_may_have_a_column_of_a_newer_era() -> None:
     shape = match(GREEN, ".parquet", [*NAMES, "cbd_congestion_fee"])
     assert shape.canonical[-1].name == "cbd_congestion_fee"
 
 
-def test_the_page_about_changes_shows_what_is_said_of_them() -> None:
+def test_the_page_about_eras_shows_the_present_error_message() -> None:
     columns = [c for c in TRIP_COLUMNS["green"] if c.name != "extra"]
     names, types = [c.name for c in columns], [SOUND_TYPES[c.kind] for c in columns]
     with pytest.raises(SchemaMismatch) as refused:
@@ -140,7 +142,7 @@ def test_the_page_about_changes_shows_what_is_said_of_them() -> None:
 
 
 def table_of(refused: pytest.ExceptionInfo[SchemaMismatch]) -> list[tuple[str, ...]]:
-    """The cells of the table in an error, up to what to do."""
+    """Return the cells of the table in an error, without the last column, the advice."""
     rows = [tuple(cell.strip() for cell in line.split(" | ")) for line in str(refused.value).splitlines()]
     return [row[:4] for row in rows if len(row) == 5][2:]
 
@@ -175,21 +177,23 @@ def table_of(refused: pytest.ExceptionInfo[SchemaMismatch]) -> list[tuple[str, .
         ),
     ],
 )
-def test_every_column_that_does_not_fit_has_a_line_that_says_since_when_and_what_to_do(
+def test_each_difference_has_a_line_with_the_first_month_and_advice(
     names: list[str], lines: list[tuple[str, ...]]
 ) -> None:
     with pytest.raises(SchemaMismatch) as refused:
         match(GREEN, ".csv", names)
     assert table_of(refused) == lines
-    said = str(refused.value)
-    assert said.startswith("green 2021-01: the columns are not those of green csv since 2019-01. Nothing was loaded.\n")
-    assert said.splitlines()[1].split(" | ")[-1] == "what to do"
+    message = str(refused.value)
+    assert message.startswith(
+        "green 2021-01: the columns are not those of green csv since 2019-01. Nothing was loaded.\n"
+    )
+    assert message.splitlines()[1].split(" | ")[-1] == "what to do"
     nameless = sum(line[2] == "a name" for line in lines)
-    assert (said.count("docs/eras.md"), said.count("index=False")) == (len(lines) - nameless, nameless)
-    assert ("under a new name" in said) == ("Vendor" in names)
+    assert (message.count("docs/eras.md"), message.count("index=False")) == (len(lines) - nameless, nameless)
+    assert ("under a new name" in message) == ("Vendor" in names)
 
 
-def test_differences_of_every_sort_come_at_once() -> None:
+def test_differences_of_all_kinds_are_in_one_error() -> None:
     names = ["Vendor", *NAMES[1:], "tip"]
     types = [pa.string(), *_types({"fare_amount": pa.bool_()})[1:], pa.float64()]
     for rule in get_args(SchemaRule):
@@ -203,7 +207,7 @@ def test_differences_of_every_sort_come_at_once() -> None:
         ]
 
 
-def test_new_columns_with_names_of_their_own_are_accepted_where_a_person_says_so() -> None:
+def test_new_columns_are_accepted_if_a_user_says_so() -> None:
     shape = match(GREEN, ".parquet", ["new", *NAMES, "Also New "], [pa.bool_(), *_types({}), pa.date32()], ACCEPT)
     assert shape.new == ("new", "Also New ")
     assert shape.published == tuple(NAMES)
@@ -220,21 +224,21 @@ def test_new_columns_with_names_of_their_own_are_accepted_where_a_person_says_so
         ([*NAMES[1:], "new"], "'VendorID'"),
     ],
 )
-def test_what_is_no_new_column_stops_the_month_under_either_rule(names: list[str], column: str) -> None:
+def test_other_differences_stop_the_month_under_both_rules(names: list[str], column: str) -> None:
     with pytest.raises(SchemaMismatch) as refused:
         match(GREEN, ".csv", names, rule=ACCEPT)
     assert column in [row[0] for row in table_of(refused)]
 
 
 @pytest.mark.parametrize("nested", [pa.list_(pa.int8()), pa.struct({"a": pa.int8()}), pa.map_(pa.string(), pa.int8())])
-def test_a_new_column_may_hold_several_values_per_row(nested: pa.DataType) -> None:
+def test_a_new_column_may_have_nested_values(nested: pa.DataType) -> None:
     shape = match(GREEN, ".parquet", [*NAMES, "new"], [*_types({}), nested], ACCEPT)
     assert shape.new == ("new",)
 
 
 @pytest.mark.parametrize("name", ["__index_level_0__", "index", "Unnamed: 0", ""])
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
-def test_an_index_in_front_of_the_columns_is_left_out(name: str, ending: Ending) -> None:
+def test_an_index_before_the_columns_is_ignored(name: str, ending: Ending) -> None:
     shape = match(GREEN, ending, [name, *NAMES], [pa.int64(), *_types({})])
     assert shape.published == tuple(NAMES)
     assert shape.names == (name, *NAMES)
@@ -242,10 +246,10 @@ def test_an_index_in_front_of_the_columns_is_left_out(name: str, ending: Ending)
 
 
 @pytest.mark.parametrize(
-    ("name", "welcome"), [("__index_level_0__", True), ("index", True), ("Unnamed: 0", True), ("", False)]
+    ("name", "accepted"), [("__index_level_0__", True), ("index", True), ("Unnamed: 0", True), ("", False)]
 )
-def test_an_index_behind_the_columns_is_left_out_if_it_has_a_name(name: str, welcome: bool) -> None:
-    if welcome:
+def test_an_index_after_the_columns_is_ignored_if_it_has_the_name_of_one(name: str, accepted: bool) -> None:
+    if accepted:
         assert match(GREEN, ".csv", [*NAMES, name]).published == tuple(NAMES)
         return
     with pytest.raises(SchemaMismatch, match="a name"):
@@ -253,49 +257,49 @@ def test_an_index_behind_the_columns_is_left_out_if_it_has_a_name(name: str, wel
 
 
 @pytest.mark.parametrize("name", ["index", "Unnamed: 0", ""])
-def test_what_is_called_an_index_among_the_columns_is_none(name: str) -> None:
+def test_a_column_in_the_middle_is_not_an_index(name: str) -> None:
     with pytest.raises(SchemaMismatch, match=f"'{name}' +. field 2"):
         match(GREEN, ".csv", [NAMES[0], name, *NAMES[1:]])
 
 
 @pytest.mark.parametrize("columns", [201, 100_000])
-def test_a_header_of_very_many_names_is_refused_at_once(columns: int) -> None:
+def test_a_header_with_very_many_names_is_refused_at_once(columns: int) -> None:
     with pytest.raises(SchemaMismatch) as refused:
         match(GREEN, ".csv", ["x" * 10_000] * columns)
     assert f"the file has {columns:,} columns, the first is 'xxx" in str(refused.value)
     assert len(str(refused.value)) < 400
 
 
-def test_a_message_has_twenty_differences_and_no_long_name() -> None:
+def test_an_error_has_at_most_twenty_differences_and_shortens_long_names() -> None:
     with pytest.raises(SchemaMismatch) as refused:
         match(GREEN, ".csv", [*NAMES, *(f"{n}{'x' * 10_000}" for n in range(180))])
-    said = str(refused.value)
+    message = str(refused.value)
     assert len(table_of(refused)) == 20
-    assert said.endswith("\nand 160 more")
-    assert len(said) < 5_000
+    assert message.endswith("\nand 160 more")
+    assert len(message) < 5_000
 
 
-def test_no_difference_of_columns_is_called_damage() -> None:
+def test_a_difference_of_columns_is_not_reported_as_damage() -> None:
     types = [
         pa.list_(pa.string()),
         *_types({"fare_amount": pa.bool_(), "lpep_pickup_datetime": pa.timestamp("us", "UTC")})[1:],
     ]
     with pytest.raises(SchemaMismatch) as refused:
         match(GREEN, ".parquet", [*NAMES, "extra", "row_number", "new", ""], [*types, *[pa.float64()] * 4])
-    said = str(refused.value)
-    assert "again" not in said
-    assert "damaged" not in said
-    assert "save the column as double" in said
-    assert "tz_convert('America/New_York')" in said
+    message = str(refused.value)
+    assert "again" not in message
+    assert "damaged" not in message
+    assert "save the column as double" in message
+    assert "tz_convert('America/New_York')" in message
 
 
-def test_a_month_without_a_parquet_era_has_a_table_of_its_own() -> None:
+def test_the_error_for_a_csv_of_a_month_without_a_parquet_era_has_its_table() -> None:
     with pytest.raises(SchemaMismatch) as refused:
         match(TripMonth("green", 2013, 8), ".csv", NAMES[1:])
     assert ("'VendorID'", "absent", "integer", "2013-08") in table_of(refused)
 
 
-def test_no_columns_at_all_are_refused_with_every_name_expected() -> None:
+def test_the_error_for_a_file_without_columns_lists_every_expected_name() -> None:
     with pytest.raises(SchemaMismatch) as refused:
         match(GREEN, ".parquet", [], [])
     assert str(refused.value).count("| absent ") == len(NAMES)
@@ -330,7 +334,7 @@ def test_no_columns_at_all_are_refused_with_every_name_expected() -> None:
         ("VendorID", pa.decimal128(38, 0)),
     ],
 )
-def test_a_type_that_converts_without_a_guess_is_welcome(name: str, published: pa.DataType) -> None:
+def test_a_type_that_can_be_converted_without_a_guess_is_accepted(name: str, published: pa.DataType) -> None:
     assert match(GREEN, ".parquet", NAMES, _types({name: published})).published == tuple(NAMES)
 
 
@@ -350,7 +354,7 @@ def test_a_type_that_converts_without_a_guess_is_welcome(name: str, published: p
         ("store_and_fwd_flag", pa.list_(pa.string()), "text"),
     ],
 )
-def test_a_type_that_would_be_a_guess_is_refused(name: str, published: pa.DataType, expected: str) -> None:
+def test_a_type_that_needs_a_guess_is_refused(name: str, published: pa.DataType, expected: str) -> None:
     with pytest.raises(SchemaMismatch) as refused:
         match(GREEN, ".parquet", NAMES, _types({name: published}), ACCEPT)
     assert table_of(refused) == [(repr(name), str(published), expected, "2014-01")]

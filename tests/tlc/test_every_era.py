@@ -1,4 +1,4 @@
-"""Every month TLC ever published, as its era has it: loaded to the row, nothing shifted, nothing guessed.
+"""A month of every era of TLC's files is loaded exactly: no row is lost and no value shifted.
 
 The files come from `local.trip_files.writing`, whose table of layouts is not the product's.
 """
@@ -31,7 +31,7 @@ HEADS = sorted(DATA.glob("heads-100/*.csv"))
 
 
 def months(first: str, last: str) -> Iterator[tuple[int, int]]:
-    """Every month from `first` to `last`, both included."""
+    """Yield the year and number of every month from `first` to `last`, both included."""
     (year, month), end = map(int, first.split("-")), tuple(map(int, last.split("-")))
     while (year, month) <= end:
         yield year, month
@@ -42,14 +42,14 @@ PUBLISHED = [
     (color, year, month, ".parquet" if form == "parquet" else ".csv")
     for (color, form), first in FIRST_FILE.items()
     for year, month in months(first, "2026-06" if form == "parquet" else "2021-07")
-    # each month around a change of shape, and one a year between
+    # every month around a change of the columns, and one month of each other year
     if month in (1, 2, 3, 4, 6, 7, 8, 9)
     and (month in (1, 7) or year in (2010, 2013, 2014, 2016, 2019, 2023, 2025, 2026))
 ]
 
 
 def read(trip_month: TripMonth, ending: Ending, content: bytes) -> tuple[pa.Table, Tally, Shape]:
-    """The trips of a file's content, the counts, and how its columns were understood."""
+    """Read a file's content. Return the trips, the counts and the shape."""
     chunks = (
         parquet_chunks(trip_month, io.BytesIO(content))
         if ending == ".parquet"
@@ -65,7 +65,7 @@ def read(trip_month: TripMonth, ending: Ending, content: bytes) -> tuple[pa.Tabl
 
 
 @pytest.mark.parametrize(("color", "year", "month", "ending"), PUBLISHED)
-def test_a_month_of_every_era_loads_to_the_row(
+def test_a_month_of_every_era_is_loaded_without_losing_a_row(
     color: str, year: int, month: int, ending: Ending, tmp_path: Path
 ) -> None:
     path = tmp_path / f"trips{ending}"
@@ -76,7 +76,7 @@ def test_a_month_of_every_era_loads_to_the_row(
 
 
 @pytest.mark.parametrize(
-    ("damage", "ending", "said"),
+    ("damage", "ending", "message"),
     [
         ("html", ".parquet", "it is an HTML or XML page"),
         ("html", ".csv.gz", "it is an HTML or XML page"),
@@ -89,8 +89,8 @@ def test_a_month_of_every_era_loads_to_the_row(
         ("excel_dates", ".csv.gz", "300 of 300 rows .*Dates without seconds are what a spreadsheet leaves"),
     ],
 )
-def test_a_file_that_was_spoiled_is_refused_with_what_is_wrong(
-    damage: Damage, ending: Ending, said: str, tmp_path: Path
+def test_the_error_for_a_damaged_file_names_the_damage(
+    damage: Damage, ending: Ending, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / f"trips{ending}"
     write_month(path, "green", 2021, 1, rows=300)
@@ -101,11 +101,11 @@ def test_a_file_that_was_spoiled_is_refused_with_what_is_wrong(
         recognise_end(month, ending, content[-8:], path.name)
         read(month, ending, content)[1].check(month)
 
-    with pytest.raises(TripDataError, match=said):
+    with pytest.raises(TripDataError, match=message):
         load()
 
 
-def test_gzip_of_several_members_is_loaded_to_the_value(tmp_path: Path) -> None:
+def test_gzip_with_several_members_gives_the_same_values(tmp_path: Path) -> None:
     path = tmp_path / "trips.csv.gz"
     write_month(path, "green", 2021, 1, rows=300)
     content, month = path.read_bytes(), TripMonth("green", 2021, 1)
@@ -114,7 +114,7 @@ def test_gzip_of_several_members_is_loaded_to_the_value(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".csv"])
-def test_extremes_are_the_publishers_data_and_are_loaded_as_they_are(ending: Ending, tmp_path: Path) -> None:
+def test_extreme_values_are_loaded_unchanged(ending: Ending, tmp_path: Path) -> None:
     path = tmp_path / f"trips{ending}"
     extremes: frozenset[Quirk] = frozenset({"extreme_fares", "huge_distances", "crowds", "zero_passengers"})
     written = write_month(path, "green", 2021, 1, rows=30_000, quirks=extremes)
@@ -140,7 +140,7 @@ FHV_2018 = (
 )
 
 
-def test_words_of_old_yellow_files_become_tlcs_codes_and_what_has_none_is_kept() -> None:
+def test_words_of_old_yellow_files_become_tlcs_codes_or_stay_as_text() -> None:
     trip = "{},2009-01-04 02:52:00,2009-01-04 03:02:00,1,2.6299999999999999,-73.99,40.72,,{},-73.99,40.69,{},8.9,0.5,,0,0,9.4"
     cases = [
         ("VTS", "", "CASH"),
@@ -162,14 +162,14 @@ def test_words_of_old_yellow_files_become_tlcs_codes_and_what_has_none_is_kept()
     assert trips["extra"].to_pylist() == [0.5] * 5
 
 
-def test_a_word_where_todays_files_have_a_code_is_set_aside() -> None:
+def test_a_word_in_a_code_column_of_a_newer_era_is_quarantined() -> None:
     header = YELLOW_2016.replace("total_amount", "total_amount,congestion_surcharge")
     trip = "CMT,2019-01-04 02:52:00,2019-01-04 03:02:00,1,2,1,N,1,2,1,8.9,0.5,0.5,0,0,0.3,9.4,0\r\n"
     _, tally, _ = read(TripMonth("yellow", 2019, 1), ".csv", (header + trip).encode())
     assert tally.quarantined == {"VendorID: not a whole number": 1}
 
 
-def test_two_unnamed_empty_fields_shift_no_column() -> None:
+def test_two_unnamed_empty_fields_do_not_shift_columns() -> None:
     trip = "1,2016-07-10 06:56:05,2016-07-10 06:59:53,1,.50,1,N,263,236,1,4.5,1,0.5,2.7,0,0.3,9"
     content = YELLOW_2016 + f"{trip},,\r\n" * 3
     trips, tally, _ = read(TripMonth("yellow", 2016, 7), ".csv", content.encode())
@@ -180,14 +180,14 @@ def test_two_unnamed_empty_fields_shift_no_column() -> None:
     assert unpadded["total_amount"].to_pylist() == [9.0]
 
 
-def test_an_unnamed_field_that_holds_something_stops_the_month() -> None:
+def test_an_unnamed_field_with_a_value_stops_the_month() -> None:
     trip = "1,2016-07-10 06:56:05,2016-07-10 06:59:53,1,.50,1,N,263,236,1,4.5,1,0.5,2.7,0,0.3,9"
     content = YELLOW_2016 + f"{trip},,\r\n{trip},,7\r\n"
     with pytest.raises(SchemaMismatch, match=r"field 19.* has '7' in row 2.*shifted.*Nothing was loaded"):
         read(TripMonth("yellow", 2016, 7), ".csv", content.encode())
 
 
-def test_the_base_number_that_2018_filled_counts_and_the_empty_one_must_stay_empty() -> None:
+def test_of_the_two_base_numbers_of_2018_the_empty_one_must_stay_empty() -> None:
     trip = '"2018-01-30 21:06:50","2018-01-30 21:15:34","56","129","","B02884","{}"\r\n'
     trips, tally, _ = read(TripMonth("fhv", 2018, 1), ".csv", (FHV_2018 + trip.format("")).encode())
     assert tally.loaded == 1
@@ -198,7 +198,7 @@ def test_the_base_number_that_2018_filled_counts_and_the_empty_one_must_stay_emp
 
 @needs_real_files
 @pytest.mark.parametrize("path", HEADS, ids=lambda path: path.stem)
-def test_every_value_of_a_real_legacy_file_is_where_its_header_says(path: Path) -> None:
+def test_every_value_of_a_real_legacy_file_is_in_the_column_of_its_header(path: Path) -> None:
     color, _, month = path.stem.split("_")
     trip_month = TripMonth(color, *map(int, month.split("-")))
     rows = [row for row in csv.reader(path.read_text(encoding="utf-8").splitlines()) if row]

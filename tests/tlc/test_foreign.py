@@ -1,4 +1,4 @@
-"""Bytes in a CSV that are no trips, at any place and of any kind: the month is refused, or what is lost is counted as lost."""
+"""Foreign bytes anywhere in a CSV either stop the month or are counted as quarantined rows."""
 
 import base64
 import datetime as dt
@@ -34,7 +34,7 @@ MONTH = csv_file(*map(_trip, range(ROWS)))
 HTML = b"<!DOCTYPE html>\n<html>\n<head><title>502 Bad Gateway</title></head>\n<body>\n<center>nginx</center>\n</body>\n</html>\n"
 _RANDOM = random.Random(0)  # noqa: S311 - damage, not a secret
 
-# What stands where trips were, for so many bytes, and what the message says that it looks like.
+# For each kind of damage: a function that returns the bytes that replace `was`, and the description in the error.
 FOREIGN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "NUL": (lambda was: bytes(len(was)), "a run of NUL bytes"),
     "0xFF": (lambda was: b"\xff" * len(was), "a run of 0xFF bytes"),
@@ -70,7 +70,9 @@ def _damaged(kind: str, at: int, size: int) -> bytes:
     ("place", "size"),
     [("near the beginning", 2_000), ("in the middle", 60_000), ("at line ends", 2_000), ("at the end", 9_000)],
 )
-def test_a_stretch_that_is_no_trips_refuses_the_month_and_names_its_row(kind: str, place: str, size: int) -> None:
+def test_a_long_run_of_foreign_bytes_stops_the_month_and_the_error_names_its_row(
+    kind: str, place: str, size: int
+) -> None:
     at = {"near the beginning": 700, "in the middle": 150_033, "at the end": len(MONTH) - size - 2}.get(place, 0)
     if not at:
         at, end = (MONTH.index(b"\n", near) + 1 for near in (100_000, 100_000 + size))
@@ -78,17 +80,17 @@ def test_a_stretch_that_is_no_trips_refuses_the_month_and_names_its_row(kind: st
     row = MONTH[:at].count(b"\n")
     with pytest.raises(TripDataError) as refused:
         read_csv(_damaged(kind, at, size)).tally.check(GREEN)
-    said = str(refused.value)
-    assert re.search(FOREIGN[kind][1], said)
-    assert len(said) < 1_000
+    message = str(refused.value)
+    assert re.search(FOREIGN[kind][1], message)
+    assert len(message) < 1_000
     if isinstance(refused.value, UnreadableFile):
-        [named] = re.findall(r"row ([0-9]+) ", said)
+        [named] = re.findall(r"row ([0-9]+) ", message)
         assert row <= int(named) <= row + 2
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
 @pytest.mark.slow
-def test_what_is_lost_to_a_few_foreign_bytes_is_counted(kind: str) -> None:
+def test_rows_lost_to_a_few_foreign_bytes_are_counted(kind: str) -> None:
     for at in (40_000, 50_011, 60_022, 70_033):
         for size in (3, 20, 130, 400):
             tally = Tally()
@@ -97,13 +99,11 @@ def test_what_is_lost_to_a_few_foreign_bytes_is_counted(kind: str) -> None:
                 tally.check(GREEN)
             except TripDataError:
                 continue
-            assert (
-                ROWS - tally.loaded - tally.lost <= 2.5
-            )  # a damaged stretch may cut the row before and the row after it
+            assert ROWS - tally.loaded - tally.lost <= 2.5  # the damage may cut the row before it and the row after it
 
 
 @pytest.mark.parametrize("at", range(40_000, 50_000, 911))
-def test_a_short_stretch_of_binary_data_is_one_stretch_with_the_rows_that_it_begins_and_ends_in(at: int) -> None:
+def test_a_short_run_of_binary_data_stops_the_month(at: int) -> None:
     binary = random.Random(at).randbytes(1_000)  # noqa: S311 - damage, not a secret
     with pytest.raises(UnreadableFile, match=r"begins a run|binary data"):
         read_csv(MONTH[:at] + binary + MONTH[at + len(binary) :]).tally.check(GREEN)
@@ -113,7 +113,7 @@ def test_a_short_stretch_of_binary_data_is_one_stretch_with_the_rows_that_it_beg
 @given(st.sampled_from(sorted(FOREIGN)), st.integers(500, 290_000), st.integers(1, 9_000), st.data())
 @example("NUL", 200_000, 1, None)
 @pytest.mark.slow
-def test_the_outcome_does_not_depend_on_how_the_bytes_are_cut(
+def test_the_outcome_does_not_depend_on_the_sizes_of_chunks_and_blocks(
     kind: str, at: int, size: int, data: st.DataObject | None
 ) -> None:
     damaged = _damaged(kind, at, size)
@@ -143,7 +143,7 @@ def test_the_outcome_does_not_depend_on_how_the_bytes_are_cut(
     ],
     ids=["its own", "of a year before", "in small letters", "of another color", "of another era"],
 )
-def test_a_header_among_the_rows_refuses_the_month(header: str) -> None:
+def test_a_header_among_the_rows_stops_the_month(header: str) -> None:
     at = MONTH.index(b"\n", 250_000) + 1
     with pytest.raises(UnreadableFile, match=f"row {MONTH[:at].count(10)} is the header once more"):
         read_csv(MONTH[:at] + header.encode() + b"\r\n" + MONTH[at:])
@@ -151,14 +151,14 @@ def test_a_header_among_the_rows_refuses_the_month(header: str) -> None:
 
 @pytest.mark.parametrize("length", [5_000, 131_071, 131_073, 20 << 20])
 @pytest.mark.parametrize("neighbour", [_trip(1), '"' + _trip(1)], ids=["plain", "an odd quote"])
-def test_a_line_far_too_long_is_refused_whatever_stands_beside_it(length: int, neighbour: str) -> None:
+def test_a_very_long_line_is_refused_with_any_neighbour(length: int, neighbour: str) -> None:
     text = "1234567890" * (length // 10)
     data = csv_file(_trip(0), neighbour, line(trip_distance=text), _trip(3))
     with pytest.raises(UnreadableFile, match=r"row 3 is a line of [0-9,]+ bytes"):
         read_csv([data[at : at + (1 << 20)] for at in range(0, len(data), 1 << 20)])
 
 
-def test_rejected_text_counts_by_what_it_could_have_held() -> None:
+def test_rejected_text_counts_as_many_rows_as_its_length_could_contain() -> None:
     mean = len(MONTH) / ROWS
     long = line(store_and_fwd_flag="y" * 63, ehail_fee="what", trip_type="z" * 63) + ",and more" * 9
     assert 2 < len(long) / mean < 4
@@ -178,7 +178,7 @@ def _tallied(data: bytes | list[bytes], ending: str = ".csv") -> int:
 
 
 @pytest.mark.slow
-def test_reading_stops_once_more_lines_are_hopeless_than_any_month_is_forgiven() -> None:
+def test_reading_stops_at_the_number_of_bad_lines_that_stops_any_month() -> None:
     read = 0
 
     def endless() -> bytes:
@@ -192,20 +192,20 @@ def test_reading_stops_once_more_lines_are_hopeless_than_any_month_is_forgiven()
 
 
 @pytest.mark.parametrize("inside", [b"\n", b"0", b"2,2021-01-01 00:00:00,\n"], ids=["empty lines", "zeros", "lines"])
-def test_a_gzip_bomb_is_refused_before_it_bursts(inside: bytes) -> None:
+def test_a_gzip_bomb_is_refused(inside: bytes) -> None:
     bomb = gzip.compress(csv_file(_trip(0)) + inside * ((64 << 20) // len(inside)), compresslevel=1)
     with patch.object(reading_csv, "_GUNZIPPED", (100, 1 << 20)), pytest.raises(TripDataError):
         _tallied([bomb[at : at + 10_000] for at in range(0, len(bomb), 10_000)], ".csv.gz")
 
 
-def test_gzip_that_holds_far_too_much_is_refused_by_its_ratio() -> None:
+def test_gzip_with_a_very_high_ratio_is_refused() -> None:
     bomb = gzip.compress(csv_file(*[_trip(0)] * 400_000))
-    said = r"bytes of gzip hold more than [0-9,]+ bytes of text"
-    with patch.object(reading_csv, "_GUNZIPPED", (100, 1 << 20)), pytest.raises(UnreadableFile, match=said):
+    message = r"bytes of gzip hold more than [0-9,]+ bytes of text"
+    with patch.object(reading_csv, "_GUNZIPPED", (100, 1 << 20)), pytest.raises(UnreadableFile, match=message):
         _tallied(bomb, ".csv.gz")
 
 
-def test_a_header_without_end_is_refused_without_being_quoted() -> None:
+def test_an_endless_header_is_refused_and_not_quoted() -> None:
     for header in (b"," * (15 << 20), b"name," * 100_000, b"x" * 20_000):
         with pytest.raises(UnreadableFile, match=r"the first line has [0-9,]+ bytes") as refused:
             read_csv(header + b"\n" + _trip(0).encode())
@@ -221,7 +221,7 @@ def _with_word(word: str) -> Read:
 
 
 @pytest.mark.parametrize("word", [*WORDS, '"NA"', '""'])
-def test_a_missing_value_may_be_spelled_as_other_programs_do(word: str) -> None:
+def test_the_words_of_other_programs_for_a_missing_value_are_null(word: str) -> None:
     read, sound = _with_word(word), _with_word("")
     assert read.rejects == []
     assert read.trips.to_pylist() == sound.trips.to_pylist()
@@ -229,24 +229,24 @@ def test_a_missing_value_may_be_spelled_as_other_programs_do(word: str) -> None:
 
 
 @pytest.mark.parametrize("odd", ['"', "x", ""], ids=["line by line", "as text", "typed"])
-def test_a_missing_value_is_missing_in_every_way_of_reading(odd: str) -> None:
+def test_a_word_for_a_missing_value_is_null_on_every_code_path(odd: str) -> None:
     rows = [line(ehail_fee="NA", store_and_fwd_flag="NA"), line(ehail_fee="NA", store_and_fwd_flag=f"{odd}N")]
     assert read_csv(csv_file(*rows)).values("store_and_fwd_flag")[0] is None
 
 
-def test_a_word_that_stands_in_text_columns_alone_is_a_text() -> None:
+def test_a_word_that_occurs_only_in_text_columns_is_text() -> None:
     read = read_csv(csv_file(line(store_and_fwd_flag="NA"), line()))
     assert read.values("store_and_fwd_flag") == ["NA", "N"]
 
 
-def test_a_word_that_may_be_a_text_or_missing_refuses_the_file_and_says_what_to_do() -> None:
+def test_a_word_that_may_be_text_or_missing_stops_the_month_with_advice() -> None:
     late = [line(store_and_fwd_flag="NA"), *[line()] * 2_000, line(trip_type="NA")]
     with pytest.raises(UnreadableFile, match=r"NA stands for missing numbers .* save the file with empty fields"):
         read_csv(csv_file(*late))
 
 
 @pytest.mark.parametrize("word", [".", "-", " ? "])
-def test_an_unknown_word_for_a_missing_value_is_named_with_what_to_do(word: str) -> None:
+def test_the_error_for_an_unknown_word_for_a_missing_value_gives_advice(word: str) -> None:
     lines = [line(ehail_fee=word, passenger_count=word if n % 3 else "1") for n in range(200)]
     with pytest.raises(
         TooManyRejects, match=re.escape(f"If {word.strip()!r} means a missing value, save the file with")
@@ -254,12 +254,12 @@ def test_an_unknown_word_for_a_missing_value_is_named_with_what_to_do(word: str)
         read_csv(csv_file(*lines)).tally.check(GREEN)
 
 
-def test_values_of_many_sorts_that_do_not_fit_are_no_word_for_a_missing_value() -> None:
+def test_different_bad_values_are_not_taken_for_a_missing_value() -> None:
     with pytest.raises(TooManyRejects, match=r"Compare the first row with docs/schema\.md"):
         read_csv(csv_file(*(line(fare_amount=f"${n}") for n in range(200)))).tally.check(GREEN)
 
 
-def test_a_part_of_the_file_that_stands_there_twice_is_noticed() -> None:
+def test_a_repeated_part_of_the_file_is_found() -> None:
     assert read_csv(MONTH).tally.repeated is None
     cut = MONTH.index(b"\n", 200_000) + 1
     for size in (60_000, 150_000):

@@ -42,11 +42,11 @@ def staged(**changes: Any) -> StagedMonth:
     return StagedMonth.model_validate(facts | counts | {"started_at": BEGUN} | changes)
 
 
-def held(**changes: Any) -> Manifest:
+def manifest_with(**changes: Any) -> Manifest:
     return staged().manifest("run-1", key="green/x", generation=4).model_copy(update=changes)
 
 
-def test_a_manifest_tells_where_the_month_came_from_and_what_became_of_its_rows() -> None:
+def test_a_manifest_has_the_source_of_the_month_and_the_counts_of_its_rows() -> None:
     before = dt.datetime.now(dt.UTC)
     manifest = staged().manifest("run-1", key="green/x", generation=4, quarantine_key="quarantine/x")
     assert before <= manifest.published_at <= dt.datetime.now(dt.UTC)
@@ -78,8 +78,8 @@ def test_a_manifest_tells_where_the_month_came_from_and_what_became_of_its_rows(
     assert manifest.trip_month == GREEN
 
 
-def test_a_manifest_survives_json_and_a_row_of_the_loads_table() -> None:
-    manifest = held()
+def test_a_manifest_can_be_read_back_from_json_and_from_a_row_of_loads() -> None:
+    manifest = manifest_with()
     assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
     row = manifest.row()
     assert list(row) == [column.name for column in LOADS_COLUMNS]
@@ -92,12 +92,14 @@ def test_a_manifest_survives_json_and_a_row_of_the_loads_table() -> None:
     st.lists(st.text("ab'\"\\, ", max_size=8), max_size=4),
     st.one_of(st.none(), st.text('ab"/W-', max_size=8)),
 )
-def test_any_reason_and_any_name_survive_a_row(counts: dict[str, int], names: list[str], etag: str | None) -> None:
-    manifest = held(quarantined=counts, filtered=counts, columns=tuple(names), etag=etag)
+def test_any_reason_and_any_name_can_be_read_back_from_a_row(
+    counts: dict[str, int], names: list[str], etag: str | None
+) -> None:
+    manifest = manifest_with(quarantined=counts, filtered=counts, columns=tuple(names), etag=etag)
     assert Manifest.from_row(manifest.row()) == manifest
 
 
-def test_every_column_of_the_loads_table_is_a_fact_of_the_manifest() -> None:
+def test_every_column_of_loads_is_a_field_of_the_manifest() -> None:
     assert {column.name for column in LOADS_COLUMNS} <= set(Manifest.model_fields)
 
 
@@ -112,7 +114,7 @@ def published(**changes: Any) -> PublishedFile:
         (published(last_modified="Tue"), "all", True),
         (published(size=None), "all", True),
         (published(), "with_passengers", False),
-        (published(etag='"b"'), "all", True),  # another server behind the same name
+        (published(etag='"b"'), "all", True),  # another server at the same address
         (published(etag='"b"', last_modified="Tue"), "all", False),
         (published(etag=None), "all", True),
         (published(etag=None, last_modified="Tue"), "all", False),
@@ -120,15 +122,15 @@ def published(**changes: Any) -> PublishedFile:
         (published(url="http://h/y.csv"), "all", False),
     ],
 )
-def test_a_month_is_covered_by_the_same_version_of_the_same_file_on_the_same_terms(
+def test_a_manifest_covers_the_same_edition_of_the_same_file_with_the_same_rule(
     file: PublishedFile, rule: Rows, covered: bool
 ) -> None:
-    assert held().covers(file, rule) is covered
+    assert manifest_with().covers(file, rule) is covered
 
 
-def test_a_source_that_tells_no_version_never_covers() -> None:
+def test_a_source_without_etag_and_date_is_never_covered() -> None:
     silent = {"etag": None, "last_modified": None}
-    assert not held(**silent).covers(published(**silent), "all")
+    assert not manifest_with(**silent).covers(published(**silent), "all")
 
 
 @pytest.mark.parametrize(
@@ -140,21 +142,21 @@ def test_a_source_that_tells_no_version_never_covers() -> None:
         (RAW.model_copy(update={"sha256": "cd" * 32}), "all", False),
     ],
 )
-def test_a_month_is_held_if_its_bytes_are(raw: RawFile, rule: Rows, holds: bool) -> None:
-    assert held().holds(raw, rule) is holds
+def test_a_store_has_a_month_if_it_has_its_bytes(raw: RawFile, rule: Rows, holds: bool) -> None:
+    assert manifest_with().holds(raw, rule) is holds
 
 
-def test_an_older_schema_neither_covers_nor_holds() -> None:
-    old = held(schema_version=SCHEMA_VERSION - 1)
+def test_a_manifest_of_an_older_schema_does_not_count() -> None:
+    old = manifest_with(schema_version=SCHEMA_VERSION - 1)
     assert not old.covers(PUBLISHED, "all")
     assert not old.holds(RAW, "all")
 
 
-def test_a_touched_file_is_known_by_its_new_version_from_then_on() -> None:
+def test_the_manifest_gets_the_new_etag_and_date_of_an_unchanged_file() -> None:
     touched = published(etag='"b"', last_modified="Tue", url="http://h/y.csv")
-    seen = held().seen_at(RAW.model_copy(update={"published": touched}))
+    seen = manifest_with().seen_at(RAW.model_copy(update={"published": touched}))
     assert seen.covers(touched, "all")
-    assert seen.model_dump(exclude={"url", "etag", "last_modified"}) == held().model_dump(
+    assert seen.model_dump(exclude={"url", "etag", "last_modified"}) == manifest_with().model_dump(
         exclude={"url", "etag", "last_modified", "published_at"}
     ) | {"published_at": seen.published_at}
 
@@ -172,27 +174,27 @@ def test_a_touched_file_is_known_by_its_new_version_from_then_on() -> None:
         ({"schema_version": 0}, False),
     ],
 )
-def test_a_store_still_holds_the_lakes_rows_unless_the_lakes_object_was_changed_since(
-    changes: dict[str, Any], same: bool
-) -> None:
-    assert held().same_rows(held(**changes)) is same
+def test_a_store_has_the_lakes_rows_unless_the_lakes_object_has_changed(changes: dict[str, Any], same: bool) -> None:
+    assert manifest_with().same_rows(manifest_with(**changes)) is same
 
 
-def test_an_outcome_is_a_line_that_a_person_understands() -> None:
-    assert str(Outcome(store="lake", status="loaded", manifest=held())) == (
+def test_an_outcome_is_printed_as_one_readable_line() -> None:
+    assert str(Outcome(store="lake", status="loaded", manifest=manifest_with())) == (
         "green 2021-01: loaded; 500 rows published, 490 in the lake, 7 left out (zero_passengers), 3 quarantined (not CSV)"
     )
-    replaced = Outcome(store="database", status="replaced", manifest=held(loaded=1_234_567, inserted=1, updated=2_000))
+    replaced = Outcome(
+        store="database", status="replaced", manifest=manifest_with(loaded=1_234_567, inserted=1, updated=2_000)
+    )
     assert str(replaced).startswith("green 2021-01: replaced; 500 rows published, 1,234,567 in the database")
     assert str(replaced).endswith("1 inserted, 2,000 updated, 0 removed")
 
 
-def test_values_of_the_past_are_not_changed_by_accident() -> None:
+def test_a_manifest_is_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        held().loaded = 0
+        manifest_with().loaded = 0
 
 
-def test_a_bare_checkout_has_no_version_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkout_that_is_not_installed_has_the_version_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: str) -> str:
         raise PackageNotFoundError
 
@@ -202,10 +204,10 @@ def test_a_bare_checkout_has_no_version_and_says_so(monkeypatch: pytest.MonkeyPa
     assert package_version() == "unknown"
 
 
-def test_the_rows_of_several_months_are_summed_in_words_store_by_store() -> None:
-    whole = Outcome(store="lake", status="loaded", manifest=held(source_rows=7_019_375, loaded=7_019_375))
-    other = Outcome(store="lake", status="unchanged", manifest=held(source_rows=7_832_545, loaded=7_832_545))
-    less = Outcome(store="database", status="loaded", manifest=held(source_rows=1_500, loaded=1_490))
+def test_the_rows_of_several_months_are_summed_for_each_store() -> None:
+    whole = Outcome(store="lake", status="loaded", manifest=manifest_with(source_rows=7_019_375, loaded=7_019_375))
+    other = Outcome(store="lake", status="unchanged", manifest=manifest_with(source_rows=7_832_545, loaded=7_832_545))
+    less = Outcome(store="database", status="loaded", manifest=manifest_with(source_rows=1_500, loaded=1_490))
     assert total([whole, other]) == "14,851,920 rows in 2 months"
     assert total([whole]) == "7,019,375 rows in 1 month"
     assert total([less, less]) == "3,000 rows published, 2,980 in the database, in 2 months"

@@ -1,4 +1,4 @@
-"""TLC's trips saved again by other tools, as CSV or Parquet: each loads with the values of TLC's own file, or says what to do."""
+"""Files that other tools wrote from TLC's trips give the same values as TLC's file, or an error with advice."""
 
 import datetime as dt
 import io
@@ -30,7 +30,7 @@ MISSING_TOGETHER = (
 
 
 def _own() -> pa.Table:
-    """Trips as TLC's own file has them: every fourth lacks what a dispatched trip lacks, and ehail_fee is never there."""
+    """Return trips in TLC's layout. Every fourth has the nulls of a dispatched trip, and ehail_fee is always null."""
     start = dt.datetime(2021, 1, 1, 0, 15, 56)
     trips = table(
         ROWS,
@@ -39,10 +39,10 @@ def _own() -> pa.Table:
         PULocationID=range(1, ROWS + 1),
         total_amount=[round(-12.35 + n, 2) for n in range(ROWS)],
     )
-    there = pa.array([n % 4 != 3 for n in range(ROWS)])
+    present = pa.array([n % 4 != 3 for n in range(ROWS)])
     for name in MISSING_TOGETHER:
         place = trips.schema.get_field_index(name)
-        trips = trips.set_column(place, name, pc.if_else(there, trips[name], pa.scalar(None, trips[name].type)))
+        trips = trips.set_column(place, name, pc.if_else(present, trips[name], pa.scalar(None, trips[name].type)))
     return trips
 
 
@@ -69,7 +69,7 @@ def money(kind: pa.DataType) -> Change:
 
 
 def texts(trips: pa.Table, missing: str = "", flag: str | None = None) -> pa.Table:
-    """Every column as text; what is missing is spelled so, and a missing flag perhaps otherwise."""
+    """Return every column as text. `missing` replaces nulls, and `flag` replaces a null store_and_fwd_flag."""
     columns = {}
     for name, column in zip(trips.column_names, trips.columns, strict=True):
         text = (
@@ -80,7 +80,7 @@ def texts(trips: pa.Table, missing: str = "", flag: str | None = None) -> pa.Tab
 
 
 def nan(trips: pa.Table) -> pa.Table:
-    """Whole numbers as doubles with NaN, as pandas has them before it writes a file without conversion."""
+    """Return whole numbers as doubles, with NaN for null, as pandas stores them."""
     columns = {
         name: pc.fill_null(column, float("nan")) if pa.types.is_floating(column.type) else column
         for name, column in zip(trips.column_names, trips.columns, strict=True)
@@ -139,7 +139,7 @@ PARQUET: dict[str, Change] = {
 
 @pytest.mark.parametrize("how", PARQUET)
 @pytest.mark.parametrize("row_group", [7, ROWS])
-def test_parquet_of_another_tool_has_the_values_of_tlcs_own(how: str, row_group: int) -> None:
+def test_parquet_of_another_tool_has_the_values_of_tlcs_file(how: str, row_group: int) -> None:
     read = read_parquet(parquet_file(PARQUET[how](OWN), row_group_size=row_group))
     assert read.rejects == []
     assert read.trips.equals(TRIPS)
@@ -161,20 +161,20 @@ CSVS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("how", CSVS)
-def test_csv_of_another_tool_has_the_values_of_tlcs_own(how: str) -> None:
+def test_csv_of_another_tool_has_the_values_of_tlcs_file(how: str) -> None:
     read = read_csv(CSVS[how]())
     assert read.rejects == []
     assert read.trips.combine_chunks().equals(TRIPS.combine_chunks())
 
 
-def test_parquet_of_pandas_has_the_values_of_tlcs_own() -> None:
+def test_parquet_of_pandas_has_the_values_of_tlcs_file() -> None:
     for trips in (OWN.to_pandas(), OWN.to_pandas().set_index(OWN["PULocationID"].to_pandas() * 3)):
         out = io.BytesIO()
         trips.to_parquet(out)
         assert read_parquet(out.getvalue()).trips.equals(TRIPS)
 
 
-def test_parquet_of_pandas_that_read_a_csv_has_the_values_of_tlcs_own() -> None:
+def test_parquet_of_pandas_that_read_a_csv_has_the_values_of_tlcs_file() -> None:
     nothing = OWN.set_column(3, "store_and_fwd_flag", pa.nulls(ROWS, pa.string()))
     out = io.BytesIO()
     pd.read_csv(io.BytesIO(as_csv(texts(nothing)))).to_parquet(out)
@@ -183,7 +183,7 @@ def test_parquet_of_pandas_that_read_a_csv_has_the_values_of_tlcs_own() -> None:
 
 
 @pytest.mark.parametrize("codec", ["snappy", "gzip", "zstd", "lz4_raw", "brotli", "uncompressed"])
-def test_parquet_of_duckdb_has_the_values_of_tlcs_own(codec: str, tmp_path: Path) -> None:
+def test_parquet_of_duckdb_has_the_values_of_tlcs_file(codec: str, tmp_path: Path) -> None:
     path = tmp_path / "trips.parquet"
     with duckdb.connect() as connection:
         connection.register("own", texts(OWN))
@@ -211,11 +211,11 @@ def test_parquet_of_duckdb_has_the_values_of_tlcs_own(codec: str, tmp_path: Path
     ],
     ids=str,
 )
-def test_every_encoding_of_parquet_has_the_values_of_tlcs_own(options: dict[str, object]) -> None:
+def test_every_encoding_of_parquet_has_the_values_of_tlcs_file(options: dict[str, object]) -> None:
     assert read_parquet(parquet_file(OWN, **options)).trips.equals(TRIPS)
 
 
-def test_decimals_that_no_double_and_no_whole_number_holds_are_set_aside() -> None:
+def test_decimals_that_cannot_be_converted_exactly_are_quarantined() -> None:
     fares = pa.array([Decimal("5.50"), Decimal("123456789012345678.91")], pa.decimal128(20, 2))
     zones = pa.array([Decimal("43.5"), Decimal("43.0")], pa.decimal128(5, 1))
     read = read_parquet(parquet_file(table(2, fare_amount=fares, PULocationID=zones)))
@@ -229,7 +229,7 @@ def test_decimals_that_no_double_and_no_whole_number_holds_are_set_aside() -> No
 @pytest.mark.parametrize(
     "values", [[5, 6, 6], [1, 0, 2], [None, 1, 2], ["a", "b", "c"], [4, 3, 2], [0.5, 1.5, 2.5]], ids=str
 )
-def test_a_first_column_without_a_name_that_does_not_count_upwards_is_refused(values: list[object]) -> None:
+def test_an_unnamed_first_column_that_does_not_count_upwards_is_refused(values: list[object]) -> None:
     for read in (
         lambda: read_parquet(parquet_file(table(3).add_column(0, "", pa.array(values)))),
         lambda: read_csv(as_csv(texts(table(3)).add_column(0, "", pa.array(values)))),
@@ -240,7 +240,7 @@ def test_a_first_column_without_a_name_that_does_not_count_upwards_is_refused(va
         assert "index=False" in str(refused.value)
 
 
-def test_an_index_with_gaps_is_one_of_rows_that_were_filtered() -> None:
+def test_an_index_may_have_gaps_because_rows_were_filtered() -> None:
     for read in (
         read_parquet(parquet_file(table(3).add_column(0, "", pa.array([5, 6, 8])))),
         read_csv(as_csv(texts(table(3)).add_column(0, "", pa.array([2, 3, 40])))),
@@ -249,13 +249,13 @@ def test_an_index_with_gaps_is_one_of_rows_that_were_filtered() -> None:
         assert read.rejects == []
 
 
-def test_a_text_column_may_hold_a_word_that_means_missing_elsewhere() -> None:
+def test_a_text_column_may_contain_a_word_that_means_missing_in_other_columns() -> None:
     flags = ["NA", "NULL", "nan", "N", ""]
     read = read_parquet(parquet_file(table(5, store_and_fwd_flag=flags)))
     assert read.values("store_and_fwd_flag") == ["NA", "NULL", "nan", "N", None]
 
 
-def test_a_row_of_empty_texts_is_set_aside_as_a_line_of_commas_is() -> None:
+def test_a_row_of_empty_texts_is_quarantined_like_a_line_of_commas() -> None:
     trips = texts(table(2))
     emptied = pa.table(
         {name: [column[0].as_py(), ""] for name, column in zip(trips.column_names, trips.columns, strict=True)}
@@ -265,7 +265,7 @@ def test_a_row_of_empty_texts_is_set_aside_as_a_line_of_commas_is() -> None:
 
 
 @pytest.mark.parametrize("word", ["nan", "None", "NA", r"\N"])
-def test_a_word_for_missing_numbers_is_missing_in_columns_of_text_too(word: str) -> None:
+def test_a_word_for_missing_numbers_is_null_in_text_columns_too(word: str) -> None:
     flags = {"store_and_fwd_flag": [word, "N"], "ehail_fee": [word, word]}
     rows = pa.table({name: pa.array(flags.get(name, [text, text])) for name, text in TRIP.items()})
     read = read_parquet(parquet_file(rows))

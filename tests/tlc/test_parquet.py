@@ -1,4 +1,4 @@
-"""Parquet files as they come: every type TLC has used, damage found, and never a value in another row's place."""
+"""Parquet files: every type that TLC has used is read, damage is found, and no value moves to another row."""
 
 import base64
 import datetime as dt
@@ -53,7 +53,7 @@ def test_a_row_becomes_a_trip_of_the_canonical_schema() -> None:
     ],
     ids=lambda columns: " ".join(f"{k} {getattr(v, 'type', None)}" for k, v in columns.items()),
 )
-def test_the_same_trip_comes_of_every_type_tlc_has_used(columns: dict[str, Any]) -> None:
+def test_every_type_that_tlc_has_used_gives_the_same_trip(columns: dict[str, Any]) -> None:
     read = read_parquet(parquet_file(table(**columns)))
     assert read.trips.to_pylist() == [FIRST_TRIP]
 
@@ -70,7 +70,7 @@ def test_the_same_trip_comes_of_every_type_tlc_has_used(columns: dict[str, Any])
     ids=str,
 )
 @pytest.mark.parametrize("batch", [1, 64, 1000], ids="batches of {}".format)
-def test_rows_keep_their_order_over_row_groups_and_batches(options: dict[str, Any], batch: int) -> None:
+def test_rows_keep_their_order_across_row_groups_and_batches(options: dict[str, Any], batch: int) -> None:
     with patch.object(reading_parquet, "BATCH", batch):
         read = read_parquet(parquet_file(MANY, **options))
     assert read.values("row_number") == list(range(1, ROWS + 1))
@@ -78,7 +78,7 @@ def test_rows_keep_their_order_over_row_groups_and_batches(options: dict[str, An
     assert read.values("fare_amount") == [n / 4 for n in range(ROWS)]
 
 
-def test_a_value_that_does_not_fit_is_set_aside_with_its_row_as_json() -> None:
+def test_a_row_with_a_bad_value_is_quarantined_as_json() -> None:
     read = read_parquet(parquet_file(table(3, RatecodeID=[1.0, 1.5, None])))
     assert read.values("row_number") == [1, 3]
     assert read.values("RatecodeID") == [1, None]
@@ -90,7 +90,7 @@ def test_a_value_that_does_not_fit_is_set_aside_with_its_row_as_json() -> None:
     assert original["lpep_pickup_datetime"] == "2021-01-01 00:15:56.000000"
 
 
-def test_nanoseconds_that_microseconds_cannot_hold_are_set_aside_not_cut_off() -> None:
+def test_nanoseconds_are_quarantined_and_not_rounded() -> None:
     read = read_parquet(parquet_file(table(2, lpep_pickup_datetime=pa.array([1_000, 1_001], pa.timestamp("ns")))))
     assert read.values("lpep_pickup_datetime") == [dt.datetime(1970, 1, 1, 0, 0, 0, 1)]
     [reject] = read.rejects
@@ -98,18 +98,19 @@ def test_nanoseconds_that_microseconds_cannot_hold_are_set_aside_not_cut_off() -
 
 
 @pytest.mark.parametrize("zone", [None, "UTC", "America/New_York"])
-def test_the_oldest_way_to_write_a_time_is_refused_for_spark_writes_instants_so(zone: str | None) -> None:
+def test_int96_times_are_refused_because_spark_writes_instants_with_them(zone: str | None) -> None:
     pickups = pa.array([dt.datetime(2021, 1, 1, 5, 15, 56)], pa.timestamp("us", zone))
     old = parquet_file(table(lpep_pickup_datetime=pickups), use_deprecated_int96_timestamps=True, store_schema=False)
     assert pq.ParquetFile(io.BytesIO(old)).schema.column(1).physical_type == "INT96"
     with pytest.raises(SchemaMismatch) as refused:
         read_parquet(old)
-    said = str(refused.value)
+    message = str(refused.value)
     assert (
-        "green 2021-01: 'lpep_pickup_datetime', 'lpep_dropoff_datetime' have the type INT96, as Spark writes it" in said
+        "green 2021-01: 'lpep_pickup_datetime', 'lpep_dropoff_datetime' have the type INT96, as Spark writes it"
+        in message
     )
     for advice in ("spark.sql.session.timeZone=America/New_York", "TIMESTAMP_NTZ", "use_deprecated_int96_timestamps"):
-        assert advice in said
+        assert advice in message
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_the_oldest_way_to_write_a_time_is_refused_for_spark_writes_instants_so(
         ({"extra": pa.array([[1.0]])}, [r"'extra' +\| list<.*> +\| number"]),
     ],
 )
-def test_columns_that_do_not_fit_are_refused_with_a_line_each(columns: dict[str, Any], lines: list[str]) -> None:
+def test_wrong_columns_are_refused_with_one_line_each(columns: dict[str, Any], lines: list[str]) -> None:
     with pytest.raises(SchemaMismatch) as refused:
         read_parquet(parquet_file(table(**columns)))
     for line in lines:
@@ -183,7 +184,7 @@ FOOTER = len(WHOLE) - 8 - int.from_bytes(WHOLE[-8:-4], "little")
         "HTML",
     ],
 )
-def test_a_file_cut_or_damaged_is_refused(data: bytes) -> None:
+def test_a_truncated_or_damaged_file_is_refused(data: bytes) -> None:
     with pytest.raises(UnreadableFile, match=r"(?s)green 2021-01: the Parquet file is damaged .* fetch it again"):
         read_parquet(data)
 
@@ -202,13 +203,13 @@ def test_a_parquet_file_ends_with_its_magic(tail: bytes, sound: bool) -> None:
 
 
 class Keys(pe.KmsClient):
-    """Does not wrap keys."""
+    """A key service that does not encrypt keys."""
 
     def wrap_key(self, key: bytes, master_key: str) -> bytes:
         return base64.b64encode(key)
 
 
-def test_an_encrypted_column_is_named_as_the_cause_and_not_as_damage() -> None:
+def test_the_error_for_an_encrypted_column_names_encryption_and_not_damage() -> None:
     trips = pq.read_table(io.BytesIO(WHOLE))
     configuration = pe.EncryptionConfiguration("key", column_keys={"key": ["VendorID"]}, plaintext_footer=True)
     keys = pe.CryptoFactory(lambda _: Keys()).file_encryption_properties(pe.KmsConnectionConfig(), configuration)
@@ -229,33 +230,33 @@ def test_a_checksummed_page_with_a_wrong_byte_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows_there", "rows_said"), [(300, 299), (300, 301), (100, 99)], ids=["fewer", "more", "fewer in a row group"]
+    ("actual_rows", "stated_rows"), [(300, 299), (300, 301), (100, 99)], ids=["fewer", "more", "fewer in a row group"]
 )
-def test_a_footer_that_lies_about_rows_is_refused(rows_there: int, rows_said: int) -> None:
-    # The last such number in a footer is the file's, or a row group's.
+def test_a_footer_with_a_wrong_row_count_is_refused(actual_rows: int, stated_rows: int) -> None:
+    # The last occurrence of the number in the footer is the row count of the file or of a row group.
     lie = bytearray(WHOLE)
-    at = lie.rindex(_varint(rows_there), FOOTER) if rows_there == 100 else lie.index(_varint(rows_there), FOOTER)
-    lie[at : at + 2] = _varint(rows_said)
-    said = pq.ParquetFile(io.BytesIO(bytes(lie))).metadata
-    assert rows_said in (said.num_rows, *(said.row_group(n).num_rows for n in range(said.num_row_groups)))
+    at = lie.rindex(_varint(actual_rows), FOOTER) if actual_rows == 100 else lie.index(_varint(actual_rows), FOOTER)
+    lie[at : at + 2] = _varint(stated_rows)
+    metadata = pq.ParquetFile(io.BytesIO(bytes(lie))).metadata
+    assert stated_rows in (metadata.num_rows, *(metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)))
     with pytest.raises(UnreadableFile, match="damaged"):
         read_parquet(bytes(lie))
 
 
 def _varint(number: int) -> bytes:
-    """As Thrift's compact protocol writes a number that takes two bytes."""
+    """Return a number that needs two bytes in Thrift's compact encoding."""
     return bytes([number * 2 & 0x7F | 0x80, number * 2 >> 7])
 
 
 @given(st.integers(0, len(WHOLE) - FOOTER - 9), st.integers(1, 255))
-def test_a_footer_with_one_wrong_byte_never_puts_a_value_in_another_row(at: int, change: int) -> None:
+def test_a_footer_with_one_wrong_byte_never_moves_a_value_to_another_row(at: int, change: int) -> None:
     data = bytearray(WHOLE)
     data[FOOTER + at] ^= change
     try:
         read = read_parquet(bytes(data))
     except (UnreadableFile, SchemaMismatch):
         return
-    assume(not read.rejects)  # bytes now called by another kind: set aside, visibly
+    assume(not read.rejects)  # the footer names another type, so the rows are quarantined
     assert read.values("row_number") == list(range(1, ROWS + 1))
     for name in ("VendorID", "fare_amount"):
         assert read.values(name) == MANY[name].to_pylist()

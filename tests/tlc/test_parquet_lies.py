@@ -1,4 +1,4 @@
-"""A Parquet file that disagrees with itself is refused, and the row group and column are named; no trip gets another's value."""
+"""An inconsistent Parquet file is refused. The error names the row group and the column, and no trip gets another's value."""
 
 import io
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from tests.tlc.published import GREEN, TRIP, parquet_file, read_parquet, table
 ROWS, GROUP, PAGE = 300, 100, 20
 FARE = list(TRIP).index("fare_amount")
 VENDOR = 0
-# Every fare differs, and half of the flags are missing: a value in another row's place would be seen.
+# All fares differ and half of the flags are null, so the tests detect a value in a wrong row.
 TRIPS = table(
     ROWS,
     VendorID=range(ROWS),
@@ -34,7 +34,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
 
 
 def edited(how: str = "plain", **options: Any) -> Edited:
-    """The trips in three row groups of a hundred rows, five pages in each column chunk."""
+    """Return the trips as a file with three row groups of 100 rows and five pages in each column chunk."""
     layout = {"row_group_size": GROUP, "write_batch_size": PAGE, "max_rows_per_page": PAGE, "data_page_size": 1}
     return Edited(parquet_file(TRIPS, **(layout | WRITTEN[how] | options)))
 
@@ -85,7 +85,7 @@ def name_another_column(file: Edited) -> None:
 
 @pytest.mark.parametrize("how", WRITTEN)
 @pytest.mark.parametrize(
-    ("lie", "said"),
+    ("lie", "message"),
     [
         (lose_a_page, "row group 2 of 3, column 'fare_amount': its pages have 80 values, the footer says 100"),
         (double_a_page, "row group 2 of 3, column 'fare_amount': its pages have 120 values, the footer says 100"),
@@ -98,20 +98,20 @@ def name_another_column(file: Edited) -> None:
     ],
     ids=lambda case: getattr(case, "__name__", ""),
 )
-def test_counts_and_names_that_do_not_agree_are_refused(lie: Callable[[Edited], None], said: str, how: str) -> None:
+def test_inconsistent_counts_and_names_are_refused(lie: Callable[[Edited], None], message: str, how: str) -> None:
     file = edited(how)
     assert read_parquet(file.data).values("fare_amount") == TRIPS["fare_amount"].to_pylist()
     assert len(data_pages(file, 1)) == GROUP // PAGE
     lie(file)
     with pytest.raises(UnreadableFile) as refused:
         read_parquet(file.data)
-    assert f"green 2021-01: the Parquet file is damaged ({said}" in str(refused.value)
+    assert f"green 2021-01: the Parquet file is damaged ({message}" in str(refused.value)
     assert "Nothing was loaded; fetch it again." in str(refused.value)
     assert "take the month from another source" in str(refused.value)
 
 
 @pytest.mark.parametrize("how", WRITTEN)
-def test_chunks_that_changed_places_in_the_footer_are_refused_where_their_counts_agree(how: str) -> None:
+def test_chunks_that_the_footer_swaps_are_refused_even_if_their_counts_agree(how: str) -> None:
     file = edited(how)
     data = file.data
     body = data[: -8 - int.from_bytes(data[-8:-4], "little")]
@@ -127,7 +127,7 @@ def test_chunks_that_changed_places_in_the_footer_are_refused_where_their_counts
 
 @pytest.mark.parametrize("how", WRITTEN)
 @pytest.mark.parametrize("column", ["fare_amount", "VendorID", "lpep_pickup_datetime"])
-def test_chunks_whose_bytes_changed_places_are_refused_where_the_footer_has_their_bounds(how: str, column: str) -> None:
+def test_chunks_with_swapped_bytes_are_refused_if_the_footer_has_their_bounds(how: str, column: str) -> None:
     place = list(TRIP).index(column)
     pickups = [TRIPS["lpep_pickup_datetime"][0].as_py().replace(minute=n // 60, second=n % 60) for n in range(ROWS)]
     trips = TRIPS.set_column(1, "lpep_pickup_datetime", [pickups])
@@ -139,7 +139,7 @@ def test_chunks_whose_bytes_changed_places_are_refused_where_the_footer_has_thei
 
 
 @pytest.mark.parametrize("how", WRITTEN)
-def test_a_chunk_with_other_missing_values_than_the_footer_counts_is_refused(how: str) -> None:
+def test_a_chunk_with_another_null_count_than_the_footer_is_refused(how: str) -> None:
     file = edited(how, write_statistics=True)
     place = list(TRIP).index("store_and_fwd_flag")
     set_value(file.about(2, place)[12][1], 3, GROUP // 2 - 1)
@@ -158,7 +158,7 @@ NESTED = (
 
 @pytest.mark.parametrize("nested", NESTED, ids=lambda nested: str(nested.type))
 @pytest.mark.parametrize("place", [0, len(TRIP)])
-def test_a_new_column_that_is_nested_is_no_lie_and_hides_none(nested: pa.Array, place: int) -> None:
+def test_a_nested_new_column_is_accepted_and_hides_no_inconsistency(nested: pa.Array, place: int) -> None:
     def read(data: bytes) -> int:
         chunks = parquet_chunks(GREEN, io.BytesIO(data), "accept_new_columns")
         return sum(chunk.trips.num_rows for chunk in chunks)
@@ -172,17 +172,17 @@ def test_a_new_column_that_is_nested_is_no_lie_and_hides_none(nested: pa.Array, 
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         (ROWS + 1, "its footer states 301 rows, its row groups have 300"),
         (-1, "it has no number of rows, or a negative one"),
         (2**40, "its footer states 1,099,511,627,776 rows, its row groups have 300"),
     ],
 )
-def test_a_footer_that_promises_other_rows_than_its_groups_is_refused(rows: int, said: str) -> None:
+def test_a_footer_whose_row_count_differs_from_its_groups_is_refused(rows: int, message: str) -> None:
     file = edited()
     set_value(file.footer, 3, rows)
-    with pytest.raises(UnreadableFile, match=said):
+    with pytest.raises(UnreadableFile, match=message):
         read_parquet(file.data)
 
 
@@ -197,7 +197,7 @@ def test_a_file_with_more_rows_than_any_month_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         (9, 10**9, "row group 2 of 3, column 'fare_amount': it extends beyond the end of the data"),
         (7, 10**9, "row group 2 of 3, column 'fare_amount': it extends beyond the end of the data"),
@@ -205,11 +205,11 @@ def test_a_file_with_more_rows_than_any_month_is_refused() -> None:
         (9, 4, "row group 2 of 3, column 'fare_amount': it does not come after"),
     ],
 )
-def test_a_chunk_that_is_not_where_it_can_be_is_refused(field: int, value: int, said: str) -> None:
+def test_a_chunk_at_an_impossible_position_is_refused(field: int, value: int, message: str) -> None:
     file = edited()
     data = file.data
     file.about(1, FARE)[field] = I64, value
-    with pytest.raises(UnreadableFile, match=said):
+    with pytest.raises(UnreadableFile, match=message):
         read_parquet(file.with_footer(data[: -8 - int.from_bytes(data[-8:-4], "little")]))
 
 
@@ -234,14 +234,14 @@ _FOOTER = len(SMALL) - 8 - int.from_bytes(SMALL[-8:-4], "little")
 
 @given(st.integers(4, _FOOTER), st.integers(1, 255))
 def test_a_page_header_with_one_wrong_byte_never_shifts_a_column(at: int, change: int) -> None:
-    """A byte of a value may change unseen, as there are no checksums; every other value stays in its row."""
+    """Without checksums, one changed value cannot be detected. All other values must stay in their rows."""
     data = bytearray(SMALL)
     data[at] ^= change
     try:
         read = read_parquet(bytes(data))
     except (UnreadableFile, SchemaMismatch):
         return
-    there = {row: n for n, row in enumerate(read.values("row_number"))}
-    assert len(there) + len(read.rejects) == ROWS
-    fares, sound = read.values("fare_amount"), TRIPS["fare_amount"].to_pylist()
-    assert sum(fares[place] != sound[row - 1] for row, place in there.items()) <= 1
+    places = {row: n for n, row in enumerate(read.values("row_number"))}
+    assert len(places) + len(read.rejects) == ROWS
+    fares, valid = read.values("fare_amount"), TRIPS["fare_amount"].to_pylist()
+    assert sum(fares[place] != valid[row - 1] for row, place in places.items()) <= 1

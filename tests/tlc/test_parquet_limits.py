@@ -1,4 +1,4 @@
-"""A small Parquet file that asks for much is refused soon, in bounded memory; one that is only large is not."""
+"""A small Parquet file that needs very much memory is refused fast and in little memory. A large valid file is loaded."""
 
 import io
 import re
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 FLAG = list(TRIP).index("store_and_fwd_flag")
 LARGEST = 64 << 10
 
-# Reads a file, and prints what came of it, the seconds, and the MB at the peak beyond what the imports took.
+# Read a file. Print the seconds, the peak memory in MB above the memory after the imports, and the outcome.
 PROGRAM = """
 import re, sys, time
 from pathlib import Path
@@ -32,27 +32,27 @@ def megabytes(name):
     return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) >> 10
 
 before, began = megabytes("VmRSS"), time.monotonic()
-said = "loaded"
+outcome = "loaded"
 try:
     with open(sys.argv[1], "rb") as file:
         for chunk in parquet_chunks(TripMonth("green", 2021, 1), file):
             pass
 except TripDataError as error:
-    said = str(error)
-print(f"{time.monotonic() - began:.1f} {megabytes('VmHWM') - before} {said}")
+    outcome = str(error)
+print(f"{time.monotonic() - began:.1f} {megabytes('VmHWM') - before} {outcome}")
 """
 
 
 def read_apart(path: Path) -> tuple[float, int, str]:
-    """Seconds, MB and outcome of reading a file in a process of its own."""
+    """Read a file in its own process. Return the seconds, the additional memory in MB, and the outcome."""
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", PROGRAM, path], cwd=root, capture_output=True, text=True, check=True)
-    seconds, size, said = done.stdout.split(" ", 2)
-    return float(seconds), int(size), said
+    seconds, size, outcome = done.stdout.split(" ", 2)
+    return float(seconds), int(size), outcome
 
 
 def flags(text: str, rows: int) -> pa.Table:
-    """Trips of which every one has this flag, without as many copies of it here."""
+    """Return trips that all have this flag, with only one copy of it in memory."""
     trips = table(1)
     repeated = {
         name: column.combine_chunks().take(pa.array([0] * rows))
@@ -82,7 +82,7 @@ def says_two_gigabytes() -> bytes:
 
 
 def inflates() -> bytes:
-    """A page of 400 MB of zeros."""
+    """Return a file with a page of 400 MB of zeros."""
     rows = 50_000_000
     whole = pa.array([0]).take(pa.array([0] * 1000)).slice(0, 1)
     trips = pa.table(
@@ -107,7 +107,7 @@ def many_columns() -> bytes:
 
 
 def many_row_groups() -> bytes:
-    """A footer of a million row groups of no rows and no columns."""
+    """Return a file whose footer has a million row groups without rows and columns."""
     file = Edited(parquet_file(table(1)))
     file.footer[4] = LIST, [(STRUCT, {1: (LIST, []), 3: (6, 0)})] * 700_000
     return file.with_footer(b"PAR1")
@@ -149,14 +149,14 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize(("make", "said"), HOSTILE.values(), ids=HOSTILE)
-def test_a_file_that_asks_for_much_is_refused_soon_and_in_little_memory(
-    make: Callable[[], bytes], said: str, tmp_path: Path
+@pytest.mark.parametrize(("make", "outcome"), HOSTILE.values(), ids=HOSTILE)
+def test_a_file_that_needs_much_memory_is_refused_fast_and_in_little_memory(
+    make: Callable[[], bytes], outcome: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "hostile.parquet"
     path.write_bytes(make())
     seconds, size, refusal = read_apart(path)
-    assert said in refusal
+    assert outcome in refusal
     assert "Nothing was loaded" in refusal
     assert "fetch it again" not in refusal or "damaged" in refusal
     assert len(refusal) < 600
@@ -164,7 +164,7 @@ def test_a_file_that_asks_for_much_is_refused_soon_and_in_little_memory(
     assert seconds < 30, seconds
 
 
-def test_a_text_as_long_as_may_be_is_loaded_and_one_longer_is_not() -> None:
+def test_the_longest_allowed_text_is_loaded_and_a_longer_one_is_refused() -> None:
     longest = table(3, store_and_fwd_flag=["N", "x" * LARGEST, None])
     for options in ({}, {"use_dictionary": False}):
         assert read_parquet(parquet_file(longest, **options)).values("store_and_fwd_flag")[1] == "x" * LARGEST
@@ -175,16 +175,16 @@ def test_a_text_as_long_as_may_be_is_loaded_and_one_longer_is_not() -> None:
             read_parquet(parquet_file(longer, **options))
 
 
-def test_a_row_group_of_six_times_the_rows_takes_hardly_more_memory(tmp_path: Path) -> None:
-    """As TLC's files until 2022 have it, a month is one row group."""
+def test_a_row_group_with_six_times_the_rows_needs_hardly_more_memory(tmp_path: Path) -> None:
+    """TLC's files until 2022 have one row group per month."""
     sizes = []
     for times in (2, 12):
         path = tmp_path / f"{times}.parquet"
         options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
         pq.write_table(flags("N", times * 100_000), path, row_group_size=1 << 30, **options)
         assert pq.read_metadata(path).num_row_groups == 1
-        _, size, said = read_apart(path)
-        assert said == "loaded\n"
+        _, size, outcome = read_apart(path)
+        assert outcome == "loaded\n"
         sizes.append(size)
     assert path.stat().st_size > 150 << 20
     assert sizes[1] - sizes[0] < 70, sizes
@@ -194,7 +194,7 @@ FOOTER_OF = parquet_file(table(2))
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 100, 2**31])
-def test_a_footer_of_any_length_is_refused_with_words(length: int) -> None:
+def test_a_footer_with_a_wrong_length_is_refused_with_a_readable_error(length: int) -> None:
     data = FOOTER_OF[:-8] + length.to_bytes(4, "little") + b"PAR1"
     with pytest.raises((UnreadableFile, SchemaMismatch)) as refused:
         read_parquet(data)

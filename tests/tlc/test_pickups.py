@@ -1,4 +1,4 @@
-"""A file whose trips are not of its month is refused with what it is; every file that TLC published is not."""
+"""A file with trips of another month is refused, and the error names the cause. TLC's own files are accepted."""
 
 import datetime as dt
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Time = dt.datetime | None
 
 
 def counted(*times: Sequence[Time], month: TripMonth = MAY) -> Pickups:
-    """The pickups of a file of these chunks."""
+    """Return the pickups of a file with these chunks."""
     pickups = Pickups(month)
     schema = arrow_schema(month.color)
     for chunk in times:
@@ -32,7 +32,7 @@ def counted(*times: Sequence[Time], month: TripMonth = MAY) -> Pickups:
 
 
 def days(first: str, count: int) -> list[Time]:
-    """Noon of so many days, from the first on."""
+    """Return noon of `count` days from the first on."""
     return [dt.datetime.fromisoformat(first) + dt.timedelta(days=n, hours=12) for n in range(count)]
 
 
@@ -83,16 +83,16 @@ WRONG: dict[str, tuple[list[Time], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_file_whose_trips_are_not_of_its_month_is_refused_with_what_it_is(name: str) -> None:
-    times, said = WRONG[name]
+def test_the_error_for_trips_of_another_month_names_the_cause(name: str) -> None:
+    times, expected = WRONG[name]
     message = refused(counted(times))
     assert message.startswith("green 2022-05: ")
-    assert said in message
-    assert refused(counted(times[:7], [], times[7:])) == message  # however the file was read
+    assert expected in message
+    assert refused(counted(times[:7], [], times[7:])) == message  # the chunks make no difference
 
 
 @pytest.mark.parametrize("color", COLORS)
-def test_half_of_the_known_pickups_must_be_of_the_month(color: str) -> None:
+def test_at_least_half_of_the_pickups_must_be_of_the_month(color: str) -> None:
     month = TripMonth(color, 2022, 5)
     assert OWN_SHARE == 0.5
     own, other = days("2022-05-01", 30), days("2022-07-01", 30)
@@ -101,7 +101,7 @@ def test_half_of_the_known_pickups_must_be_of_the_month(color: str) -> None:
     assert "30 of 59 trips are of 2022-07" in refused(counted(own[1:], other, [None] * 500, month=month))
 
 
-def test_a_few_rows_are_refused_only_if_none_is_of_the_month() -> None:
+def test_a_very_small_file_is_refused_only_if_no_trip_is_of_the_month() -> None:
     own, other = days("2022-05-01", 1), days("2022-07-01", FEW)
     counted(own, other[1:]).check()
     refused(counted(other))
@@ -112,7 +112,7 @@ def test_a_file_without_any_pickup_is_refused() -> None:
     assert "green 2022-05: none of its 40 trips has a lpep_pickup_datetime" in refused(counted([None] * 40))
 
 
-def test_a_file_without_any_trip_is_left_to_other_checks() -> None:
+def test_a_file_without_trips_passes_this_check() -> None:
     counted([]).check()
 
 
@@ -120,12 +120,12 @@ def test_a_file_without_any_trip_is_left_to_other_checks() -> None:
 @pytest.mark.parametrize(
     "name", [*(f"official/{name}" for name in OFFICIAL), *CSVS, *(str(path.relative_to(DATA)) for path in HEADS)]
 )
-def test_a_real_file_is_of_its_month(name: str) -> None:
+def test_a_real_file_passes_this_check(name: str) -> None:
     path = DATA / name
     month = month_of(path)
     data = path.read_bytes()
     if path.parent.name.startswith("heads"):
-        data = data[: data.rindex(b"\n") + 1]  # the last line may be a part of one
+        data = data[: data.rindex(b"\n") + 1]  # the last line may be incomplete
     pickups = Pickups(month)
     for chunk in read(path, data).chunks:
         pickups.add(chunk.trips)

@@ -1,4 +1,4 @@
-"""Stages run a few items ahead in threads of their own, lose nothing, and end when anybody ends."""
+"""Pipeline stages run ahead in their own threads, lose no item, and all end when one of them ends."""
 
 import threading
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ def alive() -> list[threading.Thread]:
 
 
 @given(st.lists(st.one_of(st.none(), st.integers())), st.integers(1, 5))
-def test_items_come_in_order_whatever_they_are(items: list[int | None], depth: int) -> None:
+def test_items_of_any_value_come_in_order(items: list[int | None], depth: int) -> None:
     assert list(ahead(iter(items), depth)) == items
     assert alive() == []
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt(), StopAsyncIteration()], ids=repr)
-def test_an_error_of_the_maker_comes_after_the_items_before_it(error: BaseException) -> None:
+def test_an_error_of_the_producer_comes_after_the_items_before_it(error: BaseException) -> None:
     def make() -> Iterator[int]:
         yield from (1, 2, 3)
         raise error
@@ -35,7 +35,7 @@ def test_an_error_of_the_maker_comes_after_the_items_before_it(error: BaseExcept
 
 
 @pytest.mark.parametrize("depth", [1, 2, 7])
-def test_the_maker_is_at_most_depth_items_and_the_one_in_hand_ahead(depth: int) -> None:
+def test_the_producer_is_at_most_depth_items_and_one_more_ahead(depth: int) -> None:
     made = 0
     stuck = threading.Event()
 
@@ -50,7 +50,7 @@ def test_the_maker_is_at_most_depth_items_and_the_one_in_hand_ahead(depth: int) 
     items = ahead(make(), depth)
     assert next(items) == 0
     assert stuck.wait(10)
-    assert not threading.Event().wait(0.25)  # as long as the maker could need to notice a free place
+    assert not threading.Event().wait(0.25)  # time in which the producer could make one item too many
     assert made == 1 + depth + 1
     items.close()
     assert made == 1 + depth + 1
@@ -73,7 +73,7 @@ def test_a_consumer_that_stops_early_closes_the_source_and_ends_the_thread() -> 
     assert alive() == []
 
 
-def test_nested_stages_all_end_when_the_last_does() -> None:
+def test_nested_stages_end_when_the_last_one_ends() -> None:
     closed = threading.Event()
 
     def make() -> Iterator[int]:
@@ -92,13 +92,13 @@ def test_nested_stages_all_end_when_the_last_does() -> None:
     assert alive() == []
 
 
-def test_nothing_runs_before_the_first_item_is_wanted() -> None:
+def test_nothing_runs_before_the_first_item_is_requested() -> None:
     ahead(iter([1]))
     assert alive() == []
 
 
 class _Unclosable:
-    """An iterable whose end is an error."""
+    """An iterable whose `close` raises an error."""
 
     def __iter__(self) -> Iterator[int]:
         return iter([1, 2])
@@ -107,7 +107,7 @@ class _Unclosable:
         raise OSError("cannot close")
 
 
-def test_an_error_on_closing_the_source_reaches_the_consumer_and_hangs_nobody() -> None:
+def test_an_error_on_closing_the_source_reaches_the_consumer_without_a_hang() -> None:
     items = ahead(_Unclosable())
     assert [next(items), next(items)] == [1, 2]
     with pytest.raises(OSError, match="cannot close"):
@@ -115,5 +115,5 @@ def test_an_error_on_closing_the_source_reaches_the_consumer_and_hangs_nobody() 
     assert alive() == []
 
 
-def test_lists_which_cannot_be_closed_are_taken_too() -> None:
+def test_a_list_which_has_no_close_is_accepted() -> None:
     assert list(ahead([1, 2, 3])) == [1, 2, 3]

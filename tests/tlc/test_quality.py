@@ -1,4 +1,4 @@
-"""A profile counts what the trips are like, by rules that are rows of a table."""
+"""A profile has the sums of a month, its trips per day, and the counts of odd trips by rule."""
 
 import datetime as dt
 
@@ -17,7 +17,7 @@ NOON = dt.datetime(2023, 5, 10, 12)
 
 
 def trips(*rows: dict[str, object], trip_month: TripMonth = MAY) -> pa.Table:
-    """Trips that are ordinary but for what `rows` say."""
+    """Return ordinary trips, one per dict, with the values of the dict."""
     pickup, dropoff = quality.pickup(trip_month.color), quality.dropoff(trip_month.color)
     ordinary = {
         "VendorID": 2, pickup: NOON, dropoff: NOON + dt.timedelta(minutes=9), "passenger_count": 1, "payment_type": 1,
@@ -76,20 +76,20 @@ def test_every_color_can_be_profiled_with_its_own_rules_and_sums(color: str) -> 
 
 
 @pytest.mark.slow
-def test_sums_are_whole_cents_however_many_trips_there_are() -> None:
+def test_sums_of_many_trips_are_exact_to_the_cent() -> None:
     found = profile(*[trips(*[{"fare_amount": 0.1, "total_amount": None}] * 1000) for _ in range(30)])
     assert found.sums["fare_amount"] == 3000.0
     assert found.sums["total_amount"] == 0.0
 
 
-def test_a_sum_beyond_any_number_is_left_out_and_the_profile_can_be_read_back() -> None:
+def test_a_sum_that_overflows_is_omitted_and_the_profile_can_be_read_back() -> None:
     made = profile(trips({"total_amount": 1e308}, {"total_amount": 1e308}, {"total_amount": 5.0, "extra": 1.25}))
     assert "total_amount" not in made.sums
     assert made.sums["extra"] == 1.25
     assert Profile.model_validate_json(made.model_dump_json()) == made
 
 
-def test_days_are_those_of_the_files_month_and_other_months_are_told_apart() -> None:
+def test_days_are_counted_in_the_files_month_and_other_months_separately() -> None:
     days = [
         dt.datetime(2023, 5, 1),
         dt.datetime(2023, 5, 31, 23, 59, 59),
@@ -101,7 +101,7 @@ def test_days_are_those_of_the_files_month_and_other_months_are_told_apart() -> 
     assert found.elsewhere == {"2023-06": 2}
 
 
-def test_a_rule_of_ones_own_is_a_row_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_added_rule_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = Rule("a round fare", "note", lambda: pc.field("fare_amount") == 10, "green")
     monkeypatch.setattr(quality, "RULES", (*RULES, mine))
     assert profile(trips({"fare_amount": 10.0}, {})).quality["a round fare"] == 1

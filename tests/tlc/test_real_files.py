@@ -1,4 +1,4 @@
-"""Real files of TLC and of its mirror, where the shared folder has them: every row, every value, every cent."""
+"""Real files of TLC and of its mirror are loaded exactly: every row, every value, every cent."""
 
 import csv
 import datetime as dt
@@ -22,7 +22,7 @@ from tests.tlc.published import Read, read_csv, read_parquet
 
 pytestmark = needs_real_files
 
-# Rows as measured apart from this project.
+# Row counts that other programs measured.
 OFFICIAL = {
     "green_tripdata_2020-04.parquet": 35_644,
     "green_tripdata_2020-08.parquet": 81_063,
@@ -54,7 +54,7 @@ def ending_of(path: Path) -> Ending:
 
 
 def read(path: Path, part: bytes | None = None) -> Read:
-    """A real file, or a part of it."""
+    """Read a real file, or a part of it."""
     data, month, ending = part or path.read_bytes(), month_of(path), ending_of(path)
     recognise(month, ending, data[:1024], path.name)
     recognise_end(month, ending, data[-8:], path.name)
@@ -62,33 +62,33 @@ def read(path: Path, part: bytes | None = None) -> Read:
 
 
 def total(amounts: list[float | None]) -> int:
-    """A sum of money or miles to the thousandth, which no amount goes beyond, whatever the float noise of each."""
+    """Return a sum of money or miles in thousandths. No amount has more decimals, so this only removes float noise."""
     return round(1000 * math.fsum(amount for amount in amounts if amount is not None))
 
 
 @pytest.mark.parametrize(("name", "rows"), OFFICIAL.items(), ids=OFFICIAL)
-def test_an_official_month_is_loaded_to_the_row_and_value(name: str, rows: int) -> None:
+def test_every_row_and_value_of_an_official_file_is_loaded(name: str, rows: int) -> None:
     path = DATA / "official" / name
     got = read(path)
     got.tally.check(month_of(path))
     assert (got.tally.source_rows, got.tally.loaded, got.rejects) == (rows, rows, [])
     assert got.values("row_number") == list(range(1, rows + 1))
     published = pq.read_table(path)
-    for name_there in published.column_names:
-        [column] = [c for c in TRIP_COLUMNS["green"] if c.name.lower() == name_there.lower()]
-        there, here = published[name_there], got.trips[column.name]
-        if there.null_count == rows:
-            assert here.null_count == rows
+    for published_name in published.column_names:
+        [column] = [c for c in TRIP_COLUMNS["green"] if c.name.lower() == published_name.lower()]
+        in_file, loaded = published[published_name], got.trips[column.name]
+        if in_file.null_count == rows:
+            assert loaded.null_count == rows
             continue
-        assert here.cast(there.type).equals(there), name_there  # back to what it was published as
+        assert loaded.cast(in_file.type).equals(in_file), published_name  # cast back to the published type
         if column.kind == "number":
-            assert total(here.to_pylist()) == total(there.to_pylist())
+            assert total(loaded.to_pylist()) == total(in_file.to_pylist())
     absent = {c.name for c in TRIP_COLUMNS["green"]} - set(published.column_names)
     assert all(got.trips[name].null_count == rows for name in absent)
 
 
 @pytest.mark.parametrize(("name", "rows"), CSVS.items(), ids=CSVS)
-def test_a_real_csv_is_loaded_to_the_row_and_value(name: str, rows: int) -> None:
+def test_every_row_and_value_of_a_real_csv_is_loaded(name: str, rows: int) -> None:
     path = DATA / name
     got = read(path)
     got.tally.check(month_of(path))
@@ -96,12 +96,12 @@ def test_a_real_csv_is_loaded_to_the_row_and_value(name: str, rows: int) -> None
     text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
     header, *lines = csv.reader(io.StringIO(text))
     kinds = {column.name.lower(): column for column in TRIP_COLUMNS[month_of(path).color]}
-    for name_there, texts in zip(header, zip(*lines, strict=True), strict=True):
-        column = kinds[name_there.lower()]
-        here = got.values(column.name)
-        assert here == [_PYTHON[column.kind](text) if text else None for text in texts], name_there
+    for published_name, texts in zip(header, zip(*lines, strict=True), strict=True):
+        column = kinds[published_name.lower()]
+        loaded = got.values(column.name)
+        assert loaded == [_PYTHON[column.kind](text) if text else None for text in texts], published_name
         if column.kind == "number":
-            assert total(here) == round(1000 * sum(Decimal(text) for text in texts if text))
+            assert total(loaded) == round(1000 * sum(Decimal(text) for text in texts if text))
 
 
 _PYTHON = {"integer": int, "number": float, "datetime": dt.datetime.fromisoformat, "text": str}
@@ -111,10 +111,10 @@ HEADS = sorted(DATA.glob("heads-*/*.csv"))
 
 
 @pytest.mark.parametrize("path", HEADS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_of_a_csv_that_was_cut_every_whole_line_is_read(path: Path) -> None:
+def test_every_complete_line_of_a_truncated_csv_is_read(path: Path) -> None:
     data = path.read_bytes()
     recognise(month_of(path), ".csv", data[:1024], path.name)
-    data = data[: data.rindex(b"\n") + 1]  # the last line may be a part of one
+    data = data[: data.rindex(b"\n") + 1]  # the last line may be incomplete
     whole = [line for line in data.splitlines()[1:] if line]
     got = read_csv(data, month_of(path))
     assert (got.tally.source_rows, got.tally.loaded, got.rejects) == (len(whole), len(whole), [])
@@ -127,7 +127,7 @@ def test_a_real_file_with_conflict_markers_is_refused() -> None:
         recognise(TripMonth("fhv", 2020, 1), ".csv", path.read_bytes(), path.name)
 
 
-def test_a_real_file_that_excel_saved_again_is_all_quarantine() -> None:
+def test_every_row_of_a_real_file_that_excel_saved_is_quarantined() -> None:
     [path] = (DATA / "broken").glob("conflict-markers_*.csv")
     header, *rest = path.read_bytes().partition(b"\n")[2].split(b"\n")
     trips = [line for line in rest if line.startswith(b"B0")]

@@ -1,4 +1,4 @@
-"""What a verification says: rows that differ, counts, and which months a sample takes."""
+"""A verification reports differing rows and counts, and chooses the months of a sample."""
 
 import pyarrow as pa
 import pytest
@@ -18,18 +18,18 @@ FHV = [TripMonth("fhv", 2021, month) for month in range(1, 4)]
 
 @given(EDITIONS, EDITIONS, CUTS, CUTS)
 def test_each_row_that_differs_is_named_with_its_columns(
-    there: Edition, wanted: Edition, cuts: list[int], other_cuts: list[int]
+    stored: Edition, expected_rows: Edition, cuts: list[int], other_cuts: list[int]
 ) -> None:
-    expected = dict.fromkeys(wanted.keys() - there.keys(), MISSING) | dict.fromkeys(
-        there.keys() - wanted.keys(), FOREIGN
+    expected = dict.fromkeys(expected_rows.keys() - stored.keys(), MISSING) | dict.fromkeys(
+        stored.keys() - expected_rows.keys(), FOREIGN
     )
-    for n in there.keys() & wanted.keys():
-        if names := [name for name, a, b in zip(("fare", "flag"), there[n], wanted[n], strict=True) if a != b]:
+    for n in stored.keys() & expected_rows.keys():
+        if names := [name for name, a, b in zip(("fare", "flag"), stored[n], expected_rows[n], strict=True) if a != b]:
             expected[n] = ", ".join(names)
-    assert dict(differences(pieces(rows_of(there), cuts), pieces(rows_of(wanted), other_cuts))) == expected
+    assert dict(differences(pieces(rows_of(stored), cuts), pieces(rows_of(expected_rows), other_cuts))) == expected
 
 
-def test_the_first_rows_are_named_and_all_are_counted() -> None:
+def test_the_first_differing_rows_are_named_and_all_are_counted() -> None:
     faults = RowFaults("the lake")
     faults.add((n, "fare_amount, tip_amount") for n in (1_200, 7, 9, 8))
     faults.add([(11, MISSING), (10, FOREIGN)])
@@ -43,7 +43,7 @@ def test_the_first_rows_are_named_and_all_are_counted() -> None:
     assert one.in_words() == ["1 row differs from the raw file: row 3: tip_amount"]
 
 
-def test_a_manifest_that_does_not_add_up_or_has_a_fault_is_a_difference() -> None:
+def test_a_manifest_with_wrong_counts_or_a_fault_is_a_difference() -> None:
     assert counts_of(MANIFEST) == []
     [text] = counts_of(MANIFEST.model_copy(update={"source_rows": 99}))
     assert text.startswith("the manifest does not add up: 99 rows published, but ")
@@ -64,7 +64,7 @@ def test_a_month_with_a_fault_counts_as_absent_for_every_run() -> None:
         assert manifest.same_rows(MANIFEST) is same
 
 
-def test_a_sample_takes_some_months_of_each_color_and_depends_on_its_seed() -> None:
+def test_a_sample_has_some_months_of_each_color_and_depends_on_its_seed() -> None:
     chosen = sampled([*GREEN, *FHV], 2, 7)
     assert chosen == sampled([*FHV, *GREEN, *GREEN], 2, 7)
     assert sorted(month.color for month in chosen) == ["fhv", "fhv", "green", "green"]
@@ -75,7 +75,7 @@ def test_a_sample_takes_some_months_of_each_color_and_depends_on_its_seed() -> N
         sampled(GREEN, -1, 7)
 
 
-def test_a_result_names_the_store_the_month_the_differences_and_the_command() -> None:
+def test_a_result_names_the_month_the_store_the_differences_and_the_command() -> None:
     differs = Verified("database", GREEN[0], ("rows in x: 1, the manifest says 2",), mend="run python flows/x.py")
     assert differs.status == "differs"
     assert str(differs) == (
@@ -85,6 +85,6 @@ def test_a_result_names_the_store_the_month_the_differences_and_the_command() ->
     assert Verified("database", GREEN[0]).status == "verified"
 
 
-def test_no_rows_at_all_differ_from_nothing() -> None:
+def test_two_empty_tables_do_not_differ() -> None:
     nothing: list[pa.Table] = []
     assert list(differences(nothing, nothing)) == []

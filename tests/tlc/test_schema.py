@@ -1,4 +1,4 @@
-"""The canonical schema is one, in every store, whatever the store's rules for names."""
+"""The canonical schema is the same in every store, in spite of their different rules for names."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def test_every_color_has_a_schema() -> None:
 
 
 @pytest.mark.parametrize("color", COLORS)
-def test_a_trip_ends_with_its_key_and_no_name_is_there_twice_in_any_case(color: str) -> None:
+def test_the_key_comes_last_and_names_are_unique_without_case(color: str) -> None:
     names = [column.postgres_name for column in columns(color)]
     assert names[-2:] == ["file_month", "row_number"]
     assert len(names) == len(set(names))
@@ -19,10 +19,12 @@ def test_a_trip_ends_with_its_key_and_no_name_is_there_twice_in_any_case(color: 
 
 
 @pytest.mark.parametrize("color", COLORS)
-def test_every_column_says_what_it_means_and_has_a_type_in_every_store(color: str) -> None:
+def test_every_column_has_a_meaning_and_a_type_in_every_store(color: str) -> None:
     assert arrow_schema(color).names == [column.name for column in columns(color)]
     for column in columns(color):
         assert column.meaning
         assert KINDS[column.kind].bigquery
         assert KINDS[column.kind].postgres
-        assert column.kind != "number" or column.unit, f"{column.name} has no unit: its sums and its page would lack it"
+        assert column.kind != "number" or column.unit, (
+            f"{column.name} has no unit, which reports and docs/schema.md show"
+        )

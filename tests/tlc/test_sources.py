@@ -1,4 +1,4 @@
-"""A source is a word or a URL template; a bad one is refused in words, and a good one cannot be made to say more."""
+"""A source is a name or a URL template. An invalid one is refused with advice, and a password in it is never shown."""
 
 import traceback
 
@@ -43,12 +43,12 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("http://[2001:db8::1]:80/{year}-{month:02d}.csv", "http://[2001:db8::1]:80/2021-02.csv", ".csv"),
     ],
 )
-def test_a_source_is_a_word_or_a_template(source: str, url: str, ending: str) -> None:
+def test_a_source_is_a_name_or_a_template(source: str, url: str, ending: str) -> None:
     assert source_of(source).url(MONTH) == url
     assert source_of(source).ending == ending
 
 
-def test_the_environment_says_where_a_word_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_can_change_the_address_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TLC_OFFICIAL_URL", "http://127.0.0.1:1/{year}-{month:02d}.parquet")
     assert source_of("official").url(MONTH) == "http://127.0.0.1:1/2021-02.parquet"
     monkeypatch.setenv("TLC_OFFICIAL_URL", "")
@@ -59,7 +59,7 @@ def test_the_environment_says_where_a_word_leads(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("offical", "neither one of official, mirror nor an http(s):// or file:// URL template"),
         ("", "neither one of official, mirror"),
@@ -109,10 +109,10 @@ def test_the_environment_says_where_a_word_leads(monkeypatch: pytest.MonkeyPatch
         ("http://[h/{year}-{month}.csv", "is not a URL: Invalid IPv6 URL"),
     ],
 )
-def test_a_bad_template_is_refused_with_what_to_write_instead(template: str, said: str) -> None:
+def test_the_error_for_an_invalid_template_gives_advice(template: str, message: str) -> None:
     with pytest.raises(BadSource) as refused:
         source_of(template)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "<class" not in str(refused.value)
 
 
@@ -149,15 +149,15 @@ CANARY = "hunter2"
     ],
 )
 @pytest.mark.parametrize("where", ["source", "environment"])
-def test_a_password_in_a_template_is_refused_and_not_repeated_however_it_is_written(
+def test_a_password_in_a_template_is_refused_and_never_quoted(
     template: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TLC_OFFICIAL_URL", template)
     with pytest.raises(BadSource) as refused:
         source_of(template if where == "source" else "official")
-    told = "".join(traceback.format_exception(refused.value))
+    printed = "".join(traceback.format_exception(refused.value))
     assert "user" not in str(refused.value).replace("user name", "")
-    assert not any(part in line for part in (CANARY, "hun\tter2") for line in told.splitlines() if "Error" in line)
+    assert not any(part in line for part in (CANARY, "hun\tter2") for line in printed.splitlines() if "Error" in line)
     assert "@" in str(refused.value) or "may hold a user name or password" in str(refused.value)
 
 
@@ -172,7 +172,7 @@ def test_a_password_in_a_template_is_refused_and_not_repeated_however_it_is_writ
         ("file:///a@b/c.csv", "file:///a@b/c.csv"),
     ],
 )
-def test_an_address_is_shown_without_what_could_be_a_secret(url: str, text: str) -> None:
+def test_an_address_is_shown_without_possible_secrets(url: str, text: str) -> None:
     assert shown(url) == text
 
 
@@ -187,8 +187,8 @@ EDITION = PublishedFile(trip_month=MONTH, url="http://h/x.csv", ending=".csv", e
         ({"size": 8}, False),
         ({"etag": 'W/"a"'}, True),
         ({"etag": 'W/"a"', "last_modified": "Tue"}, False),
-        ({"last_modified": "Tue"}, True),  # touched: a strong ETag names the bytes
-        ({"etag": '"b"'}, True),  # another server behind the same name
+        ({"last_modified": "Tue"}, True),  # a strong ETag identifies the bytes, even with another date
+        ({"etag": '"b"'}, True),  # another server at the same address
         ({"etag": '"b"', "size": None}, False),
         ({"etag": '"b"', "last_modified": None}, False),
         ({"etag": '"b"', "last_modified": "Tue"}, False),
@@ -198,7 +198,7 @@ EDITION = PublishedFile(trip_month=MONTH, url="http://h/x.csv", ending=".csv", e
         ({"etag": None, "last_modified": None, "size": 8}, False),
     ],
 )
-def test_two_answers_are_of_one_edition_if_size_version_and_time_say_so(
+def test_two_answers_are_of_one_edition_if_size_etag_and_date_agree(
     other: dict[str, object], same: bool | None
 ) -> None:
     changed = EDITION.model_copy(update=other)
@@ -207,7 +207,7 @@ def test_two_answers_are_of_one_edition_if_size_version_and_time_say_so(
 
 
 @given(st.text(alphabet="{}colryeamnth:02d!r.[]_$ /", max_size=30))
-def test_a_template_is_refused_at_once_or_gives_every_month_an_address_of_its_own(middle: str) -> None:
+def test_a_template_is_refused_or_gives_every_month_a_different_address(middle: str) -> None:
     try:
         source = Source(f"http://h/{middle}.csv")
     except BadSource:
@@ -220,6 +220,6 @@ def test_a_template_is_refused_at_once_or_gives_every_month_an_address_of_its_ow
 @pytest.mark.parametrize(
     ("etag", "identity"), [('"a"', 'http://h/x.csv "a" 7'), (None, None)], ids=["versioned", "unversioned"]
 )
-def test_a_file_is_its_address_version_and_size(etag: str | None, identity: str | None) -> None:
+def test_a_files_identity_is_its_address_etag_and_size(etag: str | None, identity: str | None) -> None:
     file = PublishedFile(trip_month=MONTH, url="http://h/x.csv", ending=".csv", etag=etag, last_modified="Mon", size=7)
     assert file.identity == identity

@@ -1,4 +1,4 @@
-"""A published file as one stream of trips: what is known at its end, and that nothing unsound comes to an end."""
+"""A published file is one stream of trips. Its facts are complete at its end, and the stream of an invalid file fails."""
 
 import io
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.tlc.published import GREEN, csv_file, line, parquet_file, table
 
 
 class Bytes:
-    """The bytes of a file, in memory."""
+    """A file in memory."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -44,7 +44,7 @@ CSV = csv_file(*[line()] * 200, line(passenger_count="0"), line(passenger_count=
 @pytest.mark.parametrize(
     ("data", "ending"), [(CSV, ".csv"), (parquet_file(table(202)), ".parquet")], ids=[".csv", ".parquet"]
 )
-def test_at_the_end_of_the_stream_the_facts_of_the_month_are_complete(data: bytes, ending: Ending) -> None:
+def test_the_facts_of_the_month_are_complete_at_the_end_of_the_stream(data: bytes, ending: Ending) -> None:
     seen: list[int] = []
     stream = MonthStream(raw(data, ending), Bytes(data), on_rows=lambda rows, share: seen.append(rows))
     loaded = sum(chunk.trips.num_rows for chunk in stream)
@@ -57,7 +57,7 @@ def test_at_the_end_of_the_stream_the_facts_of_the_month_are_complete(data: byte
     assert month.manifest("run").schema_version == SCHEMA_VERSION
 
 
-def test_a_rule_leaves_rows_out_and_counts_them_and_rules_that_left_none_out_are_not_named() -> None:
+def test_filtered_rows_are_counted_under_their_rule_and_unused_rules_are_omitted() -> None:
     stream = MonthStream(raw(CSV, ".csv"), Bytes(CSV), rows="with_passengers")
     assert sum(chunk.trips.num_rows for chunk in stream) == 200
     month = stream.staged(key="k")
@@ -77,6 +77,6 @@ def test_a_rule_leaves_rows_out_and_counts_them_and_rules_that_left_none_out_are
     ],
     ids=["no trips", "no sound trips", "another month"],
 )
-def test_the_stream_of_an_unsound_file_has_no_end(data: bytes, error: type[Exception]) -> None:
+def test_the_stream_of_an_invalid_file_fails_before_its_end(data: bytes, error: type[Exception]) -> None:
     with pytest.raises(error, match=str(GREEN)):
         list(MonthStream(raw(data, ".csv"), Bytes(data)))

@@ -1,4 +1,4 @@
-"""A month's names are made in one place, and months that cannot exist are refused before any work."""
+"""A month's names come from one class, and months that cannot exist are refused before any work."""
 
 import datetime as dt
 
@@ -23,7 +23,7 @@ from flows.tlc.trips import (
 TODAY = dt.date(2024, 5, 20)
 
 
-def test_everything_about_a_month_is_named_after_its_color_and_month() -> None:
+def test_all_names_of_a_month_contain_its_color_and_month() -> None:
     month = TripMonth("yellow", 2021, 1)
     assert str(month) == "yellow 2021-01"
     assert month.stem == "yellow_tripdata_2021-01"
@@ -38,7 +38,7 @@ def test_everything_about_a_month_is_named_after_its_color_and_month() -> None:
     assert month.url("http://h/{color}/{year}/{month:02d}.csv") == "http://h/yellow/2021/01.csv"
 
 
-def test_the_month_before_january_is_december_and_before_the_first_there_is_none() -> None:
+def test_the_month_before_january_is_december_and_the_first_month_has_none_before() -> None:
     assert TripMonth("green", 2021, 1).previous == TripMonth("green", 2020, 12)
     assert TripMonth("green", 2020, 12).previous == TripMonth("green", 2020, 11)
     assert TripMonth("green", 2013, 8).previous is None
@@ -54,7 +54,7 @@ def test_no_two_months_share_a_name(two: set[tuple[str, int, int]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("color", "year", "months", "said"),
+    ("color", "year", "months", "message"),
     [
         ("purple", 2021, [1], f"color 'purple' is unknown; use one of {', '.join(COLORS)}."),
         ("Yellow", 2021, [1], "color 'Yellow' is unknown"),
@@ -72,24 +72,24 @@ def test_no_two_months_share_a_name(two: set[tuple[str, int, int]]) -> None:
         ("yellow", 10_000, [1], "yellow 10000-01 is in the future."),
     ],
 )
-def test_months_are_refused_as_a_whole_if_one_cannot_exist(color: str, year: int, months: list[int], said: str) -> None:
+def test_all_months_are_refused_if_one_cannot_exist(color: str, year: int, months: list[int], message: str) -> None:
     with pytest.raises(UnknownMonth) as refused:
         trip_months(color, year, months, today=TODAY)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert not months or "Nothing was started." in str(refused.value)
 
 
-def test_one_reason_for_all_months_is_said_once() -> None:
+def test_a_reason_that_applies_to_all_months_is_given_once() -> None:
     with pytest.raises(UnknownMonth) as refused:
         trip_months("purple", 2021, [1, 2, 3])
     assert str(refused.value).count("purple") == 1
 
 
-def test_months_keep_their_order_and_come_once() -> None:
+def test_months_keep_their_order_without_repeats() -> None:
     assert [m.month for m in trip_months("green", 2021, [3, 1, 3, 2, 1])] == [3, 1, 2]
 
 
-def test_this_month_may_be_asked_for_and_the_next_may_not() -> None:
+def test_the_present_month_is_accepted_and_the_next_one_is_refused() -> None:
     assert trip_months("yellow", 2024, [5], today=TODAY) == [TripMonth("yellow", 2024, 5)]
     now = dt.datetime.now(dt.UTC).date()
     with pytest.raises(UnknownMonth, match="future"):
@@ -97,17 +97,17 @@ def test_this_month_may_be_asked_for_and_the_next_may_not() -> None:
 
 
 @pytest.mark.parametrize("color", COLORS)
-def test_the_first_month_of_a_color_exists(color: str) -> None:
+def test_the_first_month_of_each_color_is_accepted(color: str) -> None:
     assert TripMonth(color, *FIRST_MONTH[color]).file_month == dt.date(*FIRST_MONTH[color], 1)
 
 
 @pytest.mark.parametrize("name", ["trips_data_all", "2021", "x" * 1024])
-def test_a_dataset_may_have_any_name_that_bigquery_gives(name: str) -> None:
+def test_a_dataset_may_have_any_name_that_bigquery_allows(name: str) -> None:
     assert dataset_named(name) == name
 
 
 @pytest.mark.parametrize("name", ["", "a b", "my-dataset", "x" * 1025, "a\n", "a`; DROP TABLE b.loads; --", "é"])
-def test_a_dataset_of_another_name_is_refused_before_it_gets_into_sql(name: str) -> None:
+def test_an_invalid_dataset_name_is_refused_before_it_is_part_of_sql(name: str) -> None:
     for refuses in (dataset_named, lambda name: external_table("green", name, "gs://lake/")):
         with pytest.raises(
             ImpossibleDataset, match="not a valid BigQuery dataset name: use letters, digits and underscores"
@@ -119,25 +119,25 @@ def asked(*given: object, color: str = "green") -> list[str]:
     return [f"{m.file_month:%Y-%m}" for m in asked_for(color, *given, today=TODAY)]  # type: ignore[arg-type]
 
 
-def test_a_range_is_every_month_from_since_to_until_oldest_first() -> None:
+def test_a_range_has_every_month_from_since_to_until_the_oldest_first() -> None:
     assert asked(None, None, "2020-11", "2021-02") == ["2020-11", "2020-12", "2021-01", "2021-02"]
     assert asked(None, None, "2021-02", "2021-02") == asked(2021, [2], "", "") == ["2021-02"]
     assert asked(None, None, " 2019-1", "2019-02 ") == ["2019-01", "2019-02"]
     assert len(asked(None, None, "2019", "2020")) == 24
 
 
-def test_of_a_bound_that_is_a_year_only_months_that_exist_are_taken() -> None:
+def test_a_year_as_a_bound_means_only_its_existing_months() -> None:
     assert asked(None, None, "2013", "2013") == ["2013-08", "2013-09", "2013-10", "2013-11", "2013-12"]
     assert asked(None, None, "2009", "2013-08") == ["2013-08"]
     assert asked(None, None, "2024-04", "2024") == ["2024-04", "2024-05"]
 
 
-def test_a_range_wins_over_year_and_months_which_a_deployment_may_have_stored() -> None:
+def test_a_range_overrides_year_and_months() -> None:
     assert asked(2021, [1, 2, 3], "2019-02", "2019-03") == ["2019-02", "2019-03"]
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ((None, None, "", ""), "no month is named; give a year and months, such as 2021 and [1, 2, 3], or since and until"),
         ((None, [], "", ""), "no month is named"),
@@ -157,10 +157,10 @@ def test_a_range_wins_over_year_and_months_which_a_deployment_may_have_stored() 
         ((None, None, "2025", "2030"), "green has no month from 2025 to 2030"),
     ],
 )  # fmt: skip
-def test_months_that_are_not_named_well_are_refused_with_what_to_give(given: tuple[object, ...], said: str) -> None:
+def test_the_error_for_missing_or_invalid_months_gives_advice(given: tuple[object, ...], message: str) -> None:
     with pytest.raises(UnknownMonth) as refused:
         asked(*given)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_an_unknown_color_is_refused_for_a_range_too() -> None:
@@ -176,18 +176,18 @@ def test_an_unknown_color_is_refused_for_a_range_too() -> None:
         ("2020-12", "2021-02", "green 2020-12 to 2021-02"),
     ],
 )
-def test_months_are_named_in_few_words(since: str, until: str, words: str) -> None:
+def test_months_are_described_in_few_words(since: str, until: str, words: str) -> None:
     assert in_words(asked_for("green", None, None, since, until)) == words
     assert in_words(asked_for("green", 2021, [3, 1, 2], "", "")) == "green 2021-03, 2021-01, 2021-02"
 
 
-def test_a_month_is_named_as_it_is_printed():
+def test_a_printed_month_can_be_parsed():
     assert month_named(" green 2021-01 ") == TripMonth("green", 2021, 1)
     for text in ("green", "green 2021", "gren 2021-01", "green 2021-13", "green 2012-01"):
         with pytest.raises(UnknownMonth):
             month_named(text)
 
 
-def test_an_edition_has_a_key_beside_the_published_file():
+def test_the_key_of_an_edition_is_next_to_the_published_file():
     key = edition_key(TripMonth("green", 2021, 1).raw_key(".csv.gz"), "0123456789abcdef")
     assert key == "raw/green/editions/green_tripdata_2021-01-0123456789ab.csv.gz"
