@@ -1,4 +1,4 @@
-"""`python -m blocks.register` makes the blocks from the environment, or nothing, and shows no secret to anybody."""
+"""`python -m blocks.register` makes all blocks from the environment or none, and never shows a secret."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
 def documents(secrets: str = "hidden") -> dict[str, dict[str, Any]]:
-    """What the server stores of this project's blocks by kind, as the UI sees it or with its secrets."""
+    """Return the values of this project's blocks by type, as the UI shows them or with their secrets."""
 
     async def read() -> list[BlockDocument]:
         async with get_client() as client:
@@ -58,7 +58,7 @@ def documents(secrets: str = "hidden") -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def new_server(stack: Stack) -> None:
-    """The session's in-process API, without the blocks of this project."""
+    """Remove this project's blocks from the session's in-process API."""
 
     async def delete(ids: list[str]) -> None:
         async with get_client() as client:
@@ -71,7 +71,7 @@ def new_server(stack: Stack) -> None:
 
 @pytest.fixture(scope="module")
 def key(stack: Stack) -> str:
-    """A service account's key, as a file's content."""
+    """Return the content of a service account's key file."""
     account = json.loads(Path(stack.env["GOOGLE_APPLICATION_CREDENTIALS"]).read_text("utf-8"))
     return json.dumps(account | {"private_key_id": CANARY, "project_id": "of-the-key"})
 
@@ -83,7 +83,7 @@ def well_formed(stack: Stack) -> Environment:
 
 @pytest.fixture
 def no_machine_credentials(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine at nobody's: neither a key file, nor gcloud's, nor a VM's service account."""
+    """Remove the application default credentials. The tests' home has none of gcloud's either."""
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
     monkeypatch.setenv("NO_GCE_CHECK", "true")
 
@@ -125,7 +125,7 @@ def one(connector: SqlAlchemyConnector) -> int:
     return answer
 
 
-def test_running_it_again_updates_the_blocks_and_forgets_what_is_no_longer_set(new_server, well_formed, key):
+def test_running_it_again_updates_the_blocks_and_removes_unset_values(new_server, well_formed, key):
     old = {
         "LAKE_BUCKET": "gs://an-older-lake/",
         "POSTGRES_URL": "postgresql://old:password@elsewhere:1/old?application_name=old",
@@ -147,20 +147,20 @@ def test_running_it_again_updates_the_blocks_and_forgets_what_is_no_longer_set(n
     assert one(SqlAlchemyConnector.load(POSTGRES)) == 1
 
 
-def test_only_the_kinds_named_need_values_and_are_made(new_server, well_formed, monkeypatch, capsys):
+def test_only_the_named_kinds_need_values_and_are_made(new_server, well_formed, monkeypatch, capsys):
     set_environment(monkeypatch, {"POSTGRES_URL": well_formed["POSTGRES_URL"]})
     assert main(["sqlalchemy-connector"]) == 0
     assert capsys.readouterr().out == f"registered sqlalchemy-connector/{POSTGRES}\n"
     assert list(documents()) == ["sqlalchemy-connector"]
 
 
-def test_a_kind_that_there_is_not_is_answered_with_those_there_are(capsys):
+def test_the_error_for_an_unknown_kind_lists_the_kinds(capsys):
     assert main(["gcs"]) == 2
     usage = capsys.readouterr().err
     assert [kind for kind in BLOCKS if f"[{kind}]" not in usage] == []
 
 
-def test_the_types_of_both_collections_are_known_to_the_ui(new_server, well_formed):
+def test_the_block_types_of_both_collections_are_registered(new_server, well_formed):
     register(well_formed, ["sqlalchemy-connector"])
 
     async def slugs() -> set[str]:
@@ -171,7 +171,7 @@ def test_the_types_of_both_collections_are_known_to_the_ui(new_server, well_form
     assert expected <= asyncio.run(slugs())
 
 
-# A libpq URL may name any part after the ?, where it has the last word.
+# In a libpq URL the query can set every part, and overrides the other parts.
 WHERE_PARTS_STAND = {
     "in their places": "postgresql://{username}:{password}@{host}:{port}/{database}",
     "in the query": "postgresql:///{database}?host={host}&port={port}&user={username}&password={password}",
@@ -184,7 +184,7 @@ WHERE_PARTS_STAND = {
 
 
 @pytest.mark.parametrize("where", WHERE_PARTS_STAND)
-def test_the_parts_of_a_database_url_have_their_own_fields_wherever_they_stand(where, stack):
+def test_the_parts_of_a_database_url_get_their_fields_from_any_position(where, stack):
     real = make_url(stack.env["POSTGRES_URL"])
     parts = {name: str(getattr(real, name)) for name in ("username", "password", "host", "port", "database")}
 
@@ -197,12 +197,12 @@ def test_the_parts_of_a_database_url_have_their_own_fields_wherever_they_stand(w
 
 
 @pytest.mark.parametrize("host", ["/cloudsql/project:region:instance", "first,second", "::1"])
-def test_a_socket_s_folder_a_list_of_hosts_and_an_ipv6_address_are_hosts(host):
+def test_a_socket_folder_a_list_of_hosts_and_an_ipv6_address_are_valid_hosts(host):
     made = sqlalchemy_connector({"POSTGRES_URL": f"postgresql:///db?host={host}&user=u"})
     assert made.connection_info.host == host
 
 
-def test_no_secret_can_be_read_from_the_blocks_without_asking_for_secrets(new_server, key):
+def test_the_blocks_show_no_secret_unless_secrets_are_requested(new_server, key):
     url = f"postgresql:///db?host=/tmp&user=u&password={CANARY}"
     register({"LAKE_BUCKET": "lake", "POSTGRES_URL": url, "GCP_SERVICE_ACCOUNT_INFO": key}, list(BLOCKS))
 
@@ -214,12 +214,12 @@ def test_no_secret_can_be_read_from_the_blocks_without_asking_for_secrets(new_se
     assert [secret for secret in secrets if secret not in kept] == []
 
 
-KIND = "PRIVATE KEY"  # apart, so that nobody who searches code for keys takes this one for a key
+KIND = "PRIVATE KEY"  # a separate constant, so that scanners for secrets do not report this file
 PEM = f"-----BEGIN {KIND}-----\\n{CANARY}\\n-----END {KIND}-----\\n"
 A_KEY = f'{{"client_email": "{CANARY}", "private_key": "{PEM}", "token_uri": "{CANARY}"}}'
 DATABASE = f"postgresql://user:{CANARY}"
 
-# What is set, and what the error says; `~` is a file with the text that follows.
+# Variable, value and part of the error. A value that begins with `file:` is written to a file.
 BAD: list[tuple[str, str | None, str]] = [
     ("LAKE_BUCKET", None, "is not set"),
     ("LAKE_BUCKET", "  ", "is not set"),
@@ -278,7 +278,7 @@ BAD: list[tuple[str, str | None, str]] = [
 
 
 def with_bad(environment: Environment, name: str, value: str | None, folder: Path) -> Environment:
-    """The environment with one value spoilt."""
+    """Return the environment with one bad value."""
     if value and value.startswith("file: "):
         file = folder / "key.json"
         file.write_bytes(value.removeprefix("file: ").encode("utf-8", "surrogateescape"))
@@ -293,7 +293,7 @@ def test_a_bad_value_is_named_and_never_quoted_and_nothing_is_made(
 ):
     environment = with_bad(well_formed, name, value, tmp_path)
     set_environment(monkeypatch, environment)
-    with temporary_settings({PREFECT_API_URL: f"http://{closed}/api"}):  # to ask anything of a server would be an error
+    with temporary_settings({PREFECT_API_URL: f"http://{closed}/api"}):  # any request to a server would fail
         with pytest.raises(BadValue) as raised:
             register(environment, list(BLOCKS))
         assert main([]) == 1
@@ -314,7 +314,9 @@ def test_a_key_given_twice_is_refused(well_formed, key):
     assert CANARY not in str(raised.value)
 
 
-def test_the_bucket_before_its_credentials_is_told_what_to_make_first(new_server, well_formed, monkeypatch, capsys):
+def test_the_error_for_a_bucket_without_credentials_says_what_to_make_first(
+    new_server, well_formed, monkeypatch, capsys
+):
     set_environment(monkeypatch, well_formed)
     assert main(["gcs-bucket"]) == 1
     assert "make gcp-credentials first" in capsys.readouterr().err
@@ -324,7 +326,7 @@ def test_the_bucket_before_its_credentials_is_told_what_to_make_first(new_server
 
 
 @pytest.mark.parametrize("broken", ["absent", "a file that is not there", "a file that is no key"])
-def test_without_a_key_and_without_credentials_of_the_machine_the_error_tells_what_to_do(
+def test_the_error_without_any_credentials_gives_advice(
     broken, new_server, well_formed, no_machine_credentials, tmp_path, monkeypatch
 ):
     file = tmp_path / "key.json"
@@ -334,12 +336,12 @@ def test_without_a_key_and_without_credentials_of_the_machine_the_error_tells_wh
         file.write_text(json.dumps({"type": "service_account", "private_key": CANARY}), "utf-8")
     with pytest.raises(BadValue, match="gcloud auth application-default login") as raised:
         register(well_formed, list(BLOCKS))
-    said = {
+    expected = {
         "absent": "neither GCP_SERVICE_ACCOUNT_FILE",
         "a file that is not there": f"GOOGLE_APPLICATION_CREDENTIALS names '{file}', but there is no such file",
         "a file that is no key": f"GOOGLE_APPLICATION_CREDENTIALS names '{file}', which is not a usable key",
     }
-    assert str(raised.value).startswith(said[broken])
+    assert str(raised.value).startswith(expected[broken])
     for word in ("this machine", "GCP_SERVICE_ACCOUNT_FILE", "GCP_SERVICE_ACCOUNT_INFO"):
         assert word in str(raised.value)
     assert CANARY not in str(raised.value)
@@ -347,7 +349,7 @@ def test_without_a_key_and_without_credentials_of_the_machine_the_error_tells_wh
 
 
 @pytest.mark.parametrize("variable", ["GCP_SERVICE_ACCOUNT_FILE", "GOOGLE_APPLICATION_CREDENTIALS"])
-def test_a_tilde_that_the_shell_left_is_the_users_home(
+def test_a_tilde_in_a_path_means_the_users_home(
     variable, new_server, well_formed, no_machine_credentials, key, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -360,9 +362,7 @@ def test_a_tilde_that_the_shell_left_is_the_users_home(
     assert used.service_account_email == json.loads(key)["client_email"]
 
 
-def test_the_bucket_too_tells_what_to_do_when_its_credentials_are_another_machine_s(
-    new_server, well_formed, monkeypatch
-):
+def test_the_error_for_a_bucket_without_any_credentials_gives_advice(new_server, well_formed, monkeypatch):
     register(well_formed, ["gcp-credentials"])
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
     monkeypatch.setenv("NO_GCE_CHECK", "true")
@@ -371,7 +371,7 @@ def test_the_bucket_too_tells_what_to_do_when_its_credentials_are_another_machin
 
 
 class Refusing(BaseHTTPRequestHandler):
-    """A server that lets nobody in."""
+    """A server that refuses every request."""
 
     def do_GET(self) -> None:
         self.send_response(401)
@@ -395,10 +395,10 @@ def refusing() -> Iterator[str]:
 
 @pytest.fixture
 def closed() -> Iterator[str]:
-    """An address at which nothing listens."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{held.getsockname()[1]}"
+    """Yield an address where no server listens."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{unused.getsockname()[1]}"
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,9 @@ def closed() -> Iterator[str]:
         ("http://user:{canary}@{page}", "its answer is not JSON"),
     ],
 )
-def test_a_prefect_server_that_cannot_be_used_is_one_line(url, why, closed, refusing, well_formed, monkeypatch, capfd):
+def test_an_unusable_prefect_server_is_reported_in_one_line(
+    url, why, closed, refusing, well_formed, monkeypatch, capfd
+):
     set_environment(monkeypatch, {"POSTGRES_URL": well_formed["POSTGRES_URL"]})
     with web_page() as page:
         address = url.format(canary=CANARY, closed=closed, refusing=refusing, page=page)
@@ -424,8 +426,8 @@ def test_a_prefect_server_that_cannot_be_used_is_one_line(url, why, closed, refu
     assert CANARY not in err
 
 
-def test_the_program_itself_prints_one_error_and_no_secret_and_exits_with_1(closed, well_formed, tmp_path):
-    """The few ways in which what is below `main` (logging, warnings, a traceback) could speak; all at the same time."""
+def test_the_program_prints_one_error_without_secrets_and_exits_with_1(closed, well_formed, tmp_path):
+    """Run one program per way in which code below `main` could print: logging, warnings, a traceback."""
     fine = well_formed | {"POSTGRES_URL": f"postgresql://u:{CANARY}@host/db"}
     cases: dict[str, Environment] = {
         "POSTGRES_URL": fine | {"POSTGRES_URL": f"postgresql://u:{CANARY}@h:{CANARY}/db"},
@@ -450,7 +452,7 @@ def test_the_program_itself_prints_one_error_and_no_secret_and_exits_with_1(clos
 
 
 def sourced(text: str, folder: Path) -> Environment:
-    """What sh exports of a file of variables, as README says to read it."""
+    """Return the variables that sh exports from a file, with the README's command."""
     (folder / ".env").write_text(text, "utf-8")
     done = subprocess.run(
         ["sh", "-euc", "set -a; . ./.env; set +a; env -0"],
@@ -463,14 +465,14 @@ def sourced(text: str, folder: Path) -> Environment:
 EXAMPLE = (ROOT / ".env.example").read_text("utf-8")
 
 
-def test_the_example_can_be_sourced_as_it_stands_and_has_well_formed_values(stack, tmp_path):
+def test_the_example_can_be_sourced_and_has_valid_values(stack, tmp_path):
     environment = sourced(EXAMPLE, tmp_path)
     assert {"LAKE_BUCKET", "POSTGRES_URL"} == environment.keys() & set(VARIABLES)
     for _, _, check in BLOCKS.values():
         check(environment)
 
 
-def test_every_value_of_the_example_comes_through_the_shell_as_it_is_written_uncommented_too(tmp_path):
+def test_the_shell_changes_no_value_of_the_example(tmp_path):
     values = dict(re.findall(r"^#?([A-Z_]+)='(.*)'$", EXAMPLE, re.MULTILINE))
     assert values.keys() == set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE, re.MULTILINE))
     assert set(VARIABLES) <= values.keys()
@@ -478,7 +480,7 @@ def test_every_value_of_the_example_comes_through_the_shell_as_it_is_written_unc
     assert {name: environment[name] for name in values} == values
 
 
-def test_values_with_shell_characters_put_into_the_example_come_through_whole(key, tmp_path):
+def test_the_shell_changes_no_value_with_special_characters(key, tmp_path):
     url = "postgresql://u:p$HOME`x`!#@host/db?sslmode=require&application_name=a"
     text = EXAMPLE.replace(re.search(r"^POSTGRES_URL='(.*)'", EXAMPLE, re.MULTILINE)[1], url)
     text = re.sub(r"^#(GCP_SERVICE_ACCOUNT_INFO=).*$", lambda m: f"{m[1]}'{key}'", text, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What is encoded is what Postgres reads back, value by value."""
+"""Postgres reads back exactly the values that the COPY encoder wrote."""
 
 import datetime as dt
 import io
@@ -47,14 +47,14 @@ def table(rows: list[tuple]) -> pa.Table:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(ROW, max_size=6), max_size=4))
-def test_every_value_comes_back_as_it_was(stack: Stack, parts: list[list[tuple]]):
+def test_every_value_is_read_back_unchanged(stack: Stack, parts: list[list[tuple]]):
     rows = [row for part in parts for row in part]
     assert through_postgres(stack, [table(part) for part in parts]) == rows
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(["", '","', "\n", "\\.", "\0"])))
-def test_rejects_come_back_as_they_were_but_for_nuls(stack: Stack, originals: list[str]):
+def test_quarantined_rows_are_read_back_unchanged_except_for_nul(stack: Stack, originals: list[str]):
     rejects, out = [(n, "reason", text) for n, text in enumerate(originals)], io.BytesIO()
     for part in (rejects[:2], rejects[2:]):
         write_rejects(rejects_table(part), out)
@@ -66,21 +66,21 @@ def test_rejects_come_back_as_they_were_but_for_nuls(stack: Stack, originals: li
         assert cursor.fetchall() == [(n, reason, text.replace("\0", r"\x00")) for n, reason, text in rejects]
 
 
-def test_a_slice_of_a_larger_table_is_encoded_alone(stack: Stack):
+def test_only_the_rows_of_a_slice_are_encoded(stack: Stack):
     whole = table([(n, n / 2, dt.datetime(2021, 1, 1, 0, 0, n), None if n % 3 else "x" * n, str(n)) for n in range(20)])
     assert through_postgres(stack, [whole.slice(7, 5)]) == [
         tuple(row.values()) for row in whole.slice(7, 5).to_pylist()
     ]
 
 
-def test_a_very_long_text_does_not_make_every_row_as_wide_at_once(stack: Stack, monkeypatch: pytest.MonkeyPatch):
+def test_a_very_long_text_does_not_enlarge_the_buffer_of_every_row(stack: Stack, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(copy_format, "_ROWS", 3)
     rows = [(n, None, None, "x" * (5000 if n == 3 else 1), None) for n in range(10)]
     assert through_postgres(stack, [table(rows)]) == rows
     assert max(len(piece) for piece in encode([table(rows)], SCHEMA)) < 6000
 
 
-def test_minus_zero_and_the_smallest_numbers_survive(stack: Stack):
+def test_negative_zero_and_the_smallest_numbers_are_read_back_unchanged(stack: Stack):
     [(_, zero, *_), (_, small, *_)] = through_postgres(
         stack, [table([(0, -0.0, None, None, None), (0, 5e-324, None, None, None)])]
     )

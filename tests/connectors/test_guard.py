@@ -1,4 +1,4 @@
-"""Which addresses a run may read: public ones, the operator's, and what the operator's environment allows besides."""
+"""A run may read public addresses, the operator's addresses, and what the operator allows in the environment."""
 
 import ipaddress
 import socket
@@ -29,7 +29,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.fixture(autouse=True)
 def deployed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment that allows nothing, as a deployment's is; and no test waits."""
+    """Allow nothing beyond the defaults, as for a deployment, and make waits return at once."""
     for name in (guard.ALLOW, *guard.OPERATORS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(request.time, "sleep", lambda seconds: None)
@@ -49,7 +49,7 @@ def port(site: Site) -> int:
         "[fc00::1]", "[fe80::1]", "[fec0::1]", "[ff02::1]", "[::ffff:10.0.0.1]", "[64:ff9b::a00:1]",
     ],
 )  # fmt: skip
-def test_a_private_address_is_refused_however_it_is_written_and_allowed_by_the_operator(
+def test_a_private_address_in_any_notation_is_refused_unless_the_operator_allows_it(
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = f"http://{host}:4200/{{year}}-{{month:02d}}.csv"
@@ -73,11 +73,11 @@ def test_a_clouds_metadata_is_never_read(host: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("host", ["d37ci6vzurychx.cloudfront.net", "8.8.8.8", "[2606:4700::1111]", "134744072"])
-def test_a_public_address_needs_nobodys_word(host: str) -> None:
+def test_a_public_address_needs_no_permission(host: str) -> None:
     source_of(f"https://{host}/{{year}}-{{month}}.csv")
 
 
-def test_a_local_file_is_refused_and_allowed_by_the_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_file_is_refused_unless_the_operator_allows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "2021-01.csv").write_text("root:x:0\n")
     template = f"file://{tmp_path}/{{year}}-{{month:02d}}.csv"
     with pytest.raises(SourceNotAllowed, match=r"is a local file.*the operator sets TRIPS_ALLOW_SOURCES=file"):
@@ -90,7 +90,7 @@ def test_a_local_file_is_refused_and_allowed_by_the_operator(tmp_path: Path, mon
     assert look_up(source_of(template), MONTH).size == 9
 
 
-def test_a_file_that_was_looked_up_elsewhere_is_not_read_where_files_are_not_allowed(
+def test_a_file_that_was_looked_up_with_permission_is_not_read_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "2021-01.csv").write_text("root:x:0\n")
@@ -101,7 +101,7 @@ def test_a_file_that_was_looked_up_elsewhere_is_not_read_where_files_are_not_all
         list(Download(found))
 
 
-def test_what_the_operators_own_variables_name_is_allowed_and_nothing_beside_it(
+def test_only_the_addresses_in_the_operators_variables_are_allowed(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TLC_OFFICIAL_URL", site.url + OFFICIAL)
@@ -120,7 +120,7 @@ def test_what_the_operators_own_variables_name_is_allowed_and_nothing_beside_it(
 
 
 class Resolver:
-    """Stands in for DNS, which tests have not: names that lead to the addresses given, one answer after another."""
+    """Replaces DNS: each name resolves to the given addresses, one answer per look-up. The last answer repeats."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **answers: list[str]) -> None:
         self.answers, self.real = answers, socket.getaddrinfo
@@ -137,7 +137,7 @@ class Resolver:
 
 
 @pytest.mark.parametrize("addresses", ["127.0.0.1", "8.8.8.8 127.0.0.1", "10.1.2.3"])
-def test_a_name_that_leads_to_a_private_address_is_refused_before_a_connection_is_made(
+def test_a_name_that_resolves_to_a_private_address_is_refused_before_any_connection(
     site: Site, addresses: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Resolver(monkeypatch, inside=[addresses])
@@ -146,9 +146,7 @@ def test_a_name_that_leads_to_a_private_address_is_refused_before_a_connection_i
     assert site.requests == []
 
 
-def test_the_connection_is_made_to_the_very_address_that_was_judged(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_connection_goes_to_the_address_that_was_checked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     resolver = Resolver(monkeypatch, rebound=["192.0.2.1", "127.0.0.1"])
     connected: list[str] = []
 
@@ -171,7 +169,7 @@ def test_the_connection_is_made_to_the_very_address_that_was_judged(
      "//127.1:{port}/trip-data/" + NAME, "http://127.0.0.1:1/x.parquet", "http://[::ffff:127.0.0.1]:{port}/x.parquet"],
 )  # fmt: skip
 def test_a_redirect_to_a_private_address_is_refused(site: Site, location: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The site plays a public server: its own name is trusted, as TLC's is.
+    # The site acts as a public server: its name is trusted, like TLC's.
     Resolver(monkeypatch, public=["127.0.0.1"])
     monkeypatch.setenv("TLC_ZONES_URL", f"http://public.example.com:{port(site)}/zones.csv")
     site.fault(f"/trip-data/{NAME}", status=302, headers={"Location": location.format(port=port(site))}, times=None)
@@ -180,13 +178,13 @@ def test_a_redirect_to_a_private_address_is_refused(site: Site, location: str, m
     assert [request.method for request in site.requests] == ["HEAD"]
 
 
-def test_the_operators_server_may_lead_on_to_another_port_of_its_own_host(
+def test_the_operators_server_may_redirect_to_another_port_of_its_host(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Site(tmp_path / "other", rows=200) as other:
         monkeypatch.setenv("TLC_OFFICIAL_URL", site.url + OFFICIAL)
-        there = f"{other.url}/trip-data/{NAME}"
-        site.fault(f"/trip-data/{NAME}", status=302, headers={"Location": there}, times=None)
+        target = f"{other.url}/trip-data/{NAME}"
+        site.fault(f"/trip-data/{NAME}", status=302, headers={"Location": target}, times=None)
         assert b"".join(Download(look_up(source_of("official"), MONTH))) == other.file(NAME).read_bytes()
 
 
@@ -195,7 +193,7 @@ def test_the_operators_server_may_lead_on_to_another_port_of_its_own_host(
     ["file:///etc/passwd", "gopher://127.0.0.1/", "http://user:hunter2@127.0.0.1/x", "http://user:hunter2/x@h/",
      "http://user:1/hunter2@h/", "http://[hunter2@h/", "http://h/\\..\\hunter2@x", "http:hunter2@h", "http://h:hunter2/"],
 )  # fmt: skip
-def test_a_redirect_that_no_source_could_name_is_refused_and_not_repeated(
+def test_a_redirect_to_an_invalid_source_address_is_refused_and_not_quoted(
     site: Site, location: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TLC_OFFICIAL_URL", site.url + OFFICIAL)
@@ -207,9 +205,7 @@ def test_a_redirect_that_no_source_could_name_is_refused_and_not_repeated(
 
 
 @pytest.mark.parametrize("proxy", ["http://user:hunter2/x@h", "nonsense://user:hunter2@h"])
-def test_a_proxy_that_cannot_be_used_is_named_by_its_variable_alone(
-    proxy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_error_for_an_invalid_proxy_names_only_its_variable(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, proxy)
     with pytest.raises(MisconfiguredBlock, match="a proxy in HTTP_PROXY") as refused:
@@ -218,13 +214,13 @@ def test_a_proxy_that_cannot_be_used_is_named_by_its_variable_alone(
     assert refused.value.__suppress_context__
 
 
-def test_a_proxy_of_the_environment_is_used_and_asked_for_no_private_address(
+def test_a_proxy_gets_requests_for_public_addresses_and_none_for_private_ones(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("no_proxy", "NO_PROXY", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("http_proxy", f"http://user:hunter2@127.0.0.1:{port(site)}")
-    site.fault("*", status=407, times=None)  # it plays a proxy
+    site.fault("*", status=407, times=None)  # the site acts as a proxy
     with pytest.raises(UnreadableFile) as refused:
         look_up(source_of("http://8.8.8.8/{year}-{month}.csv"), MONTH)
     assert "HTTP 407" in str(refused.value)

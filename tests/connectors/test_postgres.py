@@ -1,4 +1,4 @@
-"""A database that cannot be used: an error of the block fails at once, a temporary one is retried; no message has a secret."""
+"""Errors of an unusable database: a wrong block fails at once, a transient error is retried, and no message has a secret."""
 
 import socket
 import threading
@@ -21,7 +21,7 @@ CANARY = "canary-81150774"
 
 @pytest.fixture(scope="module")
 def url(stack: Stack) -> Iterator[URL]:
-    """A user of no rank, on a database of its own."""
+    """Create users with few rights and a database. Yield the URL of one of them."""
     superuser = stack.executors["postgres"].url("postgres", "postgres_tests")
     with own_database("postgres_tests") as made, closing(psycopg2.connect(superuser)) as admin:
         admin.autocommit = True
@@ -44,7 +44,7 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres, "_PATIENCE", 0)
 
 
-def test_a_database_that_can_be_used_is_not_complained_of(url: URL) -> None:
+def test_a_usable_database_passes_the_check(url: URL) -> None:
     Postgres(create_engine(url)).check()
 
 
@@ -60,12 +60,12 @@ def test_a_database_that_can_be_used_is_not_complained_of(url: URL) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_what_only_a_person_can_mend_is_told_as_the_blocks_fault(wrong: dict[str, Any], reason: str, url: URL) -> None:
+def test_a_permanent_error_recommends_to_correct_the_block(wrong: dict[str, Any], reason: str, url: URL) -> None:
     engine = create_engine(url.set(**wrong))
-    with pytest.raises(MisconfiguredBlock, match=reason) as told:
+    with pytest.raises(MisconfiguredBlock, match=reason) as raised:
         Postgres(engine).check()
-    assert "correct the SqlAlchemyConnector block" in str(told.value)
-    assert CANARY not in str(told.value)
+    assert "correct the SqlAlchemyConnector block" in str(raised.value)
+    assert CANARY not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -77,20 +77,18 @@ def test_what_only_a_person_can_mend_is_told_as_the_blocks_fault(wrong: dict[str
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_what_may_pass_is_worth_another_attempt_and_told_in_one_line(
-    passing: dict[str, Any], reason: str, url: URL
-) -> None:
+def test_a_transient_error_can_be_retried_and_has_one_line(passing: dict[str, Any], reason: str, url: URL) -> None:
     engine = create_engine(url.set(**passing))
-    with pytest.raises(Unreachable, match=reason) as told:
+    with pytest.raises(Unreachable, match=reason) as raised:
         Postgres(engine).check()
-    text = str(told.value)
+    text = str(raised.value)
     assert "start it, or correct the SqlAlchemyConnector block" in text
     assert "\n" not in text
     assert CANARY not in text
 
 
 class Secure:
-    """A server that agrees to TLS and then says nothing: enough for the client to look for its certificates."""
+    """A server that accepts TLS and then sends nothing. That makes the client look for its certificates."""
 
     def __enter__(self) -> int:
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -123,13 +121,13 @@ class Secure:
         ({"service": "no-such-service"}, 'definition of service "no-such-service" not found'),
     ],
 )
-def test_a_file_that_is_not_there_is_named_as_the_blocks_fault(options: dict[str, str], reason: str, url: URL) -> None:
-    with Secure() as port, pytest.raises(MisconfiguredBlock, match=reason) as told:
+def test_the_error_for_a_missing_file_names_the_block(options: dict[str, str], reason: str, url: URL) -> None:
+    with Secure() as port, pytest.raises(MisconfiguredBlock, match=reason) as raised:
         Postgres(create_engine(url.set(host="127.0.0.1", port=port, query=options))).check()
-    assert CANARY not in str(told.value)
+    assert CANARY not in str(raised.value)
 
 
-def test_a_server_that_does_not_answer_is_asked_for_some_seconds(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_retried_for_some_seconds(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(postgres, "_PATIENCE", 3)
     now = iter(range(10))

@@ -1,4 +1,4 @@
-"""The scratch cache is private and bounded, and nothing in it is believed before it was checked."""
+"""The scratch cache is private and limited in size, and every file in it is checked before use."""
 
 import errno
 import hashlib
@@ -45,7 +45,7 @@ def pieces(_: PublishedFile) -> Iterator[bytes]:
     yield DATA[4000:]
 
 
-def test_a_file_is_kept_whole_under_its_month_and_hash(folder: Path) -> None:
+def test_a_file_is_stored_under_its_month_and_checksum(folder: Path) -> None:
     raw = scratch.keep(published(), pieces)
     assert (raw.size, raw.sha256) == (len(DATA), hashlib.sha256(DATA).hexdigest())
     assert [path.name for path in folder.iterdir()] == [raw.key]
@@ -58,7 +58,7 @@ def test_a_file_is_kept_whole_under_its_month_and_hash(folder: Path) -> None:
         assert b"".join(scratch.pieces(file)) == DATA
 
 
-def test_the_folder_is_nobody_elses(folder: Path) -> None:
+def test_only_this_user_can_enter_the_folder(folder: Path) -> None:
     before = os.umask(0)
     try:
         assert scratch.folder() == folder
@@ -69,7 +69,7 @@ def test_the_folder_is_nobody_elses(folder: Path) -> None:
 
 @pytest.fixture
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user who says nothing of the folder, and has a home and a temporary folder."""
+    """Create a home and a temporary folder, without TRIPS_SCRATCH."""
     for name in ("home", "tmp"):
         (tmp_path / name).mkdir()
     for name in ("TRIPS_SCRATCH", "XDG_CACHE_HOME"):
@@ -79,16 +79,14 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_without_a_word_the_folder_is_in_this_users_cache_folder(
-    at_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_by_default_the_folder_is_in_this_users_cache_folder(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert scratch.folder() == at_home / "home" / ".cache" / "nyc-taxi-flows"
     monkeypatch.setenv("XDG_CACHE_HOME", str(at_home / "caches"))
     assert scratch.folder() == at_home / "caches" / "nyc-taxi-flows"
 
 
 @pytest.mark.parametrize("home", ["/proc/no-such-folder", "relative"])
-def test_a_user_without_a_home_has_a_folder_of_their_own_under_the_temporary_one(
+def test_without_a_home_the_folder_is_a_private_one_in_the_temporary_folder(
     home: str, at_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", home)
@@ -96,7 +94,9 @@ def test_a_user_without_a_home_has_a_folder_of_their_own_under_the_temporary_one
     assert scratch.folder().stat().st_mode & 0o777 == 0o700
 
 
-def test_a_folder_that_cannot_be_made_is_named_with_what_to_do(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_folder_that_cannot_be_made_gives_advice(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (at_home / "a-file").touch()
     monkeypatch.setenv("TRIPS_SCRATCH", str(at_home / "a-file" / "scratch"))
     with pytest.raises(UnsafeScratch) as error:
@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_made_is_named_with_what_to_do(at_home: Path, mo
     assert "Point TRIPS_SCRATCH at" in str(error.value)
 
 
-def test_a_tilde_that_the_shell_left_is_the_home(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_in_the_path_means_the_home(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIPS_SCRATCH", "~/trips")
     assert scratch.folder() == at_home / "home" / "trips"
 
@@ -142,7 +142,7 @@ as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file
         pytest.param(_of_another_user, "it belongs to another user (uid 12345", "of this user", id="anothers", marks=as_root),
     ],
 )  # fmt: skip
-def test_a_folder_that_others_could_change_is_refused_and_nothing_in_it_is_touched(
+def test_a_folder_that_others_could_change_is_refused_and_not_touched(
     make: Callable[[Path], None], wrong: str, advice: str, folder: Path
 ) -> None:
     folder.parent.mkdir()
@@ -166,9 +166,7 @@ def test_a_folder_that_others_could_change_is_refused_and_nothing_in_it_is_touch
     assert sorted(target.iterdir()) == before
 
 
-def test_a_hostile_folder_under_the_temporary_one_is_refused_too(
-    at_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hostile_folder_in_the_temporary_folder_is_refused(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/proc/no-such-folder")
     theirs = at_home / "tmp" / f"nyc-taxi-flows-{os.getuid()}"
     theirs.symlink_to(at_home / "home")
@@ -176,12 +174,12 @@ def test_a_hostile_folder_under_the_temporary_one_is_refused_too(
         scratch.folder()
 
 
-def test_the_same_bytes_fetched_again_are_one_file(folder: Path) -> None:
+def test_the_same_bytes_are_stored_once(folder: Path) -> None:
     assert scratch.keep(published(), pieces) == scratch.keep(published(), pieces)
     assert len(list(folder.iterdir())) == 1
 
 
-def test_a_fetch_that_breaks_off_leaves_nothing(folder: Path) -> None:
+def test_an_interrupted_download_leaves_no_file(folder: Path) -> None:
     def broken(_: PublishedFile) -> Iterator[bytes]:
         yield DATA
         raise ConnectionError("gone")
@@ -194,7 +192,7 @@ def test_a_fetch_that_breaks_off_leaves_nothing(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change", [lambda p: p.write_bytes(DATA[:-1]), lambda p: p.write_bytes(b"x" + DATA[1:]), Path.unlink]
 )
-def test_a_file_that_changed_shrank_or_went_is_not_believed(change: object, folder: Path) -> None:
+def test_a_changed_truncated_or_missing_file_is_not_used(change: object, folder: Path) -> None:
     raw = scratch.keep(published(), pieces)
     assert callable(change)
     change(folder / raw.key)
@@ -226,17 +224,13 @@ def _a_folder(path: Path) -> None:
         pytest.param(lambda path: os.chown(path, 12345, -1), marks=as_root),
     ],
 )
-def test_a_file_with_the_right_bytes_that_another_user_could_change_is_not_believed(
-    change: Callable[[Path], None], folder: Path
-) -> None:
+def test_a_file_that_another_user_could_change_is_not_used(change: Callable[[Path], None], folder: Path) -> None:
     raw = scratch.keep(published(), pieces)
     change(folder / raw.key)
     assert not scratch.has(raw)
 
 
-def test_a_file_swapped_after_it_was_checked_is_read_as_it_was_checked(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_replaced_after_its_check_is_read_as_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = csv_file(*[line(fare_amount=f"{n}.5") for n in range(100)])
     poisoned = csv_file(*[line(fare_amount="999.5") for _ in range(100)])
     about = published(size=len(good)).model_copy(update={"ending": ".csv"})
@@ -254,14 +248,14 @@ def test_a_file_swapped_after_it_was_checked_is_read_as_it_was_checked(
     assert fares == [n + 0.5 for n in range(100)]
 
 
-def test_a_key_leads_nowhere_outside_the_folder(folder: Path) -> None:
+def test_a_key_cannot_name_a_file_outside_the_folder(folder: Path) -> None:
     raw = scratch.keep(published(), pieces)
     (folder.parent / "outside").write_bytes(DATA)
     assert not scratch.has(raw.model_copy(update={"key": "../outside"}))
 
 
 def _named(word: str) -> str:
-    """A name that the cache gives a file."""
+    """Return a name in the format of the cache."""
     return f"green_tripdata_2021-01-{hashlib.sha256(word.encode()).hexdigest()[:16]}.csv.gz"
 
 
@@ -283,13 +277,17 @@ def _aged(folder: Path, **ages: int) -> None:
         (0, {"new"}),
     ],
 )
-def test_the_files_used_longest_ago_go_first_and_the_newest_never(folder: Path, limit: int, left: set[str]) -> None:
+def test_the_least_recently_used_files_are_deleted_first_and_the_newest_never(
+    folder: Path, limit: int, left: set[str]
+) -> None:
     _aged(folder, new=0, older=1, oldest=2)
     scratch._make_room(limit)
     assert {path.name for path in folder.iterdir()} == set(map(_named, left))
 
 
-def test_a_file_larger_than_the_cache_is_kept_while_it_is_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_larger_than_the_cache_is_kept_while_its_run_needs_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _aged(folder, old=10)
     monkeypatch.setattr(scratch._make_room, "__defaults__", (5,))
     raw = scratch.keep(published(), pieces)
@@ -297,7 +295,7 @@ def test_a_file_larger_than_the_cache_is_kept_while_it_is_needed(folder: Path, m
     assert [path.name for path in folder.iterdir()] == [raw.key]
 
 
-def test_a_file_that_another_run_removed_meanwhile_is_no_trouble(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_another_run_has_deleted_causes_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _aged(folder, new=0, gone=1, oldest=2)
     listed = [path.name for path in folder.iterdir()]
     (folder / _named("gone")).unlink()
@@ -307,7 +305,7 @@ def test_a_file_that_another_run_removed_meanwhile_is_no_trouble(folder: Path, m
     assert [path.name for path in folder.iterdir()] == [_named("new")]
 
 
-def test_a_file_that_another_run_is_fetching_is_left_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_another_run_is_fetching_is_not_deleted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch._make_room, "__defaults__", (0,))
     others = []
 
@@ -321,7 +319,7 @@ def test_a_file_that_another_run_is_fetching_is_left_to_it(folder: Path, monkeyp
     assert others
 
 
-def test_what_killed_runs_left_goes_after_a_day_whoever_comes(folder: Path) -> None:
+def test_files_that_killed_runs_left_are_deleted_after_a_day(folder: Path) -> None:
     _aged(folder, kept=0)
     for name, made_at in ((".fetching-0young00", time.time()), (".fetching-00old_00", time.time() - 2 * 24 * 60 * 60)):
         (folder / name).write_bytes(DATA)
@@ -330,7 +328,7 @@ def test_what_killed_runs_left_goes_after_a_day_whoever_comes(folder: Path) -> N
     assert {path.name for path in folder.iterdir()} == {_named("kept"), ".fetching-0young00"}
 
 
-def test_what_this_project_did_not_name_is_left_alone_however_old_and_large(folder: Path) -> None:
+def test_files_with_other_names_are_never_deleted(folder: Path) -> None:
     _aged(folder, new=0)
     outside = folder.parent / "outside"
     outside.write_bytes(DATA)
@@ -357,7 +355,7 @@ def test_what_this_project_did_not_name_is_left_alone_however_old_and_large(fold
     assert outside.read_bytes() == DATA
 
 
-def test_a_file_used_is_the_last_to_go(folder: Path) -> None:
+def test_using_a_file_makes_it_the_last_to_be_deleted(folder: Path) -> None:
     first, second = (scratch.keep(published(month), pieces) for month in (1, 2))
     for raw in (first, second):
         os.utime(folder / raw.key, (1_000_000, 1_000_000))
@@ -370,7 +368,7 @@ _Usage = namedtuple("_Usage", "total used free")
 
 
 @pytest.mark.parametrize("size", [None, 50_000_000])
-def test_a_full_disk_is_said_before_a_byte_is_fetched(
+def test_a_full_disk_is_reported_before_the_download(
     size: int | None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(0, 0, 60_000_000))
@@ -381,7 +379,7 @@ def test_a_full_disk_is_said_before_a_byte_is_fetched(
     assert "point TRIPS_SCRATCH at a larger disk" in str(full.value)
 
 
-def test_room_enough_is_room_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_with_enough_space_passes_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(0, 0, (64 << 20) + len(DATA)))
     scratch.require_room(len(DATA), "green 2021-01")
     with pytest.raises(DiskFull):
@@ -392,12 +390,12 @@ def no_room(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_disk_that_becomes_full_while_a_file_is_fetched_is_explained_and_nothing_is_left(
+def test_a_disk_that_fills_up_during_a_download_is_reported_and_no_file_is_left(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def meanwhile(_: PublishedFile) -> Iterator[bytes]:
         yield DATA
-        monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(0, 0, 1_000_000))  # others fill it
+        monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(0, 0, 1_000_000))  # other programs fill the disk
         yield DATA
         pytest.fail("fetched on")
 
@@ -410,14 +408,14 @@ def test_a_disk_that_becomes_full_while_a_file_is_fetched_is_explained_and_nothi
         monkeypatch.setenv("TRIPS_SCRATCH", str(folder))
 
 
-def test_a_real_write_to_a_full_disk_is_explained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_to_a_full_disk_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     monkeypatch.setattr("tempfile.mkstemp", lambda **_: (full, str(folder / ".fetching-abcdefgh")))
     with pytest.raises(DiskFull, match="became full"):
         scratch.keep(published(), pieces)
 
 
-def test_a_temporary_file_has_no_name_and_a_full_disk_under_it_is_explained(folder: Path) -> None:
+def test_a_temporary_file_has_no_name_and_a_full_disk_is_reported(folder: Path) -> None:
     with scratch.temporary_file(len(DATA), "green 2021-01") as file:
         file.write(DATA)
         assert list(folder.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Bytes on their way: compared with what the server promised, unpacked, bounded, and never of two editions."""
+"""A download is compared with the server's checksum, decompressed, limited in size, and never a mix of two editions."""
 
 import base64
 import gzip
@@ -52,16 +52,16 @@ def fetched(site: Site) -> tuple[bytes, Verified]:
 @pytest.mark.parametrize(
     ("headers", "how"),
     [
-        ({}, "md5"),  # the site's ETag is what S3's is
+        ({}, "md5"),  # the site's ETag is the MD5, as on S3
         ({"ETag": '"abc"'}, "length"),
-        ({"ETag": f'"{"0" * 32}"'}, "length"),  # it looks like an MD5; who knows of what
+        ({"ETag": f'"{"0" * 32}"'}, "length"),  # 32 digits, but from a server whose ETags need not be MD5
         ({"ETag": f'W/"{MD5.hex()}"'}, "length"),
         ({"Repr-Digest": f"sha-512=:AAAA:, sha-256=:{text(SHA256)}:"}, "sha256"),
         ({"Digest": f"MD5={text(MD5)},SHA-256={text(SHA256)}"}, "sha256"),
         ({"Content-Digest": f"sha-256=:{text(SHA256)}:"}, "sha256"),
         ({"x-amz-checksum-sha256": text(SHA256)}, "sha256"),
         ({"ETag": '"a"', "x-amz-checksum-crc32c": text(CRC32C)}, "crc32c"),
-        ({"ETag": '"a"', "x-amz-checksum-crc32c": f"{text(CRC32C)}-12"}, "length"),  # of parts
+        ({"ETag": '"a"', "x-amz-checksum-crc32c": f"{text(CRC32C)}-12"}, "length"),  # a checksum of parts
         ({"ETag": '"a"', "x-goog-hash": f"crc32c={text(CRC32C)}"}, "crc32c"),
         ({"ETag": '"a"', "x-goog-hash": f"crc32c={text(CRC32C)},md5={text(MD5)}"}, "md5"),
         ({"ETag": '"a"', "x-goog-hash": f"crc32c={text(bytes(4))}", "x-goog-stored-content-encoding": "gzip"}, "length"),
@@ -70,12 +70,12 @@ def fetched(site: Site) -> tuple[bytes, Verified]:
         ({"ETag": f'"{"0" * 32}"', "Server": "AmazonS3", "x-amz-server-side-encryption": "aws:kms"}, "length"),
     ],
 )  # fmt: skip
-def test_the_strongest_digest_that_the_server_promises_is_checked(big: Site, headers: dict[str, str], how: str) -> None:
+def test_the_strongest_checksum_of_the_server_is_checked(big: Site, headers: dict[str, str], how: str) -> None:
     big.fault(PATH, times=None, headers=headers)
     assert fetched(big) == (BODY, how)
 
 
-def test_nothing_is_claimed_where_nothing_was_promised(big: Site) -> None:
+def test_without_checksum_and_length_nothing_counts_as_verified(big: Site) -> None:
     big.fault(PATH, times=None, headers={"ETag": ""}, missing=("length", "ranges"))
     assert fetched(big) == (BODY, "")
 
@@ -92,7 +92,7 @@ def test_nothing_is_claimed_where_nothing_was_promised(big: Site) -> None:
         {"ETag": f'"{"0" * 32}"', "Server": "AmazonS3", "x-amz-server-side-encryption": "AES256"},
     ],
 )  # fmt: skip
-def test_bytes_other_than_promised_are_refused_and_worth_another_try(big: Site, headers: dict[str, str]) -> None:
+def test_bytes_with_a_wrong_checksum_are_refused_and_can_be_retried(big: Site, headers: dict[str, str]) -> None:
     big.fault(PATH, times=None, headers=headers)
     found = look_up(official(big), MONTH)
     with pytest.raises(
@@ -101,7 +101,7 @@ def test_bytes_other_than_promised_are_refused_and_worth_another_try(big: Site, 
         list(Download(found))
 
 
-def test_a_resumed_file_is_checked_as_a_whole(big: Site) -> None:
+def test_the_checksum_of_a_resumed_download_covers_the_whole_file(big: Site) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=700_000, times=3, headers={"Repr-Digest": f"sha-256=:{text(SHA256)}:"})
     download = Download(found)
@@ -114,14 +114,14 @@ def test_a_resumed_file_is_checked_as_a_whole(big: Site) -> None:
     [
         ({"ETag": 'W/"a"'}, {"ETag": '"a"'}, True),
         ({"ETag": '"a"'}, {"ETag": 'W/"a"'}, False),
-        ({"ETag": '"a"'}, {"ETag": '"b"'}, False),  # another server: its If-Range fails, and all is read over
+        ({"ETag": '"a"'}, {"ETag": '"b"'}, False),  # another server: If-Range fails, so the file is read from the start
         ({"ETag": 'W/"a"'}, {"ETag": 'W/"b"'}, True),
         ({"ETag": ""}, {"ETag": ""}, True),
         ({"ETag": "", "Last-Modified": ""}, {"ETag": "", "Last-Modified": ""}, False),
         ({"ETag": 'W/"a"', "Last-Modified": ""}, {"ETag": 'W/"a"', "Last-Modified": ""}, False),
     ],
 )
-def test_a_broken_file_goes_on_by_a_range_only_of_a_version_that_can_be_named(
+def test_a_download_is_resumed_with_a_range_only_if_the_edition_can_be_named(
     big: Site, first: dict[str, str], then: dict[str, str], ranges: bool
 ) -> None:
     big.fault(PATH, headers=first, times=None, methods=("HEAD",))
@@ -132,19 +132,19 @@ def test_a_broken_file_goes_on_by_a_range_only_of_a_version_that_can_be_named(
 
 
 @pytest.mark.parametrize("missing", [("etag", "last_modified"), ("etag", "last_modified", "length", "ranges")])
-def test_a_file_of_no_version_is_never_made_of_two_editions(big: Site, missing: tuple[str, ...]) -> None:
+def test_a_file_without_etag_and_date_is_never_a_mix_of_two_editions(big: Site, missing: tuple[str, ...]) -> None:
     big.fault(PATH, missing=missing, times=None, methods=("HEAD",))
     found = look_up(official(big), MONTH).model_copy(update={"etag": None, "last_modified": None})
     big.fault(PATH, missing=missing, cut_after=1_200_000)
     big.fault(PATH, missing=missing, times=None)
     pieces = iter(Download(found))
     next(pieces)
-    big.put(NAME, BODY[:4] + BODY[-5:3:-1] + b"PAR1")  # of the same length
+    big.put(NAME, BODY[:4] + BODY[-5:3:-1] + b"PAR1")  # the same length
     with pytest.raises(AskAgainLater, match="was re-published while it was being read"):
         list(pieces)
 
 
-def test_a_range_that_ends_too_early_is_followed_by_the_next(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_range_that_ends_too_early_is_followed_by_another(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=700_000)
     real = _Handler._range
@@ -162,7 +162,7 @@ def month_csv(site: Site) -> bytes:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "identity", "aws-chunked", "GZIP", "utf-8"])
-def test_a_csv_that_a_server_packs_on_its_way_is_unpacked(big: Site, encoding: str) -> None:
+def test_a_csv_that_a_server_compresses_for_transfer_is_decompressed(big: Site, encoding: str) -> None:
     content = month_csv(big)
     packed = encoding.lower() in ("gzip", "x-gzip")
     if encoding in ("x-gzip", "GZIP"):
@@ -176,19 +176,19 @@ def test_a_csv_that_a_server_packs_on_its_way_is_unpacked(big: Site, encoding: s
 
 
 @pytest.mark.parametrize("depth", ["single", "double"])
-def test_a_csv_gz_is_itself_whether_or_not_the_server_calls_that_its_encoding(big: Site, depth: str) -> None:
+def test_a_csv_gz_stays_compressed_with_any_content_encoding(big: Site, depth: str) -> None:
     content = gzip.compress(month_csv(big))
     name = f"{CSV}.gz"
     big.put(name, content)
     kind = {"Content-Type": "text/csv"}
-    if depth == "double":  # the server packs what is packed
+    if depth == "double":  # the server compresses the compressed file again
         big.fault(f"/legacy/{name}", encoding="gzip", headers=kind, times=None)
-    else:  # the server names what the file is anyway
+    else:  # the header describes the file itself
         big.fault(f"/legacy/{name}", headers=kind | {"Content-Encoding": "gzip"}, times=None)
     assert b"".join(Download(look_up(legacy(big, ".csv.gz"), MONTH))) == content
 
 
-def test_a_parquet_file_that_a_server_packs_on_its_way_goes_on_where_it_broke(big: Site) -> None:
+def test_a_parquet_file_that_a_server_compresses_for_transfer_is_resumed(big: Site) -> None:
     big.fault(PATH, encoding="gzip", times=None, methods=("HEAD",))
     big.fault(PATH, encoding="gzip", cut_after=400_000, times=3, methods=("GET",))
     big.fault(PATH, encoding="gzip", times=None)
@@ -196,24 +196,24 @@ def test_a_parquet_file_that_a_server_packs_on_its_way_goes_on_where_it_broke(bi
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, br"])
-def test_an_encoding_that_nobody_asked_for_is_refused_by_its_name(big: Site, encoding: str) -> None:
+def test_the_error_for_an_unrequested_encoding_names_it(big: Site, encoding: str) -> None:
     big.fault(PATH, headers={"Content-Encoding": encoding}, times=None)
     with pytest.raises(UnreadableFile, match=f"is sent with Content-Encoding '{encoding}', though none was asked for"):
         list(Download(look_up(official(big), MONTH)))
 
 
-def test_gzip_that_ends_too_early_is_refused(big: Site) -> None:
+def test_truncated_gzip_is_refused(big: Site) -> None:
     big.put(CSV, gzip.compress(month_csv(big))[:-9])
     big.fault(f"/legacy/{CSV}", headers={"Content-Encoding": "gzip"}, times=None)
     with pytest.raises(UnreadableFile, match="Content-Encoding gzip, and the gzip data is truncated"):
         list(Download(look_up(legacy(big, ".csv"), MONTH)))
 
 
-@pytest.mark.parametrize("known", ["told", "endless", "packed"])
-def test_a_file_larger_than_any_month_is_given_up(big: Site, known: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("known", ["length", "endless", "packed"])
+def test_a_file_larger_than_any_month_is_refused(big: Site, known: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LARGEST, ".parquet", 2_000_000 if known != "endless" else 8_000_000)
     fault: dict[str, dict[str, Any]] = {
-        "told": {},
+        "length": {},
         "endless": {"endless": True, "missing": ("ranges",)},
         "packed": {"encoding": "gzip"},
     }
@@ -224,17 +224,17 @@ def test_a_file_larger_than_any_month_is_given_up(big: Site, known: str, monkeyp
         list(Download(look_up(official(big), MONTH)))
 
 
-def test_headers_that_never_end_are_given_up(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_headers_cause_a_timeout(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "_HEAD_WITHIN", 0.3)
     monkeypatch.setattr(request, "ANSWER_WITHIN", 0.3)
     big.fault(PATH, drip=0.05, times=None)
     with pytest.raises(Unreachable, match="cannot be reached: ReadTimeout"):
         look_up(official(big), MONTH)
-    assert len(asked(big)) == 3  # a HEAD, and two questions more
+    assert len(asked(big)) == 3  # a HEAD and two GETs
 
 
 @pytest.mark.parametrize("drop", [b"x", b""])
-def test_a_body_that_drips_is_given_up_however_evenly(big: Site, drop: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_drips_evenly_causes_a_timeout(big: Site, drop: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     found = look_up(official(big), MONTH)
     monkeypatch.setattr(request, "WINDOW", 0.2)
 
@@ -249,7 +249,7 @@ def test_a_body_that_drips_is_given_up_however_evenly(big: Site, drop: bytes, mo
     assert sum(method == "GET" for method, *_ in asked(big)) == ATTEMPTS
 
 
-def test_a_slow_reader_is_not_taken_for_a_slow_server(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_reader_causes_no_timeout(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request, "WINDOW", 0.3)
     found = look_up(official(big), MONTH)
     pieces = iter(Download(found))
@@ -258,7 +258,7 @@ def test_a_slow_reader_is_not_taken_for_a_slow_server(big: Site, monkeypatch: py
     assert content + b"".join(pieces) == BODY
 
 
-def test_a_zone_look_up_is_checked_bounded_and_unpacked_too(big: Site) -> None:
+def test_a_zone_file_is_checked_limited_and_decompressed_too(big: Site) -> None:
     path = "/misc/taxi_zone_lookup.csv"
     url = big.url + path
     plain = zone_file(url).content
@@ -280,13 +280,13 @@ def test_a_signed_link_is_read_and_its_signature_is_not_shown(big: Site) -> None
     source = Source(official(big).template + "?X-Amz-Signature=hunter2&X-Amz-Expires=60")
     big.fault(PATH, status=403, times=None, methods=("HEAD",))
     assert b"".join(Download(look_up(source, MONTH))) == BODY
-    with pytest.raises(NotPublished) as said:
+    with pytest.raises(NotPublished) as raised:
         look_up(source, TripMonth("green", 2026, 1))
-    assert "hunter2" not in str(said.value)
-    assert "?…" in str(said.value)
+    assert "hunter2" not in str(raised.value)
+    assert "?…" in str(raised.value)
 
 
-def test_a_page_in_the_files_place_is_named_and_not_taken_for_a_new_edition(big: Site) -> None:
+def test_an_html_page_instead_of_the_file_is_not_taken_for_a_new_edition(big: Site) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, body="html", times=None)
     with pytest.raises(UnreadableFile, match="it is an HTML or XML page"):

@@ -1,4 +1,4 @@
-"""The web as it is: months not there yet, servers that stumble, lines that break, files that are not what they say."""
+"""Downloads from the web: unpublished months, failing servers, broken connections and files with wrong content."""
 
 import hashlib
 import itertools
@@ -25,7 +25,7 @@ from local.servers.site import Site
 MONTH = TripMonth("green", 2021, 1)
 NAME = "green_tripdata_2021-01.parquet"
 PATH = f"/trip-data/{NAME}"
-# As large as a few pieces, and no two places of it alike.
+# Large enough for several chunks, and different at every position.
 BODY = b"PAR1" + b"".join(n.to_bytes(4, "big") for n in range(800_000)) + b"PAR1"
 
 
@@ -43,7 +43,7 @@ def big(site: Site) -> Site:
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds the web would have slept; no test does."""
+    """Replace `sleep`, and return the list of the seconds."""
     waits: list[float] = []
     monkeypatch.setattr(request.time, "sleep", waits.append)
     monkeypatch.setattr(request.random, "uniform", lambda _, most: most)
@@ -62,7 +62,7 @@ def asked(site: Site) -> list[tuple[str, int, str | None]]:
     return [(request.method, request.status, request.range) for request in site.requests]
 
 
-def test_looking_up_is_one_question_and_moves_no_data(site: Site) -> None:
+def test_a_look_up_is_one_request_without_a_body(site: Site) -> None:
     found = look_up(official(site), MONTH)
     path = site.file(NAME)
     assert found == PublishedFile(
@@ -76,7 +76,7 @@ def test_looking_up_is_one_question_and_moves_no_data(site: Site) -> None:
     assert [(request.method, request.sent) for request in site.requests] == [("HEAD", 0)]
 
 
-def test_an_unchanged_month_is_known_by_the_question_alone(site: Site) -> None:
+def test_a_look_up_shows_whether_a_month_is_unchanged(site: Site) -> None:
     first = look_up(official(site), MONTH)
     assert look_up(official(site), MONTH) == first
     assert sum(request.sent for request in site.requests) == 0
@@ -84,7 +84,7 @@ def test_an_unchanged_month_is_known_by_the_question_alone(site: Site) -> None:
     assert look_up(official(site), MONTH).identity != first.identity
 
 
-def test_a_redirect_is_followed_and_the_address_asked_for_is_kept(site: Site) -> None:
+def test_a_redirect_is_followed_and_the_original_address_is_kept(site: Site) -> None:
     found = look_up(mirror(site), MONTH)
     assert found.url == f"{site.url}/mirror/green/green_tripdata_2021-01.csv.gz"
     assert [request.status for request in site.requests] == [302, 200]
@@ -96,14 +96,14 @@ def _digest(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize(("status", "word"), [(403, "HTTP 403"), (404, "HTTP 404"), (410, "HTTP 410")])
-def test_a_month_that_is_not_there_is_said_in_words_and_not_asked_for_again(
+def test_an_unpublished_month_is_reported_and_not_retried(
     site: Site, waits: list[float], status: int, word: str
 ) -> None:
     site.fault(PATH, status=status, times=None)
-    with pytest.raises(NotPublished) as said:
+    with pytest.raises(NotPublished) as raised:
         look_up(official(site), MONTH)
-    assert f"green 2021-01 is not published at {site.url}{PATH} ({word})" in str(said.value)
-    assert "TLC publishes about two months late" in str(said.value)
+    assert f"green 2021-01 is not published at {site.url}{PATH} ({word})" in str(raised.value)
+    assert "TLC publishes about two months late" in str(raised.value)
     assert asked(site) == [("HEAD", status, None), ("GET", status, "bytes=0-0")]
     assert waits == []
 
@@ -116,7 +116,7 @@ def test_a_month_after_the_newest_is_not_published(site: Site) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 407, 418, 204, 300])
-def test_an_answer_that_will_not_change_is_refused_at_once(site: Site, waits: list[float], status: int) -> None:
+def test_a_permanent_error_status_is_not_retried(site: Site, waits: list[float], status: int) -> None:
     site.fault(PATH, status=status, times=None)
     with pytest.raises(UnreadableFile, match=rf"green 2021-01: http.*answered HTTP {status}; check the source"):
         look_up(official(site), MONTH)
@@ -124,20 +124,20 @@ def test_an_answer_that_will_not_change_is_refused_at_once(site: Site, waits: li
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
-def test_a_server_that_stumbles_is_asked_again_after_longer_and_longer(
-    site: Site, waits: list[float], status: int
-) -> None:
+def test_a_transient_error_status_is_retried_with_growing_pauses(site: Site, waits: list[float], status: int) -> None:
     site.fault(PATH, status=status, times=ATTEMPTS - 1)
     assert look_up(official(site), MONTH).size == site.file(NAME).stat().st_size
     assert waits == [1, 2, 4, 8]
-    assert [request.status for request in site.requests] == [status] * 4 + [206]  # the last one asks otherwise
+    assert [request.status for request in site.requests] == [status] * 4 + [
+        206
+    ]  # the last request is a GET of one byte
 
 
-def test_a_server_that_stays_down_is_unreachable_which_is_worth_a_later_try(site: Site, waits: list[float]) -> None:
+def test_a_server_that_stays_down_is_unreachable_which_a_task_retries(site: Site, waits: list[float]) -> None:
     site.fault(PATH, status=503, times=None)
-    with pytest.raises(Unreachable, match=f"answered HTTP 503 {ATTEMPTS} times; try again later") as said:
+    with pytest.raises(Unreachable, match=f"answered HTTP 503 {ATTEMPTS} times; try again later") as raised:
         look_up(official(site), MONTH)
-    assert not isinstance(said.value, TripDataError)
+    assert not isinstance(raised.value, TripDataError)
     assert len(site.requests) == ATTEMPTS
     assert len(waits) == ATTEMPTS - 1
 
@@ -154,7 +154,7 @@ def test_a_server_that_stays_down_is_unreachable_which_is_worth_a_later_try(site
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
     ],
 )
-def test_a_server_that_says_when_to_come_back_is_heeded(
+def test_the_seconds_in_retry_after_are_respected(
     site: Site, waits: list[float], asks: int | str, waited: float
 ) -> None:
     site.fault(PATH, status=429, retry_after=asks)
@@ -162,7 +162,7 @@ def test_a_server_that_says_when_to_come_back_is_heeded(
     assert waits == [waited]
 
 
-def test_a_date_to_come_back_at_is_heeded(site: Site, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_date_in_retry_after_is_respected(site: Site, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
     monkeypatch.setattr(request.time, "time", lambda: now)
     site.fault(PATH, status=503, retry_after=formatdate(int(now) + 90, usegmt=True))
@@ -171,7 +171,7 @@ def test_a_date_to_come_back_at_is_heeded(site: Site, waits: list[float], monkey
 
 
 @pytest.mark.parametrize("asks", [str(int(LONGEST_WAIT) + 1), "Fri, 31 Dec 2100 23:59:59 GMT"])
-def test_a_server_that_wants_to_be_left_alone_for_long_is(site: Site, waits: list[float], asks: str) -> None:
+def test_a_long_retry_after_ends_the_attempts(site: Site, waits: list[float], asks: str) -> None:
     site.fault(PATH, status=503, retry_after=asks, times=None)
     with pytest.raises(AskAgainLater, match=r"answered HTTP 503 and asks for \d+ s; try again then"):
         look_up(official(site), MONTH)
@@ -181,16 +181,16 @@ def test_a_server_that_wants_to_be_left_alone_for_long_is(site: Site, waits: lis
 
 def test_a_host_that_does_not_answer_is_unreachable(waits: list[float], own_servers: None) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can answer there
+        taken.bind(("127.0.0.1", 0))  # bound but not listening, so no server can answer
         source = Source(f"http://127.0.0.1:{taken.getsockname()[1]}/{{year}}-{{month:02d}}.csv")
         with pytest.raises(Unreachable, match=r"127.0.0.1:\d+/2021-01.csv cannot be reached: ConnectError"):
             look_up(source, MONTH)
     assert waits == [1, 2, 4, 8]
 
 
-def test_redirects_without_end_are_refused(site: Site, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_redirects_are_refused(site: Site, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client()
-    client.max_redirects = 0  # so that the mirror's one is one too many
+    client.max_redirects = 0  # the mirror's redirect exceeds this limit
     monkeypatch.setattr(web, "Client", lambda: client)
     with pytest.raises(UnreadableFile, match=r"leads nowhere .*redirects.*check the source"):
         look_up(mirror(site), MONTH)
@@ -213,7 +213,7 @@ def test_redirects_without_end_are_refused(site: Site, waits: list[float], monke
     ],
     ids=str,
 )
-def test_a_server_whose_head_is_of_no_use_is_asked_for_the_first_byte(
+def test_if_head_gives_no_facts_a_get_of_the_first_byte_does(
     big: Site, fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = look_up(official(big), MONTH)
@@ -227,7 +227,7 @@ def test_a_server_whose_head_is_of_no_use_is_asked_for_the_first_byte(
 
 
 @pytest.mark.parametrize("fault", [{"missing": ("ranges",)}, {"status": 416, "times": 1}, {"status": 400, "times": 1}])
-def test_a_server_without_head_and_ranges_is_asked_for_the_file_and_left(big: Site, fault: dict[str, Any]) -> None:
+def test_without_head_and_ranges_a_get_is_ended_after_its_headers(big: Site, fault: dict[str, Any]) -> None:
     big.fault(PATH, missing=("head",), times=None, methods=("HEAD",))
     big.fault(PATH, methods=("GET",), **fault)
     found = look_up(official(big), MONTH)
@@ -235,32 +235,32 @@ def test_a_server_without_head_and_ranges_is_asked_for_the_file_and_left(big: Si
     assert b"".join(Download(found)) == BODY
 
 
-def test_a_size_that_only_head_says_is_not_believed(big: Site) -> None:
+def test_a_size_that_only_head_gives_is_not_trusted(big: Site) -> None:
     big.fault(PATH, times=None, methods=("HEAD",), headers={"Content-Length": "17809"})
     assert b"".join(Download(look_up(official(big), MONTH))) == BODY
 
 
 @pytest.mark.parametrize("missing", ["etag", "last_modified", "length"])
-def test_what_a_server_does_not_tell_is_not_known(site: Site, missing: str) -> None:
+def test_a_missing_header_gives_none(site: Site, missing: str) -> None:
     site.fault(PATH, missing=(missing, "ranges"), times=None)
     found = look_up(official(site), MONTH)
     unknown = {"etag": "etag", "last_modified": "last_modified", "length": "size"}[missing]
     assert [name for name in ("etag", "last_modified", "size") if getattr(found, name) is None] == [unknown]
 
 
-def test_a_file_is_read_to_the_byte_in_large_pieces_by_one_question(big: Site) -> None:
+def test_a_file_is_read_exactly_in_large_chunks_with_one_request(big: Site) -> None:
     pieces = list(Download(look_up(official(big), MONTH)))
     assert b"".join(pieces) == BODY
     assert all(len(piece) >= web.PIECE for piece in pieces[:-1])
     assert [(method, status) for method, status, _ in asked(big)] == [("HEAD", 200), ("GET", 200)]
 
 
-def test_a_file_as_small_as_a_month_can_be_is_read(site: Site) -> None:
+def test_a_small_file_is_read(site: Site) -> None:
     found = look_up(official(site), MONTH)
     assert b"".join(Download(found)) == site.file(NAME).read_bytes()
 
 
-def test_a_broken_line_goes_on_where_it_stopped_and_loses_nothing_that_came(big: Site, waits: list[float]) -> None:
+def test_a_broken_download_is_resumed_at_the_last_byte(big: Site, waits: list[float]) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=700_000, times=3)
     assert b"".join(Download(found)) == BODY
@@ -275,13 +275,13 @@ def test_a_broken_line_goes_on_where_it_stopped_and_loses_nothing_that_came(big:
     assert waits == [1, 1, 1]
 
 
-def test_a_line_that_breaks_ever_again_is_borne_as_long_as_something_comes(big: Site) -> None:
+def test_a_download_that_breaks_often_continues_while_bytes_arrive(big: Site) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=200_000, times=3 * ATTEMPTS)
     assert b"".join(Download(found)) == BODY
 
 
-def test_a_line_that_brings_nothing_any_more_is_given_up(big: Site, waits: list[float]) -> None:
+def test_a_download_without_progress_fails_after_its_attempts(big: Site, waits: list[float]) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=1000)
     big.fault(PATH, cut_after=0, times=None)
@@ -290,14 +290,14 @@ def test_a_line_that_brings_nothing_any_more_is_given_up(big: Site, waits: list[
     assert waits == [1, 2, 4, 8]
 
 
-def test_a_server_that_stumbles_while_a_file_is_read_is_asked_again(big: Site) -> None:
+def test_a_transient_error_during_a_download_is_retried(big: Site) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=1_500_000)
     big.fault(PATH, status=503, times=2)
     assert b"".join(Download(found)) == BODY
 
 
-def test_without_range_the_bytes_that_came_already_are_read_over(big: Site) -> None:
+def test_without_ranges_a_download_starts_again_and_skips_the_first_bytes(big: Site) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=2_000_001, missing=("ranges",))
     big.fault(PATH, missing=("ranges",), times=None)
@@ -306,7 +306,7 @@ def test_without_range_the_bytes_that_came_already_are_read_over(big: Site) -> N
 
 
 @pytest.mark.parametrize("missing", [(), ("etag",), ("ranges",)], ids=["etag", "time only", "no ranges"])
-def test_a_file_re_published_while_it_is_read_is_never_mixed(big: Site, missing: tuple[str, ...]) -> None:
+def test_a_file_republished_during_a_download_is_never_mixed(big: Site, missing: tuple[str, ...]) -> None:
     big.fault(PATH, missing=missing)
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=1_200_000, missing=missing)
@@ -319,9 +319,7 @@ def test_a_file_re_published_while_it_is_read_is_never_mixed(big: Site, missing:
 
 
 @pytest.mark.parametrize("missing", [(), ("etag",)], ids=["etag", "time only"])
-def test_a_file_re_published_before_it_is_read_is_not_taken_for_the_one_looked_up(
-    big: Site, missing: tuple[str, ...]
-) -> None:
+def test_a_file_republished_after_its_look_up_is_refused(big: Site, missing: tuple[str, ...]) -> None:
     big.fault(PATH, missing=missing, times=None)
     found = look_up(official(big), MONTH)
     _republish(big)
@@ -330,7 +328,7 @@ def test_a_file_re_published_before_it_is_read_is_not_taken_for_the_one_looked_u
 
 
 def _republish(site: Site) -> None:
-    """Other bytes of the same length, a day younger."""
+    """Replace the file with other bytes of the same length and a date one day later."""
     site.put(NAME, BODY[:4] + BODY[-5:3:-1] + b"PAR1")
     path = site.find(NAME)
     assert path
@@ -338,7 +336,7 @@ def _republish(site: Site) -> None:
     os.utime(path, (younger, younger))
 
 
-def test_a_range_other_than_asked_for_is_not_taken(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_range_is_refused(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, cut_after=1_000_000)
     monkeypatch.setattr("local.servers.site._Handler._range", lambda *_: (5, len(BODY)))
@@ -347,25 +345,25 @@ def test_a_range_other_than_asked_for_is_not_taken(big: Site, monkeypatch: pytes
         list(Download(found))
 
 
-def test_a_line_that_breaks_after_the_last_byte_has_brought_the_file(big: Site, waits: list[float]) -> None:
+def test_a_connection_that_breaks_after_the_last_byte_is_no_error(big: Site, waits: list[float]) -> None:
     found = look_up(official(big), MONTH)
-    big.fault(PATH, missing=("length",), cut_after=len(BODY))  # chunked, and the end is never said
+    big.fault(PATH, missing=("length",), cut_after=len(BODY))  # chunked, without the last chunk
     assert b"".join(Download(found)) == BODY
     assert waits == []
 
 
 @pytest.mark.parametrize("wrong", [-1, 1, 5_000])
-def test_a_size_that_only_head_tells_is_not_believed_against_a_chunked_answer(big: Site, wrong: int) -> None:
+def test_a_wrong_size_from_head_does_not_truncate_a_chunked_answer(big: Site, wrong: int) -> None:
     found = look_up(official(big), MONTH)
     big.fault(PATH, missing=("length",), times=None)
     assert b"".join(Download(found.model_copy(update={"size": len(BODY) + wrong}))) == BODY
 
 
-@pytest.mark.parametrize("told", [{"size": 20}, {"etag": 'W/"another"'}, {"etag": '"another"', "last_modified": None}])
-def test_a_head_that_contradicts_every_get_is_not_believed(
-    big: Site, told: dict[str, str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("facts", [{"size": 20}, {"etag": 'W/"another"'}, {"etag": '"another"', "last_modified": None}])
+def test_a_head_that_contradicts_every_get_is_ignored(
+    big: Site, facts: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = look_up(official(big), MONTH).model_copy(update=told)
+    found = look_up(official(big), MONTH).model_copy(update=facts)
     asked_of = transfer.described_file
     monkeypatch.setattr(
         transfer, "described_file", lambda *about: found if about[3].request.method == "HEAD" else asked_of(*about)
@@ -373,7 +371,7 @@ def test_a_head_that_contradicts_every_get_is_not_believed(
     assert b"".join(Download(found)) == BODY
 
 
-def test_a_server_whose_every_answer_names_another_version_is_read(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_whose_etag_differs_in_every_answer_is_read(big: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     found = look_up(official(big), MONTH)
     asked_of, number = transfer.described_file, itertools.count()
     monkeypatch.setattr(
@@ -392,15 +390,15 @@ def test_a_file_of_unknown_size_is_read_to_its_end(big: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [("html", "it is an HTML or XML page"), ("lfs_pointer", "it is a Git LFS pointer")],
 )
-@pytest.mark.parametrize("whose", [official, mirror])
-def test_something_else_in_the_files_place_is_refused_by_name(site: Site, body: str, said: str, whose: object) -> None:
-    assert callable(whose)
+@pytest.mark.parametrize("source", [official, mirror])
+def test_the_error_for_another_file_names_its_format(site: Site, body: str, message: str, source: object) -> None:
+    assert callable(source)
     site.fault("*", body=body, times=None)
-    found = look_up(whose(site), MONTH)
-    with pytest.raises(UnreadableFile, match=f"green 2021-01: http.*cannot be read: {said}.*Nothing was loaded"):
+    found = look_up(source(site), MONTH)
+    with pytest.raises(UnreadableFile, match=f"green 2021-01: http.*cannot be read: {message}.*Nothing was loaded"):
         list(Download(found))
 
 
@@ -417,7 +415,7 @@ def test_an_empty_file_is_refused(site: Site) -> None:
         list(Download(look_up(official(site), MONTH)))
 
 
-def test_a_month_that_vanishes_before_it_is_read_was_there_when_it_was_looked_up(site: Site) -> None:
+def test_the_error_for_a_month_removed_after_its_look_up_says_so(site: Site) -> None:
     found = look_up(official(site), MONTH)
     site.fault(PATH, status=403)
     with pytest.raises(
@@ -426,7 +424,7 @@ def test_a_month_that_vanishes_before_it_is_read_was_there_when_it_was_looked_up
         list(Download(found))
 
 
-def test_a_reader_that_stops_early_hangs_up(big: Site) -> None:
+def test_a_reader_that_stops_early_closes_the_connection(big: Site) -> None:
     pieces = iter(Download(look_up(official(big), MONTH)))
     next(pieces)
     pieces.close()  # type: ignore[attr-defined]
@@ -434,7 +432,7 @@ def test_a_reader_that_stops_early_hangs_up(big: Site) -> None:
 
 
 @pytest.mark.parametrize("folder", ["plain", "with blanks", "100%", "100%25", "é#?"])
-def test_files_on_disk_are_found_and_read_whatever_their_folders_name(tmp_path: Path, folder: str) -> None:
+def test_local_files_in_folders_with_any_name_are_read(tmp_path: Path, folder: str) -> None:
     path = tmp_path / folder / "green_2021-01.parquet"
     path.parent.mkdir()
     path.write_bytes(BODY)
@@ -444,14 +442,14 @@ def test_files_on_disk_are_found_and_read_whatever_their_folders_name(tmp_path: 
     assert b"".join(Download(found)) == BODY
 
 
-def test_a_file_address_with_plain_blanks_works_too(tmp_path: Path) -> None:
+def test_a_file_url_may_contain_blanks(tmp_path: Path) -> None:
     (tmp_path / "a b").mkdir()
     (tmp_path / "a b" / "2021-01.parquet").write_bytes(BODY)
     found = look_up(Source(f"file://{tmp_path}/a b/{{year}}-{{month:02d}}.parquet"), MONTH)
     assert b"".join(Download(found)) == BODY
 
 
-def test_a_file_that_is_not_on_disk_is_not_published(tmp_path: Path) -> None:
+def test_a_missing_local_file_counts_as_not_published(tmp_path: Path) -> None:
     (tmp_path / "2021-02.csv").touch()
     for source in (
         f"file://{tmp_path}/{{year}}-{{month:02d}}.csv",
@@ -461,7 +459,7 @@ def test_a_file_that_is_not_on_disk_is_not_published(tmp_path: Path) -> None:
             look_up(Source(source), MONTH)
 
 
-def test_what_is_no_file_is_refused_by_name(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_a_device_or_a_loop_names_it(tmp_path: Path) -> None:
     source = Source(f"file://{tmp_path}/{{year}}-{{month:02d}}.parquet")
     (tmp_path / "2021-01.parquet").mkdir()
     with pytest.raises(UnreadableFile, match="is a folder, as Spark writes them: name one file, or join its parts"):
@@ -478,7 +476,7 @@ def test_what_is_no_file_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.fixture
 def unprivileged(tmp_path: Path) -> Iterator[None]:
-    """This process as a user who may not read the file of January."""
+    """Run the test as a user who may not read the file of January."""
     (tmp_path / "2021-01.csv").touch(mode=0)
     own = os.geteuid()
     os.seteuid(own or 65534)
@@ -486,14 +484,14 @@ def unprivileged(tmp_path: Path) -> Iterator[None]:
     os.seteuid(own)
 
 
-def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, unprivileged: None) -> None:
+def test_an_unreadable_local_file_is_refused(tmp_path: Path, unprivileged: None) -> None:
     with pytest.raises(
         UnreadableFile, match=r"2021-01.csv cannot be read \(Permission denied\); check its permissions"
     ):
         look_up(Source(f"file://{tmp_path}/{{year}}-{{month:02d}}.csv"), MONTH)
 
 
-def test_a_file_on_disk_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+def test_a_local_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "2021-01.parquet"
     path.write_bytes(BODY)
     found = look_up(Source(f"file://{tmp_path}/{{year}}-{{month:02d}}.parquet"), MONTH)
@@ -502,10 +500,10 @@ def test_a_file_on_disk_that_changes_while_it_is_read_is_refused(tmp_path: Path)
         list(Download(found))
 
 
-def test_a_word_leads_where_the_environment_says(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_sets_the_address_of_official(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TLC_OFFICIAL_URL", official(site).template)
     assert look_up(source_of("official"), MONTH).url == f"{site.url}{PATH}"
 
 
-def test_waiting_is_bounded_however_often_it_fails() -> None:
+def test_the_pause_between_attempts_has_a_limit() -> None:
     assert [request.pause(attempt) for attempt in range(8)] == [1, 2, 4, 8, 16, 30, 30, 30]

