@@ -21,7 +21,7 @@ _ATTEMPTS = 4  # RETRIES in flows/tasks/policy.py: one attempt and three retries
 
 
 def retried(step: Callable[[], T]) -> T:
-    """Call a step as a task is called: again after an error that may pass, never after a `TripDataError`."""
+    """Call a step with a task's retries: again after a transient error, never after a `TripDataError`."""
     for attempt in range(_ATTEMPTS):
         try:
             return step()

@@ -19,7 +19,7 @@ from tests.stores import Stores, stores
 def fault_stores(
     stack: Stack, prefect_api: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stores]:
-    """Stores of this suite's own, with blocks that name them."""
+    """Create separate stores for this suite, and blocks that name them."""
     with stores(tmp_path_factory.mktemp("faults"), "fault_tests") as made:
         credentials = GcpCredentials()
         credentials.save(CREDENTIALS)
@@ -32,7 +32,7 @@ def fault_stores(
 def programs(
     fault_stores: Stores, prefect_api: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Programs]:
-    """Programs that use Prefect's in-process API."""
+    """Start the process that runs programs with Prefect's in-process API."""
     # The blocks are registered already. To register them again, each run would import every collection of Prefect.
     quick = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
     with Programs(tmp_path_factory.mktemp("programs"), dict(os.environ) | prefect_api | quick) as made:
@@ -41,6 +41,6 @@ def programs(
 
 @pytest.fixture(scope="session")
 def lab(fault_stores: Stores, programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """The month, the stores and the programs."""
+    """Combine the month, the stores and the programs."""
     folder: Path = tmp_path_factory.mktemp("editions")
     return Lab(fault_stores, programs, folder)

@@ -9,7 +9,7 @@ from tests.faults import digest
 from tests.faults.lab import STORES_OF, FlowName, Lab, Reader, see, until
 from tests.faults.record import Trial, tried
 
-# Every named step between what a run reads and what it publishes. Each is tried before and after its call.
+# All named steps of a run. The tests kill a run before and after each of them.
 STEPS: Mapping[FlowName, tuple[str, ...]] = {
     "etl_web_gcs": (
         "flows.tasks.bring:look_up", "flows.stores.raw_zone:RawZone.extract", "flows.connectors.bucket:Bucket.add_metadata",
@@ -49,7 +49,7 @@ Kill = Mapping[str, Any]
 
 @dataclass
 class Siege:
-    """A month in a flow's stores while the flow's runs are killed."""
+    """Kills runs of a flow for one month, and checks the stores."""
 
     lab: Lab
     flow: FlowName

@@ -1,6 +1,6 @@
-"""Return what the stores have, as one value to compare: every row by key, the facts of every month, every object and table.
+"""Compute one comparable value of the stores' contents: every row by key, every manifest, object and table.
 
-It leaves out what differs between any two runs: run ids, times, generations, and staging.
+The value omits everything that differs between any two runs: run ids, times, generations and staging.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from tests.stores import Stores, connected
 
 # Facts about the run that published, not about the month.
 _OF_THE_RUN = {"flow_run_id", "started_at", "published_at", "generation", "replaces", "package_version"}
-# A run that died between a month's object and its manifest has changed the rows already: the next run changes none. In Postgres
-# both are one transaction, so there the numbers are compared.
+# A run that dies between a month's object and its manifest has already changed the rows, so the next run changes none. In
+# Postgres both are one transaction, so the counts are compared there.
 _CHANGES = {"inserted", "updated", "removed"}
 _RAW_FACTS = ("url", "etag", "last_modified", "sha256", "verified")
 
@@ -41,7 +41,7 @@ def lake(ours: Stores) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for blob in storage.Client().list_blobs(ours.bucket, prefix="data/"):
         key = blob.name.removeprefix("data/")
-        # A run that died after it published is in the history, too: there is one more entry than after a run without failure.
+        # A run that dies after it published also has a history entry, so the number of entries can differ.
         if key.startswith((*PASSING_KEYS, "history/")):
             continue
         content = blob.download_as_bytes()
@@ -88,7 +88,7 @@ def database(ours: Stores) -> dict[str, Any]:
             cursor.execute(f'SELECT * FROM "{name}"')
             columns = [column.name for column in cursor.description]
             rows = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
-            if name == "loads_history":  # as in the lake: it names the address of each attempt
+            if name == "loads_history":  # omitted as in the lake; it also has the address of each attempt
                 continue
             if name == "loads":
                 rows = [_facts(row, _OF_THE_RUN) for row in rows]
@@ -97,7 +97,7 @@ def database(ours: Stores) -> dict[str, Any]:
 
 
 def _rows(rows: list[dict[str, Any]]) -> Any:
-    """Return rows in key order: a few as they are, many as a digest."""
+    """Return rows in key order: a few rows unchanged, many rows as a digest."""
     texts = sorted(json.dumps(row, default=str, sort_keys=True) for row in rows)
     if len(texts) <= 20:
         return texts

@@ -41,12 +41,12 @@ from tests.real_files import DATA
 
 SECONDS = 30  # for one input
 MEGABYTES = 400  # by which one input may raise the process's peak memory
-_ROWS = 120  # enough that one row that does not fit is no reason to refuse the file
+_ROWS = 120  # enough that one bad row does not stop the month
 
 
 @dataclass(frozen=True)
 class Base:
-    """A sound file to mutate."""
+    """A valid file to mutate."""
 
     name: str
     month: TripMonth
@@ -93,7 +93,7 @@ def _tables() -> Iterator[tuple[str, pa.Table]]:
 
 @cache
 def bases() -> list[Base]:
-    """Return the sound files."""
+    """Return the valid files."""
     found = []
     for name, text in _heads():
         found.append(Base(name, _month(name), ".csv", text))
@@ -328,12 +328,12 @@ def _require_parquet(data: bytes, rows: int, trips: pa.Table) -> None:
     if published.num_rows != rows:
         raise Wrong(f"{rows} rows counted, {published.num_rows} by pyarrow")
     at = [number - 1 for number in trips["row_number"].to_pylist()]
-    there = {name.casefold(): published[name] for name in published.column_names}
+    published_columns = {name.casefold(): published[name] for name in published.column_names}
     for column in trips.schema:
-        if column.name.casefold() not in there:
+        if column.name.casefold() not in published_columns:
             continue
-        wanted = there[column.name.casefold()].take(at)
-        for value, original in zip(trips[column.name].to_pylist(), wanted.to_pylist(), strict=True):
+        expected = published_columns[column.name.casefold()].take(at)
+        for value, original in zip(trips[column.name].to_pylist(), expected.to_pylist(), strict=True):
             same = (
                 value == original
                 or (value is None and isinstance(original, float) and math.isnan(original))

@@ -37,7 +37,7 @@ def _replace(path: str, wrapped: Callable[[Callable[..., Any]], Callable[..., An
 
 def _die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)  # the signal may take a moment
+    time.sleep(60)  # do nothing more until the signal arrives
 
 
 class Events:

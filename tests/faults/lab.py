@@ -1,4 +1,4 @@
-"""A month in two editions, stores of this suite's own, and what must be in them after a run without a failure."""
+"""Prepare a month in two editions and separate stores, and compute the stores' contents after a run without a failure."""
 
 import datetime as dt
 import io
@@ -36,7 +36,7 @@ STORES_OF: Mapping[FlowName, tuple[str, ...]] = {
     "ingest_data": ("database",),
     "bring_up_to_date": ("lake", "warehouse", "database"),
 }
-# Small pieces: even a small month is uploaded, read and copied in many, and a fault can occur between any two.
+# Use small chunks, so that even a small month needs many transfers and a fault can occur between any two of them.
 SMALL = {
     "flows.connectors.bucket:CHUNK": 256 << 10,
     "flows.connectors.web:PIECE": 64 << 10,
@@ -67,7 +67,7 @@ class Lab:
         return self.ours.site.url + "/legacy/{color}_tripdata_{year}-{month:02d}.csv"
 
     def publish(self, edition: int, month: TripMonth | None = None) -> None:
-        """Publish an edition of a month at the site. The first has rows that do not fit, the second has none."""
+        """Publish an edition of a month on the site. The first has bad rows, the second has none."""
         at = month or self.month
         name = f"{at.stem}.csv"
         path = self.folder / f"{edition}-{name}"
@@ -77,7 +77,7 @@ class Lab:
         self.ours.site.put(name, path)
         put = self.ours.site.find(name)
         assert put
-        os.utime(put, (_PUBLISHED + edition, _PUBLISHED + edition))  # its Last-Modified is a fact of the month
+        os.utime(put, (_PUBLISHED + edition, _PUBLISHED + edition))  # the manifest contains Last-Modified
 
     def start(
         self, flow: FlowName, hooks: Mapping[str, Any] | None = None, month: TripMonth | None = None, **variables: str
@@ -137,7 +137,7 @@ class Lab:
 
     def prepare(self, flow: FlowName, *, over: bool) -> None:
         """Bring the stores into the state in which the flow starts: empty, or with the first edition, the second published."""
-        self._prepared += 1  # a new scratch folder, without the files that earlier runs fetched
+        self._prepared += 1  # a new scratch folder without the files of earlier runs
         self.wipe()
         self.publish(1)
         into = STORES_OF[flow]
@@ -256,7 +256,7 @@ def until(happened: Callable[[], bool], seconds: float = 120) -> None:
     """Wait until `happened()` is true. Raise `AssertionError` if it is not in time."""
     end = time.monotonic() + seconds
     while not happened():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, f"the condition was still false after {seconds} s"
         time.sleep(0.05)
 
 

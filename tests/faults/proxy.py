@@ -1,7 +1,7 @@
-"""Stand between the flows and a peer, on loopback, and break connections and requests by rules.
+"""Forward connections and requests between the flows and a peer, and break them by rules.
 
-`Wire` passes bytes on and knows no protocol: for Postgres. `Gate` reads HTTP requests: for the web source, the lake and BigQuery.
-No library that can be installed from a package index does this for both in-process; toxiproxy is a Go program.
+`Wire` forwards bytes of any protocol, and is for Postgres. `Gate` forwards HTTP requests, and is for the web source, the lake and
+BigQuery. No package on PyPI does both in-process; toxiproxy is a Go program.
 """
 
 import http.client

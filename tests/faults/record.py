@@ -21,7 +21,7 @@ class Trial:
 
     @contextmanager
     def recovering(self) -> Iterator[None]:
-        """Measure the seconds until the stores are as they should be."""
+        """Measure the seconds until the stores are correct."""
         began = time.monotonic()
         yield
         self.recovery = time.monotonic() - began

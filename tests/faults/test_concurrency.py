@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 @pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
 @pytest.mark.parametrize("count", [2, 4, 8])
 @pytest.mark.parametrize("flow", FLOWS)
-def test_the_same_month_by_many_processes_at_once(flow: FlowName, count: int, over: bool, lab: Lab) -> None:
+def test_many_processes_can_load_the_same_month_at_once(flow: FlowName, count: int, over: bool, lab: Lab) -> None:
     expected, allowed = lab.expected(flow, over=over), lab.states(flow, over=over)
     with (
         tried("concurrency", f"the same month by {count} processes of `{flow}` at once", count),
@@ -25,13 +25,13 @@ def test_the_same_month_by_many_processes_at_once(flow: FlowName, count: int, ov
         runs = [lab.start(flow) for _ in range(count)]
         for run in runs:
             run.succeeded(900)
-        # The counts of changed rows are those of the run that published first.
+        # The counts of changed rows belong to the run that published first.
         require_whole(lab, expected)
     assert all(states <= allowed[store] for store, states in reader.seen.items())
 
 
 @pytest.mark.parametrize("flow", ["etl_web_gcs", "ingest_data", "etl_gcs_bq"])
-def test_different_months_by_many_processes_at_once(flow: FlowName, lab: Lab) -> None:
+def test_many_processes_can_load_different_months_at_once(flow: FlowName, lab: Lab) -> None:
     months = [TripMonth("green", 2019, n) for n in range(1, 6)]
     lab.wipe()
     for month in months:
@@ -59,7 +59,7 @@ def test_different_months_by_many_processes_at_once(flow: FlowName, lab: Lab) ->
         assert digest.different(run(at_once=False), together) == []
 
 
-def test_bring_up_to_date_and_a_parent_run_at_once(lab: Lab) -> None:
+def test_bring_up_to_date_and_parent_runs_can_load_a_month_at_once(lab: Lab) -> None:
     expected, allowed = lab.expected("bring_up_to_date", over=True), lab.states("bring_up_to_date", over=True)
     flows: tuple[FlowName, ...] = ("bring_up_to_date", "etl_web_gcs", "ingest_data")
     with (

@@ -14,13 +14,13 @@ from tests.faults.programs import ROOT, Programs
 from tests.faults.record import tried
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(5400)]
-KILLS = int(os.environ.get("KILLS", "12"))  # at random events, for each of the eight cases; the steps come on top
+KILLS = int(os.environ.get("KILLS", "12"))  # at random events in each of the eight cases, besides the kills at steps
 _STATE = {False: "empty stores", True: "a published month"}
 
 
 @pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
 @pytest.mark.parametrize("flow", FLOWS)
-def test_killed_at_every_step(flow: FlowName, over: bool, lab: Lab) -> None:
+def test_a_flow_killed_at_any_step_recovers(flow: FlowName, over: bool, lab: Lab) -> None:
     siege = Siege(lab, flow, over)
     with recorded(siege, f"`{flow}` killed before and after each step, {_STATE[over]}"):
         siege.begin()
@@ -29,7 +29,7 @@ def test_killed_at_every_step(flow: FlowName, over: bool, lab: Lab) -> None:
 
 @pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
 @pytest.mark.parametrize("flow", FLOWS)
-def test_killed_at_random_events(flow: FlowName, over: bool, lab: Lab) -> None:
+def test_a_flow_killed_at_random_events_recovers(flow: FlowName, over: bool, lab: Lab) -> None:
     siege = Siege(lab, flow, over)
     with recorded(siege, f"`{flow}` killed at random sends, receives, statements and renames, {_STATE[over]}"):
         siege.begin()
@@ -38,7 +38,7 @@ def test_killed_at_random_events(flow: FlowName, over: bool, lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("flow", FLOWS)
-def test_a_program_of_its_own_killed_at_random_moments(flow: FlowName, lab: Lab, programs: Programs) -> None:
+def test_a_program_killed_at_random_times_recovers(flow: FlowName, lab: Lab, programs: Programs) -> None:
     """`python flows/x.py` in a process that imports everything itself, killed after a random time."""
     expected, allowed = lab.expected(flow, over=True), lab.states(flow, over=True)
     random = chance(f"moments {flow}")

@@ -24,11 +24,11 @@ def _try(count: int, seed: int, folder: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.timeout(6 * 3600)
-def test_many_mutated_files(tmp_path: Path) -> None:
+def test_many_mutated_files_are_read_correctly_or_refused(tmp_path: Path) -> None:
     _try(COUNT, SEED, tmp_path)
 
 
 @pytest.mark.slow
-def test_some_mutated_files(tmp_path: Path) -> None:
-    """The short part: 5,000 inputs would take more than its share of two busy cores."""
+def test_some_mutated_files_are_read_correctly_or_refused(tmp_path: Path) -> None:
+    """This is part of `make test`, so it tries only a few inputs."""
     _try(1000, SEED, tmp_path)

@@ -1,4 +1,4 @@
-"""Networks that break between a run and its peers: the web source, the lake, BigQuery, Postgres. Run by `make faults`."""
+"""Break the network between a run and its peers: the web source, the lake, BigQuery and Postgres. Run by `make faults`."""
 
 import json
 import os
@@ -102,7 +102,7 @@ WEB: dict[str, Callable[[], list[Rule]]] = {
 
 @pytest.mark.parametrize("into", ["lake", "database"])
 @pytest.mark.parametrize("fault", WEB)
-def test_the_web_source_breaks(fault: str, into: StoreName, lab: Lab) -> None:
+def test_a_run_survives_a_failure_of_the_web_source(fault: str, into: StoreName, lab: Lab) -> None:
     with (
         Gate(lab.ours.site.url) as gate,
         survived(lab, into, over=True, part="network", fault=f"web → {into}: {fault}", url=gate.url) as run,
@@ -114,7 +114,7 @@ def test_the_web_source_breaks(fault: str, into: StoreName, lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("into", ["lake", "database"])
-def test_the_web_source_is_cut_at_random_bytes(into: StoreName, lab: Lab) -> None:
+def test_a_run_survives_downloads_cut_at_random_bytes(into: StoreName, lab: Lab) -> None:
     random = chance(f"cuts {into}")
     for _ in range(10):
         at = random.randrange(370_000)
@@ -202,7 +202,7 @@ _FAILURES = [
 
 
 @pytest.mark.parametrize(("failure", "operation"), _FAILURES)
-def test_a_storage_operation_fails_once(failure: str, operation: str, lab: Lab) -> None:
+def test_a_run_survives_one_failure_of_a_storage_operation(failure: str, operation: str, lab: Lab) -> None:
     method, path = OPERATIONS[operation]
     random = chance(f"{failure} {operation}")
     with StrictLake(os.environ["STORAGE_EMULATOR_HOST"]) as strict, Gate(strict.url) as gate:
@@ -233,7 +233,7 @@ BIGQUERY: Mapping[str, Callable[[], Rule]] = {
 
 @pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
 @pytest.mark.parametrize("fault", BIGQUERY)
-def test_bigquery_breaks(fault: str, over: bool, lab: Lab) -> None:
+def test_a_run_survives_a_failure_of_bigquery(fault: str, over: bool, lab: Lab) -> None:
     for skip in (0, 1, 2):
         with (
             Gate(os.environ["BIGQUERY_EMULATOR_HOST"]) as gate,
@@ -268,7 +268,7 @@ def wire(fault_stores: Stores) -> Iterator[Wire]:
 
 @pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
 @pytest.mark.parametrize("fault", CUTS)
-def test_the_connection_to_postgres_breaks(fault: str, over: bool, lab: Lab, wire: Wire) -> None:
+def test_a_run_survives_a_broken_connection_to_postgres(fault: str, over: bool, lab: Lab, wire: Wire) -> None:
     random = chance(f"wire {fault} {over}")
     for _ in range(4):
         with survived(lab, "database", over=over, part="network", fault=f"Postgres: the connection is {fault}") as run:

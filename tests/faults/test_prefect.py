@@ -1,4 +1,4 @@
-"""What Prefect does to a run: retries, timeouts, cancellation, an API that is away, agents and workers that die."""
+"""Retries, timeouts and cancellation by Prefect, an unavailable API, and a killed agent. Run by `make faults`."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ FILE = "/legacy/green_tripdata_2019-06.csv"
 
 @pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
 @pytest.mark.parametrize(("flow", "step"), [(flow, step) for flow in FLOWS for step in STEPS[flow]])
-def test_a_step_that_fails_after_it_did_its_work_is_retried_and_duplicates_nothing(
+def test_a_step_that_fails_after_its_work_is_retried_without_duplicates(
     flow: FlowName, step: str, over: bool, lab: Lab
 ) -> None:
     expected = lab.expected(flow, over=over)
@@ -56,10 +56,10 @@ def test_a_step_that_fails_after_it_did_its_work_is_retried_and_duplicates_nothi
         ("ingest_data", "load", "flows.stores.database:Database._write_manifest"),
     ],
 )
-def test_a_task_that_times_out_releases_what_it_had(
+def test_a_task_that_times_out_releases_its_locks(
     flow: FlowName, task: str, step: str, lab: Lab, tmp_path: Path
 ) -> None:
-    """In Postgres it had a transaction with locks on the staging table, which the retry has to drop."""
+    """In Postgres the task has a lock on the staging table, which the retry must drop."""
     expected = lab.expected(flow, over=True)
     lab.prepare(flow, over=True)
     hooks = {
@@ -97,7 +97,7 @@ def with_server(on_server: Stack, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.mark.parametrize("how", ["stopped for 20 seconds", "killed and started again"])
 @pytest.mark.parametrize("flow", FLOWS)
-def test_the_api_is_away_in_mid_run(
+def test_a_run_survives_an_unavailable_api(
     flow: FlowName, how: str, lab: Lab, on_server: Stack, with_server: Programs, tmp_path: Path
 ) -> None:
     expected = lab.expected(flow, over=True)
@@ -163,7 +163,7 @@ def stalled(lab: Lab, on_server: Stack) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("flow", ["etl_web_gcs", "ingest_data"])
-def test_a_run_that_is_cancelled_stops_and_leaves_the_old_month(
+def test_a_cancelled_run_stops_and_leaves_the_old_month(
     flow: FlowName, lab: Lab, on_server: Stack, stalled: None
 ) -> None:
     expected, allowed = lab.expected(flow, over=True), lab.states(flow, over=True)
@@ -192,7 +192,7 @@ def _slow_download(lab: Lab) -> dict[str, Any]:
     return expected
 
 
-def test_an_agent_that_is_killed_in_mid_run(lab: Lab, on_server: Stack, stalled: None) -> None:
+def test_a_month_is_loaded_after_the_agent_was_killed(lab: Lab, on_server: Stack, stalled: None) -> None:
     expected = _slow_download(lab)
     with tried("prefect", "the agent is killed while a run is at work, and started again") as trial:
         _deployed("ingest_data", lab)
@@ -208,7 +208,7 @@ def test_an_agent_that_is_killed_in_mid_run(lab: Lab, on_server: Stack, stalled:
         require_whole(lab, expected)
 
 
-def test_a_deployment_that_is_edited_while_it_runs(lab: Lab, on_server: Stack, stalled: None) -> None:
+def test_a_run_survives_an_edit_of_its_deployment(lab: Lab, on_server: Stack, stalled: None) -> None:
     expected = _slow_download(lab)
     with tried("prefect", "a deployment is edited while its run is at work") as trial:
         run = _deployed("ingest_data", lab)

@@ -10,7 +10,7 @@ from tests.faults.proxy import Gate, Rule
 from tests.faults.test_network import survived
 from tests.strict_lake import StrictLake
 
-# The last step that changes anything, and one in the middle, of each flow.
+# The last step of each flow that changes a store, and one step in the middle of etl_web_gcs.
 _KILLS: dict[FlowName, list[dict[str, object]]] = {
     "etl_web_gcs": [
         {"kill_at": {"name": "flows.stores.raw_zone:RawZone.extract", "when": "after"}},
@@ -50,7 +50,7 @@ def test_an_upload_whose_answer_is_lost_is_recognised(lab: Lab) -> None:
         assert len(gate.happened) == 2
 
 
-def test_two_processes_load_a_month_at_once(lab: Lab) -> None:
+def test_two_processes_can_load_a_month_at_once(lab: Lab) -> None:
     expected = lab.expected("ingest_data", over=True)
     lab.prepare("ingest_data", over=True)
     for run in [lab.start("ingest_data") for _ in range(2)]:

@@ -1,4 +1,4 @@
-"""A server is killed with SIGKILL in the middle of a run, and started again: Postgres, the lake, the warehouse."""
+"""Kill a server with SIGKILL during a run, and start it again: Postgres, the lake, the warehouse. Run by `make faults`."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -42,7 +42,7 @@ def kill_and_start(stack: Stack, service: str) -> None:
 
 @pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
 @pytest.mark.parametrize(("service", "flow", "step"), _CASES)
-def test_a_server_killed_in_mid_run(
+def test_a_run_survives_the_kill_of_a_server(
     service: str, flow: FlowName, step: str, over: bool, lab: Lab, stack: Stack, tmp_path: Path
 ) -> None:
     expected = lab.expected(flow, over=over)

@@ -1,4 +1,4 @@
-"""Disks fill up, a lake is read-only, a bucket vanishes, credentials are revoked, a table is locked. Run by `make faults`."""
+"""Full disks, a read-only lake, a deleted bucket, revoked credentials and locked tables. Run by `make faults`."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("into", ["lake", "database"])
 @pytest.mark.parametrize("free", [0, 200_000, 64_000_000, 64_700_000])
-def test_the_scratch_disk_is_full(free: int, into: StoreName, lab: Lab, small_disk: Path) -> None:
+def test_a_full_scratch_disk_is_reported(free: int, into: StoreName, lab: Lab, small_disk: Path) -> None:
     with survived(lab, into, over=True, part="storage", fault=f"{into}: the scratch disk is full") as run:
         ballast = small_disk / "ballast"
         with ballast.open("wb") as file:
@@ -58,7 +58,7 @@ def test_the_scratch_disk_is_full(free: int, into: StoreName, lab: Lab, small_di
         assert {path.name for path in small_disk.iterdir()} == {"ballast"}, "an incomplete file is left"
 
 
-def test_the_scratch_disk_fills_up_while_a_file_of_unknown_size_comes(lab: Lab, small_disk: Path) -> None:
+def test_a_scratch_disk_that_fills_up_during_a_download_is_reported(lab: Lab, small_disk: Path) -> None:
     lab.ours.site.fault("/legacy/green_tripdata_2019-06.csv", times=None, missing=["length"])
     try:
         with survived(
@@ -74,7 +74,7 @@ def test_the_scratch_disk_fills_up_while_a_file_of_unknown_size_comes(lab: Lab, 
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("skip", range(0, 30, 3))
-def test_credentials_for_the_lake_are_revoked_half_way(skip: int, status: int, lab: Lab) -> None:
+def test_revoked_credentials_for_the_lake_are_reported(skip: int, status: int, lab: Lab) -> None:
     with (
         StrictLake(os.environ["STORAGE_EMULATOR_HOST"]) as strict,
         Gate(strict.url) as gate,
@@ -87,7 +87,7 @@ def test_credentials_for_the_lake_are_revoked_half_way(skip: int, status: int, l
 
 
 @pytest.mark.parametrize("operation", [name for name, (method, _) in OPERATIONS.items() if method != "GET"])
-def test_the_lake_is_read_only(operation: str, lab: Lab) -> None:
+def test_a_read_only_lake_is_reported(operation: str, lab: Lab) -> None:
     method, path = OPERATIONS[operation]
     with (
         StrictLake(os.environ["STORAGE_EMULATOR_HOST"]) as strict,
@@ -108,8 +108,8 @@ def keys_of(lake: str, bucket: str) -> list[str]:
 
 
 @pytest.mark.parametrize("skip", [1, 4, 8, 12, 16])
-def test_the_bucket_is_deleted_half_way(skip: int, lab: Lab) -> None:
-    lake = os.environ["STORAGE_EMULATOR_HOST"]  # while the run is at work, the variable names the gate
+def test_a_deleted_bucket_is_reported(skip: int, lab: Lab) -> None:
+    lake = os.environ["STORAGE_EMULATOR_HOST"]  # during the run, the variable has the address of the gate
 
     def deleted() -> None:
         for key in keys_of(lake, lab.ours.bucket):
@@ -136,7 +136,7 @@ def test_the_bucket_is_deleted_half_way(skip: int, lab: Lab) -> None:
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("skip", range(0, 12, 2))
-def test_credentials_for_bigquery_are_revoked_half_way(skip: int, status: int, lab: Lab) -> None:
+def test_revoked_credentials_for_bigquery_are_reported(skip: int, status: int, lab: Lab) -> None:
     with (
         Gate(os.environ["BIGQUERY_EMULATOR_HOST"]) as gate,
         survived(
@@ -148,7 +148,7 @@ def test_credentials_for_bigquery_are_revoked_half_way(skip: int, status: int, l
         assert not gate.happened or isinstance(error, MisconfiguredBlock), error
 
 
-def test_postgres_is_out_of_connections(lab: Lab) -> None:
+def test_postgres_without_free_connections_is_reported(lab: Lab) -> None:
     url = make_url(lab.ours.postgres_url)
     admin = lab.ours.postgres_url.rpartition("/")[0] + "/postgres"
     with survived(lab, "database", over=True, part="storage", fault="Postgres: no connection is left") as run:
@@ -173,7 +173,7 @@ def _limit(admin: str, database: str, connections: int) -> None:
 
 @pytest.mark.parametrize("mode", ["ACCESS SHARE", "SHARE", "ACCESS EXCLUSIVE"])
 @pytest.mark.parametrize("table", ["green", "loads"])
-def test_somebody_has_a_lock_on_a_table(table: str, mode: str, lab: Lab) -> None:
+def test_a_run_waits_for_a_locked_table(table: str, mode: str, lab: Lab) -> None:
     with survived(
         lab, "database", over=True, part="storage", fault=f"Postgres: somebody has a lock on `{table}`"
     ) as run:
@@ -189,7 +189,7 @@ def test_somebody_has_a_lock_on_a_table(table: str, mode: str, lab: Lab) -> None
 
 
 @pytest.mark.parametrize("into", ["lake", "warehouse", "database"])
-def test_something_of_that_name_is_not_ours(into: StoreName, lab: Lab) -> None:
+def test_a_foreign_object_or_table_is_not_changed(into: StoreName, lab: Lab) -> None:
     lab.prepare(FLOW[into], over=False)
     month = lab.month
     match into:
@@ -202,7 +202,7 @@ def test_something_of_that_name_is_not_ours(into: StoreName, lab: Lab) -> None:
             lab.ours.query("CREATE TABLE green (theirs int)")
             lab.ours.query("INSERT INTO green VALUES (1)")
 
-    def there() -> object:
+    def stored() -> object:
         match into:
             case "lake":
                 return lab.ours.blob(month.key).download_as_bytes()
@@ -213,15 +213,15 @@ def test_something_of_that_name_is_not_ours(into: StoreName, lab: Lab) -> None:
             case _:
                 return lab.ours.query("SELECT * FROM green")
 
-    before = there()
+    before = stored()
     with tried("storage", f"{into}: an object or table of that name is not ours"):
         with pytest.raises(TripDataError, match=r"not made|did not make|was not written|not partitioned"):
             bring(lab, into)
-        assert there() == before
+        assert stored() == before
 
 
-def test_the_disk_of_postgres_is_full(lab: Lab) -> None:
-    """A full disk ends a statement with an error of class 53. A function on `loads` raises that error at the last statement."""
+def test_a_full_disk_of_postgres_is_reported(lab: Lab) -> None:
+    """A full disk makes a statement fail with an error of class 53. Here a trigger on `loads` raises it in the last statement."""
     with survived(
         lab, "database", over=True, part="storage", fault="Postgres: its disk is full at the last statement"
     ) as run:

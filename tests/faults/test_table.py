@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md is written from the results, and shows what was lost."""
+"""The table of docs/reliability.md comes from results.json and shows what was lost."""
 
 import json
 
@@ -15,7 +15,7 @@ def test_the_page_has_the_table_of_the_results() -> None:
     assert page(text, records) == text
 
 
-def test_one_record_sums_the_tries_of_a_fault() -> None:
+def test_a_record_has_the_sum_of_all_tries_of_a_fault() -> None:
     lines = [_line("a kill"), _line("a kill", recovery=3.0), _line("a kill", lost="rows", recovery=None)]
     [record] = collected(lines, "abc1234", 0)
     assert (record["tried"], record["not_survived"]) == (6, 1)

@@ -76,7 +76,7 @@ def main() -> None:
     # Prefect keeps this app for the next client.
     importlib.import_module("prefect.server.api.server").create_app(ephemeral=True)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     print(json.dumps({"ready": True}), file=answers)
     running: dict[int, str] = {}
     buffer, is_open = b"", True

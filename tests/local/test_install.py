@@ -1,4 +1,4 @@
-"""`make install` finds a Python, says what is missing in words, and puts the packages where they belong."""
+"""`make install` finds a suitable Python, reports what is missing, and installs the packages into `.venv`."""
 
 import ast
 import os
@@ -13,7 +13,7 @@ import pytest
 from local import install
 
 PROGRAM = Path(install.__file__)
-# A Python: says its version, makes environments of copies of itself, and has a pip that writes down what it is asked for.
+# Stand-in for Python: it prints its version, makes environments with a copy of itself, and its pip logs the arguments.
 STUB = """#!/bin/sh
 case "$*" in
   *version_info*) printf '%s' '{answer}' ;;
@@ -33,7 +33,7 @@ esac
 
 
 def python(at: Path, version: str, venv: bool = True, pip: str = "exit 0") -> Path:
-    """Write a stand-in of a Python of this version (`3 11`)."""
+    """Write a stand-in for Python with a version, such as `3 11`."""
     at.parent.mkdir(parents=True, exist_ok=True)
     answer = f"{version}\n" + ("yes\n" if venv else "")
     at.write_text(STUB.format(answer=answer, log=at.parent / "pip.log", pip=pip))
@@ -43,7 +43,7 @@ def python(at: Path, version: str, venv: bool = True, pip: str = "exit 0") -> Pa
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder on the PATH, empty; the home has nothing either."""
+    """Create an empty folder as the only one on the PATH, and an empty home."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (tmp_path / "home").mkdir()
@@ -57,13 +57,13 @@ def found() -> str:
     return install.suitable_python(install.candidates())
 
 
-def test_a_suitable_python_on_the_path_is_taken(programs: Path) -> None:
+def test_a_suitable_python_on_the_path_is_used(programs: Path) -> None:
     python(programs / "python3", "3 13")
     assert python(programs / "python3.12", "3 12") == Path(found())
     assert python(programs / "python3.11", "3 11") == Path(found())
 
 
-def test_without_one_on_the_path_that_of_uv_is_taken(programs: Path, tmp_path: Path) -> None:
+def test_a_python_of_uv_is_used_if_none_is_on_the_path(programs: Path, tmp_path: Path) -> None:
     python(programs / "python3", "3 13")
     of_uv = python(tmp_path / "uv's" / "python3.12", "3 12")
     uv = programs / "uv"
@@ -72,15 +72,15 @@ def test_without_one_on_the_path_that_of_uv_is_taken(programs: Path, tmp_path: P
     assert Path(found()) == of_uv
 
 
-@pytest.mark.parametrize("said_by", ["the home", "PYENV_ROOT", "pyenv"])
-def test_without_one_on_the_path_that_of_pyenv_is_taken(
-    said_by: str, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("root_from", ["the home", "PYENV_ROOT", "pyenv"])
+def test_a_python_of_pyenv_is_used_if_none_is_on_the_path(
+    root_from: str, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python(programs / "python3", "3 10")
-    root = tmp_path / "home" / ".pyenv" if said_by == "the home" else tmp_path / "elsewhere"
-    if said_by == "PYENV_ROOT":
+    root = tmp_path / "home" / ".pyenv" if root_from == "the home" else tmp_path / "elsewhere"
+    if root_from == "PYENV_ROOT":
         monkeypatch.setenv("PYENV_ROOT", str(root))
-    if said_by == "pyenv":
+    if root_from == "pyenv":
         (programs / "pyenv").write_text(f'#!/bin/sh\necho "{root}"\n')
         (programs / "pyenv").chmod(0o755)
     python(root / "versions" / "3.10.13" / "bin" / "python", "3 10")
@@ -88,18 +88,19 @@ def test_without_one_on_the_path_that_of_pyenv_is_taken(
     assert Path(found()) == of_pyenv
 
 
-def test_one_that_cannot_make_environments_is_passed_over(programs: Path) -> None:
+def test_a_python_that_cannot_make_environments_is_not_used(programs: Path) -> None:
     python(programs / "python3.11", "3 11", venv=False)
     complete = python(programs / "python3.12", "3 12")
     assert Path(found()) == complete
 
 
 def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}  # of make test
+    # `make test` sets variables that would change the behaviour of this `make`.
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run([*arguments], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_without_any_the_error_names_what_was_found_and_how_to_get_one(programs: Path) -> None:
+def test_the_error_without_a_suitable_python_lists_those_found_and_gives_advice(programs: Path) -> None:
     python(programs / "python3", "3 13")
     python(programs / "python3.11", "3 11", venv=False)
     done = run(PROGRAM.parent, sys.executable, str(PROGRAM))
@@ -111,7 +112,7 @@ def test_without_any_the_error_names_what_was_found_and_how_to_get_one(programs:
     assert "make install PYTHON=/path/to/python3.11" in done.stderr
 
 
-def test_a_named_python_is_the_only_one_looked_at(programs: Path, tmp_path: Path) -> None:
+def test_only_a_named_python_is_considered(programs: Path, tmp_path: Path) -> None:
     python(programs / "python3.11", "3 11")
     other = python(tmp_path / "python3.13", "3 13")
     done = run(PROGRAM.parent, sys.executable, str(PROGRAM), "--python", str(other))
@@ -120,7 +121,7 @@ def test_a_named_python_is_the_only_one_looked_at(programs: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("known", ["no Python", "a wrong Python", "one by name"])
-def test_make_says_it_too(known: str, programs: Path, tmp_path: Path) -> None:
+def test_make_install_works_or_prints_the_error(known: str, programs: Path, tmp_path: Path) -> None:
     make = shutil.which("make", path=os.defpath)
     assert make
     project = tmp_path / "project"
@@ -129,7 +130,7 @@ def test_make_says_it_too(known: str, programs: Path, tmp_path: Path) -> None:
         shutil.copy(install.ROOT / name, project / name)
     words = [make, "install"]
     if known != "no Python":
-        (programs / "python3").symlink_to(sys.executable)  # which is a suitable one, in an environment
+        (programs / "python3").symlink_to(sys.executable)  # a suitable Python, in an environment
         words.append(f"PYTHON={python(tmp_path / 'mine', '3 10' if known == 'a wrong Python' else '3 11')}")
     done = run(project, *words)
     if known == "one by name":
@@ -149,7 +150,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_full_disk_is_told_before_anything_is_made(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_anything_is_created(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 1_500_000_000))
     with pytest.raises(install.InstallError, match=r"1\.5 GB free on the disk of this folder, 4 GB needed"):
@@ -157,7 +158,7 @@ def test_a_full_disk_is_told_before_anything_is_made(project: Path, monkeypatch:
     assert list(project.iterdir()) == []
 
 
-def test_two_pips_share_a_new_environment_and_one_brings_an_old_one_up_to_date(project: Path, tmp_path: Path) -> None:
+def test_two_pips_fill_a_new_environment_and_one_updates_an_existing_one(project: Path, tmp_path: Path) -> None:
     stub = python(tmp_path / "python3.11", "3 11")
     environment = project / ".venv"
     install.install(str(stub))
@@ -181,7 +182,7 @@ def test_two_pips_share_a_new_environment_and_one_brings_an_old_one_up_to_date(p
     assert len((tmp_path / "pip.log").read_text().splitlines()) == 3
 
 
-def test_a_pip_that_fails_is_told_of(
+def test_a_failure_of_pip_is_reported(
     project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub = python(tmp_path / "python3.11", "3 11", pip="echo 'no route to the index' >&2; exit 1")
@@ -192,7 +193,7 @@ def test_a_pip_that_fails_is_told_of(
     assert not (project / ".venv" / "installed").exists()
 
 
-def test_a_venv_that_fails_is_told_of(project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_of_venv_is_reported(project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stub = python(tmp_path / "python3.11", "3 11")
     stub.write_text(stub.read_text().replace('PATH=/usr/bin:/bin; mkdir -p "$3/bin"', "echo 'read-only disk'; exit 1"))
     assert install.main(["--python", str(stub)]) == 1
@@ -201,5 +202,5 @@ def test_a_venv_that_fails_is_told_of(project: Path, tmp_path: Path, capfd: pyte
     assert "read-only disk" in error
 
 
-def test_any_python_from_3_8_on_can_read_the_program() -> None:
+def test_python_3_8_can_parse_the_installer() -> None:
     ast.parse(PROGRAM.read_text("utf-8"), feature_version=(3, 8))

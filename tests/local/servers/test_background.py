@@ -1,4 +1,4 @@
-"""`python -m local.servers.background up`, `down` and `status`, as `make` runs them."""
+"""The commands `up`, `down` and `status` of `python -m local.servers.background`, which `make` runs."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def state(tmp_path: Path, own_servers: None) -> Iterator[Path]:
     assert processes_of(folder) == []
 
 
-def test_up_leaves_addresses_to_source_and_down_takes_them_away(state: Path) -> None:
+def test_up_writes_the_addresses_and_down_removes_them(state: Path) -> None:
     up = local(state, "up")
     assert up.returncode == 0, up.stdout + up.stderr
     assert "postgres" in up.stdout
@@ -65,7 +65,7 @@ def test_up_leaves_addresses_to_source_and_down_takes_them_away(state: Path) -> 
 
 
 @pytest.mark.parametrize("then", ["up", "down"])
-def test_a_killed_supervisor_leaves_nothing_in_the_way(state: Path, then: str) -> None:
+def test_up_and_down_work_after_the_supervisor_was_killed(state: Path, then: str) -> None:
     assert local(state, "up").returncode == 0
     os.kill(int((state / "supervisor.pid").read_text()), signal.SIGKILL)
     assert processes_of(state)
@@ -74,16 +74,16 @@ def test_a_killed_supervisor_leaves_nothing_in_the_way(state: Path, then: str) -
     assert bool(processes_of(state)) == (then == "up")
 
 
-def test_a_stale_pid_file_does_not_stop_a_stranger(state: Path) -> None:
-    with subprocess.Popen(["sleep", "60"]) as stranger:
+def test_down_does_not_stop_a_foreign_process_with_the_pid_of_a_stale_file(state: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as foreign:
         state.mkdir()
-        (state / "supervisor.pid").write_text(str(stranger.pid))
+        (state / "supervisor.pid").write_text(str(foreign.pid))
         assert local(state, "down").stdout == "nothing to stop\n"
-        assert psutil.Process(stranger.pid).is_running()
-        stranger.kill()
+        assert psutil.Process(foreign.pid).is_running()
+        foreign.kill()
 
 
-def test_a_service_that_dies_is_noted_in_the_log_and_told_by_up(state: Path) -> None:
+def test_a_service_that_dies_is_logged_and_reported_by_up(state: Path) -> None:
     assert local(state, "up").returncode == 0
     os.kill(int((state / "postgres" / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
     log = state / "log" / "supervisor.log"
@@ -104,7 +104,7 @@ def test_a_service_that_dies_is_noted_in_the_log_and_told_by_up(state: Path) -> 
     ("settings", "message"),
     [({"PREFECT_PORT": "http"}, "PREFECT_PORT=http is not a port"), ({"PREFECT_PORT": "99999"}, "is not a port")],
 )
-def test_what_is_wrong_is_said_in_one_line(state: Path, settings: dict[str, str], message: str) -> None:
+def test_an_invalid_setting_is_reported_in_one_line(state: Path, settings: dict[str, str], message: str) -> None:
     done = local(state, "up", **settings)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1

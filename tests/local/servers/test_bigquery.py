@@ -1,4 +1,4 @@
-"""The BigQuery stand-in (`local/servers/bigquery.py`) behaves like BigQuery towards the clients that flows use."""
+"""The BigQuery stand-in (`local/servers/bigquery.py`) behaves like BigQuery for the clients that flows use."""
 
 import datetime as dt
 import io
@@ -48,7 +48,7 @@ def parquet(table: pa.Table) -> bytes:
 
 
 class Warehouse:
-    """A dataset of its own, with the partitioned table `yellow`, and loads into it."""
+    """A separate dataset with the partitioned table `yellow`, and methods to load and query it."""
 
     def __init__(self, bucket: str) -> None:
         self.client = bigquery.Client()
@@ -156,24 +156,24 @@ def test_columns_are_matched_by_name_and_a_missing_one_is_null(warehouse: Wareho
     ]
 
 
-def test_a_load_makes_the_table_it_describes(warehouse: Warehouse) -> None:
+def test_a_load_creates_the_table_that_it_describes(warehouse: Warehouse) -> None:
     warehouse.load(trips(JANUARY, 3), "made$202101", time_partitioning=BY_MONTH, clustering_fields=["pickup"])
     table = warehouse.client.get_table(f"{warehouse.dataset}.made")
     assert (table.num_rows, table.time_partitioning, table.clustering_fields) == (3, BY_MONTH, ["pickup"])
 
 
-def test_a_load_without_a_schema_takes_the_files_own(warehouse: Warehouse) -> None:
+def test_a_load_without_a_schema_uses_the_files_schema(warehouse: Warehouse) -> None:
     warehouse.load(trips(JANUARY, 3), "inferred", schema=None)
     fields = warehouse.client.get_table(f"{warehouse.dataset}.inferred").schema
     assert [(field.name, field.field_type) for field in fields] == [(field.name, field.field_type) for field in SCHEMA]
 
 
-def test_a_load_that_may_not_make_its_table_says_so(warehouse: Warehouse) -> None:
+def test_a_load_that_may_not_create_its_table_fails(warehouse: Warehouse) -> None:
     with pytest.raises(google.api_core.exceptions.NotFound, match=r"Not found: Table .*\.none"):
         warehouse.load(trips(JANUARY, 3), "none", create_disposition="CREATE_NEVER")
 
 
-def test_a_job_id_is_used_once_and_found_again(warehouse: Warehouse) -> None:
+def test_a_job_id_can_be_used_once_and_looked_up_later(warehouse: Warehouse) -> None:
     uri, job_id = warehouse.put(trips(JANUARY, 3)), uuid.uuid4().hex
     warehouse.load(uri, "yellow$202101", job_id)
     with pytest.raises(google.api_core.exceptions.Conflict):
@@ -182,7 +182,7 @@ def test_a_job_id_is_used_once_and_found_again(warehouse: Warehouse) -> None:
     assert (job.state, job.output_rows, job.error_result) == ("DONE", 3, None)
 
 
-def test_merge_on_false_replaces_a_month_at_once_and_in_time(warehouse: Warehouse) -> None:
+def test_merge_on_false_replaces_a_month_atomically_and_fast(warehouse: Warehouse) -> None:
     warehouse.load(trips(JANUARY, 60_000), "yellow$202101")
     warehouse.load(trips(FEBRUARY, 50), "yellow$202102")
     warehouse.load(trips(JANUARY, 70_000, fare=2.0), "staging")
@@ -195,7 +195,7 @@ def test_merge_on_false_replaces_a_month_at_once_and_in_time(warehouse: Warehous
     )
     assert job.num_dml_affected_rows == 130_000
     assert warehouse.months() == {JANUARY: (70_000, 140_000.0), FEBRUARY: (50, 50.0)}
-    assert job.ended - job.started < dt.timedelta(seconds=10)  # by pairs of rows it would be minutes
+    assert job.ended - job.started < dt.timedelta(seconds=10)  # a comparison of every pair of rows would take minutes
 
 
 def test_merge_by_key_updates_inserts_and_deletes(warehouse: Warehouse) -> None:
@@ -221,7 +221,7 @@ def replaced(warehouse: Warehouse, more: str = "") -> str:
     )
 
 
-def test_the_statements_of_a_transaction_are_done_together_with_the_jobs_parameters(warehouse: Warehouse) -> None:
+def test_a_transaction_is_atomic_and_its_statements_get_the_jobs_parameters(warehouse: Warehouse) -> None:
     warehouse.load(trips(JANUARY, 10), "yellow$202101")
     warehouse.load(trips(FEBRUARY, 5), "yellow$202102")
     warehouse.load(trips(JANUARY, 8, fare=2.0), "staging")
@@ -240,7 +240,7 @@ def test_the_statements_of_a_transaction_are_done_together_with_the_jobs_paramet
 
 
 @pytest.mark.parametrize("wrong", ["INSERT INTO nowhere.at_all VALUES (1);", "SELECT ERROR('no');", "SELECT 1 / 0;"])
-def test_a_transaction_that_fails_in_the_end_changes_nothing(warehouse: Warehouse, wrong: str) -> None:
+def test_a_transaction_whose_last_statement_fails_changes_nothing(warehouse: Warehouse, wrong: str) -> None:
     warehouse.load(trips(JANUARY, 10), "yellow$202101")
     warehouse.load(trips(JANUARY, 8, fare=2.0), "staging")
     with pytest.raises(google.api_core.exceptions.GoogleAPICallError):
@@ -250,13 +250,13 @@ def test_a_transaction_that_fails_in_the_end_changes_nothing(warehouse: Warehous
     assert warehouse.months() == {JANUARY: (8, 16.0)}
 
 
-def test_num_rows_is_true_after_any_write(warehouse: Warehouse) -> None:
+def test_num_rows_is_correct_after_every_write(warehouse: Warehouse) -> None:
     warehouse.load(trips(JANUARY, 10), "yellow$202101")
     warehouse.query(f"DELETE FROM `{warehouse.table}` WHERE row_number > @n", n=4)
     assert warehouse.client.get_table(warehouse.table).num_rows == 4
 
 
-def test_a_schema_gains_nullable_columns_and_loses_none(warehouse: Warehouse) -> None:
+def test_a_schema_update_may_only_add_nullable_columns(warehouse: Warehouse) -> None:
     warehouse.load(trips(JANUARY, 2), "yellow$202101")
     table = warehouse.client.get_table(warehouse.table)
     table.schema = [*table.schema, bigquery.SchemaField("cbd_congestion_fee", "FLOAT")]

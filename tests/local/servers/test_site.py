@@ -1,4 +1,4 @@
-"""The site speaks HTTP as S3 and GitHub do, serves what the generator makes, and fails on demand."""
+"""The site behaves like S3 and GitHub, serves generated files, and fails on request."""
 
 import hashlib
 import http.client
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("own_servers")
 ROOT = Path(__file__).resolve().parents[3]
 OFFICIAL = "/trip-data/green_tripdata_2021-01.parquet"
 NAME = "green_tripdata_2021-01.parquet"
-# Made once: httpx would load all certificates anew for every client, and no request here is encrypted.
+# Shared by all clients: otherwise httpx loads all certificates for each client, and no request here is encrypted.
 TLS = ssl.create_default_context()
 
 
@@ -43,7 +43,7 @@ def web(site: Site) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_an_official_month_is_made_on_first_demand_and_is_the_same_ever_after(
+def test_an_official_month_is_generated_at_its_first_request_and_never_changes(
     site: Site, web: httpx.Client, tmp_path: Path
 ) -> None:
     first = web.get(OFFICIAL)
@@ -55,13 +55,13 @@ def test_an_official_month_is_made_on_first_demand_and_is_the_same_ever_after(
     assert int(first.headers["Content-Length"]) == len(first.content)
 
 
-def test_months_vary_in_size_around_what_was_asked_for(site: Site) -> None:
+def test_the_sizes_of_months_vary_around_the_given_number_of_rows(site: Site) -> None:
     sizes = {site.rows_of("yellow", 2021, month) for month in range(1, 13)}
     assert len(sizes) > 6
     assert all(270 <= rows <= 330 for rows in sizes)
 
 
-def test_head_tells_all_and_sends_nothing(site: Site, web: httpx.Client) -> None:
+def test_head_has_all_headers_and_no_body(site: Site, web: httpx.Client) -> None:
     head, got = web.head(OFFICIAL), web.get(OFFICIAL)
     for name in ("Content-Length", "ETag", "Last-Modified", "Content-Type"):
         assert head.headers[name] == got.headers[name]
@@ -69,7 +69,7 @@ def test_head_tells_all_and_sends_nothing(site: Site, web: httpx.Client) -> None
     assert [(request.method, request.sent) for request in site.requests] == [("HEAD", 0), ("GET", len(got.content))]
 
 
-def test_a_file_known_by_etag_or_date_is_not_sent_again(site: Site, web: httpx.Client) -> None:
+def test_a_file_is_not_sent_again_if_etag_or_date_match(site: Site, web: httpx.Client) -> None:
     known = web.get(OFFICIAL).headers
     site.forget_requests()
     for name, value in (
@@ -89,7 +89,7 @@ def test_a_file_known_by_etag_or_date_is_not_sent_again(site: Site, web: httpx.C
         assert web.get(OFFICIAL, headers=stale).status_code == 200
 
 
-def test_ranges_are_served_as_asked_for(web: httpx.Client) -> None:
+def test_the_site_serves_ranges(web: httpx.Client) -> None:
     whole = web.get(OFFICIAL)
     size, content = len(whole.content), whole.content
     for asked, expected in (
@@ -107,7 +107,7 @@ def test_ranges_are_served_as_asked_for(web: httpx.Client) -> None:
         assert web.get(OFFICIAL, headers={"Range": unknown}).status_code == 200
 
 
-def test_a_range_of_another_edition_is_the_whole_file(web: httpx.Client) -> None:
+def test_if_range_with_another_edition_gets_the_whole_file(web: httpx.Client) -> None:
     known = web.head(OFFICIAL).headers
     for condition, status in (
         (known["ETag"], 206),
@@ -128,7 +128,7 @@ def test_a_range_of_another_edition_is_the_whole_file(web: httpx.Client) -> None
         "yellow_tripdata_2021-13",
     ],
 )
-def test_a_month_not_published_is_forbidden_as_on_s3(month: str, web: httpx.Client) -> None:
+def test_an_unpublished_month_is_forbidden_as_on_s3(month: str, web: httpx.Client) -> None:
     answer = web.get(f"/trip-data/{month}.parquet")
     assert answer.status_code == 403
     assert "<Code>AccessDenied</Code>" in answer.text
@@ -136,7 +136,7 @@ def test_a_month_not_published_is_forbidden_as_on_s3(month: str, web: httpx.Clie
     assert web.head(f"/trip-data/{month}.parquet").status_code == 403
 
 
-def test_the_mirror_redirects_to_the_months_it_has(web: httpx.Client) -> None:
+def test_the_mirror_redirects_to_its_months(web: httpx.Client) -> None:
     moved = web.get("/mirror/green/green_tripdata_2021-07.csv.gz")
     assert moved.status_code == 302
     assert web.get(moved.headers["Location"]).content[:2] == b"\x1f\x8b"
@@ -146,7 +146,7 @@ def test_the_mirror_redirects_to_the_months_it_has(web: httpx.Client) -> None:
     assert web.get("/legacy/green_tripdata_2013-08.csv").text.startswith("VendorID,lpep_pickup_datetime,Lpep_")
 
 
-def test_real_files_are_served_in_place_of_made_ones(tmp_path: Path) -> None:
+def test_real_files_are_served_instead_of_generated_ones(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(b"real")
     with Site(tmp_path / "state", files=tmp_path) as site:
         assert httpx.get(site.url + OFFICIAL, verify=TLS).content == b"real"
@@ -166,7 +166,7 @@ def test_a_republished_month_has_another_etag_date_and_content(site: Site, web: 
     assert web.get(OFFICIAL).content == old.content
 
 
-def test_what_is_put_there_is_what_is_served(site: Site, web: httpx.Client, tmp_path: Path) -> None:
+def test_a_file_from_put_is_served(site: Site, web: httpx.Client, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"two")
     site.put(NAME, b"one")
     assert web.get(OFFICIAL).content == b"one"
@@ -176,7 +176,7 @@ def test_what_is_put_there_is_what_is_served(site: Site, web: httpx.Client, tmp_
     assert web.get("/trip-data/yellow_tripdata_2030-01.parquet").content == b"early"
 
 
-def test_a_failure_lasts_for_as_many_requests_as_asked_for(site: Site, web: httpx.Client) -> None:
+def test_a_fault_applies_to_the_given_number_of_requests(site: Site, web: httpx.Client) -> None:
     site.fault("*2021-01*", times=2, status=503, retry_after=7, methods=["GET"])
     assert web.head(OFFICIAL).status_code == 200
     failed = web.get(OFFICIAL)
@@ -184,7 +184,7 @@ def test_a_failure_lasts_for_as_many_requests_as_asked_for(site: Site, web: http
     assert [web.get(OFFICIAL).status_code for _ in range(2)] == [503, 200]
 
 
-def test_a_cut_connection_stops_at_the_byte_and_a_range_goes_on_from_there(site: Site, web: httpx.Client) -> None:
+def test_a_cut_connection_ends_at_the_given_byte_and_a_range_can_continue(site: Site, web: httpx.Client) -> None:
     size = int(web.head(OFFICIAL).headers["Content-Length"])
     site.fault(OFFICIAL, cut_after=1000)
     with pytest.raises(httpx.RemoteProtocolError):
@@ -193,7 +193,7 @@ def test_a_cut_connection_stops_at_the_byte_and_a_range_goes_on_from_there(site:
     assert len(web.get(OFFICIAL, headers={"Range": "bytes=1000-"}).content) == size - 1000
 
 
-def test_a_stall_is_silence_before_or_inside_the_answer(site: Site, web: httpx.Client) -> None:
+def test_a_stall_pauses_before_or_in_the_answer(site: Site, web: httpx.Client) -> None:
     for where in ({}, {"stall_at": 100}):
         site.fault(OFFICIAL, stall=0.6, **where)
         with pytest.raises(httpx.ReadTimeout):
@@ -201,7 +201,7 @@ def test_a_stall_is_silence_before_or_inside_the_answer(site: Site, web: httpx.C
         assert web.get(OFFICIAL).status_code == 200
 
 
-def test_a_stalled_request_does_not_hold_the_site_up(tmp_path: Path) -> None:
+def test_a_stalled_request_does_not_delay_the_end_of_the_site(tmp_path: Path) -> None:
     with Site(tmp_path) as site:
         site.fault("/healthz", stall=60)
         ended: list[Exception] = []
@@ -233,7 +233,7 @@ def test_a_server_may_lack_etags_dates_ranges_lengths_or_head(site: Site, web: h
     assert "etag" in web.head(OFFICIAL).headers
 
 
-def test_a_wrong_body_comes_with_status_200(site: Site, web: httpx.Client) -> None:
+def test_a_wrong_body_has_status_200(site: Site, web: httpx.Client) -> None:
     whole = web.get(OFFICIAL).content
     for body in ("html", "lfs_pointer", "truncated"):
         site.fault(OFFICIAL, body=body)
@@ -244,7 +244,7 @@ def test_a_wrong_body_comes_with_status_200(site: Site, web: httpx.Client) -> No
     assert truncated.content == whole[: len(whole) // 2]
 
 
-def test_a_file_can_come_spoiled_by_the_name_of_the_damage(site: Site, web: httpx.Client) -> None:
+def test_a_fault_can_name_a_damage_of_the_file(site: Site, web: httpx.Client) -> None:
     path = "/legacy/green_tripdata_2021-01.csv.gz"
     whole = web.get(path)
     for damage in ("gzip_members", "excel_dates", "conflict_markers"):
@@ -255,7 +255,7 @@ def test_a_file_can_come_spoiled_by_the_name_of_the_damage(site: Site, web: http
     assert web.get(path).content == whole.content
 
 
-def test_faults_and_the_log_work_from_another_process_too(web: httpx.Client) -> None:
+def test_another_process_can_set_faults_and_read_the_log(web: httpx.Client) -> None:
     web.post("/faults", json={"path": OFFICIAL, "status": 500, "times": None}).raise_for_status()
     assert web.get(OFFICIAL).status_code == 500
     web.delete("/faults").raise_for_status()
@@ -268,7 +268,7 @@ def test_faults_and_the_log_work_from_another_process_too(web: httpx.Client) -> 
     assert web.post("/nothing").status_code == 404
 
 
-def test_it_answers_for_health_tokens_and_zones(web: httpx.Client) -> None:
+def test_it_serves_health_tokens_and_zones(web: httpx.Client) -> None:
     assert web.get("/healthz").status_code == 200
     token = web.post("/token", data={"grant_type": "jwt"}).json()
     assert token == {"access_token": "local", "token_type": "Bearer", "expires_in": 3600}
@@ -278,7 +278,7 @@ def test_it_answers_for_health_tokens_and_zones(web: httpx.Client) -> None:
     assert web.get("/elsewhere").status_code == 404
 
 
-def test_one_connection_serves_request_after_request(site: Site) -> None:
+def test_one_connection_serves_several_requests(site: Site) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", int(site.url.rpartition(":")[2]))
     sockets = set()
     for method, path in (
@@ -295,7 +295,7 @@ def test_one_connection_serves_request_after_request(site: Site) -> None:
     assert len(sockets) == 1
 
 
-def test_many_first_demands_at_once_make_one_file(site: Site, tmp_path: Path) -> None:
+def test_simultaneous_first_requests_generate_one_file(site: Site, tmp_path: Path) -> None:
     bodies: list[bytes] = []
     threads = [
         threading.Thread(target=lambda: bodies.append(httpx.get(site.url + OFFICIAL, verify=TLS).content))
@@ -310,9 +310,9 @@ def test_many_first_demands_at_once_make_one_file(site: Site, tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "state").rglob("*") if path.is_file()] == [NAME]
 
 
-def test_a_file_streams_as_fast_as_a_disk_and_without_filling_memory(site: Site, web: httpx.Client) -> None:
+def test_a_large_file_is_sent_fast(site: Site, web: httpx.Client) -> None:
     site.put(NAME, os.urandom(1 << 20) * 200)
-    web.head(OFFICIAL)  # the ETag is computed once
+    web.head(OFFICIAL)  # computes the ETag before the measurement
     started, received = time.monotonic(), 0
     with socket.create_connection(("127.0.0.1", int(site.url.rpartition(":")[2]))) as raw:
         raw.sendall(f"GET {OFFICIAL} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
@@ -320,10 +320,10 @@ def test_a_file_streams_as_fast_as_a_disk_and_without_filling_memory(site: Site,
         while count := raw.recv_into(buffer):
             received += count
     assert received > 200 << 20
-    assert received / (time.monotonic() - started) > 200e6  # 2 GB/s where nothing else runs
+    assert received / (time.monotonic() - started) > 200e6  # about 2 GB/s on an idle machine
 
 
-def test_it_runs_as_a_program_and_stops_when_told(tmp_path: Path) -> None:
+def test_it_runs_as_a_program_and_stops_at_sigterm(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         options = ["--port", str(port), "--state", str(tmp_path), "--rows", "50"]
@@ -340,11 +340,11 @@ def test_it_runs_as_a_program_and_stops_when_told(tmp_path: Path) -> None:
             program.send_signal(signal.SIGTERM)
             assert program.wait(10) == 0
         finally:
-            program.kill()  # otherwise a failure above would wait here for a program that never ends
+            program.kill()  # `with` waits for the program, which would not end after a failure above
     assert 45 <= pq.read_metadata(path).num_rows <= 55
 
 
-def test_headers_are_replaced_and_left_out(site: Site, web: httpx.Client) -> None:
+def test_a_fault_can_replace_and_omit_headers(site: Site, web: httpx.Client) -> None:
     site.fault("*", headers={"ETag": 'W/"a"', "Last-Modified": "", "Server": "AmazonS3"}, methods=["GET"])
     assert web.head(OFFICIAL).headers["ETag"] != 'W/"a"'
     got = web.get(OFFICIAL).headers
@@ -352,16 +352,16 @@ def test_headers_are_replaced_and_left_out(site: Site, web: httpx.Client) -> Non
     assert "Last-Modified" not in got
 
 
-def test_a_body_is_packed_as_its_header_says(site: Site, web: httpx.Client) -> None:
+def test_a_fault_can_compress_the_body(site: Site, web: httpx.Client) -> None:
     plain = web.get(OFFICIAL).content
     site.fault("*", encoding="gzip")
     packed = web.get(OFFICIAL)
     assert packed.headers["Content-Encoding"] == "gzip"
-    assert packed.content == plain  # httpx unpacks
+    assert packed.content == plain  # httpx decompresses
     assert int(packed.headers["Content-Length"]) != len(plain)
 
 
-def test_a_body_without_end_goes_on_until_the_client_hangs_up(site: Site, web: httpx.Client) -> None:
+def test_an_endless_body_continues_until_the_client_disconnects(site: Site, web: httpx.Client) -> None:
     size = len(web.get(OFFICIAL).content)
     site.fault("*", endless=True)
     with web.stream("GET", OFFICIAL) as answer:
@@ -373,7 +373,7 @@ def test_a_body_without_end_goes_on_until_the_client_hangs_up(site: Site, web: h
                 break
 
 
-def test_headers_can_drip(site: Site, web: httpx.Client) -> None:
+def test_a_fault_can_send_headers_slowly(site: Site, web: httpx.Client) -> None:
     site.fault("*", drip=0.05)
     with pytest.raises(httpx.ReadTimeout):
         web.get(OFFICIAL, timeout=0.04)

@@ -1,4 +1,4 @@
-"""The stand-ins start, say where they are, and take real clients with ordinary settings."""
+"""The stand-ins start, publish their addresses, and work with real clients and ordinary settings."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("own_servers")
 
 
 def processes_of(state: Path) -> list[str]:
-    """The names of the processes that were started for a state folder and are still there."""
+    """Return the names of the running processes that were started for a state folder."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -31,17 +31,17 @@ def test_every_address_is_on_the_loopback_interface(stack: Stack) -> None:
     assert hosts == {"127.0.0.1"}
 
 
-def test_the_lake_takes_an_ordinary_client_and_has_the_bucket(stack: Stack) -> None:
+def test_the_lake_works_with_googles_client_and_has_the_bucket(stack: Stack) -> None:
     bucket = storage.Client().bucket(stack.env["LAKE_BUCKET"])
     bucket.blob("test_stack/hello.txt").upload_from_string("hello")
     assert bucket.blob("test_stack/hello.txt").download_as_bytes() == b"hello"
 
 
-def test_the_warehouse_takes_an_ordinary_client(stack: Stack) -> None:
+def test_the_warehouse_works_with_googles_client(stack: Stack) -> None:
     assert [tuple(row) for row in bigquery.Client().query("SELECT 1 AS one").result()] == [(1,)]
 
 
-def test_postgres_takes_its_password_and_no_other(stack: Stack) -> None:
+def test_postgres_accepts_only_its_password(stack: Stack) -> None:
     url = stack.env["POSTGRES_URL"]
     connection = psycopg2.connect(url)
     with connection.cursor() as cursor:
@@ -54,17 +54,17 @@ def test_postgres_takes_its_password_and_no_other(stack: Stack) -> None:
         psycopg2.connect(url.replace(password, "guess"))
 
 
-def test_the_site_publishes_at_the_addresses_given(stack: Stack) -> None:
+def test_the_site_publishes_at_the_given_addresses(stack: Stack) -> None:
     url = stack.env["TLC_MIRROR_URL"].format(color="green", year=2021, month=1)
     assert httpx.head(url, follow_redirects=True, trust_env=False, timeout=60).is_success
 
 
-def test_secrets_are_readable_by_their_owner_alone(stack: Stack) -> None:
+def test_only_the_owner_can_read_secrets(stack: Stack) -> None:
     for file in (stack.env["GOOGLE_APPLICATION_CREDENTIALS"], stack.state / "postgres" / "taxi.password"):
         assert Path(file).stat().st_mode & 0o077 == 0
 
 
-def test_a_stack_comes_back_with_its_data_ports_and_password_and_leaves_no_process(tmp_path: Path) -> None:
+def test_a_restarted_stack_keeps_data_ports_and_password_and_a_stopped_one_leaves_no_process(tmp_path: Path) -> None:
     with Stack(tmp_path, ["lake", "postgres"]) as first:
         before = first.env
         connection = psycopg2.connect(before["POSTGRES_URL"])
@@ -96,7 +96,7 @@ def test_postgres_recovers_from_a_kill(tmp_path: Path) -> None:
         connection.close()
 
 
-def test_a_service_that_cannot_start_is_named_and_the_others_are_stopped(tmp_path: Path) -> None:
+def test_if_a_service_cannot_start_the_error_names_it_and_the_others_stop(tmp_path: Path) -> None:
     (tmp_path / "postgres" / "data").mkdir(parents=True)
     with pytest.raises(StackError, match=r"postgres did not start: .* \(more in .*postgres\.log\)"):
         Stack(tmp_path, ["web", "postgres"]).__enter__()
@@ -108,7 +108,7 @@ def test_an_unknown_service_is_refused(tmp_path: Path) -> None:
         Stack(tmp_path, ["mysql"]).__enter__()
 
 
-def test_a_named_prefect_port_in_use_is_named(stack: Stack, tmp_path: Path) -> None:
+def test_a_chosen_prefect_port_that_is_in_use_is_refused(stack: Stack, tmp_path: Path) -> None:
     busy = urlsplit(stack.env["STORAGE_EMULATOR_HOST"]).port
     assert busy
     assert not port_is_free(busy)
@@ -116,7 +116,7 @@ def test_a_named_prefect_port_in_use_is_named(stack: Stack, tmp_path: Path) -> N
         Stack(tmp_path, ["prefect"], prefect_port=busy).__enter__()
 
 
-def test_settings_for_the_users_own_servers_are_left_out() -> None:
+def test_settings_for_the_users_own_servers_are_removed() -> None:
     theirs = {
         "PREFECT_API_KEY": "k",
         "PGHOST": "db",
@@ -128,7 +128,7 @@ def test_settings_for_the_users_own_servers_are_left_out() -> None:
     assert without_foreign_settings(theirs | ours) == ours
 
 
-def test_postgres_runs_below_a_closed_folder_and_never_as_root(tmp_path: Path) -> None:
+def test_postgres_runs_in_a_folder_closed_to_others_and_never_as_root(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     with Stack(closed / "state", ["postgres"]) as stack:

@@ -1,4 +1,4 @@
-"""Made-up trip files against the real ones, and each quirk, fault and edition against what it promises."""
+"""Generated trip files have the format of real ones, and exactly the requested quirks, faults and editions."""
 
 import csv
 import gzip
@@ -43,7 +43,7 @@ def month_of(path: Path) -> tuple[Any, int, int]:
 
 
 def eras() -> list[tuple[Any, int, int]]:
-    """One month on each side of every line in the tables of layouts."""
+    """Return the first two months of every row in the tables of layouts."""
     sinces = {(layout.color, layout.since) for layout in CSV_LAYOUTS}
     sinces |= {(color, since) for color, since, _ in PARQUET_NAMES}
     sinces |= {(color, row[2]) for row in PARQUET_TYPES for color in row[0].split()}
@@ -63,13 +63,13 @@ def table(path: Path, color: Color, year: int, month: int, **options: Any) -> An
 
 
 def lines(path: Path) -> list[list[str]]:
-    """Data rows of a CSV, whatever blank lines follow its header."""
+    """Return the data rows of a CSV, without blank lines."""
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     return [row for row in csv.reader(content.decode().splitlines()) if row][1:]
 
 
 def opening(content: bytes) -> tuple[bytes, bytes, int]:
-    """Header with all that ends it, how the first row ends, and how many fields that row has."""
+    """Return the header with its line ends, the line end of the first row, and the number of its fields."""
     match = re.match(rb"([^\r\n]*(?:\r?\n)+)([^\r\n]+)(\r?\n)", content)
     assert match
     return match[1], match[3], match[2].count(b",") + 1
@@ -77,14 +77,14 @@ def opening(content: bytes) -> tuple[bytes, bytes, int]:
 
 @needs_real_files
 @pytest.mark.parametrize("real", HEADS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_csv_opens_with_the_same_bytes_as_the_real_one(real: Path, tmp_path: Path) -> None:
+def test_a_csv_begins_with_the_same_bytes_as_the_real_file(real: Path, tmp_path: Path) -> None:
     write(tmp_path / "month.csv", *month_of(real), rows=50)
     assert opening((tmp_path / "month.csv").read_bytes()) == opening(real.read_bytes())
 
 
 @needs_real_files
 @pytest.mark.parametrize("real", OFFICIAL, ids=lambda path: path.stem)
-def test_a_parquet_footer_says_the_same_as_the_real_one(real: Path, tmp_path: Path) -> None:
+def test_a_parquet_footer_equals_that_of_the_real_file(real: Path, tmp_path: Path) -> None:
     write(tmp_path / "month.parquet", *month_of(real))
     made, real_file = pq.ParquetFile(tmp_path / "month.parquet"), pq.ParquetFile(real)
     assert made.schema_arrow.equals(real_file.schema_arrow)
@@ -100,7 +100,7 @@ def test_a_parquet_footer_says_the_same_as_the_real_one(real: Path, tmp_path: Pa
 
 
 @needs_real_files
-def test_every_official_month_has_the_columns_it_was_published_with() -> None:
+def test_every_official_month_has_its_published_columns() -> None:
     with (DATA / "published-months.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             color, year, month = month_of(Path(row["file"]))
@@ -125,7 +125,7 @@ def test_another_seed_makes_other_trips(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("color", "month"), [("yellow", 1), ("green", 1), ("green", 7)])
-def test_csv_and_parquet_of_a_month_hold_the_same_trips(color: Color, month: int, tmp_path: Path) -> None:
+def test_csv_and_parquet_of_a_month_have_the_same_trips(color: Color, month: int, tmp_path: Path) -> None:
     official = table(tmp_path, color, 2021, month, rows=3000, quirks=ALL_QUIRKS - {"vendor_six"})
     write(tmp_path / "month.csv.gz", color, 2021, month, rows=3000)
     names = gzip.decompress((tmp_path / "month.csv.gz").read_bytes()).decode().partition("\r\n")[0].split(",")
@@ -149,7 +149,7 @@ def test_parts_of_a_fare_add_up_to_its_total(tmp_path: Path) -> None:
         assert np.abs(parts - trips["total_amount"].to_numpy()).max() < 0.005
 
 
-def test_days_and_hours_are_as_busy_as_in_a_city(tmp_path: Path) -> None:
+def test_trips_are_spread_over_days_and_hours_as_in_a_city(tmp_path: Path) -> None:
     pickups = table(tmp_path, "yellow", 2021, 3, rows=20_000, quirks=NO_QUIRKS)["tpep_pickup_datetime"].to_numpy()
     days, per_day = np.unique(pickups.astype("M8[D]"), return_counts=True)
     assert (days[0], days[-1], len(days)) == (np.datetime64("2021-03-01"), np.datetime64("2021-03-31"), 31)
@@ -158,13 +158,13 @@ def test_days_and_hours_are_as_busy_as_in_a_city(tmp_path: Path) -> None:
     assert per_hour[18] > 5 * per_hour[4]
 
 
-def test_a_month_compresses_as_well_as_a_real_one(tmp_path: Path) -> None:
+def test_a_month_compresses_like_a_real_one(tmp_path: Path) -> None:
     write(tmp_path / "month.csv.gz", "yellow", 2021, 1, rows=100_000)
     assert 15 < (tmp_path / "month.csv.gz").stat().st_size / 100_000 < 28
 
 
 @pytest.mark.parametrize("quirk", sorted(ALL_QUIRKS))
-def test_each_quirk_can_be_had_alone_and_left_out(quirk: Quirk, tmp_path: Path) -> None:
+def test_each_quirk_can_be_used_alone_and_omitted(quirk: Quirk, tmp_path: Path) -> None:
     where: dict[str, tuple[Any, int, int]] = dict.fromkeys(ALL_QUIRKS, ("green", 2021, 1))
     where |= {"ragged_rows": ("yellow", 2010, 2), "single_space": ("fhvhv", 2021, 1)}
     where |= {"blank_zones": ("fhv", 2019, 1), "trailing_blanks": ("fhv", 2019, 1)}
@@ -174,7 +174,7 @@ def test_each_quirk_can_be_had_alone_and_left_out(quirk: Quirk, tmp_path: Path) 
     assert not write(path, *where[quirk], quirks=ALL_QUIRKS - {quirk}).counts.get(quirk)
 
 
-def test_a_dispatch_block_ends_the_file_with_its_columns_null_together(tmp_path: Path) -> None:
+def test_the_dispatch_block_is_at_the_end_and_its_meter_columns_are_null(tmp_path: Path) -> None:
     written = write(tmp_path / "month.parquet", "green", 2021, 1)
     trips = pq.read_table(tmp_path / "month.parquet").to_pandas()
     meter = ["store_and_fwd_flag", "RatecodeID", "passenger_count", "payment_type", "trip_type", "congestion_surcharge"]
@@ -186,7 +186,7 @@ def test_a_dispatch_block_ends_the_file_with_its_columns_null_together(tmp_path:
     assert (trips.tail(471)["lpep_pickup_datetime"].dt.second == 0).mean() > 0.9
 
 
-def test_refunds_mirror_the_trip_above_and_identical_trips_repeat_it(tmp_path: Path) -> None:
+def test_refunds_negate_the_trip_above_and_identical_trips_repeat_it(tmp_path: Path) -> None:
     for quirk, sign in (("refunds", -1), ("identical_trips", 1)):
         written = write(tmp_path / "month.parquet", "green", 2021, 1, rows=5000, quirks=frozenset({quirk}))
         rows = pq.read_table(tmp_path / "month.parquet").drop_columns(["payment_type"]).to_pylist()
@@ -199,13 +199,13 @@ def test_refunds_mirror_the_trip_above_and_identical_trips_repeat_it(tmp_path: P
         assert len(twins) == written.counts[quirk] > 0
 
 
-def test_out_of_month_trips_reach_from_2008_to_four_months_ahead(tmp_path: Path) -> None:
+def test_trips_of_other_months_range_from_2008_to_four_months_ahead(tmp_path: Path) -> None:
     pickups = table(tmp_path, "green", 2021, 1, rows=50_000)["lpep_pickup_datetime"].to_numpy().astype("M8[D]")
     strays = {str(day) for day in pickups if not str(day).startswith("2021-01")}
     assert {"2008-12-31", "2009-01-01", "2020-12-31", "2021-02-01", "2021-05-01"} <= strays
 
 
-def test_vendor_six_rides_in_the_minute_of_the_months_number_and_in_parquet_alone(tmp_path: Path) -> None:
+def test_vendor_six_has_the_months_number_as_minute_and_occurs_only_in_parquet(tmp_path: Path) -> None:
     trips = table(tmp_path, "green", 2021, 2, rows=20_000).to_pandas()
     six = trips[trips.VendorID == 6]
     assert len(six) > 5
@@ -215,7 +215,7 @@ def test_vendor_six_rides_in_the_minute_of_the_months_number_and_in_parquet_alon
     assert {row[0] for row in lines(tmp_path / "month.csv")} == {"", "1", "2"}
 
 
-def test_passengers_zones_codes_and_distances_go_as_far_as_the_real_ones(tmp_path: Path) -> None:
+def test_passengers_zones_codes_and_distances_have_the_range_of_real_ones(tmp_path: Path) -> None:
     written = write(tmp_path / "month.parquet", "yellow", 2021, 1, rows=50_000)
     trips = pq.read_table(tmp_path / "month.parquet")
     passengers = Counter(trips["passenger_count"].to_pylist())
@@ -227,7 +227,7 @@ def test_passengers_zones_codes_and_distances_go_as_far_as_the_real_ones(tmp_pat
     assert pc.min(trips["total_amount"]).as_py() < 0
 
 
-def test_fares_go_from_minus_500_to_4003_dollars_and_their_totals_with_them(tmp_path: Path) -> None:
+def test_fares_range_from_minus_500_to_4003_dollars_and_totals_follow(tmp_path: Path) -> None:
     alone: Any = frozenset({"extreme_fares"})
     written, trips = (
         make(tmp_path / "month.parquet", "green", 2021, 1, rows=50_000, quirks=alone)
@@ -239,11 +239,11 @@ def test_fares_go_from_minus_500_to_4003_dollars_and_their_totals_with_them(tmp_
     assert pc.min(trips["total_amount"]).as_py() < -490
 
 
-def test_excels_dates_have_no_seconds_and_nothing_else_is_changed(tmp_path: Path) -> None:
+def test_dates_saved_by_excel_have_no_seconds_and_nothing_else_changes(tmp_path: Path) -> None:
     write(tmp_path / "month.csv", "fhv", 2020, 1)
-    sound = (tmp_path / "month.csv").read_bytes()
-    saved = with_damage(sound, ".csv", "excel_dates")
-    before, after = (list(csv.reader(content.decode().splitlines())) for content in (sound, saved))
+    valid = (tmp_path / "month.csv").read_bytes()
+    saved = with_damage(valid, ".csv", "excel_dates")
+    before, after = (list(csv.reader(content.decode().splitlines())) for content in (valid, saved))
     for was, now in zip(before[1:], after[1:], strict=True):
         assert (was[0], was[3:]) == (now[0], now[3:])
         for text, short in zip(was[1:3], now[1:3], strict=True):
@@ -251,23 +251,23 @@ def test_excels_dates_have_no_seconds_and_nothing_else_is_changed(tmp_path: Path
             assert datetime.strptime(short, "%m/%d/%Y %H:%M") == datetime.fromisoformat(text).replace(second=0)
 
 
-def test_conflict_markers_are_inside_a_csv_with_a_row_twice_between_them(tmp_path: Path) -> None:
+def test_conflict_markers_enclose_the_same_rows_twice(tmp_path: Path) -> None:
     write(tmp_path / "month.csv", "green", 2021, 1)
-    sound = (tmp_path / "month.csv").read_bytes()
-    lines, spoiled = (c.splitlines() for c in (sound, with_damage(sound, ".csv", "conflict_markers")))
+    valid = (tmp_path / "month.csv").read_bytes()
+    lines, spoiled = (c.splitlines() for c in (valid, with_damage(valid, ".csv", "conflict_markers")))
     [begin, middle, end] = [n for n, line in enumerate(spoiled) if line[:7] in (b"<<<<<<<", b"=======", b">>>>>>>")]
     assert begin > 100
     assert spoiled[begin + 1 : middle] == spoiled[middle + 1 : end]
     assert spoiled[:begin] + spoiled[middle + 1 : end] + spoiled[end + 1 :] == lines
 
 
-def test_gzip_of_several_members_is_the_same_text(tmp_path: Path) -> None:
+def test_gzip_with_several_members_has_the_same_text(tmp_path: Path) -> None:
     write(tmp_path / "month.csv.gz", "green", 2021, 1)
-    sound = (tmp_path / "month.csv.gz").read_bytes()
-    parted = with_damage(sound, ".csv.gz", "gzip_members")
-    assert gzip.decompress(parted) == gzip.decompress(sound)
+    valid = (tmp_path / "month.csv.gz").read_bytes()
+    parted = with_damage(valid, ".csv.gz", "gzip_members")
+    assert gzip.decompress(parted) == gzip.decompress(valid)
     first = zlib.decompressobj(wbits=31)
-    assert 0 < len(first.decompress(parted)) < len(gzip.decompress(sound))
+    assert 0 < len(first.decompress(parted)) < len(gzip.decompress(valid))
     assert first.unused_data.startswith(b"\x1f\x8b")
 
 
@@ -284,7 +284,7 @@ def test_other_damages_are_a_page_a_pointer_and_half_a_file() -> None:
             with_damage(b"", ending, kind)
 
 
-def test_null_typed_columns_are_null_as_values_when_the_quirk_is_off(tmp_path: Path) -> None:
+def test_without_the_quirk_null_typed_columns_are_doubles_with_nulls(tmp_path: Path) -> None:
     published, typed = (
         table(tmp_path, "green", 2021, 1, quirks=quirks) for quirks in (ALL_QUIRKS, ALL_QUIRKS - {"null_typed_columns"})
     )
@@ -292,7 +292,7 @@ def test_null_typed_columns_are_null_as_values_when_the_quirk_is_off(tmp_path: P
     assert typed["ehail_fee"].null_count == len(typed)
 
 
-def test_old_eras_print_words_and_noise(tmp_path: Path) -> None:
+def test_old_eras_have_words_and_float_noise(tmp_path: Path) -> None:
     write(tmp_path / "month.csv", "yellow", 2009, 1)
     rows = lines(tmp_path / "month.csv")
     assert {row[0] for row in rows} == {"CMT", "VTS", "DDS"}
@@ -307,7 +307,7 @@ def test_old_eras_print_words_and_noise(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("color", "ending"), [("yellow", "csv"), ("green", "parquet"), ("fhv", "csv.gz"), ("fhvhv", "csv")]
 )
-def test_editions_differ_by_exactly_the_changes_foretold(
+def test_editions_differ_by_exactly_the_expected_changes(
     color: Color, ending: str, old: int, new: int, tmp_path: Path
 ) -> None:
     found = []
@@ -316,19 +316,19 @@ def test_editions_differ_by_exactly_the_changes_foretold(
         assert write(path, color, 2020, 3, rows=2501, edition=edition).rows == rows_of_edition(2501, edition)
         found.append(pq.read_table(path).to_pylist() if ending == "parquet" else lines(path))
     before, after = found
-    foretold = expected_changes(2501, old, new)
-    assert (foretold.inserted, foretold.removed) == (max(0, len(after) - len(before)), max(0, len(before) - len(after)))
-    assert foretold.updated == sum(one != two for one, two in zip(before, after, strict=False))
-    assert (foretold.updated > 20) == (old != new)
+    expected = expected_changes(2501, old, new)
+    assert (expected.inserted, expected.removed) == (max(0, len(after) - len(before)), max(0, len(before) - len(after)))
+    assert expected.updated == sum(one != two for one, two in zip(before, after, strict=False))
+    assert (expected.updated > 20) == (old != new)
 
 
-def test_faulty_rows_are_where_and_what_was_asked_for(tmp_path: Path) -> None:
+def test_bad_rows_are_of_the_requested_kinds_and_at_the_reported_positions(tmp_path: Path) -> None:
     bad_rows = BadRows(unconvertible=4, too_many_fields=3, too_few_fields=2)
     for color, year, month in (("yellow", 2021, 1), ("green", 2013, 8), ("fhv", 2017, 8)):
-        sound, faulty = tmp_path / "sound.csv", tmp_path / "faulty.csv"
-        write(sound, color, year, month, quirks=NO_QUIRKS)  # type: ignore[arg-type]
+        valid, faulty = tmp_path / "valid.csv", tmp_path / "faulty.csv"
+        write(valid, color, year, month, quirks=NO_QUIRKS)  # type: ignore[arg-type]
         written = write(faulty, color, year, month, quirks=NO_QUIRKS, bad_rows=bad_rows)  # type: ignore[arg-type]
-        before, after = lines(sound), lines(faulty)
+        before, after = lines(valid), lines(faulty)
         assert len(before) == len(after)
         assert (
             tuple(at for at, rows in enumerate(zip(before, after, strict=True), 1) if rows[0] != rows[1])
@@ -338,7 +338,7 @@ def test_faulty_rows_are_where_and_what_was_asked_for(tmp_path: Path) -> None:
         assert widths == {0: 4, 1: 3, -1: 2}
 
 
-def test_a_parquet_value_that_cannot_convert_is_half_a_number_or_a_time_that_is_none(tmp_path: Path) -> None:
+def test_a_bad_parquet_value_is_half_a_passenger_code_or_no_time(tmp_path: Path) -> None:
     bad_rows = BadRows(unconvertible=3)
     write(tmp_path / "month.parquet", "green", 2021, 1, bad_rows=bad_rows)
     assert pq.read_table(tmp_path / "month.parquet")["RatecodeID"].to_pylist().count(1.5) == 3
@@ -347,7 +347,7 @@ def test_a_parquet_value_that_cannot_convert_is_half_a_number_or_a_time_that_is_
 
 
 @pytest.mark.parametrize(
-    ("name", "color", "year", "month", "options", "said"),
+    ("name", "color", "year", "month", "options", "message"),
     [
         ("month.csv", "green", 2013, 7, {}, "the first is 2013-08"),
         ("month.parquet", "green", 2013, 8, {}, "the first is 2014-01"),
@@ -359,10 +359,10 @@ def test_a_parquet_value_that_cannot_convert_is_half_a_number_or_a_time_that_is_
         ("month.parquet", "green", 2024, 1, {"bad_rows": BadRows(1)}, "typed so tightly"),
     ],
 )
-def test_what_tlc_cannot_have_published_is_refused(
-    name: str, color: Color, year: int, month: int, options: dict[str, Any], said: str, tmp_path: Path
+def test_files_that_tlc_cannot_have_published_are_refused(
+    name: str, color: Color, year: int, month: int, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         write(tmp_path / name, color, year, month, **options)
 
 
@@ -370,6 +370,6 @@ def test_a_month_of_many_batches_keeps_its_order_and_row_groups(tmp_path: Path) 
     trips = table(tmp_path, "green", 2024, 3, rows=140_001, quirks=ALL_QUIRKS - {"other_months", "dispatch_block"})
     hours = trips["lpep_pickup_datetime"].to_numpy().astype("M8[h]").astype(int)
     assert len(trips) == 140_001
-    # Vendor 6 keeps its hour, copies are of the row above: nothing goes back an hour.
+    # Vendor 6 keeps its hour and copies repeat the row above, so the times go back less than two hours.
     assert (np.diff(hours) >= -1).all()
     assert pq.ParquetFile(tmp_path / "month.parquet").num_row_groups == 1
