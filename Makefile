@@ -71,11 +71,11 @@ test-fast: $(INSTALLED)
 test-operations: $(INSTALLED)
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'operations and not faults' $(ARGS)
 
-# Long: it loads 5 and 20 million trips into the lake and Postgres, and reads them in every way.
+# Takes long: it loads 5 and 20 million trips into the lake and Postgres, and reads them in every way.
 test-memory: $(INSTALLED)
 	@LARGE_MONTHS=1 $(PY) -m pytest -s tests/flows/test_memory.py $(ARGS)
 
-# Hours: it breaks everything in every way, from a seed. Results go to .local/faults.jsonl, for `make reliability`.
+# Takes hours: it injects every kind of fault, chosen from a seed. `make reliability` reads the results in .local/faults.jsonl.
 faults: $(INSTALLED)
 	@mkdir -p .local && rm -f .local/faults.jsonl
 	@FAULTS_FILE=.local/faults.jsonl SEED='$(or $(SEED),0)' KILLS='$(or $(KILLS),12)' FUZZ='$(or $(FUZZ),1000000)' $(PY) -m pytest -p no:randomly tests/faults $(ARGS)

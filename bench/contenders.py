@@ -32,7 +32,7 @@ _DATES = ["tpep_pickup_datetime", "tpep_dropoff_datetime"]
 
 @contextmanager
 def _timed() -> Iterator[dict[str, Any]]:
-    """Print the time that the block takes, and what the block adds to the dict."""
+    """Print the time that the block takes, and the values that it adds to the dict."""
     extra: dict[str, Any] = {}
     before = resource.getrusage(resource.RUSAGE_SELF)
     begun = time.perf_counter()
@@ -75,7 +75,7 @@ def empty_flow(imports: str, at_once: str, months: str, tasks: str) -> None:
 
 
 def seed_web_to_lake(url: str, key: str) -> None:
-    """Web → frame → gzip Parquet on disk → bucket."""
+    """Read a file into a frame, write it to disk as gzip Parquet, and upload it to the bucket."""
     import pandas as pd
     from prefect import flow, task
     from prefect_gcp.cloud_storage import GcsBucket
@@ -109,7 +109,7 @@ def seed_web_to_lake(url: str, key: str) -> None:
 
 
 def seed_web_to_postgres(url: str, table: str) -> None:
-    """Web → file → frames of 100,000 rows → `to_sql`."""
+    """Download a file, and insert it with `to_sql` in frames of 100,000 rows."""
     from urllib.request import urlretrieve
 
     import pandas as pd
@@ -141,7 +141,7 @@ def seed_web_to_postgres(url: str, table: str) -> None:
 
 
 def seed_lake_to_warehouse(key: str, table: str) -> None:
-    """Bucket → file → frame → `to_gbq`."""
+    """Download an object from the bucket, read it into a frame, and load it with `to_gbq`."""
     import pandas as pd
     import pandas_gbq
     from prefect import flow, task
@@ -172,7 +172,7 @@ def seed_lake_to_warehouse(key: str, table: str) -> None:
 
 
 def pyarrow(url: str, key: str) -> None:
-    """Web → Arrow → Parquet in the bucket, streamed: no raw copy, no checks, no Prefect."""
+    """Stream a file through Arrow into Parquet in the bucket, without raw copy, checks and Prefect."""
     import pyarrow as pa
     import pyarrow.csv as pa_csv
     import pyarrow.parquet as pq
@@ -212,7 +212,7 @@ def pyarrow(url: str, key: str) -> None:
 
 
 def copy_keyed(source: str, table: str) -> None:
-    """COPY text that was encoded earlier into a table with the same columns and the same key: no web, no parsing."""
+    """COPY previously encoded text into a table with the same columns and key, without download and parsing."""
     import psycopg2
 
     from flows.tlc.schema import KINDS, columns
@@ -227,7 +227,7 @@ def copy_keyed(source: str, table: str) -> None:
 
 
 def gunzip(url: str) -> None:
-    """Web → text, discarded: the lower limit for every program that reads the file."""
+    """Download and decompress a file and discard the text. This is the lower limit for every program that reads it."""
     with _timed() as extra, urlopen(url) as web:  # noqa: S310
         inflate = zlib.decompressobj(wbits=31)
         lines = 0

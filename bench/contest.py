@@ -1,4 +1,4 @@
-"""The works, their files and contenders, and how a store is emptied before a run and counted after it."""
+"""Define the works, their files and their contenders. Empty the store before each run, and count its rows after it."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ TWELVE_YEAR = 2020
 
 
 class WrongRows(Exception):
-    """A contender stored a wrong number of rows, so its time means nothing."""
+    """A contender stored a wrong number of rows, so its time is not comparable."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Size:
 
     rows: int
     months: int
-    """How many months the work `twelve_months` has; each has `rows_a_month` rows."""
+    """The number of months in the work `twelve_months`; each has `rows_a_month` rows."""
     rows_a_month: int
     repeats: int
 
@@ -75,8 +75,8 @@ class Entry:
     runs: Literal["each repeat", "once"] = "each repeat"
 
 
-# Each empty flow has the shape of the flow from which its time is subtracted: modules, months at once, months (0: one flow
-# without a parent; TWELVE: as many as twelve_months has), tasks per month.
+# Each empty flow has the structure of the flow from which its time is subtracted: modules, months at once, months (0: one flow
+# without a parent; TWELVE: the number of months of twelve_months), tasks per month.
 TWELVE = -1
 EMPTY = {
     "ours_lake": ("flows.etl_web_gcs", 1, 1, 3),
@@ -142,7 +142,7 @@ class Contest:
             self._say(f"made the file {what}: {self._trips[what][0]:,} trips")
 
     def run(self, works: str) -> list[Record]:
-        """Run every work whose name begins with `works`. Contenders take turns, so that a slow minute affects all alike."""
+        """Run every work whose name begins with `works`. Contenders take turns, so that other load affects all of them."""
         entries = [entry for entry in self._entries() if entry.work.startswith(works)]
         runs: dict[str, list[Run]] = {entry.empty: [] for entry in entries if entry.empty}
         results: list[list[Run]] = [[] for _ in entries]

@@ -16,7 +16,7 @@ from local.trip_files.writing import write_month
 
 
 def make(path: Path, year: int, month: int, rows: int, edition: int) -> tuple[int, int]:
-    """Write a yellow month. Return the number of its trips, and of those whose passenger count is not zero (it may be null)."""
+    """Write a yellow month. Return its number of trips, and the number of those whose passenger count is null or not zero."""
     write_month(path, "yellow", year, month, rows=rows, edition=edition)
     os.utime(path, (1_600_000_000 + edition, 1_600_000_000 + edition))
     if path.suffix == ".parquet":

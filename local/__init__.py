@@ -1,4 +1,4 @@
-"""What this project needs on one machine, besides its product. Production never imports this.
+"""Tools for one machine: stand-ins, trip files, demo and installation. The product never imports this package.
 
 | open | to change |
 |---|---|

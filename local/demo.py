@@ -162,7 +162,7 @@ async def run_all(env: Mapping[str, str], say: Console, samples: Sequence[Sample
 
 def count(samples: Sequence[Sample]) -> list[Counts]:
     """Count every month in its published file and in the three stores of this process's environment."""
-    # Imported here: Prefect reads its settings at import, so the environment must be complete before.
+    # Import here, because Prefect reads its settings at import: the environment must be complete first.
     from prefect_gcp import GcpCredentials
     from prefect_gcp.cloud_storage import GcsBucket
     from prefect_sqlalchemy import SqlAlchemyConnector

@@ -114,7 +114,7 @@ def _deployment(manifest: dict[str, Any]) -> dict[str, Any]:
         "work_queue_name": None if queue == _AGENTS_QUEUE else queue,
         "job_variables": job,
     }
-    fields = {there: manifest[here] for here, there in _FIELDS.items() if there and here in manifest}
+    fields = {target: manifest[field] for field, target in _FIELDS.items() if target and field in manifest}
     schedules = [_schedule(manifest["name"], entry) for entry in manifest.get("schedules", [])]
     return fields | {"schedules": schedules, "work_pool": pool, "build": None}
 

@@ -135,10 +135,10 @@ def _finish(*processes: subprocess.Popen[str]) -> None:
 def _move(folder: Path, target: Path) -> None:
     """Move every file below `folder` to the same place below `target`."""
     for path, _, files in os.walk(str(folder)):
-        there = target / Path(path).relative_to(folder)
-        there.mkdir(parents=True, exist_ok=True)
+        destination = target / Path(path).relative_to(folder)
+        destination.mkdir(parents=True, exist_ok=True)
         for file in files:
-            (Path(path) / file).replace(there / file)
+            (Path(path) / file).replace(destination / file)
     shutil.rmtree(folder)
 
 

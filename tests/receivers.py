@@ -48,12 +48,12 @@ class Message:
 
 @dataclass
 class Receiver:
-    """The port of a receiver and its messages. It answers with the status `answer` and the body `says` after `delay` seconds."""
+    """The port of a receiver and its messages. It answers with the status `answer` and the body `reply` after `delay` seconds."""
 
     port: int
     answer: int = 200
     delay: float = 0.0
-    says: str = "ok"
+    reply: str = "ok"
     messages: list[Message] = field(default_factory=list)
 
     @property
@@ -80,9 +80,9 @@ def receiver() -> Iterator[Receiver]:
             here.messages.append(Message(self.path, dict(self.headers), body))
             time.sleep(here.delay)
             self.send_response(here.answer)
-            self.send_header("Content-Length", str(len(here.says)))
+            self.send_header("Content-Length", str(len(here.reply)))
             self.end_headers()
-            self.wfile.write(here.says.encode())
+            self.wfile.write(here.reply.encode())
 
         def log_message(self, *_: object) -> None:
             """Log nothing."""

@@ -66,7 +66,7 @@ def test_every_store_has_a_verification():
     assert set(CHECKS) == set(STORES)
 
 
-def test_no_module_has_a_name_that_says_nothing():
+def test_no_module_has_a_generic_name():
     names = {path.stem for package in ("flows", "blocks", "local", "bench") for path in (ROOT / package).rglob("*.py")}
     assert not names & {"utils", "helpers", "common", "misc"}
 

@@ -102,8 +102,8 @@ class TestPrefectFile:
             ours = manifest(path)
             for field in ("description", "version", "tags", "entrypoint", "parameters"):
                 assert entry[field] == ours[field]
-            there = [{k: v for k, v in schedule.items() if k != "active"} for schedule in entry["schedules"]]
-            assert there == [schedule["schedule"] for schedule in ours.get("schedules", [])]
+            schedules = [{k: v for k, v in schedule.items() if k != "active"} for schedule in entry["schedules"]]
+            assert schedules == [schedule["schedule"] for schedule in ours.get("schedules", [])]
             assert [s["active"] for s in entry["schedules"]] == [s["active"] for s in ours.get("schedules", [])]
 
     def test_every_deployment_goes_to_the_process_work_pool(self):

@@ -230,13 +230,13 @@ def test_without_the_right_key_each_program_reports_the_cause(
             "error: the Prefect server of PREFECT_API_URL refuses PREFECT_API_KEY (401)"
         )
         assert str(key) not in out
-    told = {str(process.args): process.communicate()[0] for process in prefects}
+    outputs = {str(process.args): process.communicate()[0] for process in prefects}
     with temporary_settings({PREFECT_API_URL: cloud.url, PREFECT_API_KEY: key}):
-        told |= {
+        outputs |= {
             " ".join(words): prefect(*words, code=1)
             for words in (("deployment", "apply", elsewhere), ("deployment", "run", "ingest-data/in the cloud"))
         }
-    for command, out in told.items():
+    for command, out in outputs.items():
         assert "401 Unauthorized" in out, command
         assert "Invalid authentication credentials" in out, command
 

@@ -67,8 +67,8 @@ def test_a_workers_run_refuses_local_files_and_private_addresses(worker: Stack) 
         (f"{api}/{{color}}{{year}}-{{month:02d}}.csv", "is at a private or local address"),
         (f"{api.replace('127.0.0.1', '2130706433')}/{{year}}-{{month:02d}}.csv", "is at a private or local address"),
     ):
-        said = prefect("deployment", "run", demo.LAKE, "-p", f"source={source}", *month, code=1)
-        [run] = re.findall(r"UUID: +([0-9a-f-]{36})", said)
+        output = prefect("deployment", "run", demo.LAKE, "-p", f"source={source}", *month, code=1)
+        [run] = re.findall(r"UUID: +([0-9a-f-]{36})", output)
         found = httpx.get(f"{api}/flow_runs/{run}", trust_env=False).raise_for_status().json()
         assert named in found["state"]["message"]
         assert "the operator sets TRIPS_ALLOW_SOURCES=" in found["state"]["message"]

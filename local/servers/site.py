@@ -75,7 +75,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     """Headers that replace the file's own, such as another ETag. A header with the value "" is left out."""
     encoding: str | None = None
-    """Send this Content-Encoding header. Only for gzip is the body really encoded."""
+    """Send this Content-Encoding header. The body is encoded only for gzip."""
     drip: float = 0
     """Seconds between two bytes of the answer's headers, which never end."""
     endless: bool = False

@@ -44,6 +44,6 @@ def expected_changes(rows: int, old: int, new: int) -> ExpectedChanges:
 
 
 def _edited(common: int, rows: int, edition: int) -> Ints:
-    """Return for each row: 0 if it is as in the first edition, 1 if it is changed, -edition if the first does not have it."""
+    """Return one number per row: 0 if it equals the first edition's, 1 if it differs, -edition if the first lacks it."""
     index = np.arange(common)
     return np.where(index >= rows, -edition, touched(index, edition).astype(np.int64))

@@ -1,11 +1,11 @@
 """The layout of every file that TLC published, as rows of tables: names, order, types, line ends, compression by month.
 
-This is separate from the product's own table of eras on purpose: tests compare the two, and would prove nothing if both used one
-table. A row applies from its month until the next row for the same subject, so the newest era has no end.
+These tables are independent of the product's table of eras, because tests compare the two. A row applies from its month until the
+next row for the same subject, so the newest era has no end.
 
 Sources: the first 1,024 bytes of legacy CSVs (header bytes), footers of complete green months (types, compression, metadata), and
-a list of 487 official files with their columns. Rows marked † come from a second-hand record. Rows marked ‡ stand for a type that
-changes between months that nobody recorded: here odd months have one type and even months the other.
+a list of 487 official files with their columns. Rows marked † come from a secondary source. Rows marked ‡ are for a type that
+changes from month to month, where no source names the months: here odd months have one type and even months the other.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ Masked: TypeAlias = "np.ma.MaskedArray[Any, Any]"
 class Trips(dict[str, Masked]):
     """One masked array per field. Times are seconds since 1970, money and distances are hundredths, words are codes.
 
-    A field for which nothing is made up is 0 in every trip.
+    A field without generated values is 0 in every trip.
     """
 
     def __missing__(self, field: str) -> Masked:
@@ -278,7 +278,7 @@ def _batch(month: MonthSpec, index: Ints, number: int, kept: int, counts: Counte
 
 
 def _pickup_seconds(month: MonthSpec, index: Ints, rng: np.random.Generator) -> Ints:
-    """Return pickup times in file order: hour by hour, as many as the hour and weekday have, in any order within an hour."""
+    """Return pickup times in file order: sorted by hour only, with the usual number of trips for each hour and weekday."""
     regular = month.regular_rows
     in_block = (index >= regular) & (index < month.rows)
     position = np.where(
@@ -304,7 +304,7 @@ def _zones(color: str, rng: np.random.Generator, n: int) -> Ints:
 
 
 def _pick(rng: np.random.Generator, n: int, shares: Mapping[int, float]) -> Ints:
-    """Draw n values by their shares. The first value also gets the rest, if the shares add up to less than 1."""
+    """Draw n values by their shares. If the shares add up to less than 1, the first value gets the rest."""
     edges = np.cumsum(list(shares.values())[::-1])
     values = np.array([*list(shares)[::-1], next(iter(shares))])
     return cast(Ints, values[np.searchsorted(edges, rng.random(n))])
@@ -364,7 +364,7 @@ def _taxi(month: MonthSpec, index: Ints, rng: np.random.Generator) -> dict[str, 
         "passengers": _pick(rng, n, {1: 0.74, 2: 0.15, 3: 0.04, 4: 0.02, 5: 0.03, 6: 0.02}),
         "distance": distance,
         "rate_code": rate_code,
-        # Until 2014 only CMT's meters recorded whether a trip was stored before it was sent.
+        # Until 2014 only CMT's meters recorded whether a trip was stored before it was sent (store_and_fwd_flag).
         "flag": np.ma.array(
             (rng.random(n) < 0.008).astype(np.int64),
             mask=(vendor != 1) & (month.color == "yellow") & (month.text < "2015"),

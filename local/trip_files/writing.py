@@ -93,7 +93,7 @@ def write_month(
 
     Args:
         path: The file to write.
-        color: Whose trips.
+        color: The color of the trips.
         year: The year of the month.
         month: The month, from 1.
         rows: The row count of the first edition. `expected_changes` returns how a later edition differs.

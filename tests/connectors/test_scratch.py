@@ -309,12 +309,12 @@ def test_a_file_that_another_run_is_fetching_is_not_deleted(folder: Path, monkey
     monkeypatch.setattr(scratch._make_room, "__defaults__", (0,))
     others = []
 
-    def meanwhile(_: PublishedFile) -> Iterator[bytes]:
+    def with_another_run(_: PublishedFile) -> Iterator[bytes]:
         yield DATA[:4000]
         others.append(scratch.keep(published(2), pieces))
         yield DATA[4000:]
 
-    raw = scratch.keep(published(1), meanwhile)
+    raw = scratch.keep(published(1), with_another_run)
     assert scratch.has(raw)
     assert others
 
@@ -393,13 +393,13 @@ def no_room(*_: object) -> None:
 def test_a_disk_that_fills_up_during_a_download_is_reported_and_no_file_is_left(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def meanwhile(_: PublishedFile) -> Iterator[bytes]:
+    def on_a_filling_disk(_: PublishedFile) -> Iterator[bytes]:
         yield DATA
         monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(0, 0, 1_000_000))  # other programs fill the disk
         yield DATA
         pytest.fail("fetched on")
 
-    for read in (meanwhile, no_room):
+    for read in (on_a_filling_disk, no_room):
         with pytest.raises(DiskFull, match=re.escape(f"green 2021-01: the disk of {folder} became full")) as full:
             scratch.keep(published(size=None), read)  # type: ignore[arg-type]
         assert "point TRIPS_SCRATCH at a larger disk" in str(full.value)

@@ -66,7 +66,7 @@ def tables(runs: Runs) -> str:
     return "\n".join(runs.artifacts("bring-up-to-date-months"))
 
 
-def test_a_new_month_is_loaded_into_every_store_and_a_second_run_sends_only_head_requests(
+def test_a_new_month_is_loaded_into_lake_and_warehouse_and_a_second_run_only_sends_head_requests(
     own: Stores, runs: Runs
 ) -> None:
     month = TripMonth("green", 2024, 3)

@@ -16,7 +16,7 @@ from tests.stores import Stores
 from tests.strict_lake import StrictLake
 from tests.tlc.published import csv_file, line, times
 
-ODD, SOUND = TripMonth("green", 2023, 10), TripMonth("green", 2023, 11)  # no other test uses them
+ODD, VALID = TripMonth("green", 2023, 10), TripMonth("green", 2023, 11)  # no other test uses them
 ROWS = 400
 
 
@@ -37,7 +37,7 @@ def test_the_log_ends_with_the_months_that_have_warnings(
     flow, ours: Stores, runs: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
     name, store = ("etl-web-gcs", "lake") if flow is etl_parent_flow else ("ingest-data", "database")
-    source = put(ours, SOUND, csv_month(SOUND, ROWS), ".csv")
+    source = put(ours, VALID, csv_month(VALID, ROWS), ".csv")
     put(ours, ODD, csv_month(ODD, ROWS, line(passenger_count="many", **times(ODD))), ".csv")
 
     def run() -> list[str]:
@@ -48,10 +48,10 @@ def test_the_log_ends_with_the_months_that_have_warnings(
     def reports() -> tuple[str, str, str]:
         table = [text for text in runs.artifacts(f"{name}-months") if str(ODD) in text][-1]
         rows = {row["month"]: row.get("warnings", "") for row in json.loads(table)}
-        odd, sound = (runs.artifacts(f"{m.stem.replace('_', '-')}-{store}")[-1] for m in (ODD, SOUND))
-        assert "Look at this" not in sound
-        assert rows[str(SOUND)] == ""
-        return odd.splitlines()[2], rows[str(ODD)], sound
+        odd, valid = (runs.artifacts(f"{m.stem.replace('_', '-')}-{store}")[-1] for m in (ODD, VALID))
+        assert "Look at this" not in valid
+        assert rows[str(VALID)] == ""
+        return odd.splitlines()[2], rows[str(ODD)], valid
 
     where = ODD.quarantine_key if store == "lake" else "the table quarantine"
     first = f"1 of {ROWS + 1} rows are quarantined (1 × passenger_count: not a whole number); read them in {where}."

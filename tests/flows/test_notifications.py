@@ -203,7 +203,7 @@ def test_every_kind_of_block_sends_a_valid_request(
         [made] = register(values, [kind])
         assert made == f"{kind}/{NOTIFICATIONS}"
         here.messages.clear()
-        here.answer, here.says = {
+        here.answer, here.reply = {
             "twilio-sms": (201, "{}"),
             "opsgenie-webhook": (202, '{"result": "Request will be processed", "requestId": "1"}'),
         }.get(kind, (200, "ok"))

@@ -257,7 +257,7 @@ def test_a_task_succeeds_if_the_server_is_still_starting(
     server.stop()
     check, refused = Postgres.check, []
 
-    def starts_meanwhile(database: Postgres) -> None:
+    def start_after_the_first_check(database: Postgres) -> None:
         try:
             check(database)
         except Unreachable as error:
@@ -265,7 +265,7 @@ def test_a_task_succeeds_if_the_server_is_still_starting(
             server.start()
             raise
 
-    monkeypatch.setattr(Postgres, "check", starts_meanwhile)
+    monkeypatch.setattr(Postgres, "check", start_after_the_first_check)
 
     @flow(name="test-list-postgres")
     def listing() -> dict[TripMonth, ListedMonth]:

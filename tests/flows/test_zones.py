@@ -105,7 +105,7 @@ def test_loading_the_same_zones_again_writes_nothing(load: Any, published: Path,
     assert state_of_stores(ours, dataset) == before
 
 
-def test_republished_zones_replace_the_old_ones_and_the_outcome_counts(
+def test_republished_zones_replace_the_old_ones_and_the_outcome_has_the_counts(
     load: Any, published: Path, ours: Stores, dataset: str
 ) -> None:
     load(*EVERYWHERE)
@@ -162,9 +162,9 @@ def test_an_invalid_zone_file_is_refused_with_the_reason_and_changes_nothing(
     (tmp_path / NAME).write_text(content, errors="surrogateescape")
     state = load("lake", "database", source=f"file://{tmp_path / NAME}")
     assert state.is_failed()
-    with pytest.raises(Exception, match=reason) as told:
+    with pytest.raises(Exception, match=reason) as raised:
         state.result()
-    assert str(tmp_path) in str(told.value)
+    assert str(tmp_path) in str(raised.value)
     assert ours.objects("zones/") == {}
     assert ours.query("SELECT to_regclass('zones')") == [(None,)]
 

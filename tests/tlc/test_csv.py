@@ -481,10 +481,10 @@ def _fhv_reason(fields: list[str]) -> str | None:
     for at in (1, 2):
         moment = fields[at].strip(" \t")
         try:
-            sound = not fields[at] or (len(moment) == 19 and bool(dt.datetime.strptime(moment, "%Y-%m-%d %H:%M:%S")))
+            valid = not fields[at] or (len(moment) == 19 and bool(dt.datetime.strptime(moment, "%Y-%m-%d %H:%M:%S")))
         except ValueError:
-            sound = False
-        if not sound:
+            valid = False
+        if not valid:
             return f"{names[at]}: not a datetime"
     for at in (3, 4, 5):
         if fields[at] and not fields[at].strip(" \t").isdecimal():

@@ -222,9 +222,9 @@ def _with_word(word: str) -> Read:
 
 @pytest.mark.parametrize("word", [*WORDS, '"NA"', '""'])
 def test_the_words_of_other_programs_for_a_missing_value_are_null(word: str) -> None:
-    read, sound = _with_word(word), _with_word("")
+    read, empty = _with_word(word), _with_word("")
     assert read.rejects == []
-    assert read.trips.to_pylist() == sound.trips.to_pylist()
+    assert read.trips.to_pylist() == empty.trips.to_pylist()
     assert read.trips.to_pylist()[0]["store_and_fwd_flag"] is None
 
 

@@ -189,10 +189,10 @@ def test_a_truncated_or_damaged_file_is_refused(data: bytes) -> None:
         read_parquet(data)
 
 
-@pytest.mark.parametrize(("tail", "sound"), [(WHOLE[-8:], True), (WHOLE[-9:-1], False), (b"", False), (b"PAR", False)])
-def test_a_parquet_file_ends_with_its_magic(tail: bytes, sound: bool) -> None:
+@pytest.mark.parametrize(("tail", "valid"), [(WHOLE[-8:], True), (WHOLE[-9:-1], False), (b"", False), (b"PAR", False)])
+def test_a_parquet_file_ends_with_its_magic(tail: bytes, valid: bool) -> None:
     recognise_end(GREEN, ".csv", tail, "http://h/x")
-    if sound:
+    if valid:
         recognise_end(GREEN, ".parquet", tail, "http://h/x")
         return
     with pytest.raises(
@@ -271,9 +271,9 @@ def test_every_row_is_loaded_or_quarantined_once(rates: list[float | None], row_
     with patch.object(reading_parquet, "BATCH", batch):
         read = read_parquet(data)
     plain = [None if rate is not None and math.isnan(rate) else rate for rate in rates]
-    sound = {n: rate for n, rate in enumerate(plain, 1) if rate is None or rate.is_integer()}
-    assert dict(zip(read.values("row_number"), read.values("RatecodeID"), strict=True)) == sound
-    assert {r["row_number"] for r in read.rejects} == set(range(1, len(rates) + 1)) - set(sound)
+    valid = {n: rate for n, rate in enumerate(plain, 1) if rate is None or rate.is_integer()}
+    assert dict(zip(read.values("row_number"), read.values("RatecodeID"), strict=True)) == valid
+    assert {r["row_number"] for r in read.rejects} == set(range(1, len(rates) + 1)) - set(valid)
     assert read.tally.source_rows == read.tally.loaded + read.tally.quarantined.total() == len(rates)
 
 

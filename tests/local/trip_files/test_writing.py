@@ -338,7 +338,7 @@ def test_bad_rows_are_of_the_requested_kinds_and_at_the_reported_positions(tmp_p
         assert widths == {0: 4, 1: 3, -1: 2}
 
 
-def test_a_bad_parquet_value_is_half_a_passenger_code_or_no_time(tmp_path: Path) -> None:
+def test_a_bad_parquet_value_is_a_fractional_code_or_an_invalid_time(tmp_path: Path) -> None:
     bad_rows = BadRows(unconvertible=3)
     write(tmp_path / "month.parquet", "green", 2021, 1, bad_rows=bad_rows)
     assert pq.read_table(tmp_path / "month.parquet")["RatecodeID"].to_pylist().count(1.5) == 3
