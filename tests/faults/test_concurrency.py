@@ -1,5 +1,8 @@
 """Many processes load the same month at once, or different months: each succeeds, and no row is stored twice."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +10,8 @@ import pytest
 from flows.tlc.trips import TripMonth
 from tests.faults import digest
 from tests.faults.crash import require_whole
-from tests.faults.lab import FLOWS, STORES_OF, FlowName, Lab, Reader
+from tests.faults.lab import FLOWS, STORES_OF, FlowName, Lab, Reader, see, until
+from tests.faults.programs import ROOT
 from tests.faults.record import tried
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
@@ -72,3 +76,62 @@ def test_bring_up_to_date_and_parent_runs_can_load_a_month_at_once(lab: Lab) -> 
         lab.start("bring_up_to_date").succeeded()
         require_whole(lab, expected)
     assert all(states <= allowed[store] for store, states in reader.seen.items())
+
+
+BEFORE = "2381526"  # a revision with fewer facts in its manifests, and no history
+_AT_WORK = {"etl_web_gcs": ("Task run 'extract",), "ingest_data": ("waiting for it", "Task run 'extract")}  # in its log
+
+
+@pytest.fixture(scope="module")
+def version_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The flows of an earlier revision, in a folder of their own. Skip the test in a clone without that revision."""
+    archive = subprocess.run(["git", "archive", BEFORE, "flows", "blocks"], cwd=ROOT, capture_output=True, check=False)
+    if archive.returncode:
+        pytest.skip(f"this clone does not have revision {BEFORE}: git fetch --unshallow")
+    folder = tmp_path_factory.mktemp("before")
+    subprocess.run(["tar", "-x"], cwd=folder, input=archive.stdout, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
+@pytest.mark.parametrize(
+    ("flow", "step"),
+    [
+        ("etl_web_gcs", "flows.tasks.bring:transform"),
+        ("etl_web_gcs", "flows.tasks.bring:load"),
+        ("ingest_data", "flows.tasks.bring:look_up"),
+        ("ingest_data", "flows.tasks.bring:load"),
+    ],
+)
+def test_two_versions_of_this_package_load_the_same_month_at_once(
+    flow: FlowName, step: str, over: bool, lab: Lab, version_before: Path, tmp_path: Path
+) -> None:
+    """The new version pauses before a step until the earlier one is at work, too.
+
+    Rows are compared, not manifests: the version that publishes last writes the facts that it knows.
+    """
+    [store], allowed = STORES_OF[flow], lab.states(flow, over=over)
+    before = see(lab)[store]
+    environment = lab.programs.env | {"PYTHONPATH": str(version_before), "TRIPS_SCRATCH": str(tmp_path / "scratch")}
+    program = [sys.executable, str(version_before / "flows" / f"{flow}.py"), *map(str, lab.arguments(flow, lab.month))]
+    output, go_on = tmp_path / "output.txt", tmp_path / "go.on"
+    with (
+        tried("concurrency", f"the same month by `{flow}` of two versions of this package at once", 2) as trial,
+        Reader(lab, (store,)) as reader,
+        output.open("w") as file,
+    ):
+        new = lab.start(flow, {"pause_at": {"name": step, "when": "before", "file": str(go_on)}})
+        until(go_on.with_suffix(".reached").exists)
+        old = subprocess.Popen(program, cwd=version_before, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        until(lambda: old.poll() is not None or any(word in output.read_text() for word in _AT_WORK[flow]))
+        assert old.poll() is None, output.read_text()
+        go_on.touch()
+        new.succeeded()
+        assert old.wait(300) == 0, output.read_text()
+        trial.recovery = 0.0
+        assert see(lab)[store] in allowed[store] - {before}
+        lab.start(flow).succeeded()
+        assert see(lab)[store] in allowed[store] - {before}
+        lab.sweep()
+        assert digest.staging(lab.ours) == []
+    assert reader.seen[store] <= allowed[store]

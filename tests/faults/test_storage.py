@@ -4,7 +4,8 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,6 +17,8 @@ from psycopg2 import sql
 from sqlalchemy import make_url
 
 from flows.tlc.errors import DiskFull, MisconfiguredBlock, TripDataError
+from local.servers.postgres import PostgresExecutor
+from local.servers.stack import Stack
 from tests.faults import digest
 from tests.faults.by_hand import StoreName, bring
 from tests.faults.lab import Lab
@@ -29,19 +32,26 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 _FROM_NOW_ON = 10**6
 
 
+@contextmanager
+def mounted(folder: Path, size: int) -> Iterator[None]:
+    """Mount a disk of `size` bytes. Skip the test on a machine that may not mount a disk."""
+    options = f"size={size},mode=700"
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "faults", str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted, which needs root: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a disk of 65 MB. A run must leave 64 MB of it free. Skip the test on a machine that may not mount a disk."""
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=65m,mode=700", "faults", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted, which needs root: {mounted.stderr.strip()}")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
+    """A disk of 65 MB. A run must leave 64 MB of it free."""
+    with mounted(tmp_path, 65 << 20):
+        yield tmp_path
 
 
 @pytest.mark.parametrize("into", ["lake", "database"])
@@ -220,7 +230,47 @@ def test_a_foreign_object_or_table_is_not_changed(into: StoreName, lab: Lab) -> 
         assert stored() == before
 
 
-def test_a_full_disk_of_postgres_is_reported(lab: Lab) -> None:
+@pytest.fixture
+def use_small_disk(
+    request: pytest.FixtureRequest, stack: Stack, lab: Lab, tmp_path: Path
+) -> Iterator[Callable[[bool], None]]:
+    """Return a function that makes the database create its tables on a disk of `request.param` bytes, or no longer."""
+    server = stack.executors["postgres"]
+    assert isinstance(server, PostgresExecutor)
+    lab.expected("ingest_data", over=True)
+    admin = psycopg2.connect(server.url("postgres", "postgres"))
+    admin.autocommit = True
+    database = sql.Identifier(str(make_url(lab.ours.postgres_url).database))
+
+    def use(small: bool) -> None:
+        statement = "ALTER DATABASE {} SET default_tablespace = small" if small else "ALTER DATABASE {} RESET ALL"
+        admin.cursor().execute(sql.SQL(statement).format(database))
+
+    with mounted(tmp_path, request.param):
+        owner = (server.folder / "data").stat()
+        os.chown(tmp_path, owner.st_uid, owner.st_gid)
+        admin.cursor().execute(sql.SQL("CREATE TABLESPACE small LOCATION {}").format(sql.Literal(str(tmp_path))))
+        admin.cursor().execute("GRANT CREATE ON TABLESPACE small TO PUBLIC")
+        try:
+            yield use
+        finally:
+            use(False)
+            lab.wipe()
+            admin.cursor().execute("DROP TABLESPACE small")
+            admin.close()
+
+
+# Room for no table, for the staging table and few of its rows, for most of its rows.
+@pytest.mark.parametrize("use_small_disk", [32 << 10, 256 << 10, 640 << 10], indirect=True)
+def test_the_disk_of_postgres_is_full(lab: Lab, use_small_disk: Callable[[bool], None]) -> None:
+    with survived(lab, "database", over=True, part="storage", fault="Postgres: its disk is full") as run:
+        use_small_disk(True)
+        error = run()
+        assert "No space left on device" in str(error)
+        use_small_disk(False)
+
+
+def test_the_disk_of_postgres_is_full_at_the_last_statement(lab: Lab) -> None:
     """A full disk makes a statement fail with an error of class 53. Here a trigger on `loads` raises it in the last statement."""
     with survived(
         lab, "database", over=True, part="storage", fault="Postgres: its disk is full at the last statement"
