@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Scheduled
 from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
 from rich.console import Console
@@ -131,13 +132,14 @@ def _client(call: str, *arguments: Any, **named: Any) -> Any:
     return asyncio.run(ask())
 
 
-def _deployed(flow: FlowName, lab: Lab) -> UUID:
-    """Start a run of a deployment, and return its id."""
+def _deployed(flow: FlowName, lab: Lab, late: timedelta = timedelta()) -> UUID:
+    """Start a run of a deployment that was scheduled for `late` ago, and return its id."""
     name = {"etl_web_gcs": demo.LAKE, "ingest_data": demo.DATABASE}[flow]
     deployment = _client("read_deployment_by_name", name)
     block = POSTGRES if flow == "ingest_data" else LAKE
     parameters = {"color": "green", "year": 2019, "months": [6], "block_name": block, "source": lab.source}
-    run = _client("create_flow_run_from_deployment", deployment.id, parameters=parameters)
+    state = Scheduled(scheduled_time=datetime.now(UTC) - late)
+    run = _client("create_flow_run_from_deployment", deployment.id, parameters=parameters, state=state)
     return UUID(str(run.id))
 
 
@@ -215,5 +217,19 @@ def test_a_run_survives_an_edit_of_its_deployment(lab: Lab, on_server: Stack, st
         until(lambda: _asked(lab), 300)
         demo.prepare(on_server.environment(), Console(quiet=True))
         until(lambda: _state(run) == "Completed", 600)
+        trial.recovery = 0.0
+        require_whole(lab, expected)
+
+
+def test_late_scheduled_runs_load_the_month_once(lab: Lab, on_server: Stack, stalled: None) -> None:
+    """After an outage of the agent, Prefect starts every run that it missed, however late, and at the same time."""
+    expected = lab.expected("ingest_data", over=True)
+    lab.prepare("ingest_data", over=True)
+    on_server.stop("agent")
+    with tried("prefect", "three scheduled runs start days late and at once", 3) as trial:
+        runs = [_deployed("ingest_data", lab, timedelta(days=days)) for days in (25, 2, 1)]
+        on_server.start("agent")
+        for run in runs:
+            until(lambda run=run: _state(run) == "Completed", 600)  # type: ignore[misc]
         trial.recovery = 0.0
         require_whole(lab, expected)
