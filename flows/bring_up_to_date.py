@@ -22,6 +22,7 @@ from flows.tasks.months import each_month, named
 from flows.tasks.policy import flow_options
 from flows.tasks.stores import note_checked
 from flows.tasks.survey import ask_source, left_alone, list_months, report_stores
+from flows.tlc.addresses import stored
 from flows.tlc.catalog import KNOWN_RANGES, Found, months_ago, months_between, oldest_first, overdue
 from flows.tlc.errors import MonthsFailed, NotPublished, Overdue, TripDataError
 from flows.tlc.manifest import Manifest, Outcome
@@ -142,7 +143,7 @@ def _found(
         m
         for months in manifests.values()
         for m, manifest in months.items()
-        if m.color in colors and manifest.url == publisher.url(m)
+        if m.color in colors and manifest.url == stored(publisher.url(m))
     )
     watched = oldest_first([*window, *of_source])
     answers = ask_source.submit(publisher, watched).result()

@@ -1,5 +1,6 @@
 """Run SQL with DuckDB in this process. A query can read the Arrow tables and datasets that it is given, and nothing else."""
 
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 _CLOSED: dict[str, Any] = {
     "enable_external_access": "false",
     "python_enable_replacements": "false",
+    "memory_limit": "4GB",
+    "temp_directory": "",  # no query may fill the disk
 }
+LONGEST = 600.0  # seconds that a query may take
 # DuckDB draws a progress bar on standard output while a query is slow. Only the answer may appear there.
 _SETTINGS = "SET enable_progress_bar = false; SET lock_configuration = true"
 
@@ -51,19 +55,28 @@ def read_by(sql: str, tables: Iterable[str]) -> list[str]:
 
 
 def answer(sql: str, tables: "Mapping[str, ds.Dataset | pa.Table]", most: int) -> Answer:
-    """Run a query over `tables` and return at most `most` rows. Raise `Unanswerable` if it fails."""
+    """Run a query over `tables` and return at most `most` rows. Raise `Unanswerable` if it fails, or takes too long."""
     duckdb = _duckdb()
     connection = duckdb.connect(config=_CLOSED)
+    clock = threading.Timer(LONGEST, connection.interrupt)
+    clock.daemon = True
     try:
+        clock.start()
         connection.execute(_SETTINGS)
         for name, table in tables.items():
             connection.register(name, table)
         result = connection.execute(sql)
         rows = result.fetchmany(most + 1)
         return Answer([column[0] for column in result.description or ()], rows[:most], len(rows) > most)
+    except duckdb.InterruptException:
+        raise Unanswerable(
+            f"the query took more than {LONGEST:.0f} s; ask for fewer months, or let BigQuery run it (--engine bigquery)."
+        ) from None
     except duckdb.Error as error:
         names = ", ".join(tables) or "none"
         # Not chained: the traceback would keep a reference to the connection.
         raise Unanswerable(f"the query cannot be answered (its tables: {names}): {error}") from None
     finally:
+        clock.cancel()
+        clock.join()  # else it could interrupt a connection that is closed
         connection.close()

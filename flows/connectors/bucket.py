@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # One request carries this many bytes. With one request per file, the client's timeout of 60 s would break large uploads over
 # slow connections.
 CHUNK = 8 << 20
+_LARGEST_TEXT = 16 << 20  # bytes; a manifest has some thousands
 TIMEOUT = (15, 300)  # seconds to connect, seconds to wait for an answer
 
 
@@ -155,9 +156,10 @@ class Bucket:
             raise Gone(f"{self.uri(key)} was deleted or replaced while this run was at work. Run again.") from error
 
     def read_text(self, key: str) -> str | None:
-        """Return the text of a small object, or None if it does not exist."""
-        with self._explained("read"), suppress(NotFound):
-            return bytes(self._bucket.blob(self.path(key)).download_as_bytes(timeout=TIMEOUT)).decode()
+        """Return the text of a small object, or None if it does not exist. Raise `ValueError` if it is large, or not text."""
+        with self._explained("read"), suppress(NotFound), _SmallFile() as file:
+            self._bucket.blob(self.path(key)).download_to_file(file, timeout=TIMEOUT)
+            return file.getvalue().decode()
         return None
 
     def write_text(self, key: str, text: str, replaces: int) -> None:
@@ -269,6 +271,15 @@ class Bucket:
             return data
 
         return _Ranges(present.size, fetch)
+
+
+class _SmallFile(io.BytesIO):
+    """A file in memory for an object that another program may have replaced by a large one."""
+
+    def write(self, data: Any, /) -> int:
+        if self.tell() + len(data) > _LARGEST_TEXT:
+            raise ValueError(f"an object has more than {_LARGEST_TEXT:,} bytes")
+        return super().write(data)
 
 
 class _Ranges(io.RawIOBase):

@@ -3,6 +3,7 @@
 from functools import cache
 from importlib.resources import files
 
+from flows.tlc.addresses import stored
 from flows.tlc.catalog import KNOWN_RANGES, KnownFile, known_files
 from flows.tlc.manifest import Manifest
 from flows.tlc.sources import TEMPLATES
@@ -22,7 +23,7 @@ def known_file(url: str) -> KnownFile | None:
 
 def last_known_rows(url: str, before: Manifest | None) -> int | None:
     """Return the row count of the previous edition: from the store's manifest `before`, or else from the shipped facts."""
-    if before and before.url == url:
+    if before and before.url == stored(url):
         return before.source_rows
     shipped = known_file(url)
     return shipped.rows if shipped else None

@@ -27,6 +27,11 @@ LEAST = 64 << 10
 REFUSED = {403, 404, 410}
 PASSING = {408, 425, 429, 500, 502, 503, 504}
 
+_VERSIONS = {
+    "ETag": re.compile(r"[\x20-\x7e\xa0-\xff]{1,1000}"),  # RFC 9110, 8.8.3; some servers leave the quotes out
+    "Last-Modified": re.compile(r"[A-Za-z0-9 ,.:+-]{1,100}"),
+}
+
 Ask = tuple[str, dict[str, str]]  # method and headers
 
 
@@ -124,10 +129,19 @@ def described_file(trip_month: TripMonth, url: str, ending: Ending, answer: http
         trip_month=trip_month,
         url=url,
         ending=ending,
-        etag=answer.headers.get("ETag"),
-        last_modified=answer.headers.get("Last-Modified"),
+        etag=version(answer, "ETag"),
+        last_modified=version(answer, "Last-Modified"),
         size=None if encodings(answer.headers.get("Content-Encoding")) else sent,
     )
+
+
+def version(answer: httpx.Response, header: str) -> str | None:
+    """Return a header that names the file's version; None if it is absent or could not be one.
+
+    Versions are stored and shown. A time has no characters that mean something to a terminal or in HTML.
+    """
+    text = answer.headers.get(header, "")
+    return text if _VERSIONS[header].fullmatch(text) else None
 
 
 def whole_size(answer: httpx.Response) -> int | None:

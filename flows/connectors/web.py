@@ -23,11 +23,12 @@ from flows.connectors.request import (
     require_credible,
     require_file,
     timely,
+    version,
 )
 from flows.connectors.transfer import Transfer
 from flows.tlc import zones
-from flows.tlc.addresses import BadAddress, parsed, shown
-from flows.tlc.errors import AskAgainLater, NotPublished, Unreachable, UnreadableFile
+from flows.tlc.addresses import BadAddress, lost_query, parsed, shown
+from flows.tlc.errors import AskAgainLater, BadSource, NotPublished, Unreachable, UnreadableFile
 from flows.tlc.manifest import Verified
 from flows.tlc.pipeline import Add
 from flows.tlc.reading import recognise, recognise_end
@@ -80,6 +81,7 @@ def published_at(trip_month: TripMonth, url: str, ending: Ending) -> PublishedFi
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             etag, size = f"sha256:{digest}", os.fstat(file.fileno()).st_size
         return PublishedFile(trip_month=trip_month, url=url, ending=ending, etag=etag, last_modified=None, size=size)
+    _require_query(url)
     require_allowed(url)
     with Client() as client:
         answer = _headers(client, url)
@@ -87,6 +89,14 @@ def published_at(trip_month: TripMonth, url: str, ending: Ending) -> PublishedFi
     published = described_file(trip_month, url, ending, answer)
     require_credible(published, published.size or 0)
     return published
+
+
+def _require_query(url: str) -> None:
+    if lost_query(url):
+        raise BadSource(
+            f"{shown(url)} cannot be fetched again: queries of addresses are not stored, because they may have a signature."
+            " Load the month with its whole address: --source. Nothing was loaded."
+        )
 
 
 def _headers(client: Client, url: str) -> httpx.Response:
@@ -167,6 +177,7 @@ class Download:
     def __iter__(self) -> Iterator[bytes]:
         published, name = self._published, shown(self._published.url)
         local = _is_file(published.url)
+        _require_query(published.url)
         require_allowed(published.url)
         size, tail = 0, b""
         with closing(self._from_disk() if local else self._from_web(name)) as parts:
@@ -251,7 +262,9 @@ def zone_file(source: str) -> zones.ZoneFile:
         if wrong := check.wrong():
             raise Unreachable(f"zones: the bytes of {name} are not those the server promised ({wrong}); run again.")
         content = _small(name, decoded("zones", name, ".csv", about.get("Content-Encoding"), [sent]))
-    return zones.ZoneFile(url=url, etag=about.get("ETag"), last_modified=about.get("Last-Modified"), content=content)
+    return zones.ZoneFile(
+        url=url, etag=version(answer, "ETag"), last_modified=version(answer, "Last-Modified"), content=content
+    )
 
 
 def _small(name: str, pieces: Iterable[bytes]) -> bytes:

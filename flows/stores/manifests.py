@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from pydantic import ValidationError
-
 from flows.connectors.bucket import Object
 from flows.stores.raw_zone import RawZone
 from flows.tlc.catalog import Also, ListedMonth
@@ -53,7 +51,7 @@ class LakeManifests(RawZone):
         return self._read_manifest(trip_month.manifest_key)
 
     def _read_manifest(self, key: str) -> Manifest | None:
-        with suppress(ValidationError, UnicodeDecodeError):
+        with suppress(ValueError):  # not text, no manifest, or too large for one
             text = self.bucket.read_text(key)
             return Manifest.model_validate_json(text) if text is not None else None
         return None

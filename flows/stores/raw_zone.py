@@ -12,7 +12,7 @@ from typing import IO, cast, get_args
 from flows.connectors import scratch
 from flows.connectors.bucket import Bucket, Object
 from flows.connectors.web import Download
-from flows.tlc.addresses import shown
+from flows.tlc.addresses import shown, stored
 from flows.tlc.errors import Gone, Overtaken, UnknownEdition
 from flows.tlc.manifest import Manifest, RawFile, Verified
 from flows.tlc.pipeline import Add, ahead
@@ -89,7 +89,8 @@ class RawZone:
         is published.
         """
         bucket, key = self.bucket, published.trip_month.raw_key(published.ending)
-        about = {name: getattr(published, name) or "" for name in ("url", "etag", "last_modified")}
+        about = {name: getattr(published, name) or "" for name in ("etag", "last_modified")}
+        about["url"] = stored(published.url)
         current = bucket.stat(key)
         # No month was made from an object without sha256: its run died, or still runs and is about to be overtaken.
         whole = "sha256" in current.metadata
@@ -249,7 +250,7 @@ def same_edition(published: PublishedFile, present: Object) -> bool:
     """Return whether a raw object is this edition of the file: by the URL, ETag and time in its metadata, and by its size."""
     about = {name: present.metadata.get(name) or None for name in ("url", "etag", "last_modified")}
     kept = published.model_copy(update=about | {"size": present.size})
-    return kept.url == published.url and bool(published.same_edition(kept))
+    return stored(kept.url) == stored(published.url) and bool(published.same_edition(kept))
 
 
 def _same_file(raw: RawFile, present: Object) -> bool:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.connectors.ask import Answer, answer, read_by
 from flows.stores import Target
 from flows.tasks.policy import RETRIES
+from flows.tasks.report import as_cell
 from flows.tasks.stores import open_store
 from flows.tlc import zones
+from flows.tlc.addresses import escaped
 from flows.tlc.ask import TABLES, external_table, tables_of
 from flows.tlc.errors import Gone, Unanswerable
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from flows.stores.lake import Lake
 
 MOST = 1000  # rows of an answer that are shown
+_LONGEST = 4000  # characters of a value in the UI
 
 
 @task(name="ask lake", task_run_name="ask lake", **RETRIES)
@@ -69,9 +72,9 @@ def show_statements(text: str) -> None:
 def show(found: Answer, sql: str) -> None:
     """Print the answer, as a table on a terminal and as CSV elsewhere, and show it in the UI."""
     if sys.stdout.isatty():
-        table = Table(*found.names)
+        table = Table(*(Column(as_cell(name)) for name in found.names))
         for row in found.rows:
-            table.add_row(*map(str, row))
+            table.add_row(*map(as_cell, row))
         Console().print(table)
     else:
         lines = csv.writer(sys.stdout, lineterminator="\n")
@@ -82,4 +85,4 @@ def show(found: Answer, sql: str) -> None:
 
 
 def _plain(value: Any) -> int | float | str | None:
-    return value if isinstance(value, int | float | None) else str(value)
+    return value if isinstance(value, int | float | None) else escaped(str(value), _LONGEST)

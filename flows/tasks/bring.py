@@ -11,7 +11,7 @@ from flows.tasks.policy import CACHE_FOR, RETRIES, cached_by, this_run
 from flows.tasks.progress import meter
 from flows.tasks.report import report
 from flows.tasks.stores import is_checked, open_store
-from flows.tlc.addresses import shown
+from flows.tlc.addresses import shown, stored
 from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import Manifest, Outcome, Present, RawFile, StagedCopy, StagedMonth
 from flows.tlc.sources import PublishedFile
@@ -75,17 +75,23 @@ def extract(published: PublishedFile, into: Target) -> RawFile:
     state: Any = extract_file.with_options(**named).submit(published, into).wait()
     if state.name == "Cached":
         with suppress(Exception):  # the cached result may be gone
-            raw = RawFile.model_validate(state.result())
+            raw = _raw_of(state.result(), published)
             if still_there.submit(raw, into).result():
                 return raw
         state = extract_file.with_options(**named, refresh_cache=True).submit(published, into).wait()
     try:
-        return RawFile.model_validate(state.result())
+        return _raw_of(state.result(), published)
     except TripDataError:
         if into.bucket_block:
             with suppress(Exception):  # Prefect persists a failed task's error, too; else it would stay for a day
                 open_store(into).forget_result(published.trip_month, this_run())
         raise
+
+
+def _raw_of(result: dict[str, Any], published: PublishedFile) -> RawFile:
+    """Return the raw file of a task's result, with the whole address, which the result lacks."""
+    raw = RawFile.model_validate(result)
+    return raw.model_copy(update={"published": raw.published.model_copy(update={"url": published.url})})
 
 
 @task(name="check file", task_run_name="check file {raw.trip_month} → {into.title}", **RETRIES)
@@ -109,7 +115,9 @@ def extract_file(published: PublishedFile, into: Target) -> dict[str, Any]:
     with meter(f"extract {published.trip_month}", "bytes") as progress:
         raw: RawFile = open_store(into).extract(published, progress.add)
     get_run_logger().info("%s: %s bytes as published are in %s", published.trip_month, f"{raw.size:,}", raw.key)
-    return raw.model_dump(mode="json")
+    result = raw.model_dump(mode="json")
+    result["published"]["url"] = stored(raw.published.url)
+    return result
 
 
 @task(name="transform", task_run_name="transform {raw.trip_month} → {into.title}", **RETRIES)

@@ -17,7 +17,7 @@ from rich.table import Table
 from flows.stores import STORES, Target
 from flows.tasks.bring import claim
 from flows.tasks.policy import RETRIES, this_run
-from flows.tasks.report import markdown_table
+from flows.tasks.report import as_cell, markdown_table
 from flows.tasks.stores import open_store
 from flows.tlc.addresses import shown
 from flows.tlc.compare import compare
@@ -55,7 +55,7 @@ def print_listing(listing: Listing) -> None:
     for position, name in enumerate(listing.names):
         table.add_column(name, justify="right" if position >= len(listing.names) - listing.numbers else "left")
     for row in listing.rows:
-        table.add_row(*row)
+        table.add_row(*map(as_cell, row))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 

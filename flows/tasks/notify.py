@@ -119,7 +119,7 @@ def message(flow_name: str, run: FlowRun, state: State[Any], result: object) -> 
     lines = [
         f"{flow_name} / {run.name}: {state.name} after {seconds:,.1f} s",
         # A source with a password is refused, but it is still among the parameters.
-        f"parameters: {re.sub(r'//[^/@]*@', '//***@', parameters)}",
+        f"parameters: {_without_secrets(parameters)}",
     ]
     outcomes = _outcomes(result)
     for store in dict.fromkeys(outcome.store for outcome in outcomes):
@@ -129,13 +129,18 @@ def message(flow_name: str, run: FlowRun, state: State[Any], result: object) -> 
         lines.append(f"rows: {published:,} published, {loaded:,} in the {store}")
     lines += [f"  - {outcome}" for outcome in outcomes]
     if not state.is_completed():
-        text = re.sub(r"//[^/@\s]*@", "//***@", state.message or "unknown")
+        text = _without_secrets(state.message or "unknown")
         lines.append(f"error: {text[:_LONGEST]}{'…' * (len(text) > _LONGEST)}")
     if PREFECT_UI_URL.value():
         lines.append(f"run: {PREFECT_UI_URL.value()}/flow-runs/flow-run/{run.id}")
     else:
         lines.append(f"run: {run.id}, not on any server: PREFECT_API_URL is not set")
     return "\n".join(lines)
+
+
+def _without_secrets(text: str) -> str:
+    """Return a text without what could be a secret in an address: all before the last @ of its line, and every query."""
+    return re.sub(r"\?[^\s'\"]*", "?…", re.sub(r"//.*@", "//***@", text)) if "://" in text else text
 
 
 def _outcomes(result: object) -> list[Outcome]:

@@ -1,15 +1,30 @@
 """Report runs in the UI: one markdown artifact per month, one table per parent run."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from rich.text import Text
 
 from flows.tasks.picture import trips_per_day
-from flows.tlc.addresses import shown
+from flows.tlc.addresses import escaped, shown
 from flows.tlc.manifest import Manifest, Outcome, Verified, total
 from flows.tlc.matching import differences
 from flows.tlc.quality import RULES
+
+_LONGEST = 4000  # characters of a cell
+_MARKUP = {ord(letter): f"&#{ord(letter)};" for letter in "&<>[]|"}
+
+
+def as_markdown(text: str) -> str:
+    """Return text from outside, such as a column's name, without HTML, links, images and ends of table cells."""
+    return escaped(text, _LONGEST).translate(_MARKUP)
+
+
+def as_cell(value: object) -> Text:
+    """Return a value for a table on a terminal, without markup and control characters."""
+    return Text(escaped(str(value), _LONGEST))
 
 
 def report(outcome: Outcome, before: Manifest | None, page: str) -> None:
@@ -22,7 +37,7 @@ def _lines(outcome: Outcome, before: Manifest | None, page: str) -> Iterator[str
     manifest = outcome.manifest
     profile, month = manifest.profile, outcome.trip_month
     yield f"# {month} in the {outcome.store}: {outcome.status}"
-    yield from (f"\n**Look at this**: {warning}" for warning in outcome.warnings)
+    yield from (f"\n**Look at this**: {as_markdown(warning)}" for warning in outcome.warnings)
     yield from markdown_table(
         ("", "rows"),
         [
@@ -47,9 +62,10 @@ def _lines(outcome: Outcome, before: Manifest | None, page: str) -> Iterator[str
     if profile.elsewhere:
         yield "\nTrips of other months in this file: " + ", ".join(f"{m} ({n:,})" for m, n in profile.elsewhere.items())
     yield "\n## The file"
-    yield f"- source: <{shown(manifest.url)}>, {manifest.size:,} bytes, last modified {manifest.last_modified or 'unknown'}"
+    modified = as_markdown(manifest.last_modified or "unknown")
+    yield f"- source: <{_link(manifest.url)}>, {manifest.size:,} bytes, last modified {modified}"
     if manifest.recount:
-        yield f"- **{manifest.recount}**"
+        yield f"- **{as_markdown(manifest.recount)}**"
     yield f"- sha256: `{manifest.sha256}`"
     yield f"- transfer check: {_CHECKED[manifest.verified]}"
     yield f"- looks like: {manifest.era}"
@@ -61,10 +77,15 @@ def _lines(outcome: Outcome, before: Manifest | None, page: str) -> Iterator[str
     if manifest.quarantined:
         yield f"- quarantine: `{manifest.quarantine_key or 'quarantine'}`"
     if manifest.new_columns:
-        names = ", ".join(manifest.new_columns)
+        names = as_markdown(", ".join(manifest.new_columns))
         yield f"- **new columns**, which the schema does not know: {names}; `{manifest.extra_key}`"
     seconds = max((manifest.published_at - manifest.started_at).total_seconds(), 1e-3)
     yield f"- time: {seconds:,.1f} s, {manifest.source_rows / seconds:,.0f} rows/s"
+
+
+def _link(url: str) -> str:
+    """Return an address for the inside of `<…>`, where entities have no effect."""
+    return re.sub(r"[<>\[\]|`\\]", lambda letter: f"%{ord(letter[0]):02X}", shown(url))
 
 
 _CHECKED: dict[Verified, str] = {
@@ -80,7 +101,7 @@ def markdown_table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]], numb
     """Yield the lines of a markdown table. Its last `numbers` columns are numbers, aligned to the right."""
     yield ""
     for row in (names, (*("---",) * (len(names) - numbers), *("---:",) * numbers), *rows):
-        yield f"| {' | '.join(row)} |"
+        yield f"| {' | '.join(map(as_markdown, row))} |"
     yield ""
 
 

@@ -1,5 +1,6 @@
 """Open the stores that blocks name. Blocks are loaded in this module only."""
 
+import re
 from collections.abc import Iterable
 from contextvars import ContextVar
 from pkgutil import resolve_name
@@ -14,6 +15,7 @@ from blocks import GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from blocks.environment import MACHINE_KEY, BadValue, expand_machine_key, file_at, machine_key_fault
 from flows.stores import STORES, Target
 from flows.tasks.policy import RETRIES
+from flows.tlc.addresses import escaped
 from flows.tlc.errors import MisconfiguredBlock
 
 # The blocks that `python -m blocks.register` makes.
@@ -30,6 +32,12 @@ def load_block(slug: str, name: str) -> Any:
     """Load a block, given its type's slug and its name. Raise `MisconfiguredBlock` if it cannot be used."""
     from google.auth.exceptions import GoogleAuthError
 
+    if not re.fullmatch(
+        r"[a-z0-9-]{1,200}", name
+    ):  # part of a URL of Prefect's API, where ../ would reach another kind
+        raise MisconfiguredBlock(
+            f"{escaped(name, 80)!r} is not the name of a block: use 1 to 200 of a-z, 0-9 and -. Nothing was started."
+        )
     kind: type[Block] = resolve_name(_BLOCKS[slug])
     expand_machine_key()
     try:

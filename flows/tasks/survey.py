@@ -13,7 +13,7 @@ from flows.connectors.known_months import known_file, known_publication
 from flows.connectors.web import look_up_all
 from flows.stores import Target
 from flows.tasks.policy import RETRIES, TIMEOUT
-from flows.tasks.report import markdown_table
+from flows.tasks.report import as_cell, markdown_table
 from flows.tasks.stores import open_store
 from flows.tlc.catalog import LEFT_ALONE, Also, Entry, Found, ListedMonth, entry_of
 from flows.tlc.errors import NotPublished
@@ -176,6 +176,7 @@ def print_catalog(entries: Sequence[Entry]) -> None:
             quarantined = sum(manifest.quarantined.values())
             facts = [f"{count:,}" for count in (manifest.loaded, quarantined, e.listed.size)]
             facts += [str(manifest.schema_version), f"{manifest.published_at:%Y-%m-%d %H:%M}"]
-        table.add_row(str(e.trip_month), *facts, *(_published(e) if asked else ()), "; ".join(e.differs))
+        cells = (str(e.trip_month), *facts, *(_published(e) if asked else ()), "; ".join(e.differs))
+        table.add_row(*map(as_cell, cells))
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table if entries else "nothing: none of these months is in the lake or published by the source.")

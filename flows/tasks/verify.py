@@ -1,6 +1,7 @@
 """Verify months of the stores, and report the differences. No trip is changed."""
 
 import datetime as dt
+import shlex
 import time
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from flows.stores.verify import CHECKS
 from flows.stores.verify.findings import Check, Findings
 from flows.tasks.policy import RETRIES, this_run
 from flows.tasks.stores import open_store
-from flows.tlc.addresses import shown
+from flows.tlc.addresses import shown, stored
 from flows.tlc.errors import Gone, TripDataError
 from flows.tlc.manifest import Manifest
 from flows.tlc.sources import TEMPLATES, Source
@@ -91,7 +92,7 @@ def _mend(trip_month: TripMonth, into: Target, found: Findings) -> str:
             ("--credentials-block", into.credentials_block, GCP_CREDENTIALS), ("--dataset", into.dataset, DATASET),
             ("--via", into.via, "load_job"),
         ]  # fmt: skip
-    words += [f"{option} {given}" for option, given, default in options if given != default]
+    words += [f"{option} {shlex.quote(given)}" for option, given, default in options if given != default]
     return (f"move {found.remove} away, then run " if found.remove else "run ") + " ".join(words)
 
 
@@ -100,7 +101,7 @@ def _source(manifest: Manifest) -> list[str]:
     month, url = manifest.trip_month, manifest.url
     for name in TEMPLATES:
         try:
-            if source_of(name).url(month) == url:
+            if stored(source_of(name).url(month)) == url:
                 return [] if name == "official" else [f"--source {name}"]
         except TripDataError:  # this process may not read the operator's own address of the source
             continue
@@ -110,7 +111,7 @@ def _source(manifest: Manifest) -> list[str]:
         Source(template)
     except TripDataError:
         template = f"THE TEMPLATE OF {shown(url)}"
-    return [f"--source '{template}'"]
+    return [f"--source {shlex.quote(template)}"]
 
 
 def report_verified(key: str, results: Sequence[Verified], failed: Sequence[tuple[str, str]]) -> None:

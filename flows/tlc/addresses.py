@@ -1,5 +1,6 @@
 """Addresses of published files: parse them, refuse unsafe ones, and shorten them for messages."""
 
+import hashlib
 import re
 import unicodedata
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -30,6 +31,25 @@ def shown(url: str) -> str:
         return f"an address {_HIDDEN}"
     address, query, _ = url.partition("?")
     return escaped(address) + ("?…" if query else "")
+
+
+_STORED = re.compile(r"\?sha256=[0-9a-f]{16}")
+
+
+def stored(url: str) -> str:
+    """Return an address for manifests, metadata and cache keys: the query is replaced by a digest of it.
+
+    A signed address has its signature in the query. The digest still shows whether two addresses are the same.
+    """
+    address, mark, query = url.partition("?")
+    if not mark or lost_query(url):
+        return url
+    return f"{address}?sha256={hashlib.sha256(query.encode()).hexdigest()[:16]}"
+
+
+def lost_query(url: str) -> bool:
+    """Return whether `stored` replaced the query of an address, so that nothing can be fetched from it."""
+    return bool(_STORED.fullmatch(url[url.find("?") :])) if "?" in url else False
 
 
 def _may_hold_user(url: str) -> bool:

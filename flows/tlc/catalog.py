@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from flows.tlc.addresses import shown
+from flows.tlc.addresses import shown, stored
 from flows.tlc.errors import NotPublished, RefusedMonth, UnknownMonth
 from flows.tlc.manifest import Manifest
 from flows.tlc.schema import SCHEMA_VERSION
@@ -88,7 +88,7 @@ def sync_status(url: str, published: PublishedFile | None, manifest: Manifest | 
 
 def _status_of(manifest: Manifest, published: PublishedFile | None, url: str) -> SyncStatus:
     if published is None:
-        return "gone" if manifest.url == url else "not published"
+        return "gone" if manifest.url == stored(url) else "not published"
     if manifest.fault:  # a verification found that the month is not as it was published
         return "damaged"
     same = published.same_edition(manifest.published)
@@ -96,7 +96,7 @@ def _status_of(manifest: Manifest, published: PublishedFile | None, url: str) ->
         return "unchanged"
     if manifest.pinned:
         return "pinned"
-    return "re-published" if manifest.url == url else "other source"
+    return "re-published" if manifest.url == stored(url) else "other source"
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def refusal(
     evidence = [
         f"{manifest.source_rows:,} rows in the {store}, {manifest.published_at:%Y-%m-%d}"
         for store, manifest in manifests.items()
-        if manifest and manifest.url == url and not manifest.withdrawn_at
+        if manifest and manifest.url == stored(url) and not manifest.withdrawn_at
     ]
     evidence += [known] if known else []
     if not evidence:

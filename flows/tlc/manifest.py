@@ -10,8 +10,9 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from flows.tlc.addresses import stored
 from flows.tlc.schema import SCHEMA_VERSION, Column, Kind
 from flows.tlc.sources import Ending, PublishedFile, ending_of
 from flows.tlc.trips import EDITION_DIGITS, Rows, SchemaRule, Store, TripMonth
@@ -77,12 +78,19 @@ class Changes(_Value):
         return Changes(**{name: count + getattr(other, name) for name, count in self})
 
 
+def _without_query(url: str) -> str:
+    # Older versions took the ending of the file from the query, if the path had none.
+    return stored(url) if ending_of(url) else url
+
+
 class Origin(_Value):
     """The published file that a month was made from."""
 
     color: Annotated[str, Stored("text", "TLC's file prefix")]
     file_month: Annotated[dt.date, Stored("date", "first day of the month in the file's name")]
-    url: Annotated[str, Stored("text", "where the file was published")]
+    url: Annotated[
+        str, AfterValidator(_without_query), Stored("text", "where the file was published, without its query")
+    ]
     etag: Annotated[str | None, Stored("text", "the file's ETag, as its server sent it")]
     last_modified: Annotated[str | None, Stored("text", "the file's Last-Modified time, as its server sent it")]
     size: Annotated[int, Stored("integer", "bytes as published")]
@@ -235,7 +243,7 @@ class Manifest(Changes, Reading, Origin):
 
     def covers(self, published: PublishedFile, rule: Rows) -> bool:
         """Return whether the store already has exactly this file, under this rule and today's schema, without a known fault."""
-        same = published.url == self.url and published.same_edition(self.published)
+        same = stored(published.url) == self.url and published.same_edition(self.published)
         return bool(same) and self._same_terms(rule)
 
     def holds(self, raw: RawFile, rule: Rows) -> bool:
@@ -244,7 +252,7 @@ class Manifest(Changes, Reading, Origin):
 
     def seen_at(self, raw: "RawFile | Manifest") -> "Manifest":
         """Return a copy of the manifest with the address, version and check of `raw`, which has the same bytes."""
-        seen = raw.published.model_dump(include={"url", "etag", "last_modified"})
+        seen = raw.published.model_dump(include={"etag", "last_modified"}) | {"url": stored(raw.published.url)}
         return self.model_copy(update=seen | {"verified": raw.verified or self.verified})
 
     def same_rows(self, lake: "Manifest") -> bool:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from flows.tlc.addresses import escaped
 from flows.tlc.eras import Era, era_like, indexes_of, lacking_in, meanings_of, meant_in, plain, since
 from flows.tlc.errors import SchemaMismatch
 from flows.tlc.schema import KEY, TRIP_COLUMNS, Column, Kind
@@ -173,11 +174,17 @@ def differences(color: str, names: Sequence[str]) -> list[str]:
     """Return texts on how a file with columns `names` differs from the canonical schema: renamed, absent, additional."""
     meanings = meanings_of(color)
     meant = {name: meanings.get(plain(name)) for name in names}
-    renamed = [f"`{name}` → `{column.name}`" for name, column in meant.items() if column and column.name != name]
+    renamed = [f"{_code(name)} → `{column.name}`" for name, column in meant.items() if column and column.name != name]
     found = set(meant.values())
     absent = [f"`{column.name}`" for column in TRIP_COLUMNS[color] if column not in found]
-    more = [f"`{name}`" for name, column in meant.items() if column is None]
+    more = [_code(name) for name, column in meant.items() if column is None]
     lists = {"renamed": renamed, "not in the file, so null": absent, "in the file, without trip data": more}
     return [f"{what}: {', '.join(columns)}" for what, columns in lists.items() if columns] or [
         "columns: the canonical ones"
     ]
+
+
+def _code(name: str) -> str:
+    """Return a published name as code in Markdown. A backtick in it would end the code."""
+    text = escaped(name, 80).replace("`", "'")
+    return f"`{text}`"

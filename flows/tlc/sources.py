@@ -6,7 +6,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.tlc.addresses import SCHEMES, BadAddress, escaped, parsed, path_of, shown
+from flows.tlc.addresses import SCHEMES, BadAddress, escaped, parsed, path_of, shown, stored
 from flows.tlc.errors import BadSource
 from flows.tlc.trips import TripMonth
 
@@ -101,7 +101,7 @@ class PublishedFile(BaseModel):
     @property
     def identity(self) -> str | None:
         """Return the file's address, version and size as one text; None if the source sends no version."""
-        return f"{self.url} {self.etag} {self.size}" if self.etag else None
+        return f"{stored(self.url)} {self.etag} {self.size}" if self.etag else None
 
     def same_edition(self, other: "PublishedFile") -> bool | None:
         """Return whether two answers describe the same edition; None if their versions cannot be compared.

@@ -12,7 +12,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from flows.tlc.addresses import escaped, shown
+from flows.tlc.addresses import escaped, shown, stored
 from flows.tlc.errors import SchemaMismatch, UnreadableFile
 from flows.tlc.manifest import Changes, package_version
 from flows.tlc.reading import recognise
@@ -53,7 +53,7 @@ class ZoneFile(BaseModel):
     def facts(self, run_id: str, changes: Changes) -> dict[str, str]:
         """Return the facts that a store keeps with the table."""
         return {
-            "url": self.url,
+            "url": stored(self.url),
             "etag": self.etag or "",
             "last_modified": self.last_modified or "",
             "sha256": self.sha256,

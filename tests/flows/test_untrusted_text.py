@@ -1,0 +1,136 @@
+"""Text from outside has no effect where it is shown: in the UI, on a terminal, in a shell, in a notification."""
+
+import re
+import shlex
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Failed
+
+from flows.connectors import ask, bucket
+from flows.connectors.web import look_up, source_of
+from flows.tasks.ask import show
+from flows.tasks.editions import Listing, print_listing
+from flows.tasks.notify import message
+from flows.tasks.report import markdown_table
+from flows.tasks.stores import load_block
+from flows.tasks.verify import _source
+from flows.tlc.errors import MisconfiguredBlock, Unanswerable
+from flows.tlc.matching import differences
+from flows.tlc.trips import TripMonth
+from tests.flows.conftest import LAKE, Runs, lake_of
+from tests.loopback import Loopback
+from tests.stores import Stores
+
+IMAGE = "<img src=http://evil.example/x>![x](http://evil.example/y)"
+TERMINAL = "\x1b]0;title\x07\x1b[31m[/x] [link=http://evil.example]click[/link]"
+
+
+def test_html_images_and_links_in_a_table_of_the_ui_are_text() -> None:
+    table = "\n".join(markdown_table(("name",), [(f"{IMAGE}|\n",)]))
+    assert not re.search(r"<|\[|\n\n", table.replace("\n\n| ", ""))
+    assert "&#60;img" in table
+    assert table.strip().splitlines()[-1].count("|") == 2
+
+
+def test_a_column_name_cannot_end_the_code_that_it_is_shown_as() -> None:
+    [_, more] = differences("green", [f"x`{IMAGE}"])
+    assert more == f"in the file, without trip data: `x'{IMAGE}`"
+
+
+def test_markup_and_control_characters_of_a_listing_are_printed_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    print_listing(Listing("months", ("month", "source"), [("green 2021-01", TERMINAL)]))
+    printed = capsys.readouterr().out
+    assert "[/x] [link=http://evil.example]click[/link]" in printed
+    assert "\x1b" not in printed
+    assert "\x07" not in printed
+
+
+def test_an_answer_is_printed_on_a_terminal_as_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    shown: list[Any] = []
+    monkeypatch.setattr("flows.tasks.ask.create_table_artifact", lambda rows, **about: shown.append(rows))
+    show(ask.Answer(["[/x]"], [(TERMINAL,), ("y" * 100_000,)], more=False), "select …")
+    printed = capsys.readouterr().out
+    assert "[/x]" in printed
+    assert r"\x1b]0;title\x07" in printed
+    assert "\x1b]" not in printed
+    assert len(str(shown)) < 10_000
+
+
+class _Headers(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Last-Modified", IMAGE)
+        self.send_header("ETag", '"\x1b[31m"')
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+def test_a_version_that_could_be_none_is_not_taken_from_a_server(own_servers: None) -> None:
+    with Loopback(_Headers) as server:
+        found = look_up(source_of(f"{server.url}/{{year}}-{{month:02d}}.csv"), TripMonth("green", 2021, 1))
+    assert (found.etag, found.last_modified, found.size) == (None, None, 5)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../secret/block_documents/name/x", "a/b", "A", "a b", "%2e%2e", "", "x\n", "ä", "x" * 201]
+)
+def test_a_block_name_that_could_reach_anything_else_is_refused(name: str) -> None:
+    with pytest.raises(MisconfiguredBlock, match="is not the name of a block"):
+        load_block("gcs-bucket", name)
+
+
+def test_the_command_that_mends_a_month_is_safe_to_paste_whatever_its_source_was(
+    runs: Runs, month: TripMonth, ours: Stores
+) -> None:
+    manifest = runs.lake(month).manifest
+    evil = f"https://h.example/x';touch ${{HOME}}/owned;'/{month.stem}.csv"
+    words = _source(manifest.model_copy(update={"url": evil}))
+    assert shlex.split(" ".join(words)) == [
+        "--source",
+        evil.replace("{", "{{").replace("}", "}}").replace(month.stem, "{color}_tripdata_{year}-{month:02d}"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["https://user:p@ss@h.example/{year}.csv", "https://user:p/ss@h.example/x", "https://h.example/x.csv?sig=canary&se=1",
+     "https://us er:canary@h.example"],
+)  # fmt: skip
+def test_a_notification_has_no_password_and_no_signature(source: str) -> None:
+    run = FlowRun(flow_id="00000000-0000-0000-0000-000000000000", parameters={"source": source, "year": 2021})
+    text = message("etl-web-gcs", run, Failed(message=f"cannot read {source}"), None)
+    assert not any(secret in text for secret in ("user", "p@ss", "ss@", "canary"))
+    assert "h.example" in text
+
+
+def test_a_query_that_takes_too_long_or_too_much_memory_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ask, "LONGEST", 0.5)
+    with pytest.raises(Unanswerable, match=r"took more than 0 s; ask for fewer months"):
+        ask.answer("select sum(a.range * b.range) from range(1000000) a, range(1000000) b", {}, 10)
+    monkeypatch.undo()
+    monkeypatch.setitem(ask._CLOSED, "memory_limit", "64MB")
+    with pytest.raises(Unanswerable, match="Out of Memory"):
+        ask.answer("select list(range) from range(100000000)", {}, 10)
+
+
+def test_a_manifest_that_another_program_made_huge_is_not_read_into_memory(
+    runs: Runs, month: TripMonth, ours: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.lake(month)
+    monkeypatch.setattr(bucket, "_LARGEST_TEXT", 1 << 20)
+    ours.blob(month.manifest_key).upload_from_string(b" " * (2 << 20))
+    lake = lake_of(LAKE)
+    with pytest.raises(ValueError, match="more than 1,048,576 bytes"):
+        lake.bucket.read_text(month.manifest_key)
+    assert lake.written_of(month) is None
+    assert runs.lake(month).manifest.loaded > 0  # the copy in the object's metadata counts
