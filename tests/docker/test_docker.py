@@ -88,6 +88,13 @@ class TestDockerfile:
         assert users
         assert users[-1] == re.findall(r"useradd --uid (\d+)", stage("base"))[0]
 
+    def test_no_program_of_either_image_keeps_a_setuid_bit(self, tmp_path):
+        (mode,) = re.findall(r"&& find / (.*)$", stage("base"), re.MULTILINE)
+        (tmp_path / "sudo").touch(mode=0o755)
+        (tmp_path / "sudo").chmod(0o6755)
+        subprocess.run(["sh", "-c", f"find {tmp_path} {mode}"], check=True)
+        assert (tmp_path / "sudo").stat().st_mode & 0o7777 == 0o755
+
     def test_prefects_home_is_in_a_volume_and_analytics_are_off(self):
         environment = dict(pair.split("=", 1) for pair in instructions("ENV")[-1].split())
         (volume,) = instructions("VOLUME")
@@ -187,13 +194,16 @@ class TestCompose:
         assert links["mediaLink"].startswith(f"{address}/")  # Google's client downloads from this link
 
     @EVERY_SERVICE
-    def test_this_projects_images_run_without_privileges_and_write_only_to_volumes(self, name):
+    def test_every_image_runs_without_privileges_and_writes_only_to_volumes(self, name):
         service = SERVICES[name]
-        if "build" not in service:
-            return
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["read_only"] is True
+        assert "/tmp" in service["tmpfs"]  # noqa: S108
+        if "build" not in service:
+            assert service["user"] == "999:999"  # postgres, in its image
+            assert "/var/run/postgresql" in service["tmpfs"]
+            return
         targets = [volume.split(":")[1] for volume in service.get("volumes", []) if ":" in volume]
         owned = re.findall(r"install -d -o trips -g trips -m 0750 ([^&\n]+)", DOCKERFILE)
         assert set(targets) <= set(" ".join(owned).split()), "the image lacks the folder, whose owner a new volume gets"
