@@ -46,6 +46,10 @@ class StrictLake(Loopback):
         super().__exit__()
         self.client.close()
 
+    def judge(self, method: str, path: str, body: bytes) -> int | tuple[int, str] | None:
+        """The status, and maybe a message, to answer a request with instead of passing it on."""
+        return self.meddle(method, unquote(urlsplit(path).path))
+
     def generation(self, bucket: str, name: str) -> str:
         answer = self.client.get(f"{self.behind}/storage/v1/b/{bucket}/o/{name.replace('/', '%2F')}")
         return str(answer.json()["generation"]) if answer.is_success else "0"
@@ -73,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         parts = urlsplit(self.path)
-        status = self.lake.meddle(self.command, unquote(parts.path))
+        status = self.lake.judge(self.command, self.path, body)
         if status:
             code, message = status if isinstance(status, tuple) else (status, "as asked for")
             self._answer(code, json.dumps({"error": {"code": code, "message": message}}).encode(), {})

@@ -2,6 +2,12 @@
 
 import asyncio
 import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +23,7 @@ from sqlalchemy import create_engine, make_url, text
 from blocks import FLOW_CODE, NOTIFICATIONS
 from blocks.register import ON_DEMAND, sqlalchemy_connector
 from local.servers.stack import Stack
-from tests.command_line import ended, start_programs
+from tests.command_line import ROOT, ended, start_programs
 from tests.receivers import VALUES, Receiver, receiver
 
 HIDDEN = "********"
@@ -157,6 +163,41 @@ def test_no_output_of_the_system_contains_a_secret(
         (name, where) for name, value in secrets.items() for where, what in written.items() if value.encode() in what
     ]
     assert found == []
+
+
+def _arguments_of_all_processes() -> str:
+    """What `ps` shows to every user of the machine."""
+    shown = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            shown.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:  # it has ended
+            continue
+    return "\n".join(shown)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGABRT])
+def test_no_secret_is_in_ps_or_printed_by_a_run_that_is_killed(
+    number: signal.Signals, output: str, environment: dict[str, str], secrets: dict[str, str]
+) -> None:
+    variables = environment | {"PYTHONFAULTHANDLER": "1", "PREFECT_LOGGING_LEVEL": "DEBUG", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "flows/etl_web_gcs.py", "green", "2018", "7", "8", "9"], cwd=ROOT, env=variables,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout
+    printed, shown, until = b"", "", time.monotonic() + 120
+    while b"extract" not in printed and time.monotonic() < until:
+        if select.select([process.stdout], [], [], 1)[0]:
+            printed += (piece := os.read(process.stdout.fileno(), 1 << 16))
+            if not piece:
+                break
+        shown += _arguments_of_all_processes()
+    assert "flows/etl_web_gcs.py" in shown
+    process.send_signal(number)
+    printed += process.communicate(timeout=120)[0]
+    assert process.returncode != 0, printed.decode()
+    assert [name for name, value in secrets.items() if value.encode() in printed or value in shown] == []
 
 
 def test_flows_can_read_every_secret_and_users_see_eight_stars(

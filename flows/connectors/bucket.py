@@ -80,7 +80,8 @@ class Bucket:
         except (Forbidden, Unauthorized, GoogleAuthError) as error:
             raise MisconfiguredBlock(
                 f"bucket {name!r} cannot be {doing} with the block's credentials ({type(error).__name__}: {error});"
-                " give the service account Storage Object Admin on it, or correct the credentials."
+                " give the service account Storage Object Admin on it, or correct the credentials;"
+                " docs/permissions.md has the exact permissions of each flow."
             ) from error
 
     def _overtaken(self, key: str) -> Overtaken:
@@ -250,9 +251,9 @@ class Bucket:
                             blob.delete(timeout=TIMEOUT)
 
     def download(self, key: str, file: IO[bytes]) -> None:
-        """Download the newest generation of an object into a file with parallel requests."""
+        """Download the newest generation of an object into a file."""
         with self._explained("read"):
-            self.block.download_object_to_file_object(key, file)
+            self._bucket.blob(self.path(key)).download_to_file(file, timeout=TIMEOUT)
 
     def ranges(self, present: Object, on_read: Callable[[int], None] = lambda size: None) -> io.RawIOBase:
         """Return this generation of an object as a file that fetches only the ranges that are read.
