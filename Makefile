@@ -28,7 +28,7 @@ help:
 	@echo 'make reliability   write the table of docs/reliability.md from the results of make faults'
 	@echo 'make coverage  run both suites and report which lines and branches they reach'
 	@echo 'make lint      run ruff and mypy, and check the import rules'
-	@echo 'make generated   write the forms in deployments/*.yaml, deployments/workers/prefect.yaml and docs/schema.md from the code'
+	@echo 'make generated   write the forms in deployments/*.yaml, deployments/workers/prefect.yaml, and docs/schema.md and the errors of docs/operations.md from the code'
 	@echo 'make bench     measure this project against others  (QUICK=1)'
 	@echo 'make image     build the container images with Docker or buildah  (ARGS="--build-arg BASE=…")'
 	@echo 'make docker-check   check docker/ with hadolint and the Compose specification, in a separate environment'
@@ -98,6 +98,7 @@ lint: $(INSTALLED)
 generated: $(INSTALLED)
 	@$(PY) -m local.deployments
 	@$(PY) -m flows.tlc.dictionary >docs/schema.md.new && mv docs/schema.md.new docs/schema.md
+	@$(PY) -m local.operations
 
 bench: $(INSTALLED)
 	@$(PY) -m bench $(if $(QUICK),--quick)

@@ -48,7 +48,7 @@
 | names of files, keys, partitions                   | `tlc/trips.py`                    |
 | how the lake is queried, here and from BigQuery    | `tlc/ask.py`, `tasks/ask.py`, `connectors/ask.py` |
 | what a run warns about, and from how many rows on  | `tlc/attention.py`                |
-| the errors, and which of them are retried          | `tlc/errors.py`                   |
+| the errors, what to do, and which of them are retried | `tlc/errors.py` → `docs/operations.md` |
 
 Imports go down only: flows → tasks → stores → connectors → tlc.
 """

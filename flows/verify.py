@@ -70,7 +70,13 @@ def verify(
     require_usable(*({*targets, target} if uses_lake else targets))
 
     log = get_run_logger()
-    there = {into.store: find_months.submit(into, colors).result() for into in targets}
+    found = {into.store: find_months.submit(into, colors).result() for into in targets}
+    there = {store: months for store, (months, _) in found.items()}
+    if {"lake", "warehouse"} <= there.keys():  # BigQuery is loaded from the lake only
+        there["lake"] |= there["warehouse"]
+    for into in targets:
+        if any(there.values()) and not there[into.store]:
+            log.warning("%s has no month; if it had any, docs/operations.md tells how to load them again", into.title)
     seed = seed or secrets.randbelow(10**6) + 1
     chosen = sampled(window & set().union(*there.values()), sample, seed)
     if sample:
@@ -84,7 +90,7 @@ def verify(
             if trip_month in there[into.store]
         ]
 
-    results: list[Verified] = []
+    results: list[Verified] = [stray for _, strays in found.values() for stray in strays]
     failed: list[tuple[str, str]] = []
     with closing(several_at_once(chosen, at_once, verify_everywhere)) as ends:
         for trip_month, end in ends:

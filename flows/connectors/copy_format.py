@@ -1,4 +1,4 @@
-"""Encode Arrow tables as PostgreSQL's COPY reads them: trips in the binary format, quarantined rows as CSV.
+"""Convert between Arrow tables and what PostgreSQL's COPY reads and sends: trips in the binary format, other rows as CSV.
 
 The binary format saves printing and parsing numbers: https://www.postgresql.org/docs/current/sql-copy.html
 """
@@ -29,18 +29,19 @@ def encode(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[bytes]:
     yield encoder.finish()
 
 
-def fields(copied: bytes) -> Iterator[tuple[bytes | None, ...]]:
-    """Yield the fields of each row of a COPY in the binary format, as PostgreSQL sends them; None for null."""
-    at = 11 + 4 + 4  # the signature, the flags, the length of an empty header extension
-    while (count := int.from_bytes(copied[at : at + 2], "big", signed=True)) >= 0:
-        at += 2
-        row: list[bytes | None] = []
-        for _ in range(count):
-            length = int.from_bytes(copied[at : at + 4], "big", signed=True)
-            at += 4
-            row.append(copied[at : at + length] if length >= 0 else None)
-            at += max(length, 0)
-        yield tuple(row)
+def table_of(copied: bytes, schema: pa.Schema) -> pa.Table:
+    """Return the rows of a COPY … TO STDOUT (FORMAT csv) as a table of this schema."""
+    if not copied:
+        return schema.empty_table()
+    return csv.read_csv(
+        pa.BufferReader(copied),
+        csv.ReadOptions(column_names=schema.names),
+        csv.ParseOptions(newlines_in_values=True),
+        # An empty field is null. An empty text is quoted.
+        csv.ConvertOptions(
+            column_types=schema, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+        ),
+    )
 
 
 def write_rejects(rejects: pa.Table, out: IO[bytes]) -> None:

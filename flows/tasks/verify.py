@@ -33,9 +33,10 @@ def _check(into: Target, uses_lake: bool) -> Check:
 
 
 @task(name="find months", task_run_name="find months in {into.title}", **RETRIES)
-def find_months(into: Target, colors: Sequence[str]) -> set[TripMonth]:
-    """Return every month that has rows, an object or a manifest in a store."""
-    return _check(into, uses_lake=False).months(colors)
+def find_months(into: Target, colors: Sequence[str]) -> tuple[set[TripMonth], list[Verified]]:
+    """Return every month that a store has or should have, and the rows that belong to no month."""
+    check = _check(into, uses_lake=False)
+    return check.months(colors), check.strays(colors)
 
 
 @task(name="verify", task_run_name="verify {trip_month} in {into.title}", **RETRIES)
@@ -77,11 +78,13 @@ def _settled(check: Check, trip_month: TripMonth, depth: Depth) -> Findings:
 
 
 def _mend(trip_month: TripMonth, into: Target, found: Findings) -> str:
-    """Return the command that loads a damaged month again, from the same source and by the same rule."""
+    """Return the command that loads a damaged month again: the same edition or source, by the same rule."""
     kind, manifest = STORES[into.store], found.manifest
+    if manifest is None:  # the month vanished: its history has the last manifest
+        manifest = next(reversed(open_store(into).history(trip_month)), None)
     words = [f"python flows/{_FLOWS[into.store]}.py {trip_month.color} {trip_month.year} {trip_month.month}"]
     if manifest and kind.files != "lake":
-        words += _source(manifest)
+        words += [f"--edition {manifest.pinned}"] if manifest.pinned else _source(manifest)
         words += [f"--rows {manifest.rule}"] if manifest.rule != kind.rows else []
         if into.store == "lake" and manifest.new_columns:
             words.append("--schema accept_new_columns")

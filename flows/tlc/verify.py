@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from flows.tlc.compare import NAMED
 from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import Manifest
 from flows.tlc.trips import COLORS, Store, TripMonth
 
 Depth = Literal["counts", "rows", "raw"]
 VerifyStatus = Literal["verified", "differs", "not compared"]
-_NAMED = 5  # rows that a message names
 
 
 @dataclass
@@ -28,7 +28,7 @@ class RowFaults:
         for row_number, fault in faults:
             self.count += 1
             self.first[row_number] = fault
-            if len(self.first) > _NAMED:
+            if len(self.first) > NAMED:
                 del self.first[max(self.first)]
 
     def in_words(self) -> list[str]:
@@ -45,15 +45,16 @@ class RowFaults:
 
 @dataclass(frozen=True)
 class Verified:
-    """What a verification found about one month in one store."""
+    """What a verification found about one month in one store, or about rows that belong to no month."""
 
     store: Store
-    trip_month: TripMonth
+    trip_month: TripMonth | str
+    """The month; or a color, for rows that belong to no month."""
     differences: tuple[str, ...] = ()
     not_compared: str = ""
     """Why the rows were not compared although the depth asks for it; "" if they were."""
     mend: str = ""
-    """The command that mends the month."""
+    """What mends it: a command, or a statement."""
 
     @property
     def status(self) -> VerifyStatus:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flows.connectors import copy_format
-from flows.connectors.copy_format import encode, write_rejects
+from flows.connectors.copy_format import encode, table_of, write_rejects
 from flows.connectors.postgres import _Stream
 from flows.tlc.clean import rejects_table
 from local.servers.stack import Stack
@@ -50,6 +50,20 @@ def table(rows: list[tuple]) -> pa.Table:
 def test_every_value_is_read_back_unchanged(stack: Stack, parts: list[list[tuple]]):
     rows = [row for part in parts for row in part]
     assert through_postgres(stack, [table(part) for part in parts]) == rows
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ROW, max_size=6))
+def test_what_postgres_sends_as_csv_is_read_as_it_is(stack: Stack, rows: list[tuple]):
+    connection, sent = psycopg2.connect(stack.env["POSTGRES_URL"]), io.BytesIO()
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE TEMP TABLE t (i bigint, d double precision, t timestamp, s text, u text)")
+            cursor.copy_expert("COPY t FROM STDIN (FORMAT binary)", _Stream(encode([table(rows)], SCHEMA)))
+            cursor.copy_expert("COPY t TO STDOUT (FORMAT csv)", sent)
+    finally:
+        connection.close()
+    assert table_of(sent.getvalue(), SCHEMA).to_pylist() == table(rows).to_pylist()
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

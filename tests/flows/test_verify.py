@@ -1,6 +1,7 @@
 """`verify` finds and names manual changes in a store, and the command that it recommends corrects them."""
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -309,3 +310,94 @@ def test_a_withdrawn_month_is_correct_unless_it_has_trips(loaded: TripMonth, our
         assert (found.differences, found.not_compared) == ([], "withdrawn")
     ours.blob(loaded.key).upload_from_string(b"by another program")
     assert in_words(check(ours, "lake", loaded)).endswith("is there, but the month was withdrawn")
+
+
+VANISH: dict[Store, Edit] = {
+    "lake": lambda o, m: [o.blob(key).delete() for key in (m.key, m.manifest_key)],
+    "warehouse": lambda o, m: [
+        warehouse_query(o, f"DELETE FROM loads WHERE color = '{m.color}' AND file_month = '{m.file_month}'"),
+        warehouse_query(o, f"DELETE FROM {o.dataset}.{m.color} WHERE file_month = '{m.file_month}'"),
+    ],
+    "database": lambda o, m: [
+        o.query(f"DROP TABLE {m.postgres_partition}"),
+        o.query("DELETE FROM loads WHERE color = %s AND file_month = %s", m.color, m.file_month),
+    ],
+}
+
+
+@pytest.mark.parametrize("store", EVERYWHERE)
+def test_a_month_that_vanished_with_its_manifest_is_missed_by_its_history_and_mended_by_the_named_command(
+    store: Store, loaded: TripMonth, ours: Stores, program: Program
+) -> None:
+    before = ours.in_lake(loaded)
+    VANISH[store](ours, loaded)
+    with pytest.raises(VerificationFailed) as failed:
+        verified(ours, loaded, [store], "counts")
+    assert f"{loaded} in the {store}: " in str(failed.value)
+    run_advice(Verified(store, loaded, ("",), mend=str(failed.value).rpartition("To mend it: ")[2]), program)
+    assert same(ours.in_lake(loaded), before)
+    assert [result.status for result in verified(ours, loaded, [store], "rows")] == ["verified"]
+
+
+def months_of_the_lake(month: TripMonth) -> set[TripMonth]:
+    return CHECKS["lake"](lake_of(LAKE), None).months([month.color])
+
+
+def test_a_month_of_which_the_lake_has_only_the_raw_file_is_missed_after_a_day(loaded: TripMonth, ours: Stores) -> None:
+    for key in (loaded.key, loaded.manifest_key, *ours.objects(loaded.history_key(""))):
+        ours.blob(key).delete()
+    assert loaded not in months_of_the_lake(loaded)  # a run may be loading it
+    raw = ours.blob(loaded.raw_key(".parquet"))
+    raw.reload()
+    raw.metadata = raw.metadata | {"fetched_at": "2021-01-01T00:00:00+00:00"}
+    raw.patch()
+    assert loaded in months_of_the_lake(loaded)
+    assert in_words(check(ours, "lake", loaded, "counts")).endswith(".parquet is missing")
+
+
+def test_a_month_of_bigquery_of_which_the_lake_has_nothing_is_missed_in_the_lake(
+    loaded: TripMonth, ours: Stores
+) -> None:
+    for key in (*ours.objects_of(loaded), *ours.objects(loaded.history_key(""))):
+        ours.blob(key).delete()
+    with pytest.raises(VerificationFailed, match=f"{loaded} in the lake: .*parquet is missing"):
+        verified(ours, loaded, ["lake", "warehouse"], "counts")
+
+
+def test_a_withdrawn_month_that_lost_its_mark_is_not_missed(loaded: TripMonth, ours: Stores) -> None:
+    lake_of(LAKE).withdraw(loaded, "by-hand")
+    ours.blob(loaded.manifest_key).delete()
+    assert loaded not in months_of_the_lake(loaded)
+
+
+def test_rows_of_bigquery_without_a_month_are_found_with_the_statement_that_deletes_them(
+    loaded: TripMonth, ours: Stores
+) -> None:
+    table = f"{ours.dataset}.{loaded.color}"
+    for month in ("NULL", "DATE '1999-01-01'"):
+        warehouse_query(ours, f"INSERT INTO {table} (file_month, row_number) VALUES ({month}, 1)")
+    with pytest.raises(VerificationFailed) as failed:
+        verified(ours, loaded, ["warehouse"], "counts")
+    text = str(failed.value)
+    assert f"{loaded.color} in the warehouse: 2 rows of {loaded.color} belong to no month" in text
+    assert f"{loaded} in the" not in text  # the months are not blamed
+    warehouse_query(ours, text.rpartition("To mend it: run in BigQuery: ")[2])
+    assert [result.status for result in verified(ours, loaded, ["warehouse"], "counts")] == ["verified"]
+
+
+def test_a_month_in_which_every_row_was_edited_is_counted_and_the_first_rows_are_named(
+    loaded: TripMonth, ours: Stores
+) -> None:
+    partition = loaded.postgres_partition
+    [(rows,)] = ours.query(f"UPDATE {partition} SET fare_amount = fare_amount + 1; SELECT count(*) FROM {partition}")
+    ours.query(f"UPDATE {partition} SET tolls_amount = 'NaN', tip_amount = '-Infinity', store_and_fwd_flag = E'\n\",' "
+               f" WHERE row_number IN (SELECT row_number FROM {partition} ORDER BY 1 LIMIT 1)")  # fmt: skip
+    picked_up = next(name for name in ours.in_lake(loaded).column_names if "pickup" in name)
+    ours.query(f"UPDATE {partition} SET {picked_up} = 'infinity', fare_amount = fare_amount - 1"
+               f" WHERE row_number IN (SELECT row_number FROM {partition} ORDER BY 1 LIMIT 1 OFFSET 1)")  # fmt: skip
+    words = in_words(check(ours, "database", loaded))
+    assert words.startswith(f"{rows:,} rows differ from the lake: row ")
+    assert words.count("; row ") == 4
+    first, second = words.split("; row ")[:2]
+    assert {"fare_amount", "tolls_amount", "tip_amount", "store_and_fwd_flag"} <= set(re.findall(r"\w+", first))
+    assert second.endswith(picked_up)

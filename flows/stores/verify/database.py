@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from psycopg2 import sql
 
-from flows.connectors.copy_format import encode, fields
-from flows.connectors.postgres import composed, listed, names_of, run, value
+from flows.connectors.copy_format import encode, table_of
+from flows.connectors.postgres import composed, run, value
 from flows.stores.database import Database
 from flows.stores.lake import Lake
-from flows.stores.verify.findings import Findings, reference
+from flows.stores.verify.findings import Findings, reference, vanished
 from flows.tlc.clean import FILTERS
-from flows.tlc.compare import FOREIGN, MISSING
+from flows.tlc.compare import differences
 from flows.tlc.errors import UnknownMonth
 from flows.tlc.manifest import Manifest
-from flows.tlc.schema import KEY, Kind, arrow_schema, columns
+from flows.tlc.schema import KEY, arrow_schema, columns
 from flows.tlc.trips import COLORS, TripMonth
-from flows.tlc.verify import Depth, RowFaults, counts_of, keys_of, number_of
+from flows.tlc.verify import Depth, RowFaults, Verified, counts_of, keys_of, number_of
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812 - a class in lower case
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 _WINDOW = 16_384  # rows that are compared at once: about 4 MB
 _LAST = 2**63 - 1  # the largest row number that Postgres can have
 _HAS_LOADS = "SELECT to_regclass('loads') IS NOT NULL"
-_ZERO, _MINUS_ZERO = bytes(8), b"\x80" + bytes(7)  # equal doubles
+_EXACT = "SET LOCAL extra_float_digits = 1; SET LOCAL datestyle = 'ISO'"  # numbers and times as text
+# Arrow cannot read datetimes such as 'infinity'. No trip has them, so any other datetime that no trip has can stand for them.
+_IN_RANGE = (
+    "CASE WHEN {name} < '0001-01-01' OR {name} >= '10000-01-01' THEN '0001-01-01 00:00:00.000001' ELSE {name} END"
+)
 
 
 @dataclass(frozen=True)
@@ -41,18 +45,28 @@ class DatabaseCheck:
     lake: Lake | None
 
     def months(self, colors: Iterable[str]) -> set[TripMonth]:
-        """Return every month that has a partition or a row in `loads`."""
+        """Return every month that has a partition or a row in `loads`, and those that should, by their history."""
         wanted = set(colors)
         with self.store.postgres.transaction() as cursor:
             cursor.execute(
                 "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
             )
             found = {month for (name,) in cursor.fetchall() if (month := _month_of(name))}
-            cursor.execute(_HAS_LOADS)
-            if value(cursor):
-                cursor.execute("SELECT color, file_month FROM loads")
-                found |= {TripMonth(color, month.year, month.month) for color, month in cursor.fetchall()}
-        return {month for month in found if month.color in wanted}
+            found |= self._listed(cursor, "loads")
+            noted = self._listed(cursor, "loads_history")
+        return {month for month in found | vanished(self.store, noted - found) if month.color in wanted}
+
+    def _listed(self, cursor: "Cursor", table: str) -> set[TripMonth]:
+        """Return the months of a table of manifests; none if there is no such table."""
+        cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (table,))
+        if not value(cursor):
+            return set()
+        run(cursor, "SELECT DISTINCT color, file_month FROM {table}", table=table)
+        return {TripMonth(color, month.year, month.month) for color, month in cursor.fetchall()}
+
+    def strays(self, colors: Iterable[str]) -> list[Verified]:
+        """Return none: a row of Postgres is in the partition of its month."""
+        return []
 
     def verify(self, trip_month: TripMonth, depth: Depth, run_id: str) -> Findings:
         """Check the partition and its counts, and at greater depth compare each row with the lake's. Read one snapshot."""
@@ -61,6 +75,7 @@ class DatabaseCheck:
             self.store.ensure_tables(trip_month.color)  # they may lack the newest columns
         with self.store.postgres.transaction() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            cursor.execute(_EXACT)
             manifest = self._manifest(cursor, trip_month)
             found = Findings(manifest)
             cursor.execute(
@@ -72,11 +87,13 @@ class DatabaseCheck:
             if manifest and manifest.withdrawn_at:
                 there = [f"the table {partition} is there, but the month was withdrawn"] if is_there else []
                 return Findings(manifest, there, "withdrawn")
-            if manifest is None:
+            if manifest is None and not is_there:
+                found.differences.append(f"the table {partition} and its row in loads are missing")
+            elif manifest is None:
                 found.differences.append(f"the table {partition} has no row in loads")
-            if not is_there:
+            elif not is_there:
                 found.differences.append(f"the table {partition} is missing")
-            elif not attached:
+            if is_there and not attached:
                 found.differences.append(f"the table {partition} is not a partition of {trip_month.color}")
                 found.remove = f"table {partition}"
             if manifest is None or not attached:
@@ -127,34 +144,31 @@ class DatabaseCheck:
     ) -> Iterator[tuple[int, str]]:
         """Compare the rows of a range of row numbers. Postgres sends them in the binary format of COPY, which is exact.
 
-        Equal bytes mean equal rows. Only a range that differs is compared row by row.
+        Equal bytes mean equal rows. Only a range that differs is sent again as CSV, and compared row by row.
         """
         fed = [column for column in columns(trip_month.color) if column is not KEY[0]]
-        copy = composed(
-            "COPY (SELECT {names} FROM {partition} WHERE file_month = {month} AND row_number > {after} AND row_number <= {upto}"
-            " ORDER BY row_number) TO STDOUT (FORMAT binary)",
-            names=listed(names_of(fed)),
-            partition=trip_month.postgres_partition,
-            month=sql.Literal(trip_month.file_month),
-            after=sql.Literal(after),
-            upto=sql.Literal(upto),
-        )
-        sent = io.BytesIO()
-        cursor.copy_expert(copy, sent)
+
+        def sent(form: str, datetime: str) -> bytes:
+            copy = composed(
+                "COPY (SELECT {values} FROM {partition} WHERE file_month = {month} AND row_number > {after}"
+                " AND row_number <= {upto} ORDER BY row_number) TO STDOUT (FORMAT {form})",
+                values=sql.SQL(", ").join(
+                    composed(datetime if column.kind == "datetime" else "{name}", name=column.postgres_name)
+                    for column in fed
+                ),
+                partition=trip_month.postgres_partition,
+                month=sql.Literal(trip_month.file_month),
+                after=sql.Literal(after),
+                upto=sql.Literal(upto),
+                form=sql.SQL(form),
+            )
+            rows = io.BytesIO()
+            cursor.copy_expert(copy, rows)
+            return rows.getvalue()
+
         wanted = wanted.drop_columns([KEY[0].name])
-        expected = b"".join(encode([wanted], wanted.schema))
-        if sent.getvalue() == expected:
-            return
-        at = len(fed) - 1  # the row number is the last column
-        there = {row[at]: row for row in fields(sent.getvalue())}
-        ours = {row[at]: row for row in fields(expected)}
-        for key in there.keys() | ours.keys():
-            was, now = there.get(key), ours.get(key)
-            number = int.from_bytes(key or b"", "big", signed=True)
-            if was is None or now is None:
-                yield number, MISSING if was is None else FOREIGN
-            elif names := [c.name for c, a, b in zip(fed, was, now, strict=True) if not _same_value(c.kind, a, b)]:
-                yield number, ", ".join(names)
+        if sent("binary", "{name}") != b"".join(encode([wanted], wanted.schema)):
+            yield from differences([table_of(sent("csv", _IN_RANGE), wanted.schema)], [wanted])
 
     def mark(self, manifest: Manifest, fault: str) -> None:
         """Write the fault into the month's row of `loads`."""
@@ -171,10 +185,6 @@ def _month_of(table: str) -> TripMonth | None:
     with suppress(UnknownMonth):
         return TripMonth(match[1], int(match[2]), int(match[3])) if match else None
     return None
-
-
-def _same_value(kind: Kind, one: bytes | None, other: bytes | None) -> bool:
-    return one == other or (kind == "number" and {one, other} == {_ZERO, _MINUS_ZERO})
 
 
 def _sliced(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from flows.tlc.errors import MisconfiguredBlock
 from flows.tlc.manifest import Manifest
 from flows.tlc.trips import TripMonth
-from flows.tlc.verify import Depth
+from flows.tlc.verify import Depth, Verified
 
 if TYPE_CHECKING:
+    from flows.stores import MonthStore
     from flows.stores.lake import Lake
 
 
@@ -28,13 +29,21 @@ class Check(Protocol):
     """Verifies the months of one store."""
 
     def months(self, colors: Iterable[str]) -> set[TripMonth]:
-        """Return every month of the colors that has rows, an object or a manifest in the store."""
+        """Return every month of the colors that has rows, an object or a manifest in the store, and those that vanished."""
+
+    def strays(self, colors: Iterable[str]) -> list[Verified]:
+        """Return the rows that belong to no month, one result per color that has any."""
 
     def verify(self, trip_month: TripMonth, depth: Depth, run: str) -> Findings:
         """Compare a month with what was published."""
 
     def mark(self, manifest: Manifest, fault: str) -> None:
         """Write a fault into the month's manifest. Write nothing if another run has replaced the manifest."""
+
+
+def vanished(store: "MonthStore", trip_months: Iterable[TripMonth]) -> set[TripMonth]:
+    """Return the months that a store has published and not withdrawn, by their history."""
+    return {month for month in trip_months if (history := store.history(month)) and not history[-1].withdrawn_at}
 
 
 class Reference(NamedTuple):

@@ -1,5 +1,6 @@
 """Verify months of the lake: the object against its manifest, and its trips against the raw file."""
 
+import datetime as dt
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
@@ -11,16 +12,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.stores.lake import Lake
-from flows.stores.verify.findings import Findings
+from flows.stores.verify.findings import Findings, vanished
 from flows.tlc.compare import differences
 from flows.tlc.errors import Gone, TripDataError, UnknownMonth
 from flows.tlc.manifest import Manifest
 from flows.tlc.schema import KEY, SCHEMA_VERSION, arrow_schema
 from flows.tlc.stream import MonthStream
 from flows.tlc.trips import COLORS, TripMonth
-from flows.tlc.verify import Depth, RowFaults, counts_of, number_of
+from flows.tlc.verify import Depth, RowFaults, Verified, counts_of, number_of
 
-_NAMED = re.compile(rf"\w+/({'|'.join(COLORS)})_tripdata_(\d{{4}})-(\d\d)\.(parquet|json)")
+_NAMED = re.compile(rf"\w+/({'|'.join(COLORS)})_tripdata_(\d{{4}})-(\d\d)(\.parquet|\.json|/)")
+_LOADING = dt.timedelta(days=1)  # a raw file that is younger may belong to a run that has not published its month yet
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,26 @@ class LakeCheck:
     store: Lake
 
     def months(self, colors: Iterable[str]) -> set[TripMonth]:
-        """Return every month that has an object or a manifest."""
-        bucket, found = self.store.bucket, set()
+        """Return every month that has an object or a manifest, and those that should: by their history, or by their raw file."""
+        found: set[TripMonth] = set()
         for color in dict.fromkeys(colors):
-            for key in (*bucket.listing(f"{color}/"), *bucket.listing(f"manifests/{color}/")):
-                if match := _NAMED.search(key):
-                    with suppress(UnknownMonth):
-                        found.add(TripMonth(match[1], int(match[2]), int(match[3])))
+            there, noted = self._named(f"{color}/", f"manifests/{color}/"), self._named(f"history/{color}/")
+            old = (dt.datetime.now(dt.UTC) - _LOADING).isoformat()
+            raw = {month for month, editions in self.store.every_edition(color).items() if editions[0].fetched_at < old}
+            found |= there | vanished(self.store, noted - there) | (raw - noted)
         return found
+
+    def _named(self, *prefixes: str) -> set[TripMonth]:
+        """Return the months that the objects below these prefixes are named after."""
+        found = set()
+        for match in map(_NAMED.search, (key for prefix in prefixes for key in self.store.bucket.listing(prefix))):
+            with suppress(UnknownMonth):
+                found |= {TripMonth(match[1], int(match[2]), int(match[3]))} if match else set()
+        return found
+
+    def strays(self, colors: Iterable[str]) -> list[Verified]:
+        """Return none: each object belongs to the month of its name."""
+        return []
 
     def verify(self, trip_month: TripMonth, depth: Depth, run: str) -> Findings:
         """Check the object, its manifest, the objects that go with it, and at greater depth the trips."""

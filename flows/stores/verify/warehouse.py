@@ -4,16 +4,17 @@ import datetime as dt
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from flows.connectors.bigquery import Values
-from flows.stores.verify.findings import Findings, reference
+from flows.stores.verify.findings import Findings, reference, vanished
 from flows.stores.warehouse import Warehouse
 from flows.tlc.compare import FOREIGN, MISSING
 from flows.tlc.errors import UnknownMonth
 from flows.tlc.manifest import LOADS_COLUMNS, Manifest
 from flows.tlc.schema import KEY, columns
 from flows.tlc.trips import TripMonth
-from flows.tlc.verify import Depth, RowFaults, counts_of, keys_of, number_of
+from flows.tlc.verify import Depth, RowFaults, Verified, counts_of, keys_of, number_of
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,37 @@ class WarehouseCheck:
     store: Warehouse
 
     def months(self, colors: Iterable[str]) -> set[TripMonth]:
-        """Return every month that has rows or a row in `loads`. BigQuery reads one column of each table."""
-        found = set()
+        """Return every month that has rows or a row in `loads`, and those that should, by their history.
+
+        BigQuery reads one column of each table.
+        """
+        found: set[TripMonth] = set()
         for color in dict.fromkeys(colors):
-            for query in (
-                f"SELECT DISTINCT file_month AS m FROM {self._name(color)} WHERE file_month IS NOT NULL",  # noqa: S608
-                f"SELECT file_month AS m FROM {self._name('loads')} WHERE color = '{color}'",  # noqa: S608
-            ):
-                for row in self.store.bigquery.query_if_there(query):
-                    with suppress(UnknownMonth):
-                        found.add(TripMonth(color, row["m"].year, row["m"].month))
+            there = {month for month in map(partial(_month_of, color), self._rows(color)) if month}
+            listed, noted = self._listed("loads", color), self._listed("loads_history", color)
+            found |= there | listed | vanished(self.store, noted - there - listed)
+        return found
+
+    def _rows(self, color: str) -> dict[dt.date | None, int]:
+        """Return how many rows of a color each `file_month` has."""
+        query = f"SELECT file_month AS m, COUNT(*) AS n FROM {self._name(color)} GROUP BY file_month"  # noqa: S608
+        return {row["m"]: row["n"] for row in self.store.bigquery.query_if_there(query)}
+
+    def _listed(self, table: str, color: str) -> set[TripMonth]:
+        query = f"SELECT DISTINCT file_month AS m FROM {self._name(table)} WHERE color = '{color}'"  # noqa: S608
+        months = (_month_of(color, row["m"]) for row in self.store.bigquery.query_if_there(query))
+        return {month for month in months if month}
+
+    def strays(self, colors: Iterable[str]) -> list[Verified]:
+        """Return the rows whose `file_month` is null, or is no month of TLC's files."""
+        found = []
+        for color in dict.fromkeys(colors):
+            rows = {month: n for month, n in self._rows(color).items() if _month_of(color, month) is None}
+            if rows:
+                where = " OR ".join(f"file_month = '{day}'" if day else "file_month IS NULL" for day in rows)
+                delete = f"run in BigQuery: DELETE FROM {self._name(color)} WHERE {where}"  # noqa: S608 - for a person
+                text = f"{sum(rows.values()):,} rows of {color} belong to no month: {where}"
+                found.append(Verified("warehouse", color, (text,), mend=delete))
         return found
 
     def verify(self, trip_month: TripMonth, depth: Depth, run: str) -> Findings:
@@ -124,6 +146,12 @@ class WarehouseCheck:
                 "published_at": ("TIMESTAMP", manifest.published_at),
             },
         )
+
+
+def _month_of(color: str, file_month: dt.date | None) -> TripMonth | None:
+    with suppress(UnknownMonth):
+        return TripMonth(color, file_month.year, file_month.month) if file_month else None
+    return None
 
 
 def _last_day(trip_month: TripMonth) -> dt.date:
