@@ -82,3 +82,8 @@ def test_the_demo_runs_deployments_through_the_agent_and_accounts_for_every_row(
         counts = demo.count(samples)
     assert [str(c.trip_month) for c in counts] == ["green 2020-01"]
     assert all(c.reconciled and c.published > c.database > 10_000 for c in counts)
+    query = sqlalchemy.text("SELECT started_by FROM loads_history WHERE color = 'green' AND file_month = '2020-01-01'")
+    engine = sqlalchemy.create_engine(env["POSTGRES_URL"])
+    with engine.connect() as connection:
+        assert connection.execute(query).scalars().all() == ["run of ingest-data/parametrized ny-taxi ingest"]
+    engine.dispose()

@@ -41,10 +41,17 @@ class MonthStore(Protocol):
     def stage(self, raw: Any, terms: Terms, run: str, add: Add) -> Any:
         """Write a month where no reader sees it yet, count its rows and check it."""
 
-    def publish(self, staged: Any, present: Present, run_id: str) -> Outcome:
-        """Publish a staged month atomically, and write its manifest. `present` is the state that the run found at its start."""
+    def publish(self, staged: Any, present: Present, run_id: str, by: str = "") -> Outcome:
+        """Publish a staged month atomically, and write its manifest.
 
-    def withdraw(self, trip_month: TripMonth, run_id: str) -> Outcome:
+        Args:
+            staged: What `stage` returned.
+            present: The state that the run found at its start.
+            run_id: The flow run's id, for the manifest.
+            by: Who started the flow run, for the manifest.
+        """
+
+    def withdraw(self, trip_month: TripMonth, run_id: str, by: str = "") -> Outcome:
         """Delete a month's rows and mark its manifest as withdrawn, atomically for readers. Change nothing the second time.
 
         Any later load of the month restores it.

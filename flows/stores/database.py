@@ -232,7 +232,7 @@ class Database:
             cursor.copy_expert(copy, rejects)
         return staging
 
-    def publish(self, staged: StagedMonth, present: Present, run_id: str) -> Outcome:
+    def publish(self, staged: StagedMonth, present: Present, run_id: str, by: str = "") -> Outcome:
         """Publish a staged month and its row in `loads` in one transaction. Readers see the old month or the new one."""
         current = self.remembered(staged.trip_month)
         before = current
@@ -241,7 +241,7 @@ class Database:
             manifest, before = current, present.manifest
         else:
             rows = last_known_rows(staged.raw.published.url, current)
-            manifest = staged.manifest(run_id, known_rows=rows)
+            manifest = staged.manifest(run_id, started_by=by, known_rows=rows)
             manifest = manifest.model_copy(update=dict(self._publish(staged.key, manifest)))
         status: Status = "replaced" if before else "loaded"
         return Outcome(store="database", status=status, manifest=manifest, warnings=warnings_of(manifest, before))
@@ -343,7 +343,7 @@ class Database:
         with self.postgres.transaction() as cursor:
             self._write_manifest(cursor, manifest)
 
-    def withdraw(self, trip_month: TripMonth, run_id: str) -> Outcome:
+    def withdraw(self, trip_month: TripMonth, run_id: str, by: str = "") -> Outcome:
         """Drop a month's partition, delete its quarantined rows and mark its row in `loads`, in one transaction."""
         self.ensure_tables(trip_month.color)
         with self.postgres.transaction() as cursor:
@@ -355,7 +355,7 @@ class Database:
                 )
             again = bool(manifest.withdrawn_at)
             if not again:
-                manifest = manifest.withdrawn(run_id)
+                manifest = manifest.withdrawn(run_id, by)
                 run(cursor, "DROP TABLE {partition}", partition=trip_month.postgres_partition)
                 cursor.execute("DELETE FROM quarantine WHERE color = %s AND file_month = %s", _key_of(trip_month))
                 self._write_manifest(cursor, manifest)

@@ -106,7 +106,7 @@ class Lake(LakeManifests):
         """Delete what runs of any month left behind more than a day ago: staged objects and cached results."""
         self.bucket.delete_older(PASSING_KEYS, dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
 
-    def publish(self, staged: StagedMonth, present: Present, run_id: str) -> Outcome:
+    def publish(self, staged: StagedMonth, present: Present, run_id: str, by: str = "") -> Outcome:
         """Publish a staged month. Keep another run's month if that run published the same bytes by the same rule first."""
         trip_month, replaces = staged.trip_month, present.generation
         raw_key = trip_month.raw_key(staged.raw.published.ending)
@@ -115,6 +115,7 @@ class Lake(LakeManifests):
             side_keys[raw_key] = staged.raw.key
         manifest = staged.manifest(
             run_id,
+            started_by=by,
             key=trip_month.key,
             quarantine_key=trip_month.quarantine_key if staged.quarantine_key else "",
             extra_key=trip_month.extra_key if staged.extra_key else "",
@@ -214,7 +215,7 @@ class Lake(LakeManifests):
 
     # Withdraw a month.
 
-    def withdraw(self, trip_month: TripMonth, run_id: str) -> Outcome:
+    def withdraw(self, trip_month: TripMonth, run_id: str, by: str = "") -> Outcome:
         """Mark a month's manifest, and delete its objects. Keep the published files. Complete the work of a run that died.
 
         Raises:
@@ -223,7 +224,7 @@ class Lake(LakeManifests):
         """
         month, manifest = self.bucket.stat(trip_month.key), self.written_of(trip_month)
         if month and (current := manifest_of(month, manifest)):
-            manifest = self.note(current.withdrawn(run_id))
+            manifest = self.note(current.withdrawn(run_id, by))
             self._write_manifest(manifest, manifest.generation)
         if manifest is None or not manifest.withdrawn_at:
             raise TripDataError(f"{trip_month} is not in the lake; there is nothing to withdraw. Nothing was changed.")

@@ -113,7 +113,7 @@ class Warehouse:
         self.bigquery.write_frames(table, columns(trip_month.color), tables())
         return StagedCopy(manifest=manifest, table=table)
 
-    def publish(self, staged: StagedCopy, present: Present, run_id: str) -> Outcome:
+    def publish(self, staged: StagedCopy, present: Present, run_id: str, by: str = "") -> Outcome:
         """Publish a month of the lake: from its staging table if there is one, else directly from the bucket."""
         started_at, lake_month, before = dt.datetime.now(dt.UTC), staged.manifest, present.manifest
         if before is None:
@@ -129,7 +129,7 @@ class Warehouse:
                 if done.same_publication(run_id, lake_month.generation):
                     return done
             now = dt.datetime.now(dt.UTC)
-            facts = {"started_at": started_at, "published_at": now, "flow_run_id": run_id}
+            facts = {"started_at": started_at, "published_at": now, "flow_run_id": run_id, "started_by": by}
             return lake_month.model_copy(update=dict(changes) | facts)
 
         if staged.table:
@@ -205,7 +205,7 @@ class Warehouse:
                 " BigQuery's sandbox, old months vanish at once: remove it."
             )
 
-    def withdraw(self, trip_month: TripMonth, run_id: str) -> Outcome:
+    def withdraw(self, trip_month: TripMonth, run_id: str, by: str = "") -> Outcome:
         """Delete a month's rows and mark its row in `loads`, in one transaction."""
         manifest = None
         with suppress(*NO_SUCH):
@@ -215,7 +215,7 @@ class Warehouse:
         again = bool(manifest.withdrawn_at)
         if not again:
             self._ensure_loads()
-            manifest = manifest.withdrawn(run_id)
+            manifest = manifest.withdrawn(run_id, by)
             delete = f"DELETE FROM {self._table(trip_month.color)} WHERE file_month = @file_month"  # noqa: S608
             self._remember(manifest, delete)
         done = not again or (run_id and manifest.flow_run_id == run_id)

@@ -7,7 +7,7 @@ from prefect import get_run_logger, task
 
 from flows.stores import STORES, MonthStore, Target
 from flows.stores.origins import LookedUp, Origin
-from flows.tasks.policy import CACHE_FOR, RETRIES, cached_by, this_run
+from flows.tasks.policy import CACHE_FOR, RETRIES, cached_by, started_by, this_run
 from flows.tasks.progress import meter
 from flows.tasks.report import report
 from flows.tasks.stores import is_checked, open_store
@@ -34,7 +34,7 @@ def bring(trip_month: TripMonth, origin: Origin, into: Target) -> Outcome:
                 why = looked.why_same_bytes
             else:
                 staged = transform.submit(raw, looked.terms, into).result()
-                return load.submit(staged, looked.present, into).result()
+                return load.submit(staged, looked.present, into, started_by()).result()
     get_run_logger().info("%s %s", trip_month, why)
     return Outcome(store=into.store, status="unchanged", manifest=manifest)
 
@@ -129,10 +129,10 @@ def transform(raw: RawFile | Manifest, terms: Terms, into: Target) -> StagedMont
 
 
 @task(name="load", task_run_name="load {staged.trip_month} → {into.title}", **RETRIES)
-def load(staged: StagedMonth | StagedCopy, present: Present, into: Target) -> Outcome:
+def load(staged: StagedMonth | StagedCopy, present: Present, into: Target, by: str) -> Outcome:
     """Publish a staged month atomically, and report it."""
     store: MonthStore = open_store(into)
-    outcome = store.publish(staged, present, this_run())
+    outcome = store.publish(staged, present, this_run(), by)
     _report(outcome, store)
     return outcome
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from flows.stores import STORES, Target
 from flows.tasks.bring import claim
-from flows.tasks.policy import RETRIES, this_run
+from flows.tasks.policy import RETRIES, started_by, this_run
 from flows.tasks.report import as_cell, markdown_table
 from flows.tasks.stores import open_store
 from flows.tlc.addresses import shown
@@ -74,15 +74,15 @@ def withdraw_month(trip_month: TripMonth, targets: Sequence[Target]) -> Outcome:
         with ExitStack() as claims:
             if STORES[target.store].exclusive:
                 claim(trip_month, target, claims)
-            outcomes.append(take_out.submit(trip_month, target).result())
+            outcomes.append(take_out.submit(trip_month, target, started_by()).result())
         get_run_logger().info("%s", outcomes[-1])
     return next((outcome for outcome in outcomes if outcome.status == "withdrawn"), outcomes[-1])
 
 
 @task(name="withdraw", task_run_name="withdraw {trip_month} from {target.title}", **RETRIES)
-def take_out(trip_month: TripMonth, target: Target) -> Outcome:
+def take_out(trip_month: TripMonth, target: Target, by: str) -> Outcome:
     """Withdraw a month from a store."""
-    outcome: Outcome = open_store(target).withdraw(trip_month, this_run())
+    outcome: Outcome = open_store(target).withdraw(trip_month, this_run(), by)
     return outcome
 
 
@@ -98,12 +98,12 @@ def history_of(trip_month: TripMonth, target: Target) -> list[Manifest]:
 
 def history_listing(trip_month: TripMonth, target: Target) -> Listing:
     """Return a month's history in a store as a table."""
-    names = ("when", "what", "edition", "flow run", "version", "rows", "inserted", "updated", "removed")
+    names = ("when", "what", "edition", "started by", "flow run", "version", "rows", "inserted", "updated", "removed")
 
     def row(manifest: Manifest) -> tuple[str, ...]:
         what = "withdrawn" if manifest.withdrawn_at else "pinned" if manifest.pinned else "published"
         counts = (0 if manifest.withdrawn_at else manifest.loaded, *dict(manifest.changes).values())
-        who = (manifest.flow_run_id or "no flow run", manifest.package_version)
+        who = (manifest.started_by or "unknown", manifest.flow_run_id or "no flow run", manifest.package_version)
         when = f"{manifest.published_at:%Y-%m-%d %H:%M:%S}"
         return when, what, manifest.edition, *who, *(f"{count:,}" for count in counts)
 

@@ -1,13 +1,18 @@
-"""The policy of every task: its run's id, its task runner, retries, timeout and cache key."""
+"""The policy of every task: its run's id and who started it, its task runner, retries, timeout and cache key."""
 
+import asyncio
 import datetime as dt
+import getpass
 import logging
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from prefect import Task
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
@@ -39,6 +44,40 @@ for _logger in ("prefect.flow_runs", "prefect.task_runs"):  # of Prefect's engin
 def this_run() -> str:
     """Return the id of the current flow run, for manifests and staging names; "" outside of a run."""
     return str(flow_run.get_id() or "")
+
+
+def started_by() -> str:
+    """Return who started this process's run, for the history: a schedule, a deployment, a user of Prefect, or user@host.
+
+    Call it in the flow: a task may run on another machine.
+    """
+    if of_deployment := os.environ.get("PREFECT__FLOW_RUN_ID"):  # an agent or a worker started this process
+        with suppress(Exception):  # an answer that is missing must not fail the month
+            return _started_by(of_deployment)
+        return "a deployment"
+    user = str(os.getuid())
+    with suppress(KeyError, OSError):  # in a container the user may have no name
+        user = getpass.getuser()
+    return f"{user}@{platform.node()}"
+
+
+@lru_cache(maxsize=1)
+def _started_by(run_id: str) -> str:
+    async def ask() -> str:
+        async with get_client() as client:
+            run = await client.read_flow_run(run_id)
+            flow = await client.read_flow(run.flow_id)
+            name = (
+                f"{flow.name}/{(await client.read_deployment(run.deployment_id)).name}"
+                if run.deployment_id
+                else flow.name
+            )
+        if run.auto_scheduled:
+            return f"schedule of {name}"
+        by = run.created_by  # Prefect Cloud knows its users; a server of one's own knows automations only
+        return f"{str(by.type).lower()} {by.display_value} with {name}" if by and by.display_value else f"run of {name}"
+
+    return asyncio.run(ask())
 
 
 def flow_options() -> dict[str, Any]:

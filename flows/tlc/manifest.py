@@ -135,7 +135,7 @@ class Reading(_Value):
 
 
 class Manifest(Changes, Reading, Origin):
-    """The facts about one month in one store. No secrets, and nothing about the machine that loaded it.
+    """The facts about one month in one store. No secrets.
 
     Each fact is declared once. A fact marked `Stored` is also a column of the `loads` tables.
     """
@@ -154,6 +154,9 @@ class Manifest(Changes, Reading, Origin):
     schema_version: Annotated[int, Stored("integer", "version of the canonical schema")]
     package_version: Annotated[str, Stored("text", "version of this package")]
     flow_run_id: Annotated[str, Stored("text", "the Prefect flow run that published it")]
+    started_by: Annotated[
+        str, Stored("text", "who started that run: a schedule, a deployment, a user of Prefect, or user@host")
+    ] = ""
     started_at: Annotated[dt.datetime, Stored("instant", "when the load started")]
     published_at: Annotated[dt.datetime, Stored("instant", "when the month was published, or withdrawn")]
     withdrawn_at: Annotated[
@@ -203,11 +206,17 @@ class Manifest(Changes, Reading, Origin):
             f" ({self.source_rows - self.known_rows:+,})"
         )
 
-    def withdrawn(self, flow_run_id: str) -> "Manifest":
+    def withdrawn(self, flow_run_id: str, started_by: str = "") -> "Manifest":
         """Return a copy of the manifest, marked as withdrawn now by this flow run."""
         now = dt.datetime.now(dt.UTC)
         gone: dict[str, Any] = {**dict(Changes(removed=self.loaded)), "pinned": "", "flow_run_id": flow_run_id}
-        gone |= {"package_version": package_version(), "started_at": now, "published_at": now, "withdrawn_at": now}
+        gone |= {
+            "package_version": package_version(),
+            "started_by": started_by,
+            "started_at": now,
+            "published_at": now,
+            "withdrawn_at": now,
+        }
         return self.model_copy(update=gone)
 
     def same_publication(self, flow_run_id: str, generation: int) -> bool:

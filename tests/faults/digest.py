@@ -18,7 +18,7 @@ from flows.tlc.trips import PASSING_KEYS
 from tests.stores import Stores, connected
 
 # Facts about the run that published, not about the month.
-_OF_THE_RUN = {"flow_run_id", "started_at", "published_at", "generation", "replaces", "package_version"}
+_OF_THE_RUN = {"flow_run_id", "started_by", "started_at", "published_at", "generation", "replaces", "package_version"}
 # A run that dies between a month's object and its manifest has already changed the rows, so the next run changes none. In
 # Postgres both are one transaction, so the counts are compared there.
 _CHANGES = {"inserted", "updated", "removed"}

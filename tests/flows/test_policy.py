@@ -1,6 +1,12 @@
 """The policy that Prefect adds: caching by edition, retries of transient errors, readable names, and independent months."""
 
+import asyncio
+from uuid import UUID
+
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows.catalog import catalog
@@ -11,6 +17,7 @@ from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.stores.database import Database
 from flows.stores.lake import Lake
+from flows.tasks.policy import started_by
 from flows.tlc.errors import MonthsFailed, UnreadableFile
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import LAKE, Runs, dying, tasks_with_retries, until
@@ -212,3 +219,32 @@ def test_a_claim_is_retried_and_released(
     assert [run.run_count for run in runs.task_runs(state)] == [1, 2, 4]  # check, claim, look up
     assert set(map(str, locked)) == {"[(1,)]"}
     until(lambda: ours.query(locks) == [(0,)], 30)
+
+
+async def runs_of_a_deployment() -> dict[str, UUID]:
+    """One run that the deployment's schedule made, and one that was made by request."""
+    monthly = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 5 1 * *"), active=True)
+    async with get_client() as client:
+        flow = await client.create_flow_from_name("test-history")
+        deployment = await client.create_deployment(flow, "every month", schedules=[monthly])
+        asked_for = await client.create_flow_run_from_deployment(deployment)
+        await client._client.post(f"/deployments/{deployment}/schedule", json={})
+        by_schedule = next(run for run in await client.read_flow_runs() if run.auto_scheduled)
+    return {"schedule": by_schedule.id, "run": asked_for.id}
+
+
+def test_the_history_says_which_schedule_or_deployment_started_a_run(
+    prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for how, run_id in asyncio.run(runs_of_a_deployment()).items():
+        monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(run_id))
+        assert started_by() == f"{how} of test-history/every month"
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(UUID(int=7)))  # the API does not answer about the run
+    assert started_by() == "a deployment"
+
+
+def test_a_month_is_published_even_if_nobody_knows_who_started_the_run(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "no id of a run")
+    assert runs.lake(month).manifest.started_by == ours.manifest(month)["started_by"] == "a deployment"

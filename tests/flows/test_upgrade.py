@@ -104,7 +104,7 @@ def test_a_new_canonical_column_is_null_in_older_months_and_the_schema_version_s
 
 
 # The fields of a manifest that an older version did not write. It did not write histories either.
-NEWER = {"verified", "repeated", "known_rows", "pinned", "withdrawn_at"}
+NEWER = {"verified", "repeated", "known_rows", "pinned", "withdrawn_at", "started_by"}
 OLDER_COLUMNS = [column for column in LOADS_COLUMNS if column.name not in NEWER]
 
 
