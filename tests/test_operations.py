@@ -204,6 +204,7 @@ def test_a_drill_brings_back_every_row(drill: str, ours: Stores) -> None:
 def test_the_lake_moves_to_another_bucket_without_a_download_or_a_changed_row(
     ours: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    load("2020-11", "2020-12")
     before, loads = everything(ours), [ours.loads(month) for month in MONTHS]
     new = "operations_moved"
     httpx.post(f"{os.environ['STORAGE_EMULATOR_HOST']}/storage/v1/b", json={"name": new}).raise_for_status()
