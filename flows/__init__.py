@@ -4,7 +4,8 @@
 |----------------------------------------------------|-----------------------------------|
 | a flow's parameters and steps | `{etl_web_gcs,etl_gcs_bq,ingest_data,load_zones,query_lake,replay_quarantine}.py` |
 | how a month is taken out of stores, and which editions are deleted | `withdraw.py`, `prune_editions.py` |
-| which months need an update, how stores differ from a source | `bring_up_to_date.py`, `catalog.py`, `tlc/catalog.py` |
+| which months need an update   | `bring_up_to_date.py`, `tasks/behind.py` |
+| how stores differ from a source | `catalog.py`, `tlc/catalog.py` |
 | the steps that bring one month into one store      | `tasks/bring.py`                  |
 | what a month is compared with before it is fetched | `stores/origins.py`               |
 | a step's retries, timeout, cache                   | `tasks/policy.py`                 |

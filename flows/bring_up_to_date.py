@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,22 +12,18 @@ if not __package__:  # run as a file: Python looks for modules in the file's fol
 from prefect import flow, get_run_logger
 
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
-from flows.connectors.known_months import known_publication
 from flows.connectors.web import source_of
-from flows.stores import STORES, Target
-from flows.stores.origins import FromLake, Origin, Web
-from flows.tasks.bring import bring
+from flows.stores import Target
+from flows.tasks.behind import list_stores, log_found
 from flows.tasks.command import run_as_program
 from flows.tasks.months import each_month, named
 from flows.tasks.policy import flow_options
-from flows.tasks.stores import note_checked
-from flows.tasks.survey import ask_source, left_alone, list_months, report_stores
-from flows.tlc.addresses import stored
+from flows.tasks.survey import report_stores
 from flows.tlc.catalog import KNOWN_RANGES, Found, months_ago, months_between, oldest_first, overdue
-from flows.tlc.errors import MonthsFailed, NotPublished, Overdue, TripDataError
-from flows.tlc.manifest import Manifest, Outcome
+from flows.tlc.errors import MonthsFailed, Overdue, TripDataError
+from flows.tlc.manifest import Outcome
 from flows.tlc.sources import TEMPLATES, Source, SourceName
-from flows.tlc.trips import AtLeastOne, AtLeastZero, Bound, Color, Dataset, Store, Terms, TripMonth
+from flows.tlc.trips import AtLeastOne, AtLeastZero, Bound, Color, Dataset, Store, TripMonth
 
 _COLORS: list[Color] = ["yellow", "green"]
 _INTO: list[Store] = ["lake", "warehouse"]
@@ -75,39 +71,20 @@ def bring_up_to_date(
     window = months_between(colors, since or months_ago(_LOOK_BACK), until)
 
     target = Target("lake", block_name, credentials_block, dataset, postgres_block)
-    # A store that is loaded from the lake needs the lake up to date, too.
-    wanted = {*into, *(["lake"] if any(STORES[store].files == "lake" for store in into) else [])}
-    targets = {store: target.with_store(store) for store in STORES if store in wanted}
-    listed = {store: list_months.submit(target, colors, "withdrawn").result() for store, target in targets.items()}
-    note_checked(targets.values())
-    manifests = {store: {m: month.manifest for m, month in months.items()} for store, months in listed.items()}
-    unfinished = [m for months in listed.values() for m, month in months.items() if not month.finished]
-
-    found = _found(publisher, colors, window, manifests, unfinished)
+    stores = list_stores(target, into, colors)
+    # A month outside the window that was loaded from another source is not checked.
+    found = stores.compare(publisher, oldest_first([*window, *stores.loaded_from(publisher, colors)]))
     due = [month for month in found if month.behind]
     taken, waiting = due[:at_most], due[at_most:]
     _log(found, taken, waiting)
-
-    def update(store: Store, trip_month: TripMonth) -> Outcome:
-        loaded, kind = manifests[store].get(trip_month), STORES[store]
-        # Keep the rules that the month was loaded with.
-        terms = Terms(loaded.rule, loaded.schema_rule) if loaded else Terms(kind.rows)
-        origin: Origin = FromLake() if kind.files == "lake" else Web(publisher, terms)
-        return bring(trip_month, origin, targets[store])
 
     work = {month.trip_month: month for month in found if month in taken or month.wrong}
     statuses: dict[TripMonth, dict[Store, str]] = defaultdict(dict)
 
     def load(trip_month: TripMonth) -> Outcome:
         month = work[trip_month]
-        warnings: tuple[str, ...] = ()
-        for store in month.behind if month in taken else []:
-            outcome = update(store, trip_month)
-            statuses[trip_month][store] = outcome.status
-            warnings += tuple(f"{store}: {warning}" for warning in outcome.warnings)
-        if month.wrong:
-            raise month.wrong
-        return outcome.model_copy(update={"warnings": warnings})
+        behind = month.behind if month in taken else []
+        return stores.update(publisher, month, behind, lambda o: statuses[trip_month].update({o.store: o.status}))
 
     def report(key: str, done: Sequence[Outcome], failed: Sequence[tuple[str, str]]) -> None:
         report_stores(key, found, [m.trip_month for m in waiting], statuses, dict(failed), done)
@@ -128,33 +105,6 @@ def _failing_at_the_end(reasons: Sequence[str]) -> Iterator[None]:
         raise Overdue("\n".join(reasons))
 
 
-def _found(
-    publisher: Source,
-    colors: Sequence[Color],
-    window: Sequence[TripMonth],
-    manifests: Mapping[Store, Mapping[TripMonth, Manifest]],
-    unfinished: Sequence[TripMonth],
-) -> list[Found]:
-    """Ask the publisher about the months of the window, and about every month that a store loaded from it. Oldest first.
-
-    A month outside the window that was loaded from another source is not checked.
-    """
-    of_source = (
-        m
-        for months in manifests.values()
-        for m, manifest in months.items()
-        if m.color in colors and manifest.url == stored(publisher.url(m))
-    )
-    watched = oldest_first([*window, *of_source])
-    answers = ask_source.submit(publisher, watched).result()
-
-    def one(m: TripMonth) -> Found:
-        url, stores = publisher.url(m), {store: months.get(m) for store, months in manifests.items()}
-        return Found(m, url, answers[m], stores, m in unfinished, known_publication(m, url))
-
-    return [one(trip_month) for trip_month in watched]
-
-
 def _overdue(found: Sequence[Found], colors: Sequence[Color], within: int, source: str, publisher: Source) -> list[str]:
     """Return and log which colors are overdue. Return nothing for a source that no longer publishes."""
     if any(publisher.template == TEMPLATES[known.source] or source == known.source for known in KNOWN_RANGES):
@@ -167,14 +117,7 @@ def _overdue(found: Sequence[Found], colors: Sequence[Color], within: int, sourc
 
 def _log(found: Sequence[Found], taken: Sequence[Found], waiting: Sequence[Found]) -> None:
     log = get_run_logger()
-    for month in found:
-        if isinstance(month.answer, NotPublished) and not month.wrong:
-            log.info("%s", month.answer)
-    for month in found:
-        if decided := left_alone(month):
-            log.info("%s is %s; it is left alone", month.trip_month, decided)
-    for month in taken:
-        log.info("%s: %s", month.trip_month, ", ".join(f"{store}: {month.status(store)}" for store in month.behind))
+    log_found(found, taken)
     log.info("%s months looked at, %s to bring up to date now", len(found), len(taken))
     if waiting:
         log.warning(
