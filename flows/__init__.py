@@ -10,6 +10,7 @@
 | what a month is compared with before it is fetched | `stores/origins.py`               |
 | a step's retries, timeout, cache                   | `tasks/policy.py`                 |
 | how several months run at once, and how they fail  | `tasks/months.py`                 |
+| how years of history are loaded, and what a back-fill shows | `backfill.py`, `tasks/board.py` |
 | the list of stores, what each must do, which blocks open it | `stores/__init__.py`, `tasks/stores.py` |
 | how a store stages, publishes and lists months     | `stores/{lake,warehouse,database}.py` |
 | which months the lake has, had, or lost by a withdrawal | `stores/manifests.py`        |

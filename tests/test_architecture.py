@@ -30,6 +30,7 @@ def test_imports_go_down_only():
 def test_only_flows_are_directly_in_the_folder_flows():
     assert sorted(p.name for p in (ROOT / "flows").glob("*.py")) == [
         "__init__.py",
+        "backfill.py",
         "bring_up_to_date.py",
         "catalog.py",
         "etl_gcs_bq.py",

@@ -76,6 +76,9 @@ ELSEWHERE = {
     "python flows/bring_up_to_date.py": "it loads about fifty months; the command with --at-most 2 runs here",
     "python flows/bring_up_to_date.py --into lake --into warehouse --into database": "the same",
     "python flows/bring_up_to_date.py --into database": "the same",
+    "python flows/backfill.py --since 2009-01 --until 2024-05 --colors yellow green fhv fhvhv --into lake warehouse database": (
+        "487 months"
+    ),
 }
 
 

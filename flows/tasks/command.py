@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
 from types import FrameType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -54,7 +55,9 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
     signature = inspect.signature(flow.fn)
     hints = get_type_hints(flow.fn)  # drops the Annotated metadata, which is for the UI's form
     # A parameter that takes some words or any text is plain text for typer.
-    types = {name: str if str in get_args(hint) else hint for name, hint in hints.items()}
+    types = {
+        name: str if str in get_args(hint) and get_origin(hint) is not list else hint for name, hint in hints.items()
+    }
     command.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[
             p.replace(annotation=_option(types[name], p, help_texts.get(name)), kind=inspect.Parameter.KEYWORD_ONLY)
@@ -63,7 +66,26 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
         return_annotation=None,
     )
     command.__doc__ = described.split("Args:")[0].strip()
+    if all(p.default not in (inspect.Parameter.empty, None) for p in signature.parameters.values()):
+        lists = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if get_origin(hint) is list}
+        sys.argv[1:] = _each_with_its_option(sys.argv[1:], lists)
     typer.run(command)
+
+
+def _each_with_its_option(words: Sequence[str], lists: Collection[str]) -> list[str]:
+    """Return `--into lake warehouse` as `--into lake --into warehouse`, for the options that are `lists`.
+
+    It is for programs without positional arguments: elsewhere, a word after an option's value may be such an argument.
+    """
+    every: list[str] = []
+    option = ""
+    for before, word in pairwise(["", *words]):
+        if word.startswith("-"):
+            option = word if word in lists else ""
+        elif option and before != option:
+            every.append(option)
+        every.append(word)
+    return every
 
 
 # Two ways to name months. A deployment may have stored the first, so a flow accepts both. On a command line, both are a mistake.

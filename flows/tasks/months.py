@@ -100,28 +100,35 @@ def each_month(
     Raises:
         MonthsFailed: Some months failed. It is raised after all other months are loaded.
     """
-    log = get_run_logger()
     done: list[Outcome] = []
     failed: list[tuple[str, str]] = []
     with closing(several_at_once(trip_months, at_once, load)) as ends_of_months:
         for trip_month, end in ends_of_months:
             if isinstance(end, Exception):
                 failed.append((str(trip_month), reason_of(trip_month, end)))
-                log.error("could not be loaded: %s", failed[-1][1])
+                get_run_logger().error("could not be loaded: %s", failed[-1][1])
             else:
                 done.append(end)
+    return end_of_months(name, done, failed, report)
+
+
+def end_of_months(
+    name: str, done: list[Outcome], failed: Sequence[tuple[str, str]], report: Report = report_months
+) -> list[Outcome]:
+    """Log and report the months of a run at its end. Return the outcomes, or raise `MonthsFailed` if some months failed."""
+    log, count = get_run_logger(), len(done) + len(failed)
     ends = Counter([outcome.status for outcome in done] + ["failed"] * len(failed))
     counts = ", ".join(f"{n} {end}" for end, n in ends.items())
-    log.info("%s of %s months are done: %s", len(done), len(trip_months), counts)
+    log.info("%s of %s months are done: %s", len(done), count, counts)
     if done:
         log.info("%s", total(done))
     report(f"{name}-months", done, failed)
     if odd := [str(outcome.trip_month) for outcome in done if outcome.warnings]:
         why = "their reports and the warnings above say why"
-        log.warning("look at %s of %s months: %s; %s", len(odd), len(trip_months), ", ".join(odd), why)
+        log.warning("look at %s of %s months: %s; %s", len(odd), count, ", ".join(odd), why)
     if failed:
         failure = MonthsFailed(
-            f"{len(failed)} of {len(trip_months)} months could not be loaded:\n"
+            f"{len(failed)} of {count} months could not be loaded:\n"
             + "\n".join(f"  - {reason}" for _, reason in failed)
         )
         failure.done = done

@@ -3,12 +3,13 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 from prefect import get_run_logger
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _EVERY = 10.0  # seconds between two log lines
@@ -50,6 +51,36 @@ class Meter:
 
 _lock = threading.Lock()
 _shared: Progress | None = None
+_below_table = False  # the bars are part of the display of `live_table`
+
+
+def _bars() -> Progress:
+    description, detail = TextColumn("{task.description}"), TextColumn("{task.fields[detail]}")
+    times = (TimeElapsedColumn(), TextColumn("/"), TimeRemainingColumn())
+    return Progress(description, BarColumn(), detail, *times, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def live_table(table: Callable[[], RenderableType]) -> Iterator[bool]:
+    """Show a table on a terminal until the block ends, above the bars of the months. Yield whether there is a terminal."""
+    global _shared, _below_table
+    with _lock:
+        shown = _shared is None and sys.stderr.isatty()
+        if shown:
+            _shared, _below_table = _bars(), True
+    if not shown:
+        yield False
+        return
+    bars = _shared
+    assert bars is not None  # noqa: S101 - set above; the type checker needs it here
+    try:
+        with Live(
+            get_renderable=lambda: Group(table(), bars), console=bars.console, refresh_per_second=2, transient=True
+        ):
+            yield True
+    finally:
+        with _lock:
+            _shared, _below_table = None, False
 
 
 def _join(what: str) -> tuple[Progress | None, TaskID]:
@@ -60,10 +91,7 @@ def _join(what: str) -> tuple[Progress | None, TaskID]:
             # Check before the display starts: a running display makes isatty() return False.
             if not sys.stderr.isatty():
                 return None, TaskID(-1)
-            description, detail = TextColumn("{task.description}"), TextColumn("{task.fields[detail]}")
-            times = (TimeElapsedColumn(), TextColumn("/"), TimeRemainingColumn())
-            console = Console(stderr=True)
-            _shared = Progress(description, BarColumn(), detail, *times, console=console, transient=True)
+            _shared = _bars()
             _shared.start()
         return _shared, _shared.add_task(what, total=1.0, detail="")
 
@@ -75,7 +103,7 @@ def _leave(task_id: TaskID) -> None:
         if _shared is None or task_id not in _shared.task_ids:
             return
         _shared.remove_task(task_id)
-        if not _shared.task_ids:
+        if not _shared.task_ids and not _below_table:
             _shared.stop()
             _shared = None
 

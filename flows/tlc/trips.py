@@ -15,6 +15,7 @@ Rows = Literal["all", "with_passengers"]
 SchemaRule = Literal["strict", "accept_new_columns"]
 Via = Literal["load_job", "dataframe"]
 Store = Literal["lake", "warehouse", "database"]
+Order = Literal["oldest", "newest"]
 
 _LAST_YEAR = 2100
 # The UI's form checks these limits during input. `trip_months` checks them for every caller, with fuller messages.

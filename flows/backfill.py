@@ -1,0 +1,102 @@
+"""Years of history: `python flows/backfill.py --since 2009-01 --until 2024-05 --colors yellow green --into lake warehouse`."""
+
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+if not __package__:  # run as a file: Python looks for modules in the file's folder, not in the project's
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from prefect import flow, get_run_logger
+from prefect.states import Cancelled
+
+from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
+from flows.connectors.web import source_of
+from flows.stores import Target
+from flows.tasks.behind import list_stores, log_found
+from flows.tasks.board import Board, RunIsOver
+from flows.tasks.command import run_as_program
+from flows.tasks.months import each_month, named, reason_of
+from flows.tasks.policy import flow_options
+from flows.tlc.catalog import months_between, oldest_first
+from flows.tlc.errors import TripDataError
+from flows.tlc.manifest import Outcome
+from flows.tlc.sources import SourceName
+from flows.tlc.trips import COLORS, AtLeastOne, Bound, Color, Dataset, Order, Store, TripMonth, month_named
+
+_COLORS: list[Color] = [*COLORS]
+_INTO: list[Store] = ["lake", "warehouse", "database"]
+_NONE: list[str] = []
+
+
+@flow(name="backfill", flow_run_name=named("{since} to {until}: {colors}"), **flow_options())
+def backfill(
+    since: Bound = "",
+    until: Bound = "",
+    colors: list[Color] = _COLORS,
+    into: list[Store] = _INTO,
+    order: Order = "oldest",
+    at_once: AtLeastOne = 2,
+    months: list[str] = _NONE,
+    source: SourceName = "official",
+    block_name: str = GCS_BUCKET,
+    credentials_block: str = GCP_CREDENTIALS,
+    dataset: Dataset = DATASET,
+    postgres_block: str = POSTGRES,
+    silent_after: AtLeastOne = 120,
+) -> list[Outcome]:
+    """Bring every month of a range that is missing or re-published into the stores. Run it again to resume it.
+
+    Args:
+        since: First month, such as 2009-01 or 2009; empty for TLC's first month.
+        until: Last month, such as 2024-05 or 2024; empty for the current month.
+        colors: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
+        into: Which stores to load. The warehouse is loaded from the lake, so the lake is then loaded too.
+        order: Which months come first: oldest or newest.
+        at_once: How many months one machine processes at the same time.
+        months: These months only, such as yellow 2021-01, instead of since, until and colors.
+        source: official (TLC's Parquet), mirror (DataTalksClub's CSV), or a URL template with {color}, {year}, {month:02d}.
+        block_name: Name of the GcsBucket block that is the lake.
+        credentials_block: Name of the GcpCredentials block to use BigQuery with.
+        dataset: BigQuery dataset; created in the bucket's location if it does not exist.
+        postgres_block: Name of the SqlAlchemyConnector block that is the database.
+        silent_after: After how many seconds without a sign of life a back-fill's run counts as dead.
+    """
+    if not into:
+        raise TripDataError("into is empty; name at least one store. Nothing was started.")
+    chosen = oldest_first(map(month_named, months) if months else months_between(colors, since, until))
+    if order == "newest":
+        chosen.reverse()
+    publisher = source_of(source)
+
+    target = Target("lake", block_name, credentials_block, dataset, postgres_block)
+    stores = list_stores(target, into, sorted({month.color for month in chosen}))
+    found = stores.compare(publisher, chosen)
+    work = {month.trip_month: month for month in found if month.behind or month.wrong}
+    log_found(found, [month for month in work.values() if month.behind])
+    get_run_logger().info("%s months looked at, %s to load", len(found), len(work))
+
+    def load(trip_month: TripMonth) -> Outcome:
+        board.require_not_over()
+        board.set(trip_month, "running")
+        month = work[trip_month]
+        try:
+            outcome = stores.update(publisher, month, month.behind, lambda o: board.add(trip_month, o))
+        except Exception as error:
+            board.set(trip_month, "failed", reason_of(trip_month, error))
+            raise
+        board.set(trip_month, "done")
+        return outcome
+
+    sizes = {m: month.published.size or 0 if month.published else 0 for m, month in work.items()}
+    with Board(sizes, min(10.0, silent_after / 6)) as board:
+        try:
+            return each_month("backfill", list(work), at_once, load, lambda key, done, failed: None)
+        except RunIsOver:
+            # Prefect takes a state in place of a result.
+            state: Any = Cancelled(message="the months in progress were finished, no other was started")
+            return cast(list[Outcome], state)
+
+
+if __name__ == "__main__":
+    run_as_program(backfill)

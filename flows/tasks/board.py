@@ -1,0 +1,179 @@
+"""The board of a back-fill: what became of each month so far. It is shown on the terminal, in the log and as one artifact.
+
+The artifact is also the run's sign of life. It is written again every few seconds, as long as the run's process lives.
+Prefect 2 has nothing of the kind: a run whose process was killed stays Running for ever.
+"""
+
+import asyncio
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from contextvars import copy_context
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+from uuid import UUID
+
+from prefect import get_run_logger
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.runtime import flow_run
+from rich import box
+from rich.table import Table
+
+from flows.tasks.progress import live_table
+from flows.tlc.manifest import Outcome
+from flows.tlc.trips import TripMonth
+
+Progress = Literal["waits", "running", "done", "failed"]
+_LOG_EVERY = 30.0  # seconds between two log lines, without a terminal
+_SHOWN = 12  # months on the terminal at once
+
+
+class RunIsOver(BaseException):
+    """The run was cancelled, or another run declared it dead."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One month on the board."""
+
+    progress: Progress = "waits"
+    rows: int = 0  # written to the stores by this run
+    note: str = ""
+
+
+class Board:
+    """The months of a back-fill. Use it with `with`: inside the block it is shown, and the run gives signs of life.
+
+    Args:
+        sizes: The bytes of each month's published file, 0 if unknown. They weigh the months in the estimate of the time left.
+        every: Seconds between two signs of life.
+    """
+
+    def __init__(self, sizes: Mapping[TripMonth, int], every: float) -> None:
+        self._sizes, self._every = sizes, every
+        self._lines = {trip_month: Line() for trip_month in sizes}
+        self._incidents: list[tuple[str, str]] = []
+        self._lock = threading.Lock()
+        self._begun = self._logged = time.monotonic()
+        self._over = threading.Event()
+        self._closing = threading.Event()
+        self._run, self._log = str(flow_run.get_id()), get_run_logger()
+        self._artifact = ""
+        self._live = live_table(self._on_terminal)
+
+    def set(self, trip_month: TripMonth, progress: Progress, note: str = "", rows: int | None = None) -> None:
+        """Set what became of a month. `rows` replaces the count of the month's rows."""
+        with self._lock:
+            kept = self._lines[trip_month].rows if rows is None else rows
+            self._lines[trip_month] = Line(progress, kept, note)
+
+    def add(self, trip_month: TripMonth, outcome: Outcome) -> None:
+        """Count the rows that a run wrote to one store."""
+        with self._lock:
+            line = self._lines[trip_month]
+            rows = 0 if outcome.status == "unchanged" else outcome.in_store
+            self._lines[trip_month] = Line(line.progress, line.rows + rows, line.note)
+
+    def incident(self, what: str, text: str) -> None:
+        """Add something that a person should know, such as a run that died."""
+        self._log.error("%s: %s", what, text)
+        with self._lock:
+            self._incidents.append((what, text))
+
+    def require_not_over(self) -> None:
+        """Raise `RunIsOver` if this run was cancelled, or declared dead by another run. A month calls it before it starts."""
+        if self._over.is_set():
+            raise RunIsOver
+
+    @property
+    def summary(self) -> str:
+        """Return one line: how many months are done, running and failed, rows, rows per second and the time left."""
+        with self._lock:
+            lines = dict(self._lines)
+        counts = Counter(line.progress for line in lines.values())
+        seconds = max(time.monotonic() - self._begun, 1e-3)
+        rows = sum(line.rows for line in lines.values())
+        ended = sum(self._weight(m) for m, line in lines.items() if line.progress in ("done", "failed"))
+        left = sum(self._weight(m) for m in lines) - ended
+        parts = [f"{counts[name]} {word}" for name, word in _WORDS.items() if counts[name]] or ["nothing to do"]
+        parts += [f"{rows:,} rows", f"{rows / seconds:,.0f} rows/s"] if rows else []
+        if ended and left:
+            parts.append(f"about {_time(seconds * left / ended)} left")
+        return ", ".join(parts)
+
+    def _weight(self, trip_month: TripMonth) -> float:
+        known = [size for size in self._sizes.values() if size]
+        return self._sizes[trip_month] or (sum(known) / len(known) if known else 1)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the table for the UI: the summary, the incidents, then one row per month."""
+        summary = self.summary
+        with self._lock:
+            first = [("all", summary), *self._incidents]
+            months = [(str(m), line.progress, line.rows, line.note) for m, line in self._lines.items()]
+        table: list[dict[str, Any]] = [{"month": what, "status": text, "rows": "", "note": ""} for what, text in first]
+        return table + [dict(zip(("month", "status", "rows", "note"), month, strict=True)) for month in months]
+
+    def _on_terminal(self) -> Table:
+        table = Table("month", "status", "rows", "note", title=self.summary, title_justify="left", box=box.SIMPLE)
+        with self._lock:
+            seen = [(m, line) for m, line in self._lines.items() if line.progress in ("failed", "running")][-_SHOWN:]
+        for trip_month, line in seen:
+            table.add_row(str(trip_month), line.progress, f"{line.rows:,}" if line.rows else "", line.note)
+        return table
+
+    def __enter__(self) -> Self:
+        self._on_a_terminal = self._live.__enter__()
+        # A copy of the context has Prefect's settings.
+        self._thread = threading.Thread(target=copy_context().run, args=(asyncio.run, self._beat()), name="board")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self._thread.join()
+        self._live.__exit__(kind, error, trace)
+
+    async def _beat(self) -> None:
+        """Give a sign of life, again and again until the block ends, and a last one then."""
+        closing = False
+        while not closing:
+            with suppress(Exception):  # without an answer of the API, open another client and try again
+                async with get_client() as client:
+                    while not closing:
+                        await self._give_sign(client)
+                        closing = await asyncio.to_thread(self._closing.wait, self._every)
+                        if not self._on_a_terminal and time.monotonic() - self._logged >= _LOG_EVERY:
+                            self._logged = time.monotonic()
+                            self._log.info("%s", self.summary)
+                    await self._give_sign(client)
+            closing = closing or await asyncio.to_thread(self._closing.wait, self._every)
+
+    async def _give_sign(self, client: PrefectClient) -> None:
+        """Write the artifact, and find out whether the run is over."""
+        facts = {"data": json.dumps(self.rows()), "description": self.summary}
+        if self._artifact:
+            await client._client.patch(f"/artifacts/{self._artifact}", json=facts)
+        else:
+            about = {"key": f"backfill-{self._run}", "type": "table", "flow_run_id": self._run}
+            self._artifact = (await client._client.post("/artifacts/", json=about | facts)).json()["id"]
+        run = await client.read_flow_run(UUID(self._run))
+        if run.state and (run.state.is_final() or run.state.is_cancelling()):
+            self._over.set()
+
+
+_WORDS: Mapping[Progress, str] = {"done": "done", "running": "running", "failed": "failed", "waits": "waiting"}
+
+
+def _time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
