@@ -1,35 +1,49 @@
 """Years of history: `python flows/backfill.py --since 2009-01 --until 2024-05 --colors yellow green --into lake warehouse`."""
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID
 
 if not __package__:  # run as a file: Python looks for modules in the file's folder, not in the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow, get_run_logger
+from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from flows.connectors.web import source_of
 from flows.stores import Target
-from flows.tasks.behind import list_stores, log_found
+from flows.tasks.batches import BATCHES_OF, Batches
+from flows.tasks.behind import Stores, list_stores, log_found
 from flows.tasks.board import Board, RunIsOver
 from flows.tasks.command import run_as_program
-from flows.tasks.months import each_month, named, reason_of
-from flows.tasks.policy import flow_options
-from flows.tlc.catalog import months_between, oldest_first
+from flows.tasks.dead_runs import bury_earlier
+from flows.tasks.machines import machines_of
+from flows.tasks.months import each_month, end_of_months, reason_of
+from flows.tasks.policy import flow_options, this_run
+from flows.tlc.catalog import Found, months_between, oldest_first
 from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import Outcome
 from flows.tlc.sources import SourceName
-from flows.tlc.trips import COLORS, AtLeastOne, Bound, Color, Dataset, Order, Store, TripMonth, month_named
+from flows.tlc.trips import COLORS, AtLeastOne, Bound, Color, Dataset, Order, Spread, Store, TripMonth, month_named
 
 _COLORS: list[Color] = [*COLORS]
 _INTO: list[Store] = ["lake", "warehouse", "database"]
 _NONE: list[str] = []
 
 
-@flow(name="backfill", flow_run_name=named("{since} to {until}: {colors}"), **flow_options())
+def _name() -> str:
+    """Name a run after its months."""
+    given = flow_run.parameters
+    if months := given["months"]:
+        return months[0] if len(months) == 1 else f"{months[0]} to {months[-1]}, {len(months)} months"
+    return f"{given['since'] or 'all'} to {given['until'] or 'now'}: {', '.join(given['colors'])}"
+
+
+@flow(name="backfill", flow_run_name=_name, **flow_options())
 def backfill(
     since: Bound = "",
     until: Bound = "",
@@ -43,6 +57,11 @@ def backfill(
     credentials_block: str = GCP_CREDENTIALS,
     dataset: Dataset = DATASET,
     postgres_block: str = POSTGRES,
+    spread: Spread = "here",
+    machines: AtLeastOne = 4,
+    batch: AtLeastOne = 8,
+    deployment: str = "backfill/ny-taxi backfill",
+    dask: str = "",
     silent_after: AtLeastOne = 120,
 ) -> list[Outcome]:
     """Bring every month of a range that is missing or re-published into the stores. Run it again to resume it.
@@ -60,6 +79,11 @@ def backfill(
         credentials_block: Name of the GcpCredentials block to use BigQuery with.
         dataset: BigQuery dataset; created in the bucket's location if it does not exist.
         postgres_block: Name of the SqlAlchemyConnector block that is the database.
+        spread: here (this process), queue (runs of a deployment, on all agents or workers), or dask (a Dask cluster).
+        machines: How many batches of months are in the queue or at the Dask cluster at once: the number of machines.
+        batch: How many months one batch has.
+        deployment: Name of the deployment whose runs are the batches in the queue.
+        dask: Address of the Dask scheduler, such as tcp://10.0.0.5:8786; empty for processes on this machine.
         silent_after: After how many seconds without a sign of life a back-fill's run counts as dead.
     """
     if not into:
@@ -68,34 +92,43 @@ def backfill(
     if order == "newest":
         chosen.reverse()
     publisher = source_of(source)
-
     target = Target("lake", block_name, credentials_block, dataset, postgres_block)
-    stores = list_stores(target, into, sorted({month.color for month in chosen}))
-    found = stores.compare(publisher, chosen)
-    work = {month.trip_month: month for month in found if month.behind or month.wrong}
-    log_found(found, [month for month in work.values() if month.behind])
-    get_run_logger().info("%s months looked at, %s to load", len(found), len(work))
 
-    def load(trip_month: TripMonth) -> Outcome:
-        board.require_not_over()
-        board.set(trip_month, "running")
-        month = work[trip_month]
-        try:
-            outcome = stores.update(publisher, month, month.behind, lambda o: board.add(trip_month, o))
-        except Exception as error:
-            board.set(trip_month, "failed", reason_of(trip_month, error))
-            raise
-        board.set(trip_month, "done")
-        return outcome
+    def look() -> tuple[Stores, list[Found]]:
+        stores = list_stores(target, into, sorted({month.color for month in chosen}))
+        return stores, stores.compare(publisher, chosen)
 
-    sizes = {m: month.published.size or 0 if month.published else 0 for m, month in work.items()}
-    with Board(sizes, min(10.0, silent_after / 6)) as board:
-        try:
-            return each_month("backfill", list(work), at_once, load, lambda key, done, failed: None)
-        except RunIsOver:
-            # Prefect takes a state in place of a result.
-            state: Any = Cancelled(message="the months in progress were finished, no other was started")
-            return cast(list[Outcome], state)
+    with machines_of(spread, deployment, dask, machines) as others:
+        if not months:  # a batch leaves this to the run that started it
+            asyncio.run(bury_earlier(UUID(this_run()), BATCHES_OF))
+        stores, found = look()
+        work = {month.trip_month: month for month in found if month.behind or month.wrong}
+        log_found(found, [month for month in work.values() if month.behind])
+        get_run_logger().info("%s months looked at, %s to load", len(found), len(work))
+
+        def load(trip_month: TripMonth) -> Outcome:
+            board.require_not_over()
+            board.set(trip_month, "running")
+            month = work[trip_month]
+            try:
+                outcome = stores.update(publisher, month, month.behind, lambda o: board.add(trip_month, o))
+            except Exception as error:
+                board.set(trip_month, "failed", reason_of(trip_month, error))
+                raise
+            board.set(trip_month, "done", " ".join(outcome.warnings))
+            return outcome
+
+        sizes = {m: month.published.size or 0 if month.published else 0 for m, month in work.items()}
+        with Board(sizes, min(10.0, silent_after / 6)) as board:
+            try:
+                if others is None:
+                    return each_month("backfill", list(work), at_once, load, lambda key, done, failed: None)
+                batches = Batches(others, board, flow_run.parameters, this_run())
+                return end_of_months("backfill", *batches.load(work, look), lambda key, done, failed: None)
+            except RunIsOver:
+                # Prefect takes a state in place of a result.
+                state: Any = Cancelled(message="the months in progress were finished, no other was started")
+                return cast(list[Outcome], state)
 
 
 if __name__ == "__main__":

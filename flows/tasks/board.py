@@ -71,6 +71,11 @@ class Board:
             kept = self._lines[trip_month].rows if rows is None else rows
             self._lines[trip_month] = Line(progress, kept, note)
 
+    def line(self, trip_month: TripMonth) -> Line:
+        """Return what became of a month so far."""
+        with self._lock:
+            return self._lines[trip_month]
+
     def add(self, trip_month: TripMonth, outcome: Outcome) -> None:
         """Count the rows that a run wrote to one store."""
         with self._lock:

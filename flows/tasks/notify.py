@@ -25,6 +25,8 @@ from prefect.settings import PREFECT_UI_URL
 
 from flows.tlc.manifest import Outcome
 
+PART_OF_ANOTHER = "backfill-batch"
+"""The tag of the runs that another run started and reports."""
 _PATIENCE = 10.0  # seconds that a run waits for a receiver; the message may still arrive later
 _LONGEST = 1500  # characters of an error's text; the run's page has the whole text
 
@@ -39,9 +41,9 @@ def notifications() -> dict[str, Any]:
 def notify_run_ended(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Notify the blocks of `TRIPS_NOTIFY`, such as `slack-webhook/ny-taxi-notifications`, that a run ended.
 
-    Do nothing for a subflow run: its parent's message covers it.
+    Do nothing for a subflow run or a batch of a back-fill: the message of the run that started it covers it.
     """
-    if flow_run.parent_task_run_id is not None:
+    if flow_run.parent_task_run_id is not None or PART_OF_ANOTHER in flow_run.tags:
         return
     # Prefect turns up Apprise's own logging, which would log secret URLs.
     logging.getLogger("apprise").propagate = False

@@ -16,6 +16,7 @@ SchemaRule = Literal["strict", "accept_new_columns"]
 Via = Literal["load_job", "dataframe"]
 Store = Literal["lake", "warehouse", "database"]
 Order = Literal["oldest", "newest"]
+Spread = Literal["here", "queue", "dask"]
 
 _LAST_YEAR = 2100
 # The UI's form checks these limits during input. `trip_months` checks them for every caller, with fuller messages.

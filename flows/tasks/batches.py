@@ -1,0 +1,208 @@
+"""Spread the months of a back-fill over machines in batches, follow the batches, and give the months of dead ones to others."""
+
+import asyncio
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import httpx
+from prefect import get_run_logger
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+
+from flows.tasks.behind import Stores
+from flows.tasks.board import Board
+from flows.tasks.dead_runs import boards_of, cancel, is_final, is_scheduled, mark_crashed, runs_tagged
+from flows.tasks.machines import Machines
+from flows.tasks.months import reason_of
+from flows.tasks.notify import PART_OF_ANOTHER
+from flows.tlc.catalog import Found
+from flows.tlc.manifest import Outcome, Status
+from flows.tlc.trips import TripMonth
+
+BATCHES_OF = "backfill-{id}"
+"""The tag of all batches of a back-fill, by the id of its flow run."""
+_POLL = 2.0  # seconds between two looks at the batches
+_TRIES = 3  # batches that a month may be in
+
+
+@dataclass
+class Batch:
+    """Months that one machine loads in one run."""
+
+    months: list[TripMonth]
+    tag: str = field(default_factory=lambda: f"batch-{uuid4().hex[:12]}")
+    sign: object = None  # what was seen of the batch the last time
+    moved: float = field(default_factory=time.monotonic)  # when that changed
+    warned: bool = False
+
+
+class Batches:
+    """The batches of one back-fill.
+
+    Args:
+        machines: Where batches run.
+        board: Where the months' progress is shown.
+        parameters: The flow's parameters; those of a batch differ in `spread` and `months`.
+        of_run: The id of the flow run of this back-fill.
+    """
+
+    def __init__(self, machines: Machines, board: Board, parameters: Mapping[str, Any], of_run: str) -> None:
+        self._machines, self._board, self._of_run = machines, board, of_run
+        self._parameters = dict(parameters) | {"spread": "here", "since": "", "until": ""}
+        self._at_most, self._size = parameters["machines"], parameters["batch"]
+        self._silent_after = float(parameters["silent_after"])
+        self._running: list[Batch] = []
+        self._waiting: deque[TripMonth] = deque()
+        self._tries: Counter[TripMonth] = Counter()
+        self.failed: dict[TripMonth, str] = {}
+        self._log = get_run_logger()
+
+    def load(
+        self, work: Mapping[TripMonth, Found], look: Callable[[], tuple[Stores, list[Found]]]
+    ) -> tuple[list[Outcome], list[tuple[str, str]]]:
+        """Load months in batches until no store lacks them, or a month failed. Return the outcomes, and the failures.
+
+        Args:
+            work: The months as they were found.
+            look: Lists the stores and compares them with the source again.
+        """
+        self.failed = {m: reason_of(m, month.wrong) for m, month in work.items() if month.wrong and not month.behind}
+        left = [month for month in work if month not in self.failed]
+        stores: Stores | None = None
+        while left:
+            self._load(left)
+            stores, found = look()
+            left = [
+                m.trip_month for m in found if m.behind and m.trip_month in work and m.trip_month not in self.failed
+            ]
+        for trip_month, reason in self.failed.items():
+            self._board.set(trip_month, "failed", reason)
+            self._log.error("could not be loaded: %s", reason)
+        done = [self._outcome(work[m], stores) for m in work if stores and m not in self.failed]
+        return [outcome for outcome in done if outcome], [(str(m), reason) for m, reason in self.failed.items()]
+
+    def _outcome(self, month: Found, stores: Stores) -> Outcome | None:
+        """Return the outcome in the last store that was behind; None if the source withdrew the month meanwhile."""
+        store, note = month.behind[-1], self._board.line(month.trip_month).note
+        manifest, before = stores.manifest(store, month.trip_month), month.manifests[store]
+        status: Status = "replaced" if before and not before.withdrawn_at else "loaded"
+        if manifest is None:
+            return None
+        return Outcome(store=store, status=status, manifest=manifest, warnings=(note,) if note else ())
+
+    def _load(self, trip_months: Iterable[TripMonth]) -> None:
+        """Load months in batches. Return when each is reported as done or failed. If this run is ended, cancel the batches."""
+        for trip_month in trip_months:
+            self._wait_again(trip_month, "a batch reported it as loaded, and a store lacks it")
+        try:
+            asyncio.run(self._follow())
+        except BaseException:
+            self._log.warning("interrupted: the batches are cancelled")
+            for batch in self._running:
+                self._machines.forget(batch.tag)
+            asyncio.run(self._cancel())
+            raise
+
+    async def _cancel(self) -> None:
+        async with get_client() as client:
+            await cancel(client, await runs_tagged(client, BATCHES_OF.format(id=self._of_run)))
+
+    async def _follow(self) -> None:
+        async with get_client() as client:
+            while self._waiting or self._running:
+                self._board.require_not_over()
+                try:
+                    while self._waiting and len(self._running) < self._at_most:
+                        await self._start(client)
+                    for batch in list(self._running):
+                        await self._look_at(client, batch)
+                except httpx.HTTPError as error:
+                    # Nobody could give a sign of life meanwhile.
+                    self._log.warning("the Prefect server does not answer (%s); trying again", type(error).__name__)
+                    for batch in self._running:
+                        batch.moved = time.monotonic()
+                await asyncio.sleep(_POLL)
+
+    async def _start(self, client: PrefectClient) -> None:
+        months = [self._waiting[n] for n in range(min(self._size, len(self._waiting)))]
+        batch = Batch(months)
+        parameters = self._parameters | {"months": [str(month) for month in months]}
+        tags = [PART_OF_ANOTHER, BATCHES_OF.format(id=self._of_run), batch.tag]
+        await self._machines.start(client, parameters, tags)
+        self._running.append(batch)
+        for month in months:
+            self._waiting.popleft()
+            self._tries[month] += 1
+
+    async def _look_at(self, client: PrefectClient, batch: Batch) -> None:
+        """Take over what a batch reports. If it ended or died, take it off the list and decide about its months."""
+        lost = self._machines.lost(
+            batch.tag
+        )  # asked first: the run's last state is on the server when Dask knows its end
+        runs = await runs_tagged(client, batch.tag)
+        boards = await boards_of(client, runs)
+        seen = [self._take_over(batch, boards.get(run.id)) for run in runs]
+        sign = ([run.state and run.state.id for run in runs], [board["updated"] for board in boards.values()])
+        if sign != batch.sign:
+            batch.sign, batch.moved = sign, time.monotonic()
+        silent = time.monotonic() - batch.moved
+        for run in runs[:-1]:
+            if not is_final(run):  # Dask started the batch again
+                await self._bury(client, run, "its Dask worker died, and another one has the batch now")
+        last = runs[-1] if runs else None
+        if last and last.state and last.state.is_final():
+            self._end(batch, seen[-1], f"its run {last.name!r} ended as {last.state.name}: {last.state.message}")
+        elif lost or (silent > self._silent_after and last and not is_scheduled(last)):
+            why = lost or f"no sign of life for {silent:,.0f} s: its process or machine died"
+            self._machines.forget(batch.tag)
+            if last:
+                await self._bury(client, last, why)
+            else:
+                self._board.incident(f"batch of {batch.months[0]}", why)
+            self._end(batch, seen[-1] if seen else None, why)
+        elif silent > self._silent_after and not batch.warned:
+            batch.warned = True
+            self._log.warning("no machine started a batch for %.0f s: %s?", silent, self._machines.advice)
+
+    def _take_over(self, batch: Batch, board: Mapping[str, Any] | None) -> set[TripMonth] | None:
+        """Copy a run's board to this run's, and return the months that are on it; None if the run has no board."""
+        if board is None:
+            return None
+        rows = {row["month"]: row for row in json.loads(board["data"])}
+        there = {month for month in batch.months if str(month) in rows}
+        for month in there:
+            row = rows[str(month)]
+            self._board.set(month, row["status"], row["note"], row["rows"])
+        return there
+
+    async def _bury(self, client: PrefectClient, run: FlowRun, why: str) -> None:
+        await mark_crashed(client, run, why)
+        self._board.incident(f"run {run.name}", f"marked as crashed: {why}")
+
+    def _end(self, batch: Batch, seen: set[TripMonth] | None, why: str) -> None:
+        """Decide about the months of a batch that is over. `seen` are those on the board of its last run, if it had one."""
+        self._running.remove(batch)
+        for month in reversed(batch.months):
+            line = self._board.line(month)
+            if seen is not None and month not in seen:  # the stores had it already when the run began
+                self._board.set(month, "done")
+            elif line.progress == "failed":
+                self.failed[month] = line.note
+            elif line.progress != "done":
+                self._wait_again(month, why)
+
+    def _wait_again(self, trip_month: TripMonth, why: str) -> None:
+        if self._tries[trip_month] < _TRIES:
+            if self._tries[trip_month]:
+                self._waiting.appendleft(trip_month)
+            else:
+                self._waiting.append(trip_month)
+            self._board.set(trip_month, "waits")
+        else:
+            self.failed[trip_month] = f"{trip_month}: tried {_TRIES} times in vain; {why}"
+            self._board.set(trip_month, "failed", self.failed[trip_month])

@@ -1,0 +1,83 @@
+"""Find runs of `backfill` whose process died, and mark them as crashed. Prefect 2 lets them stay Running for ever.
+
+A live run writes its board again every few seconds. Times are compared by the server's clock only.
+"""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from prefect import get_run_logger
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Cancelling, Crashed
+
+_ACTIVE = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+
+
+async def boards_of(client: PrefectClient, runs: Sequence[FlowRun]) -> Mapping[UUID, dict[str, Any]]:
+    """Return the artifacts with the boards of some runs, by run. A run that has just begun has none."""
+    where = {"artifacts": {"flow_run_id": {"any_": [str(run.id) for run in runs]}, "key": {"like_": "backfill-"}}}
+    found = (await client._client.post("/artifacts/filter", json=where)).json() if runs else []
+    return {UUID(artifact["flow_run_id"]): artifact for artifact in found}
+
+
+async def runs_tagged(client: PrefectClient, tag: str) -> list[FlowRun]:
+    """Return the runs with a tag, oldest first."""
+    runs = await client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])))
+    return sorted(runs, key=lambda run: str(run.created))
+
+
+def is_final(run: FlowRun) -> bool:
+    """Return whether a run has ended."""
+    return bool(run.state and run.state.is_final())
+
+
+def is_scheduled(run: FlowRun) -> bool:
+    """Return whether a run waits for a machine."""
+    return bool(run.state and run.state.is_scheduled())
+
+
+async def mark_crashed(client: PrefectClient, run: FlowRun, why: str) -> None:
+    """Mark a run as crashed, whatever its state is. If it lives after all, its board notices, and it starts no other month."""
+    await client.set_flow_run_state(run.id, Crashed(message=why), force=True)
+
+
+async def cancel(client: PrefectClient, runs: Sequence[FlowRun]) -> None:
+    """Cancel the runs that have not ended. One that has not started ends at once."""
+    for run in runs:
+        if not is_final(run):
+            await client.set_flow_run_state(run.id, Cancelling())
+
+
+async def bury_earlier(me: UUID, tag_of: str) -> None:
+    """Mark earlier back-fills as crashed if they gave no sign of life for as long as they allowed, and cancel their batches.
+
+    Args:
+        me: The run that looks for them.
+        tag_of: Template of the tag of a run's batches, with `{id}`.
+    """
+    async with get_client() as client:
+        now = (await client.read_flow_run(me)).created or dt.datetime.now(dt.UTC)
+        state = FlowRunFilterState(type=FlowRunFilterStateType(any_=_ACTIVE), name=None)
+        active = FlowRunFilter(state=state)
+        flows = FlowFilter(name=FlowFilterName(any_=["backfill"]))
+        runs = [run for run in await client.read_flow_runs(flow_filter=flows, flow_run_filter=active) if run.id != me]
+        boards = await boards_of(client, runs)
+        for run in runs:
+            sign = dt.datetime.fromisoformat(boards[run.id]["updated"]) if run.id in boards else run.updated
+            silent = (now - sign).total_seconds() if sign else 0.0
+            if silent > float(run.parameters.get("silent_after", 0)) > 0:
+                why = f"its process is gone: no sign of life for {silent:,.0f} s"
+                await mark_crashed(client, run, why)
+                await cancel(client, await runs_tagged(client, tag_of.format(id=run.id)))
+                get_run_logger().warning("the earlier back-fill %r is marked as crashed: %s", run.name, why)

@@ -1,0 +1,154 @@
+"""The machines of a back-fill: agents and workers of the work queue, or the workers of a Dask cluster.
+
+Both run the same flow for a batch of months, and both report to the same Prefect server. They differ in who starts the run.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pkgutil import resolve_name
+from typing import Any, Protocol
+
+from prefect import tags
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+
+from flows.tlc.errors import TripDataError
+from flows.tlc.trips import Spread
+
+_FLOW = "flows.backfill:backfill"
+
+
+class Machines(Protocol):
+    """Start batches, which are flow runs with given parameters and tags. The last tag belongs to one batch only."""
+
+    advice: str
+    """What to check if no batch starts: a question."""
+
+    async def start(self, client: PrefectClient, parameters: Mapping[str, Any], tags: Sequence[str]) -> None:
+        """Start a batch, or put it into the queue."""
+
+    def lost(self, tag: str) -> str:
+        """Return why a batch will not go on by itself; "" if that is unknown."""
+
+    def forget(self, tag: str) -> None:
+        """Do not start a batch that has not started."""
+
+    def close(self) -> None:
+        """Stop what was started for this back-fill only."""
+
+
+@contextmanager
+def machines_of(spread: Spread, deployment: str, dask: str, processes: int) -> Iterator[Machines | None]:
+    """Yield the machines that `spread` names; None for this process alone. Raise `TripDataError` if they cannot be used."""
+    if spread == "here":
+        yield None
+        return
+    made: Machines = Queue(deployment) if spread == "queue" else Dask(dask, processes)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class Queue:
+    """The agents or workers that take the runs of a deployment from its work queue."""
+
+    def __init__(self, deployment: str) -> None:
+        require_server("queue")
+        self._name, self._deployment = deployment, asyncio.run(_deployment(deployment))
+        self.advice = (
+            f"is an agent or a worker running for the work queue {self._deployment.work_queue_name!r}, with a free slot? This run"
+            " takes a slot, too, if an agent or a worker runs it"
+        )
+
+    async def start(self, client: PrefectClient, parameters: Mapping[str, Any], tags: Sequence[str]) -> None:
+        """Put a run of the deployment into the queue."""
+        await client.create_flow_run_from_deployment(self._deployment.id, parameters=dict(parameters), tags=tags)
+
+    def lost(self, tag: str) -> str:
+        """Return "": only the signs of life show whether an agent's run lives."""
+        return ""
+
+    def forget(self, tag: str) -> None:
+        """Do nothing: a run that is cancelled on the server is not started."""
+
+    def close(self) -> None:
+        """Do nothing: agents and workers stay."""
+
+
+class Dask:
+    """The workers of a Dask cluster: of the scheduler at `address`, or as many processes of this machine as `processes` says."""
+
+    def __init__(self, address: str, processes: int) -> None:
+        require_server("dask")
+        from distributed import Client, LocalCluster  # takes a second to import, so only on request
+
+        self._cluster: Any = None
+        if not address:
+            # One thread per process: one run at a time. The run itself processes several months at once.
+            self._cluster = LocalCluster(  # type: ignore[no-untyped-call]
+                n_workers=processes, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+            )
+        try:
+            self._client: Any = Client(self._cluster or address, timeout=30)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            raise TripDataError(
+                f"dask is {address!r}, and no scheduler answers there ({type(error).__name__}); give the address that"
+                " `dask scheduler` printed, such as tcp://10.0.0.5:8786. Nothing was started."
+            ) from None
+        self._futures: dict[str, Any] = {}
+        self.advice = "do Dask workers run, and is a thread of one of them free?"
+
+    async def start(self, client: PrefectClient, parameters: Mapping[str, Any], tags: Sequence[str]) -> None:
+        """Submit a batch to the scheduler. If its worker dies, Dask starts it again on another one, three times at most."""
+        self._futures[tags[-1]] = self._client.submit(run_batch, dict(parameters), list(tags), key=tags[-1], pure=False)
+
+    def lost(self, tag: str) -> str:
+        """Return Dask's reason if the batch has ended in Dask, in whatever way."""
+        future = self._futures[tag]
+        if future.status == "pending":
+            return ""
+        if future.status == "finished":
+            return (
+                "its Dask worker reports to another Prefect server, or to none: set PREFECT_API_URL in its environment"
+            )
+        return f"Dask gave it up: {type(future.exception()).__name__ if future.status == 'error' else future.status}"
+
+    def forget(self, tag: str) -> None:
+        """Cancel a batch that waits at the scheduler."""
+        self._futures[tag].cancel()
+
+    def close(self) -> None:
+        """Leave the scheduler, and stop the processes of this machine."""
+        self._client.close()
+        if self._cluster:
+            self._cluster.close()
+
+
+def run_batch(parameters: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Run the flow for a batch, in a Dask worker. Its state is on the Prefect server."""
+    flow: Callable[..., Any] = resolve_name(_FLOW)
+    with tags(*names):
+        flow(**parameters, return_state=True)
+
+
+def require_server(spread: str) -> None:
+    """Raise `TripDataError` unless the runs report to a Prefect server that other processes reach."""
+    if not PREFECT_API_URL.value():
+        raise TripDataError(
+            f"--spread {spread} needs a Prefect server that all machines reach: set PREFECT_API_URL here and on each of them."
+            " Nothing was started."
+        )
+
+
+async def _deployment(name: str) -> Any:
+    async with get_client() as client:
+        try:
+            return await client.read_deployment_by_name(name)
+        except (ObjectNotFound, ValueError):
+            raise TripDataError(
+                f"deployment {name!r} does not exist on this Prefect server; apply it with"
+                " `prefect deployment apply deployments/backfill-deployment.yaml`, or name another. Nothing was started."
+            ) from None
