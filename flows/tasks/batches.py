@@ -38,7 +38,7 @@ class Batch:
     tag: str = field(default_factory=lambda: f"batch-{uuid4().hex[:12]}")
     sign: object = None  # what was seen of the batch the last time
     moved: float = field(default_factory=time.monotonic)  # when that changed
-    warned: bool = False
+    started: bool = False
 
 
 class Batches:
@@ -60,6 +60,7 @@ class Batches:
         self._waiting: deque[TripMonth] = deque()
         self._tries: Counter[TripMonth] = Counter()
         self.failed: dict[TripMonth, str] = {}
+        self._warned = False
         self._log = get_run_logger()
 
     def load(
@@ -155,9 +156,10 @@ class Batches:
             if not is_final(run):  # Dask started the batch again
                 await self._bury(client, run, "its Dask worker died, and another one has the batch now")
         last = runs[-1] if runs else None
+        batch.started = bool(last and not is_scheduled(last))
         if last and last.state and last.state.is_final():
             self._end(batch, seen[-1], f"its run {last.name!r} ended as {last.state.name}: {last.state.message}")
-        elif lost or (silent > self._silent_after and last and not is_scheduled(last)):
+        elif lost or (silent > self._silent_after and batch.started):
             why = lost or f"no sign of life for {silent:,.0f} s: its process or machine died"
             self._machines.forget(batch.tag)
             if last:
@@ -165,8 +167,8 @@ class Batches:
             else:
                 self._board.incident(f"batch of {batch.months[0]}", why)
             self._end(batch, seen[-1] if seen else None, why)
-        elif silent > self._silent_after and not batch.warned:
-            batch.warned = True
+        elif silent > self._silent_after and not any(other.started for other in self._running) and not self._warned:
+            self._warned = True
             self._log.warning("no machine started a batch for %.0f s: %s?", silent, self._machines.advice)
 
     def _take_over(self, batch: Batch, board: Mapping[str, Any] | None) -> set[TripMonth] | None:

@@ -4,6 +4,7 @@ Both run the same flow for a batch of months, and both report to the same Prefec
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pkgutil import resolve_name
@@ -85,6 +86,7 @@ class Dask:
         require_server("dask")
         from distributed import Client, LocalCluster  # takes a second to import, so only on request
 
+        logging.getLogger("distributed").setLevel(logging.WARNING)
         self._cluster: Any = None
         if not address:
             # One thread per process: one run at a time. The run itself processes several months at once.

@@ -133,6 +133,8 @@ def test_a_month_that_fails_stops_no_other_and_is_named_once(own: Stores) -> Non
     [
         ({"into": []}, "name at least one store"),
         ({"since": "2020-05", "until": "2020-01"}, "is before since"),
+        ({"spread": "queue"}, "--spread queue needs a Prefect server that all machines reach: set PREFECT_API_URL"),
+        ({"spread": "dask"}, "--spread dask needs a Prefect server"),
         ({"months": ["blue 2020-01"]}, "color 'blue' is unknown"),
         ({"months": ["green 2013-01"]}, "TLC's green files begin with 2013-08"),
     ],
@@ -147,7 +149,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(own: Stores, given: dict
 def test_a_backfill_that_is_killed_is_resumed_and_ends_exact(own: Stores, start: Started, tmp_path: Path) -> None:
     months = [TripMonth("green", 2018, n) for n in range(1, 5)]
     words = ["--since", "2018-01", "--until", "2018-04", "--colors", "green", "--into", "lake", "warehouse", "database"]
-    words += ["--at-once", 1, *options(own)]
+    words += ["--at-once", 1, "--silent-after", 6, *options(own)]
     first = start("backfill", *words, TRIPS_SCRATCH=str(tmp_path / "scratch"))
     until(lambda: bool(own.objects(months[0].manifest_key)) or first.poll() is not None)
     first.send_signal(signal.SIGKILL)
@@ -159,6 +161,11 @@ def test_a_backfill_that_is_killed_is_resumed_and_ends_exact(own: Stores, start:
     assert again.returncode == 0, said
     require_exact(own, months)
     assert own.objects("manifests/green/green_tripdata_2018").items() >= loaded.items()
+    # Prefect would let the killed run stay Running for ever.
+    killed, resumed = runs_of("2018-01 to 2018-04: green")
+    assert killed.state.is_crashed()
+    assert "its process is gone: no sign of life for" in killed.state.message
+    assert resumed.state.is_completed()
 
 
 def test_a_backfill_that_is_cancelled_finishes_the_month_in_progress_and_starts_no_other(own: Stores) -> None:

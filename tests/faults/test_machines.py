@@ -1,0 +1,213 @@
+"""A back-fill over machines: processes with folders of their own that share only the servers. One is killed half-way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from distributed import Client
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_gcp import GcpCredentials
+from prefect_gcp.cloud_storage import GcsBucket
+from rich.console import Console
+
+from flows.backfill import backfill
+from flows.tasks.batches import BATCHES_OF
+from flows.tlc.trips import TripMonth
+from local import demo
+from local.servers.stack import WORK_POOL, Stack
+from tests.faults.record import tried
+from tests.faults.test_prefect import _client as client
+from tests.flows.conftest import postgres_block, until
+from tests.flows.test_backfill import require_exact
+from tests.stores import Stores, stores
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "machine-tests"
+SILENT_AFTER = 30
+YEARS = iter(range(2014, 2024))  # each test takes a year of green months
+
+
+@pytest.fixture(scope="module")
+def own(server: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+    """Stores of this module's own, and their blocks on the Prefect server."""
+    with stores(tmp_path_factory.mktemp("site"), NAME, rows=3000) as made:
+        demo.prepare(server.environment(), Console(quiet=True))
+        with temporary_settings({PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
+            credentials = GcpCredentials()
+            credentials.save(NAME, overwrite=True)
+            GcsBucket(bucket=NAME, bucket_folder="data", gcp_credentials=credentials).save(NAME, overwrite=True)
+            postgres_block(made.postgres_url).save(NAME, overwrite=True)
+            yield made
+
+
+@contextmanager
+def machine(folder: Path, server: Stack, *command: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process group with its own working directory, home, scratch folder and Prefect folder."""
+    folder.mkdir()
+    env = server.environment() | {
+        "HOME": str(folder), "TRIPS_SCRATCH": str(folder / "scratch"), "PREFECT_HOME": str(folder / "prefect"),
+        "TRIPS_ALLOW_SOURCES": "file,private", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield process
+    finally:
+        for number in descendants(process.pid):
+            os.kill(number, signal.SIGKILL)
+        process.wait()
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all that it started, as far as they run."""
+    out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False).stdout
+    alive = [pid] if Path(f"/proc/{pid}").exists() else []
+    return alive + [number for child in out.split() for number in descendants(int(child))]
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """End a machine as a power cut does."""
+    for number in descendants(process.pid):
+        os.kill(number, signal.SIGKILL)
+    process.wait()
+
+
+def command(kind: Literal["agent", "worker"], number: int) -> list[str]:
+    program = str(Path(sys.executable).with_name("prefect"))
+    if kind == "agent":
+        return [program, "agent", "start", "-q", "default", "--limit", "1"]
+    return [
+        program,
+        "worker",
+        "start",
+        "--pool",
+        WORK_POOL,
+        "--type",
+        "process",
+        "--name",
+        f"m{number}",
+        "--limit",
+        "1",
+    ]
+
+
+def start_backfill(own: Stores, server: Stack, folder: Path, year: int, *words: object) -> "subprocess.Popen[bytes]":
+    options = [
+        "--since", year, "--until", year, "--colors", "green", "--into", "lake", "warehouse", "database", "--batch", 3,
+        "--silent-after", SILENT_AFTER, "--source", own.official, "--block-name", NAME, "--credentials-block", NAME,
+        "--dataset", own.dataset, "--postgres-block", NAME, *words,
+    ]  # fmt: skip
+    env = server.environment() | {"TRIPS_ALLOW_SOURCES": "file,private"}
+    with (folder / "backfill.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "flows/backfill.py", *map(str, options)], cwd=ROOT, env=env, stdout=log, stderr=log
+        )
+
+
+def runs() -> list[FlowRun]:
+    """All runs of the flow, newest first."""
+    found: list[FlowRun] = client("read_flow_runs")
+    return sorted(found, key=lambda run: str(run.created), reverse=True)
+
+
+def require_ended(own: Stores, process: "subprocess.Popen[bytes]", folder: Path, year: int) -> str:
+    """Wait for the back-fill, compare every row of the stores, and return its log. No run is left Running."""
+    process.wait(1200)
+    log = (folder / "backfill.log").read_text()
+    assert process.returncode == 0, log
+    require_exact(own, [TripMonth("green", year, n) for n in range(1, 13)])
+    assert [run.name for run in runs() if run.state_type in (StateType.RUNNING, StateType.PENDING)] == []
+    return log
+
+
+def loaded(own: Stores, year: int) -> int:
+    return len(own.objects(f"manifests/green/green_tripdata_{year}"))
+
+
+@pytest.mark.parametrize(("kind", "count"), [("agent", 2), ("agent", 4), ("worker", 2), ("worker", 4)])
+def test_a_machine_of_the_queue_is_killed_half_way(
+    kind: Literal["agent", "worker"], count: int, own: Stores, server: Stack, tmp_path: Path
+) -> None:
+    year = next(YEARS)
+    demo.prepare(server.environment(), Console(quiet=True), kind)
+    with (
+        tried("machines", f"{count} {kind}s share a back-fill, and one is killed with its runs") as trial,
+        ExitStack() as on,
+    ):
+        machines = [on.enter_context(machine(tmp_path / f"m{n}", server, *command(kind, n))) for n in range(count)]
+        process = start_backfill(own, server, tmp_path, year, "--spread", "queue", "--machines", count)
+        on.callback(process.kill)
+        until(lambda: loaded(own, year) >= 2 or process.poll() is not None, 600)
+        busy = next(m for m in machines if len(descendants(m.pid)) > 1)
+        kill(busy)
+        with trial.recovering():
+            log = require_ended(own, process, tmp_path, year)
+        assert "marked as crashed: no sign of life for" in log
+        [crashed] = [run for run in runs() if run.state and run.state.is_crashed() and f"green {year}" in run.name]
+        assert "its process or machine died" in str(crashed.state and crashed.state.message)
+
+
+def test_a_worker_of_a_dask_cluster_is_killed_half_way(own: Stores, server: Stack, tmp_path: Path) -> None:
+    year, file = next(YEARS), tmp_path / "scheduler.json"
+    dask = (sys.executable, "-m", "distributed.cli.dask_")
+
+    def role(name: str, *words: str) -> list[str]:
+        return [*dask[:2], dask[2] + name, "--no-dashboard", "--scheduler-file", str(file), *words]
+
+    with tried("machines", "4 Dask workers share a back-fill, and one is killed") as trial, ExitStack() as on:
+        on.enter_context(machine(tmp_path / "s", server, *role("scheduler", "--host", "127.0.0.1", "--port", "0")))
+        single = ("--nthreads", "1", "--no-nanny", "--host", "127.0.0.1")
+        workers = [on.enter_context(machine(tmp_path / f"w{n}", server, *role("worker", *single))) for n in range(4)]
+        with Client(scheduler_file=str(file), timeout=60) as scheduler:
+            scheduler.wait_for_workers(4, timeout=240)
+            address = scheduler.scheduler.address
+            words = ("--spread", "dask", "--dask", address, "--machines", 4, "--at-once", 1)
+            process = start_backfill(own, server, tmp_path, year, *words)
+            on.callback(process.kill)
+            until(lambda: loaded(own, year) >= 2 or process.poll() is not None, 600)
+            busy = scheduler.processing()
+        names = {
+            f"{w}": next(m for m in workers if w.split(":")[-1] in ports(m.pid)) for w, keys in busy.items() if keys
+        }
+        kill(next(iter(names.values())))
+        with trial.recovering():
+            log = require_ended(own, process, tmp_path, year)
+        assert "marked as crashed: its Dask worker died, and another one has the batch now" in log
+
+
+def ports(pid: int) -> set[str]:
+    """The TCP ports on which a process listens."""
+    out = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=False).stdout
+    return {line.split()[3].rpartition(":")[2] for line in out.splitlines() if f"pid={pid}," in line}
+
+
+def test_a_backfill_that_is_killed_is_marked_by_the_next_one_and_its_waiting_batches_are_cancelled(
+    own: Stores, server: Stack, tmp_path: Path
+) -> None:
+    """Without an agent, its batches wait for ever."""
+    year = next(YEARS)
+    demo.prepare(server.environment(), Console(quiet=True), "agent")
+    process = start_backfill(own, server, tmp_path, year, "--spread", "queue", "--machines", 2)
+    until(lambda: len([run for run in runs() if run.state_type == StateType.SCHEDULED]) == 2, 300)
+    process.kill()
+    process.wait()
+    killed = next(run for run in runs() if run.state_type == StateType.RUNNING)
+    time.sleep(SILENT_AFTER)
+    months = [f"green {year}-01"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIPS_ALLOW_SOURCES", "file,private")
+        places = {"source": own.official, "block_name": NAME, "credentials_block": NAME, "dataset": own.dataset}
+        given: dict[str, Any] = {"since": f"{year}-01", "until": f"{year}-01", "colors": ["green"], **places}
+        assert len(backfill(**given, postgres_block=NAME)) == len(months)
+    assert client("read_flow_run", killed.id).state.is_crashed()
+    batches = [run for run in runs() if BATCHES_OF.format(id=killed.id) in run.tags]
+    assert [run.state_type for run in batches] == [StateType.CANCELLED] * 2
