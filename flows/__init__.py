@@ -11,6 +11,7 @@
 | a step's retries, timeout, cache                   | `tasks/policy.py`                 |
 | how several months run at once, and how they fail  | `tasks/months.py`                 |
 | how years of history are loaded, and what a back-fill shows | `backfill.py`, `tasks/board.py` |
+| how long a back-fill is expected to take | `tasks/plan.py`, `tlc/plan.py` |
 | how a back-fill is spread, and what becomes of dead runs | `tasks/{batches,machines,dead_runs}.py` |
 | the list of stores, what each must do, which blocks open it | `stores/__init__.py`, `tasks/stores.py` |
 | how a store stages, publishes and lists months     | `stores/{lake,warehouse,database}.py` |
