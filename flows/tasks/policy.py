@@ -47,7 +47,7 @@ def this_run() -> str:
 
 
 def started_by() -> str:
-    """Return who started this process's run, for the history: a schedule, a deployment, a user of Prefect, or user@host.
+    """Return who started this process's run, for the history: a schedule, a deployment, or a user.
 
     Call it in the flow: a task may run on another machine.
     """
@@ -55,10 +55,9 @@ def started_by() -> str:
         with suppress(Exception):  # an answer that is missing must not fail the month
             return _started_by(of_deployment)
         return "a deployment"
-    user = str(os.getuid())
     with suppress(KeyError, OSError):  # in a container the user may have no name
-        user = getpass.getuser()
-    return f"{user}@{platform.node()}"
+        return getpass.getuser()
+    return str(os.getuid())
 
 
 @lru_cache(maxsize=1)

@@ -88,16 +88,12 @@ class Origin(_Value):
 
     color: Annotated[str, Stored("text", "TLC's file prefix")]
     file_month: Annotated[dt.date, Stored("date", "first day of the month in the file's name")]
-    url: Annotated[
-        str, AfterValidator(_without_query), Stored("text", "where the file was published, without its query")
-    ]
+    url: Annotated[str, AfterValidator(_without_query), Stored("text", "where it was published, without the query")]
     etag: Annotated[str | None, Stored("text", "the file's ETag, as its server sent it")]
     last_modified: Annotated[str | None, Stored("text", "the file's Last-Modified time, as its server sent it")]
     size: Annotated[int, Stored("integer", "bytes as published")]
     sha256: Annotated[str, Stored("text", "of the bytes as published")]
-    verified: Annotated[
-        Verified, Stored("text", "how its transfer was checked: by a digest, by its length, or not")
-    ] = ""
+    verified: Annotated[Verified, Stored("text", "how its transfer was checked: by digest, by length, or not")] = ""
 
     @classmethod
     def of(cls, raw: RawFile) -> "Origin":
@@ -154,9 +150,7 @@ class Manifest(Changes, Reading, Origin):
     schema_version: Annotated[int, Stored("integer", "version of the canonical schema")]
     package_version: Annotated[str, Stored("text", "version of this package")]
     flow_run_id: Annotated[str, Stored("text", "the Prefect flow run that published it")]
-    started_by: Annotated[
-        str, Stored("text", "who started that run: a schedule, a deployment, a user of Prefect, or user@host")
-    ] = ""
+    started_by: Annotated[str, Stored("text", "schedule, deployment or user that started that run")] = ""
     started_at: Annotated[dt.datetime, Stored("instant", "when the load started")]
     published_at: Annotated[dt.datetime, Stored("instant", "when the month was published, or withdrawn")]
     withdrawn_at: Annotated[
