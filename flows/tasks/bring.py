@@ -10,7 +10,7 @@ from flows.stores.origins import LookedUp, Origin
 from flows.tasks.policy import CACHE_FOR, RETRIES, cached_by, started_by, this_run
 from flows.tasks.progress import meter
 from flows.tasks.report import report
-from flows.tasks.stores import is_checked, open_store
+from flows.tasks.stores import is_checked, load_block, open_store
 from flows.tlc.addresses import shown, stored
 from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import Manifest, Outcome, Present, RawFile, StagedCopy, StagedMonth
@@ -70,7 +70,7 @@ def extract(published: PublishedFile, into: Target) -> RawFile:
     """
     named: dict[str, Any] = {"task_run_name": extract_file.task_run_name}  # with_options() drops it
     if into.bucket_block:
-        named |= {"result_storage": f"gcs-bucket/{into.bucket_block}"}
+        named |= {"result_storage": load_block("gcs-bucket", into.bucket_block)}
         named |= {"result_storage_key": published.trip_month.results_key}
     state: Any = extract_file.with_options(**named).submit(published, into).wait()
     if state.name == "Cached":

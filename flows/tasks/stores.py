@@ -1,8 +1,10 @@
 """Open the stores that blocks name. Blocks are loaded in this module only."""
 
 import re
+import time
 from collections.abc import Iterable
 from contextvars import ContextVar
+from functools import lru_cache
 from pkgutil import resolve_name
 from typing import Any, cast
 
@@ -14,10 +16,11 @@ from pydantic.v1 import ValidationError
 from blocks import GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from blocks.environment import MACHINE_KEY, BadValue, expand_machine_key, file_at, machine_key_fault
 from flows.stores import STORES, Target
-from flows.tasks.policy import RETRIES
+from flows.tasks.policy import RETRIES, this_run
 from flows.tlc.addresses import escaped
 from flows.tlc.errors import MisconfiguredBlock
 
+_KEEP = 600  # seconds
 # The blocks that `python -m blocks.register` makes.
 _REGISTERED = {
     ("gcs-bucket", GCS_BUCKET),
@@ -29,7 +32,21 @@ _UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, Permiss
 
 
 def load_block(slug: str, name: str) -> Any:
-    """Load a block, given its type's slug and its name. Raise `MisconfiguredBlock` if it cannot be used."""
+    """Load a block, given its type's slug and its name. Raise `MisconfiguredBlock` if it cannot be used.
+
+    The tasks of a run share a block, because loading one takes longer than many a task. Load it again after ten minutes: a
+    person may have edited it.
+    """
+    run = this_run()
+    return _loaded(run, slug, name, int(time.monotonic() // _KEEP)) if run else _load(slug, name)
+
+
+@lru_cache(maxsize=16)
+def _loaded(run: str, slug: str, name: str, period: int) -> Any:
+    return _load(slug, name)
+
+
+def _load(slug: str, name: str) -> Any:
     from google.auth.exceptions import GoogleAuthError
 
     if not re.fullmatch(
