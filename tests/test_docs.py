@@ -79,6 +79,11 @@ ELSEWHERE = {
     "python flows/backfill.py --since 2009-01 --until 2024-05 --colors yellow green fhv fhvhv --into lake warehouse database": (
         "487 months"
     ),
+    "python flows/backfill.py --since 2009 --until 2023 --spread queue --machines 4": "the same: test_machines.py has few",
+    "python flows/backfill.py --since 2009 --until 2023 --spread dask --dask tcp://10.0.0.5:8786 --machines 16 --at-once 1": (
+        "the same"
+    ),
+    "python flows/backfill.py --since 2009 --until 2023 --spread dask --machines 2 --at-once 1": "the same",
 }
 
 

@@ -123,6 +123,8 @@ class Batches:
                     for batch in list(self._running):
                         await self._look_at(client, batch)
                 except httpx.HTTPError as error:
+                    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+                        raise
                     # Nobody could give a sign of life meanwhile.
                     self._log.warning("the Prefect server does not answer (%s); trying again", type(error).__name__)
                     for batch in self._running:
@@ -142,9 +144,8 @@ class Batches:
 
     async def _look_at(self, client: PrefectClient, batch: Batch) -> None:
         """Take over what a batch reports. If it ended or died, take it off the list and decide about its months."""
-        lost = self._machines.lost(
-            batch.tag
-        )  # asked first: the run's last state is on the server when Dask knows its end
+        # Ask Dask first: when it knows the end of a batch, the run's last state is on the server already.
+        lost = self._machines.lost(batch.tag)
         runs = await runs_tagged(client, batch.tag)
         boards = await boards_of(client, runs)
         seen = [self._take_over(batch, boards.get(run.id)) for run in runs]
