@@ -20,9 +20,10 @@ from rich.console import Console
 
 from flows.backfill import backfill
 from flows.tasks.batches import BATCHES_OF
+from flows.tasks.notify import PART_OF_ANOTHER
 from flows.tlc.trips import TripMonth
 from local import demo
-from local.servers.stack import WORK_POOL, Stack
+from local.servers.stack import WORK_POOL, Stack, make_work_pool
 from tests.faults.record import tried
 from tests.faults.test_prefect import _client as client
 from tests.flows.conftest import postgres_block, until
@@ -139,6 +140,8 @@ def test_a_machine_of_the_queue_is_killed_half_way(
     kind: Literal["agent", "worker"], count: int, own: Stores, server: Stack, tmp_path: Path
 ) -> None:
     year = next(YEARS)
+    if kind == "worker":
+        make_work_pool(server.env["PREFECT_API_URL"], WORK_POOL, "process")
     demo.prepare(server.environment(), Console(quiet=True), kind)
     with (
         tried("machines", f"{count} {kind}s share a back-fill, and one is killed with its runs") as trial,
@@ -182,7 +185,8 @@ def test_a_worker_of_a_dask_cluster_is_killed_half_way(own: Stores, server: Stac
         kill(next(iter(names.values())))
         with trial.recovering():
             log = require_ended(own, process, tmp_path, year)
-        assert "marked as crashed: its Dask worker died, and another one has the batch now" in log
+        # Either another worker was free and Dask started the batch again, or the batch gave no sign of life.
+        assert "marked as crashed: " in log, log
 
 
 def ports(pid: int) -> set[str]:
@@ -198,7 +202,9 @@ def test_a_backfill_that_is_killed_is_marked_by_the_next_one_and_its_waiting_bat
     year = next(YEARS)
     demo.prepare(server.environment(), Console(quiet=True), "agent")
     process = start_backfill(own, server, tmp_path, year, "--spread", "queue", "--machines", 2)
-    until(lambda: len([run for run in runs() if run.state_type == StateType.SCHEDULED]) == 2, 300)
+    until(
+        lambda: [run.state_type for run in runs() if PART_OF_ANOTHER in run.tags][:2] == [StateType.SCHEDULED] * 2, 300
+    )
     process.kill()
     process.wait()
     killed = next(run for run in runs() if run.state_type == StateType.RUNNING)
