@@ -20,7 +20,7 @@ from flows.tasks.batches import BATCHES_OF, Batches
 from flows.tasks.behind import Stores, list_stores, log_found
 from flows.tasks.board import Board, RunIsOver
 from flows.tasks.command import run_as_program
-from flows.tasks.dead_runs import bury_earlier
+from flows.tasks.dead_runs import crash_dead_backfills
 from flows.tasks.machines import machines_of
 from flows.tasks.months import each_month, end_of_months, reason_of
 from flows.tasks.policy import flow_options, this_run
@@ -100,9 +100,9 @@ def backfill(
 
     with machines_of(spread, deployment, dask, machines) as others:
         if not months:  # a batch leaves this to the run that started it
-            asyncio.run(bury_earlier(UUID(this_run()), BATCHES_OF))
+            asyncio.run(crash_dead_backfills(UUID(this_run()), BATCHES_OF))
         stores, found = look()
-        work = {month.trip_month: month for month in found if month.behind or month.wrong}
+        work = {month.trip_month: month for month in found if month.behind or month.source_error}
         log_found(found, [month for month in work.values() if month.behind])
         get_run_logger().info("%s months looked at, %s to load", len(found), len(work))
 

@@ -78,7 +78,7 @@ def bring_up_to_date(
     taken, waiting = due[:at_most], due[at_most:]
     _log(found, taken, waiting)
 
-    work = {month.trip_month: month for month in found if month in taken or month.wrong}
+    work = {month.trip_month: month for month in found if month in taken or month.source_error}
     statuses: dict[TripMonth, dict[Store, str]] = defaultdict(dict)
 
     def load(trip_month: TripMonth) -> Outcome:

@@ -59,10 +59,10 @@ def withdraw(
     targets = [target.with_store(store) for store in ("warehouse", "database", "lake") if store in stores]
     require_usable(*targets)
 
-    def take_out(trip_month: TripMonth) -> Outcome:
+    def withdraw_everywhere(trip_month: TripMonth) -> Outcome:
         return withdraw_month(trip_month, targets)
 
-    return each_month("withdraw", chosen, at_once, take_out)
+    return each_month("withdraw", chosen, at_once, withdraw_everywhere)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def _sent_otherwise(header: str, headers: Mapping[str, str]) -> bool:
     return header.startswith("x-amz-") and bool(sent)
 
 
-def _promises(answer: httpx.Response) -> Iterator[tuple[Verified, bytes]]:
+def _digests_sent(answer: httpx.Response) -> Iterator[tuple[Verified, bytes]]:
     """Yield each digest that an answer carries for the bytes of the whole file, as they are sent."""
     for header, (its_kind, covers) in _HEADERS.items():
         text = answer.headers.get(header, "")
@@ -87,12 +87,12 @@ class Check:
     """Compare the bytes of a file, as they arrive, with the digests of the first answer."""
 
     def __init__(self, answer: httpx.Response) -> None:
-        self._promised = dict(reversed([*_promises(answer)]))
+        self._sent = dict(reversed([*_digests_sent(answer)]))
         # S3, MinIO, R2 and others use the MD5 as the ETag of files uploaded in one part.
         match = _MD5_ETAG.fullmatch(answer.headers.get("ETag", ""))
         self._etag = bytes.fromhex(match[1]) if match else None
         self._etag_counts = _etag_is_md5(answer)
-        kinds = set(self._promised) | ({"md5"} if self._etag else set())
+        kinds = set(self._sent) | ({"md5"} if self._etag else set())
         self._digests = {kind: make() for kind, make in _KINDS.items() if kind in kinds}
 
     def add(self, piece: bytes) -> None:
@@ -100,23 +100,23 @@ class Check:
         for digest in self._digests.values():
             digest.update(piece)
 
-    def wrong(self) -> str:
+    def mismatch(self) -> str:
         """Return a text about the digest that the bytes do not match, or "" if they match all.
 
         An ETag that looks like an MD5 counts only if it comes from S3.
         """
-        promised = dict(self._promised)
+        sent = dict(self._sent)
         if self._etag and self._etag_counts:
-            promised.setdefault("md5", self._etag)
-        for kind, value in promised.items():
+            sent.setdefault("md5", self._etag)
+        for kind, value in sent.items():
             if (found := self._digests[kind].digest()) != value:
-                return f"{kind} is {found.hex()}, {value.hex()} was promised"
+                return f"{kind} is {found.hex()}, the server sent {value.hex()}"
         return ""
 
     @property
-    def made(self) -> Verified:
+    def matched(self) -> Verified:
         """The strongest digest that the bytes match; "" if there is none."""
         for kind, digest in self._digests.items():
-            if digest.digest() in (self._promised.get(kind), self._etag if kind == "md5" else None):
+            if digest.digest() in (self._sent.get(kind), self._etag if kind == "md5" else None):
                 return kind
         return ""

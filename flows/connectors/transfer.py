@@ -61,12 +61,12 @@ class Transfer:
                     if failures == ATTEMPTS:
                         raise Unreachable(f"{self._name}: broke off after {kept} bytes: {why(error)}") from error
                     time.sleep(pause(failures - 1))
-        if wrong := self._check.wrong():
+        if mismatch := self._check.mismatch():
             raise Unreachable(
-                f"{self._name}: the bytes are not those the server promised ({wrong}). Nothing was loaded; run again, and tell"
-                " the publisher if it happens again."
+                f"{self._name}: the bytes do not match the digest that the server sent ({mismatch})."
+                " Nothing was loaded; run again, and tell the publisher if it happens again."
             )
-        self.verified = self._check.made or ("length" if self._received == self.size else "")
+        self.verified = self._check.matched or ("length" if self._received == self.size else "")
 
     @property
     def _name(self) -> str:

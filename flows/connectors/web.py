@@ -259,8 +259,10 @@ def zone_file(source: str) -> zones.ZoneFile:
         about, check = answer.headers, Check(answer)
         sent = _small(name, timely(client, answer.iter_raw()))
         check.add(sent)
-        if wrong := check.wrong():
-            raise Unreachable(f"zones: the bytes of {name} are not those the server promised ({wrong}); run again.")
+        if mismatch := check.mismatch():
+            raise Unreachable(
+                f"zones: the bytes of {name} do not match the digest that the server sent ({mismatch}); run again."
+            )
         content = _small(name, decoded("zones", name, ".csv", about.get("Content-Encoding"), [sent]))
     return zones.ZoneFile(
         url=url, etag=version(answer, "ETag"), last_modified=version(answer, "Last-Modified"), content=content

@@ -72,7 +72,9 @@ class Batches:
             work: The months as they were found.
             look: Lists the stores and compares them with the source again.
         """
-        self.failed = {m: reason_of(m, month.wrong) for m, month in work.items() if month.wrong and not month.behind}
+        self.failed = {
+            m: reason_of(m, month.source_error) for m, month in work.items() if month.source_error and not month.behind
+        }
         left = [month for month in work if month not in self.failed]
         stores: Stores | None = None
         while left:
@@ -148,14 +150,14 @@ class Batches:
         lost = self._machines.lost(batch.tag)
         runs = await runs_tagged(client, batch.tag)
         boards = await boards_of(client, runs)
-        seen = [self._take_over(batch, boards.get(run.id)) for run in runs]
+        seen = [self._copy_board(batch, boards.get(run.id)) for run in runs]
         sign = ([run.state and run.state.id for run in runs], [board["updated"] for board in boards.values()])
         if sign != batch.sign:
             batch.sign, batch.moved = sign, time.monotonic()
         silent = time.monotonic() - batch.moved
         for run in runs[:-1]:
             if not is_final(run):  # Dask started the batch again
-                await self._bury(client, run, "its Dask worker died, and another one has the batch now")
+                await self._crash(client, run, "its Dask worker died, and another one has the batch now")
         last = runs[-1] if runs else None
         batch.started = bool(last and not is_scheduled(last))
         if last and last.state and last.state.is_final():
@@ -164,7 +166,7 @@ class Batches:
             why = lost or f"no sign of life for {silent:,.0f} s: its process or machine died"
             self._machines.forget(batch.tag)
             if last:
-                await self._bury(client, last, why)
+                await self._crash(client, last, why)
             else:
                 self._board.incident(f"batch of {batch.months[0]}", why)
             self._end(batch, seen[-1] if seen else None, why)
@@ -172,7 +174,7 @@ class Batches:
             self._warned = True
             self._log.warning("no machine started a batch for %.0f s: %s?", silent, self._machines.advice)
 
-    def _take_over(self, batch: Batch, board: Mapping[str, Any] | None) -> set[TripMonth] | None:
+    def _copy_board(self, batch: Batch, board: Mapping[str, Any] | None) -> set[TripMonth] | None:
         """Copy a run's board to this run's, and return the months that are on it; None if the run has no board."""
         if board is None:
             return None
@@ -183,7 +185,7 @@ class Batches:
             self._board.set(month, row["status"], row["note"], row["rows"])
         return there
 
-    async def _bury(self, client: PrefectClient, run: FlowRun, why: str) -> None:
+    async def _crash(self, client: PrefectClient, run: FlowRun, why: str) -> None:
         await mark_crashed(client, run, why)
         self._board.incident(f"run {run.name}", f"marked as crashed: {why}")
 

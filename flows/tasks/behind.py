@@ -9,8 +9,8 @@ from flows.connectors.known_months import known_publication
 from flows.stores import STORES, Target
 from flows.stores.origins import FromLake, Origin, Web
 from flows.tasks.bring import bring
-from flows.tasks.stores import note_checked
-from flows.tasks.survey import ask_source, left_alone, list_months
+from flows.tasks.stores import mark_checked
+from flows.tasks.survey import ask_source, list_months, pinned_or_withdrawn
 from flows.tlc.addresses import stored
 from flows.tlc.catalog import Found, ListedMonth
 from flows.tlc.errors import NotPublished
@@ -66,8 +66,8 @@ class Stores:
             outcome = bring(month.trip_month, origin, self.targets[store])
             on_store(outcome)
             warnings += tuple(f"{store}: {warning}" for warning in outcome.warnings)
-        if month.wrong:
-            raise month.wrong
+        if month.source_error:
+            raise month.source_error
         return outcome.model_copy(update={"warnings": warnings})
 
 
@@ -77,7 +77,7 @@ def list_stores(target: Target, into: Iterable[Store], colors: Sequence[str]) ->
     wanted = {*named, *(["lake"] if any(STORES[store].files == "lake" for store in named) else [])}
     targets = {store: target.with_store(store) for store in STORES if store in wanted}
     listed = {store: list_months.submit(target, colors, "withdrawn").result() for store, target in targets.items()}
-    note_checked(targets.values())
+    mark_checked(targets.values())
     return Stores(targets, listed)
 
 
@@ -85,9 +85,9 @@ def log_found(found: Iterable[Found], taken: Iterable[Found]) -> None:
     """Log the months that are not published, those that a person decided about, and why each month is taken."""
     log = get_run_logger()
     for month in found:
-        if isinstance(month.answer, NotPublished) and not month.wrong:
+        if isinstance(month.answer, NotPublished) and not month.source_error:
             log.info("%s", month.answer)
-        if decided := left_alone(month):
+        if decided := pinned_or_withdrawn(month):
             log.info("%s is %s; it is left alone", month.trip_month, decided)
     for month in taken:
         log.info("%s: %s", month.trip_month, ", ".join(f"{store}: {month.status(store)}" for store in month.behind))

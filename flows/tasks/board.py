@@ -152,15 +152,15 @@ class Board:
             with suppress(Exception):  # without an answer of the API, open another client and try again
                 async with get_client() as client:
                     while not closing:
-                        await self._give_sign(client)
+                        await self._heartbeat(client)
                         closing = await asyncio.to_thread(self._closing.wait, self._every)
                         if not self._on_a_terminal and time.monotonic() - self._logged >= _LOG_EVERY:
                             self._logged = time.monotonic()
                             self._log.info("%s", self.summary)
-                    await self._give_sign(client)
+                    await self._heartbeat(client)
             closing = closing or await asyncio.to_thread(self._closing.wait, self._every)
 
-    async def _give_sign(self, client: PrefectClient) -> None:
+    async def _heartbeat(self, client: PrefectClient) -> None:
         """Write the artifact, and find out whether the run is over."""
         facts = {"data": json.dumps(self.rows()), "description": self.summary}
         if self._artifact:

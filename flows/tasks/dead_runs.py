@@ -59,7 +59,7 @@ async def cancel(client: PrefectClient, runs: Sequence[FlowRun]) -> None:
             await client.set_flow_run_state(run.id, Cancelling())
 
 
-async def bury_earlier(me: UUID, tag_of: str) -> None:
+async def crash_dead_backfills(me: UUID, tag_of: str) -> None:
     """Mark earlier back-fills as crashed if they gave no sign of life for as long as they allowed, and cancel their batches.
 
     Args:

@@ -74,13 +74,13 @@ def withdraw_month(trip_month: TripMonth, targets: Sequence[Target]) -> Outcome:
         with ExitStack() as claims:
             if STORES[target.store].exclusive:
                 claim(trip_month, target, claims)
-            outcomes.append(take_out.submit(trip_month, target, started_by()).result())
+            outcomes.append(withdraw_from_store.submit(trip_month, target, started_by()).result())
         get_run_logger().info("%s", outcomes[-1])
     return next((outcome for outcome in outcomes if outcome.status == "withdrawn"), outcomes[-1])
 
 
 @task(name="withdraw", task_run_name="withdraw {trip_month} from {target.title}", **RETRIES)
-def take_out(trip_month: TripMonth, target: Target, by: str) -> Outcome:
+def withdraw_from_store(trip_month: TripMonth, target: Target, by: str) -> Outcome:
     """Withdraw a month from a store."""
     outcome: Outcome = open_store(target).withdraw(trip_month, this_run(), by)
     return outcome

@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 from flows.tasks.report import report_months
 from flows.tlc.errors import MonthsFailed, TripDataError, UnknownMonth
 from flows.tlc.manifest import Outcome, total
-from flows.tlc.trips import TripMonth, asked_for, in_words
+from flows.tlc.trips import TripMonth, in_words, requested_months
 
 
 def named(template: str) -> Callable[[], str]:
@@ -37,7 +37,7 @@ def named_for_months(more: str = "") -> Callable[[], str]:
         given = flow_run.parameters
         since, until = given.get("since") or "", given.get("until") or ""
         try:
-            months = in_words(asked_for(given["color"], given.get("year"), given.get("months"), since, until))
+            months = in_words(requested_months(given["color"], given.get("year"), given.get("months"), since, until))
         except UnknownMonth:  # the flow itself raises it with the reason
             months = f"{given['color']}, no month"
         return months + more.format(**given)
@@ -47,7 +47,7 @@ def named_for_months(more: str = "") -> Callable[[], str]:
 
 def chosen_months(color: str, year: int | None, months: list[int] | None, since: str, until: str) -> list[TripMonth]:
     """Return the months that a parent run has to load. Log them, and log which parameters are not used."""
-    chosen = asked_for(color, year, months, since, until)
+    chosen = requested_months(color, year, months, since, until)
     log = get_run_logger()
     if (since or until) and (year is not None or months):
         log.info("since and until are given: year %s and months %s are not used", year, months)

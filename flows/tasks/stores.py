@@ -134,10 +134,10 @@ def require_usable(*targets: Target) -> None:
     """Raise `MisconfiguredBlock` unless the stores can be used. A run calls it once, before any other work."""
     for target in targets:
         check_store.submit(target).result()
-    note_checked(targets)
+    mark_checked(targets)
 
 
-def note_checked(targets: Iterable[Target]) -> None:
+def mark_checked(targets: Iterable[Target]) -> None:
     """Note that this run has checked the stores."""
     _checked.set(_checked.get() | {*targets})
 

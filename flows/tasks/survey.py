@@ -55,7 +55,7 @@ def report_stores(
             return "waits for the next run"
         if month.trip_month in did:
             return "brought up to date"
-        if decided := left_alone(month):
+        if decided := pinned_or_withdrawn(month):
             return decided
         return "not published" if isinstance(month.answer, NotPublished) else "unchanged"
 
@@ -73,7 +73,7 @@ def report_stores(
     create_table_artifact(rows, key=key, description=f"Months that were looked at{sums}")
 
 
-def left_alone(month: Found) -> str:
+def pinned_or_withdrawn(month: Found) -> str:
     """Return where a month is pinned or withdrawn, as text; "" if it is in no store."""
     stores = [] if month.unanswered else month.manifests
     return ", ".join(f"{status} in the {s}" for s in stores if (status := month.status(s)) in LEFT_ALONE)

@@ -124,7 +124,7 @@ class Found:
         return None if isinstance(self.answer, PublishedFile | NotPublished) else self.answer
 
     @property
-    def wrong(self) -> Exception | None:
+    def source_error(self) -> Exception | None:
         """Return the error if the source gave no answer or refuses a month that is known to be published, else None."""
         if isinstance(self.answer, NotPublished):
             return refusal(self.trip_month, self.url, self.answer, self.known, self.manifests)

@@ -224,7 +224,7 @@ def month_named(text: str) -> TripMonth:
     return trip_months(color, year, [month])[0]
 
 
-def asked_for(
+def requested_months(
     color: str, year: int | None, months: Sequence[int] | None, since: str, until: str, today: dt.date | None = None
 ) -> list[TripMonth]:
     """Return the months of a run: `months` of `year` in the order given, or every month from `since` to `until`, oldest first.

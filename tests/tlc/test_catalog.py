@@ -221,7 +221,7 @@ FORBIDDEN = NotPublished("no", 403)
     ],
 )
 def test_the_refusal_of_a_published_month_is_an_error(answer, stored, known, words):
-    wrong = Found(MONTH, URL, answer, stored, known=known).wrong
+    wrong = Found(MONTH, URL, answer, stored, known=known).source_error
     assert (words in str(wrong)) if words else wrong is None
 
 

@@ -12,11 +12,11 @@ from flows.tlc.trips import (
     COLORS,
     FIRST_MONTH,
     TripMonth,
-    asked_for,
     dataset_named,
     edition_key,
     in_words,
     month_named,
+    requested_months,
     trip_months,
 )
 
@@ -116,7 +116,7 @@ def test_an_invalid_dataset_name_is_refused_before_it_is_part_of_sql(name: str) 
 
 
 def asked(*given: object, color: str = "green") -> list[str]:
-    return [f"{m.file_month:%Y-%m}" for m in asked_for(color, *given, today=TODAY)]  # type: ignore[arg-type]
+    return [f"{m.file_month:%Y-%m}" for m in requested_months(color, *given, today=TODAY)]  # type: ignore[arg-type]
 
 
 def test_a_range_has_every_month_from_since_to_until_the_oldest_first() -> None:
@@ -177,8 +177,8 @@ def test_an_unknown_color_is_refused_for_a_range_too() -> None:
     ],
 )
 def test_months_are_described_in_few_words(since: str, until: str, words: str) -> None:
-    assert in_words(asked_for("green", None, None, since, until)) == words
-    assert in_words(asked_for("green", 2021, [3, 1, 2], "", "")) == "green 2021-03, 2021-01, 2021-02"
+    assert in_words(requested_months("green", None, None, since, until)) == words
+    assert in_words(requested_months("green", 2021, [3, 1, 2], "", "")) == "green 2021-03, 2021-01, 2021-02"
 
 
 def test_a_printed_month_can_be_parsed():
