@@ -1,4 +1,4 @@
-"""Years of history: `python flows/backfill.py --since 2009-01 --until 2024-05 --colors yellow green --into lake warehouse`."""
+"""Load history: `python flows/backfill.py --since 2009-01 --until 2024-05 --colors yellow green --into lake warehouse`."""
 
 import asyncio
 import sys
@@ -80,11 +80,11 @@ def backfill(
         dataset: BigQuery dataset; created in the bucket's location if it does not exist.
         postgres_block: Name of the SqlAlchemyConnector block that is the database.
         spread: here (this process), queue (runs of a deployment, on all agents or workers), or dask (a Dask cluster).
-        machines: How many batches of months are in the queue or at the Dask cluster at once: the number of machines.
-        batch: How many months one batch has.
-        deployment: Name of the deployment whose runs are the batches in the queue.
+        machines: The number of machines. This many batches of months run at the same time, in the queue or the Dask cluster.
+        batch: The number of months in one batch.
+        deployment: Name of the deployment that runs each batch, for spread=queue.
         dask: Address of the Dask scheduler, such as tcp://10.0.0.5:8786; empty for processes on this machine.
-        silent_after: After how many seconds without a sign of life a back-fill's run counts as dead.
+        silent_after: Seconds without a heartbeat after which a run of a back-fill counts as dead.
     """
     if not into:
         raise TripDataError("into is empty; name at least one store. Nothing was started.")
@@ -99,7 +99,7 @@ def backfill(
         return stores, stores.compare(publisher, chosen)
 
     with machines_of(spread, deployment, dask, machines) as others:
-        if not months:  # a batch leaves this to the run that started it
+        if not months:  # not in a batch: the run that started it does this
             asyncio.run(crash_dead_backfills(UUID(this_run()), BATCHES_OF))
         stores, found = look()
         work = {month.trip_month: month for month in found if month.behind or month.source_error}
@@ -126,8 +126,8 @@ def backfill(
                 batches = Batches(others, board, flow_run.parameters, this_run())
                 return end_of_months("backfill", *batches.load(work, look), lambda key, done, failed: None)
             except RunIsOver:
-                # Prefect takes a state in place of a result.
-                state: Any = Cancelled(message="the months in progress were finished, no other was started")
+                # A flow that returns a state ends in this state.
+                state: Any = Cancelled(message="the months in progress were finished; no other month was started")
                 return cast(list[Outcome], state)
 
 

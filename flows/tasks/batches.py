@@ -1,4 +1,4 @@
-"""Spread the months of a back-fill over machines in batches, follow the batches, and give the months of dead ones to others."""
+"""Spread the months of a back-fill over machines in batches. If a batch dies, give its months to other batches."""
 
 import asyncio
 import json
@@ -26,8 +26,8 @@ from flows.tlc.trips import TripMonth
 
 BATCHES_OF = "backfill-{id}"
 """The tag of all batches of a back-fill, by the id of its flow run."""
-_POLL = 2.0  # seconds between two looks at the batches
-_TRIES = 3  # batches that a month may be in
+_POLL = 2.0  # seconds between two checks of the batches
+_TRIES = 3  # how many batches may try a month
 
 
 @dataclass
@@ -36,8 +36,8 @@ class Batch:
 
     months: list[TripMonth]
     tag: str = field(default_factory=lambda: f"batch-{uuid4().hex[:12]}")
-    sign: object = None  # what was seen of the batch the last time
-    moved: float = field(default_factory=time.monotonic)  # when that changed
+    heartbeat: object = None  # the states and board times at the last check
+    changed_at: float = field(default_factory=time.monotonic)  # when they last changed
     started: bool = False
 
 
@@ -47,7 +47,7 @@ class Batches:
     Args:
         machines: Where batches run.
         board: Where the months' progress is shown.
-        parameters: The flow's parameters; those of a batch differ in `spread` and `months`.
+        parameters: The flow's parameters. A batch gets the same, with another `spread` and `months`.
         of_run: The id of the flow run of this back-fill.
     """
 
@@ -66,10 +66,10 @@ class Batches:
     def load(
         self, work: Mapping[TripMonth, Found], look: Callable[[], tuple[Stores, list[Found]]]
     ) -> tuple[list[Outcome], list[tuple[str, str]]]:
-        """Load months in batches until no store lacks them, or a month failed. Return the outcomes, and the failures.
+        """Load months in batches until each is in every store or has failed. Return the outcomes and the failures.
 
         Args:
-            work: The months as they were found.
+            work: The months, as compared with the stores.
             look: Lists the stores and compares them with the source again.
         """
         self.failed = {
@@ -90,7 +90,7 @@ class Batches:
         return [outcome for outcome in done if outcome], [(str(m), reason) for m, reason in self.failed.items()]
 
     def _outcome(self, month: Found, stores: Stores) -> Outcome | None:
-        """Return the outcome in the last store that was behind; None if the source withdrew the month meanwhile."""
+        """Return the outcome in the last store that was behind. Return None if the source no longer has the month."""
         store, note = month.behind[-1], self._board.line(month.trip_month).note
         manifest, before = stores.manifest(store, month.trip_month), month.manifests[store]
         status: Status = "replaced" if before and not before.withdrawn_at else "loaded"
@@ -99,9 +99,9 @@ class Batches:
         return Outcome(store=store, status=status, manifest=manifest, warnings=(note,) if note else ())
 
     def _load(self, trip_months: Iterable[TripMonth]) -> None:
-        """Load months in batches. Return when each is reported as done or failed. If this run is ended, cancel the batches."""
+        """Load months in batches until each is done or has failed. If this run is interrupted, cancel the batches."""
         for trip_month in trip_months:
-            self._wait_again(trip_month, "a batch reported it as loaded, and a store lacks it")
+            self._wait_again(trip_month, "a batch reported it as loaded, but a store does not have it")
         try:
             asyncio.run(self._follow())
         except BaseException:
@@ -123,14 +123,14 @@ class Batches:
                     while self._waiting and len(self._running) < self._at_most:
                         await self._start(client)
                     for batch in list(self._running):
-                        await self._look_at(client, batch)
+                        await self._check_batch(client, batch)
                 except httpx.HTTPError as error:
                     if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
                         raise
-                    # Nobody could give a sign of life meanwhile.
+                    # No batch could send a heartbeat while the server was down.
                     self._log.warning("the Prefect server does not answer (%s); trying again", type(error).__name__)
                     for batch in self._running:
-                        batch.moved = time.monotonic()
+                        batch.changed_at = time.monotonic()
                 await asyncio.sleep(_POLL)
 
     async def _start(self, client: PrefectClient) -> None:
@@ -144,26 +144,26 @@ class Batches:
             self._waiting.popleft()
             self._tries[month] += 1
 
-    async def _look_at(self, client: PrefectClient, batch: Batch) -> None:
-        """Take over what a batch reports. If it ended or died, take it off the list and decide about its months."""
-        # Ask Dask first: when it knows the end of a batch, the run's last state is on the server already.
+    async def _check_batch(self, client: PrefectClient, batch: Batch) -> None:
+        """Copy the progress of a batch to the board. If it ended or died, remove it and decide about its months."""
+        # Ask before reading the states: when Dask reports that a run ended, the server already has its last state.
         lost = self._machines.lost(batch.tag)
         runs = await runs_tagged(client, batch.tag)
         boards = await boards_of(client, runs)
         seen = [self._copy_board(batch, boards.get(run.id)) for run in runs]
-        sign = ([run.state and run.state.id for run in runs], [board["updated"] for board in boards.values()])
-        if sign != batch.sign:
-            batch.sign, batch.moved = sign, time.monotonic()
-        silent = time.monotonic() - batch.moved
+        heartbeat = ([run.state and run.state.id for run in runs], [board["updated"] for board in boards.values()])
+        if heartbeat != batch.heartbeat:
+            batch.heartbeat, batch.changed_at = heartbeat, time.monotonic()
+        silent = time.monotonic() - batch.changed_at
         for run in runs[:-1]:
             if not is_final(run):  # Dask started the batch again
-                await self._crash(client, run, "its Dask worker died, and another one has the batch now")
+                await self._crash(client, run, "its Dask worker died; another worker has the batch now")
         last = runs[-1] if runs else None
         batch.started = bool(last and not is_scheduled(last))
         if last and last.state and last.state.is_final():
             self._end(batch, seen[-1], f"its run {last.name!r} ended as {last.state.name}: {last.state.message}")
         elif lost or (silent > self._silent_after and batch.started):
-            why = lost or f"no sign of life for {silent:,.0f} s: its process or machine died"
+            why = lost or f"no heartbeat for {silent:,.0f} s: its process or machine died"
             self._machines.forget(batch.tag)
             if last:
                 await self._crash(client, last, why)
@@ -175,7 +175,7 @@ class Batches:
             self._log.warning("no machine started a batch for %.0f s: %s?", silent, self._machines.advice)
 
     def _copy_board(self, batch: Batch, board: Mapping[str, Any] | None) -> set[TripMonth] | None:
-        """Copy a run's board to this run's, and return the months that are on it; None if the run has no board."""
+        """Copy a run's board to this run's board, and return its months; None if the run has no board."""
         if board is None:
             return None
         rows = {row["month"]: row for row in json.loads(board["data"])}
@@ -190,11 +190,11 @@ class Batches:
         self._board.incident(f"run {run.name}", f"marked as crashed: {why}")
 
     def _end(self, batch: Batch, seen: set[TripMonth] | None, why: str) -> None:
-        """Decide about the months of a batch that is over. `seen` are those on the board of its last run, if it had one."""
+        """Decide about the months of an ended batch. `seen`: the months on the board of its last run; None without a board."""
         self._running.remove(batch)
         for month in reversed(batch.months):
             line = self._board.line(month)
-            if seen is not None and month not in seen:  # the stores had it already when the run began
+            if seen is not None and month not in seen:  # every store already had it when the run began
                 self._board.set(month, "done")
             elif line.progress == "failed":
                 self.failed[month] = line.note
@@ -209,5 +209,5 @@ class Batches:
                 self._waiting.append(trip_month)
             self._board.set(trip_month, "waits")
         else:
-            self.failed[trip_month] = f"{trip_month}: tried {_TRIES} times in vain; {why}"
+            self.failed[trip_month] = f"{trip_month}: tried {_TRIES} times without success; {why}"
             self._board.set(trip_month, "failed", self.failed[trip_month])

@@ -1,7 +1,7 @@
-"""The board of a back-fill: what became of each month so far. It is shown on the terminal, in the log and as one artifact.
+"""The progress board of a back-fill: the status of each month. It is shown on the terminal, in the log and as one artifact.
 
-The artifact is also the run's sign of life. It is written again every few seconds, as long as the run's process lives.
-Prefect 2 has nothing of the kind: a run whose process was killed stays Running for ever.
+The artifact is also the run's heartbeat. The run writes it again every few seconds until its process ends. Prefect 2 has no
+heartbeat: a run whose process was killed stays Running for ever.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _SHOWN = 12  # months on the terminal at once
 
 
 class RunIsOver(BaseException):
-    """The run was cancelled, or another run declared it dead."""
+    """The run was cancelled, or another run marked it as crashed."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Line:
 
 
 class Board:
-    """The months of a back-fill. Use it with `with`: inside the block it is shown, and the run gives signs of life.
+    """The months of a back-fill. Use it with `with`: the block shows the board and sends heartbeats.
 
     Args:
-        sizes: The bytes of each month's published file, 0 if unknown. They weigh the months in the estimate of the time left.
-        every: Seconds between two signs of life.
+        sizes: The bytes of each month's published file, 0 if unknown. The estimate of the time left uses them.
+        every: Seconds between two heartbeats.
     """
 
     def __init__(self, sizes: Mapping[TripMonth, int], every: float) -> None:
@@ -66,13 +66,13 @@ class Board:
         self._live = live_table(self._on_terminal)
 
     def set(self, trip_month: TripMonth, progress: Progress, note: str = "", rows: int | None = None) -> None:
-        """Set what became of a month. `rows` replaces the count of the month's rows."""
+        """Set the status of a month. `rows` replaces the count of the month's rows."""
         with self._lock:
             kept = self._lines[trip_month].rows if rows is None else rows
             self._lines[trip_month] = Line(progress, kept, note)
 
     def line(self, trip_month: TripMonth) -> Line:
-        """Return what became of a month so far."""
+        """Return the status of a month."""
         with self._lock:
             return self._lines[trip_month]
 
@@ -84,13 +84,13 @@ class Board:
             self._lines[trip_month] = Line(line.progress, line.rows + rows, line.note)
 
     def incident(self, what: str, text: str) -> None:
-        """Add something that a person should know, such as a run that died."""
+        """Add an event that a person should see, such as a run that died."""
         self._log.error("%s: %s", what, text)
         with self._lock:
             self._incidents.append((what, text))
 
     def require_not_over(self) -> None:
-        """Raise `RunIsOver` if this run was cancelled, or declared dead by another run. A month calls it before it starts."""
+        """Raise `RunIsOver` if this run was cancelled or marked as crashed. Each month calls this before it starts."""
         if self._over.is_set():
             raise RunIsOver
 
@@ -146,10 +146,10 @@ class Board:
         self._live.__exit__(kind, error, trace)
 
     async def _beat(self) -> None:
-        """Give a sign of life, again and again until the block ends, and a last one then."""
+        """Send heartbeats until the block ends, and one more at its end."""
         closing = False
         while not closing:
-            with suppress(Exception):  # without an answer of the API, open another client and try again
+            with suppress(Exception):  # if the API does not answer, open another client and try again
                 async with get_client() as client:
                     while not closing:
                         await self._heartbeat(client)

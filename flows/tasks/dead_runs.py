@@ -1,6 +1,6 @@
-"""Find runs of `backfill` whose process died, and mark them as crashed. Prefect 2 lets them stay Running for ever.
+"""Find runs of `backfill` whose process died, and mark them as crashed. Prefect 2 shows them as Running for ever.
 
-A live run writes its board again every few seconds. Times are compared by the server's clock only.
+A live run writes its progress board every few seconds. All times come from the server's clock.
 """
 
 import datetime as dt
@@ -25,7 +25,7 @@ _ACTIVE = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 
 async def boards_of(client: PrefectClient, runs: Sequence[FlowRun]) -> Mapping[UUID, dict[str, Any]]:
-    """Return the artifacts with the boards of some runs, by run. A run that has just begun has none."""
+    """Return the progress board of each run, as its artifact. A run that has just begun has none."""
     where = {"artifacts": {"flow_run_id": {"any_": [str(run.id) for run in runs]}, "key": {"like_": "backfill-"}}}
     found = (await client._client.post("/artifacts/filter", json=where)).json() if runs else []
     return {UUID(artifact["flow_run_id"]): artifact for artifact in found}
@@ -48,22 +48,22 @@ def is_scheduled(run: FlowRun) -> bool:
 
 
 async def mark_crashed(client: PrefectClient, run: FlowRun, why: str) -> None:
-    """Mark a run as crashed, whatever its state is. If it lives after all, its board notices, and it starts no other month."""
+    """Mark a run as crashed in any state. If its process is alive, its board reads the new state, and no other month starts."""
     await client.set_flow_run_state(run.id, Crashed(message=why), force=True)
 
 
 async def cancel(client: PrefectClient, runs: Sequence[FlowRun]) -> None:
-    """Cancel the runs that have not ended. One that has not started ends at once."""
+    """Cancel the runs that have not ended. A run that has not started ends at once."""
     for run in runs:
         if not is_final(run):
             await client.set_flow_run_state(run.id, Cancelling())
 
 
 async def crash_dead_backfills(me: UUID, tag_of: str) -> None:
-    """Mark earlier back-fills as crashed if they gave no sign of life for as long as they allowed, and cancel their batches.
+    """Mark other back-fills as crashed if their last heartbeat is older than their `silent_after`, and cancel their batches.
 
     Args:
-        me: The run that looks for them.
+        me: The current run, which is not marked.
         tag_of: Template of the tag of a run's batches, with `{id}`.
     """
     async with get_client() as client:
@@ -74,10 +74,10 @@ async def crash_dead_backfills(me: UUID, tag_of: str) -> None:
         runs = [run for run in await client.read_flow_runs(flow_filter=flows, flow_run_filter=active) if run.id != me]
         boards = await boards_of(client, runs)
         for run in runs:
-            sign = dt.datetime.fromisoformat(boards[run.id]["updated"]) if run.id in boards else run.updated
-            silent = (now - sign).total_seconds() if sign else 0.0
+            heartbeat = dt.datetime.fromisoformat(boards[run.id]["updated"]) if run.id in boards else run.updated
+            silent = (now - heartbeat).total_seconds() if heartbeat else 0.0
             if silent > float(run.parameters.get("silent_after", 0)) > 0:
-                why = f"its process is gone: no sign of life for {silent:,.0f} s"
+                why = f"its process is gone: no heartbeat for {silent:,.0f} s"
                 await mark_crashed(client, run, why)
                 await cancel(client, await runs_tagged(client, tag_of.format(id=run.id)))
-                get_run_logger().warning("the earlier back-fill %r is marked as crashed: %s", run.name, why)
+                get_run_logger().warning("another back-fill, %r, is marked as crashed: %s", run.name, why)

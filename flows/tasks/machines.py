@@ -1,6 +1,6 @@
 """The machines of a back-fill: agents and workers of the work queue, or the workers of a Dask cluster.
 
-Both run the same flow for a batch of months, and both report to the same Prefect server. They differ in who starts the run.
+Both run the same flow for a batch of months, and both report to the same Prefect server. Only the way to start the run differs.
 """
 
 import asyncio
@@ -22,19 +22,19 @@ _FLOW = "flows.backfill:backfill"
 
 
 class Machines(Protocol):
-    """Start batches, which are flow runs with given parameters and tags. The last tag belongs to one batch only."""
+    """Start batches. A batch is a flow run with given parameters and tags; its last tag is unique."""
 
     advice: str
-    """What to check if no batch starts: a question."""
+    """A question about what to check if no batch starts."""
 
     async def start(self, client: PrefectClient, parameters: Mapping[str, Any], tags: Sequence[str]) -> None:
         """Start a batch, or put it into the queue."""
 
     def lost(self, tag: str) -> str:
-        """Return why a batch will not go on by itself; "" if that is unknown."""
+        """Return why a batch cannot continue; "" if it can, or if that is unknown."""
 
     def forget(self, tag: str) -> None:
-        """Do not start a batch that has not started."""
+        """Cancel a batch that has not started."""
 
     def close(self) -> None:
         """Stop what was started for this back-fill only."""
@@ -42,7 +42,7 @@ class Machines(Protocol):
 
 @contextmanager
 def machines_of(spread: Spread, deployment: str, dask: str, processes: int) -> Iterator[Machines | None]:
-    """Yield the machines that `spread` names; None for this process alone. Raise `TripDataError` if they cannot be used."""
+    """Yield the machines for `spread`; None for this process alone. Raise `TripDataError` if they cannot be used."""
     if spread == "here":
         yield None
         return
@@ -69,22 +69,22 @@ class Queue:
         await client.create_flow_run_from_deployment(self._deployment.id, parameters=dict(parameters), tags=tags)
 
     def lost(self, tag: str) -> str:
-        """Return "": only the signs of life show whether an agent's run lives."""
+        """Return "": only heartbeats show whether an agent's run is alive."""
         return ""
 
     def forget(self, tag: str) -> None:
-        """Do nothing: a run that is cancelled on the server is not started."""
+        """Do nothing: agents and workers do not start a run that is cancelled on the server."""
 
     def close(self) -> None:
         """Do nothing: agents and workers stay."""
 
 
 class Dask:
-    """The workers of a Dask cluster: of the scheduler at `address`, or as many processes of this machine as `processes` says."""
+    """The workers of the Dask scheduler at `address`. Without an address, `processes` workers on this machine."""
 
     def __init__(self, address: str, processes: int) -> None:
         require_server("dask")
-        from distributed import Client, LocalCluster  # takes a second to import, so only on request
+        from distributed import Client, LocalCluster  # imported here because the import takes a second
 
         logging.getLogger("distributed").setLevel(logging.WARNING)
         self._cluster: Any = None
@@ -97,47 +97,45 @@ class Dask:
             self._client: Any = Client(self._cluster or address, timeout=30)  # type: ignore[no-untyped-call]
         except OSError as error:
             raise TripDataError(
-                f"dask is {address!r}, and no scheduler answers there ({type(error).__name__}); give the address that"
+                f"dask is {address!r}, but no scheduler answers there ({type(error).__name__}); give the address that"
                 " `dask scheduler` printed, such as tcp://10.0.0.5:8786. Nothing was started."
             ) from None
         self._futures: dict[str, Any] = {}
-        self.advice = "do Dask workers run, and is a thread of one of them free?"
+        self.advice = "do Dask workers run, and does one of them have a free thread?"
 
     async def start(self, client: PrefectClient, parameters: Mapping[str, Any], tags: Sequence[str]) -> None:
         """Submit a batch to the scheduler. If its worker dies, Dask starts it again on another one, three times at most."""
         self._futures[tags[-1]] = self._client.submit(run_batch, dict(parameters), list(tags), key=tags[-1], pure=False)
 
     def lost(self, tag: str) -> str:
-        """Return Dask's reason if the batch has ended in Dask, in whatever way."""
+        """Return the reason if the batch has ended in Dask, with or without an error."""
         future = self._futures[tag]
         if future.status == "pending":
             return ""
         if future.status == "finished":
-            return (
-                "its Dask worker reports to another Prefect server, or to none: set PREFECT_API_URL in its environment"
-            )
-        return f"Dask gave it up: {type(future.exception()).__name__ if future.status == 'error' else future.status}"
+            return "its Dask worker uses another Prefect server, or none: set PREFECT_API_URL in its environment"
+        return f"Dask cannot run it: {type(future.exception()).__name__ if future.status == 'error' else future.status}"
 
     def forget(self, tag: str) -> None:
         """Cancel a batch that waits at the scheduler."""
         self._futures[tag].cancel()
 
     def close(self) -> None:
-        """Leave the scheduler, and stop the processes of this machine."""
+        """Disconnect from the scheduler, and stop the workers on this machine."""
         self._client.close()
         if self._cluster:
             self._cluster.close()
 
 
 def run_batch(parameters: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Run the flow for a batch, in a Dask worker. Its state is on the Prefect server."""
+    """Run the flow for a batch in a Dask worker. The Prefect server has the state of the run."""
     flow: Callable[..., Any] = resolve_name(_FLOW)
     with tags(*names):
         flow(**parameters, return_state=True)
 
 
 def require_server(spread: str) -> None:
-    """Raise `TripDataError` unless the runs report to a Prefect server that other processes reach."""
+    """Raise `TripDataError` unless the runs use a Prefect server that other processes can reach."""
     if not PREFECT_API_URL.value():
         raise TripDataError(
             f"--spread {spread} needs a Prefect server that all machines reach: set PREFECT_API_URL here and on each of them."

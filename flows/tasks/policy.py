@@ -92,7 +92,7 @@ def task_runner() -> BaseTaskRunner:
     scheduler = os.environ.get("TRIPS_DASK_SCHEDULER")
     if not scheduler:
         return ConcurrentTaskRunner()  # type: ignore[no-untyped-call]
-    from prefect_dask.task_runners import DaskTaskRunner  # takes a second to import, so only on request
+    from prefect_dask.task_runners import DaskTaskRunner  # imported here because the import takes a second
 
     return DaskTaskRunner(address=scheduler)
 

@@ -155,7 +155,7 @@ def test_a_machine_of_the_queue_is_killed_half_way(
         kill(busy)
         with trial.recovering():
             log = require_ended(own, process, tmp_path, year)
-        assert "marked as crashed: no sign of life for" in log
+        assert "marked as crashed: no heartbeat for" in log
         crashed, *_ = [run for run in runs() if run.state and run.state.is_crashed() and f"green {year}" in run.name]
         assert "its process or machine died" in str(crashed.state and crashed.state.message)
 
@@ -185,7 +185,7 @@ def test_a_worker_of_a_dask_cluster_is_killed_half_way(own: Stores, server: Stac
         kill(next(iter(names.values())))
         with trial.recovering():
             log = require_ended(own, process, tmp_path, year)
-        # Either another worker was free and Dask started the batch again, or the batch gave no sign of life.
+        # Either another worker was free and Dask started the batch again, or the batch sent no heartbeat.
         assert "marked as crashed: " in log, log
 
 

@@ -164,7 +164,7 @@ def test_a_backfill_that_is_killed_is_resumed_and_ends_exact(own: Stores, start:
     # Prefect would let the killed run stay Running for ever.
     killed, resumed = runs_of("2018-01 to 2018-04: green")
     assert killed.state.is_crashed()
-    assert "its process is gone: no sign of life for" in killed.state.message
+    assert "its process is gone: no heartbeat for" in killed.state.message
     assert resumed.state.is_completed()
 
 
