@@ -61,7 +61,7 @@ def key_file(environment: Environment, name: str) -> Path | None:
         return file_at(value)
     except BadValue as wrong:
         if value.startswith("{"):
-            raise BadValue(f"{name} holds a key instead of a path; save the key in a file and name that.") from None
+            raise BadValue(f"{name} contains a key instead of a path; save the key in a file and name that.") from None
         unquoted = value.strip("'\"")  # Docker and systemd do not remove quotes in a file of variables
         what = f"{name} names {value!r}, but {wrong}" if like_path(unquoted) else f"{name} names no readable file"
         advice = "correct the path" if unquoted == value else "remove the quotes around the path"

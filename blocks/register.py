@@ -53,9 +53,9 @@ def _service_account(environment: Environment) -> dict[str, Any] | None:
     if content and path:
         raise BadValue("GCP_SERVICE_ACCOUNT_INFO and GCP_SERVICE_ACCOUNT_FILE are both set; keep one.")
     if path.startswith("{"):
-        raise BadValue("GCP_SERVICE_ACCOUNT_FILE holds a key instead of a path; put it in GCP_SERVICE_ACCOUNT_INFO.")
+        raise BadValue("GCP_SERVICE_ACCOUNT_FILE contains a key instead of a path; put it in GCP_SERVICE_ACCOUNT_INFO.")
     if content and like_path(content):
-        raise BadValue("GCP_SERVICE_ACCOUNT_INFO holds a path instead of a key; put it in GCP_SERVICE_ACCOUNT_FILE.")
+        raise BadValue("GCP_SERVICE_ACCOUNT_INFO contains a path instead of a key; put it in GCP_SERVICE_ACCOUNT_FILE.")
     if file := key_file(environment, "GCP_SERVICE_ACCOUNT_FILE"):
         try:
             content = file.read_text(encoding="utf-8")

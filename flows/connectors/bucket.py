@@ -127,7 +127,7 @@ class Bucket:
             blob = self._bucket.get_blob(self.path(key), timeout=TIMEOUT)
         return Object(key) if blob is None else self._object(key, blob)
 
-    def holds(self, key: str, generation: int) -> bool:
+    def has_generation(self, key: str, generation: int) -> bool:
         """Return whether the object `key` has this generation."""
         return self.stat(key).generation == generation
 

@@ -236,7 +236,7 @@ class Database:
         """Publish a staged month and its row in `loads` in one transaction. Readers see the old month or the new one."""
         current = self.remembered(staged.trip_month)
         before = current
-        if current and run_id and current.flow_run_id == run_id and current.holds(staged.raw, staged.rule):
+        if current and run_id and current.flow_run_id == run_id and current.has_bytes(staged.raw, staged.rule):
             # An earlier attempt of this run committed, but was cut off before it received the answer.
             manifest, before = current, present.manifest
         else:

@@ -32,7 +32,7 @@ from flows.tlc.manifest import Changes, Manifest, Outcome, Present, RawFile, Sta
 from flows.tlc.pipeline import Add
 from flows.tlc.schema import KEY, arrow_schema
 from flows.tlc.stream import MonthStream
-from flows.tlc.trips import PASSING_KEYS, Store, Terms, TripMonth, staged_key
+from flows.tlc.trips import TEMPORARY_KEYS, Store, Terms, TripMonth, staged_key
 
 if TYPE_CHECKING:
     from prefect_gcp.cloud_storage import GcsBucket
@@ -104,7 +104,7 @@ class Lake(LakeManifests):
 
     def _sweep(self) -> None:
         """Delete what runs of any month left behind more than a day ago: staged objects and cached results."""
-        self.bucket.delete_older(PASSING_KEYS, dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
+        self.bucket.delete_older(TEMPORARY_KEYS, dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
 
     def publish(self, staged: StagedMonth, present: Present, run_id: str, by: str = "") -> Outcome:
         """Publish a staged month. Keep another run's month if that run published the same bytes by the same rule first."""
@@ -122,11 +122,11 @@ class Lake(LakeManifests):
         )
         if staged.raw.key != raw_key:
             # The month's object is published first, the raw file after it. If this run dies in between, the bytes are safe.
-            self.secure(self.bucket.stat(staged.raw.key), raw_key)
+            self.copy_edition(self.bucket.stat(staged.raw.key), raw_key)
         while True:
             before = self.remembered(trip_month)
             if replaces and (was := self.current(trip_month)):
-                self.note(was)  # an older version wrote no history, or the run died before it wrote the entry
+                self.append_history(was)  # an older version wrote no history, or the run died before it wrote the entry
             changes = self._changes(staged, replaces)
             rows = last_known_rows(staged.raw.published.url, before)
             manifest = manifest.model_copy(update={**dict(changes), "replaces": replaces, "known_rows": rows})
@@ -152,14 +152,14 @@ class Lake(LakeManifests):
                         before = before.model_copy(update={"loaded": rows_before})
                     break
                 other = self._manifest_of_the_other(trip_month, there)
-                if other and other.holds(staged.raw, staged.rule):
+                if other and other.has_bytes(staged.raw, staged.rule):
                     self._delete_staged(staged.key, *side_keys.values())
                     return Outcome(store="lake", status="unchanged", manifest=other)
                 replaces = there.generation  # the other run died before it wrote the manifest, or loaded another file
         manifest = manifest.model_copy(update={"generation": published.generation})
         for key, staged_side in side_keys.items():
-            self._publish_beside(staged_side, key, published)
-        manifest = self.note(manifest)
+            self._publish_side_object(staged_side, key, published)
+        manifest = self.append_history(manifest)
         self.remember(manifest)
         self._delete_staged(staged.key, *side_keys.values())
         warnings = warnings_of(manifest, before if replaces else None)
@@ -167,13 +167,13 @@ class Lake(LakeManifests):
 
     def _delete_staged(self, *keys: str) -> None:
         for key in keys:
-            if key.startswith(PASSING_KEYS):  # not an earlier edition that is published again: it stays
+            if key.startswith(TEMPORARY_KEYS):  # not an earlier edition that is published again: it stays
                 self.bucket.delete(key)
 
     def _changes(self, staged: StagedMonth, replaces: int) -> Changes:
         """Return the rows that publishing will insert, update and remove, compared with generation `replaces`."""
         key = staged.trip_month.key
-        if replaces and self.bucket.holds(key, replaces):
+        if replaces and self.bucket.has_generation(key, replaces):
             # Gone: another run published first; `publish` will detect it. The others: another program wrote the object.
             with suppress(Gone, pa.ArrowException, KeyError):
                 return compare(self.trips(key, replaces), self.trips(staged.key, staged.generation))
@@ -185,12 +185,12 @@ class Lake(LakeManifests):
         while there and time.monotonic() < until:
             manifest = self.remembered(trip_month)
             written = manifest is not None and manifest.generation == there.generation
-            if written and self.bucket.holds(trip_month.key, there.generation):
+            if written and self.bucket.has_generation(trip_month.key, there.generation):
                 return manifest
             time.sleep(1)
         return None
 
-    def _publish_beside(self, staged: str, key: str, month: Object) -> None:
+    def _publish_side_object(self, staged: str, key: str, month: Object) -> None:
         """Publish the object `staged` under `key`, to go with the month's object. If `staged` is "", delete `key`.
 
         Do nothing if another run has replaced the month's object: then `key` belongs to that run.
@@ -201,12 +201,12 @@ class Lake(LakeManifests):
             kept = bucket.stat(key)
             # The order matters: stat `key` first, then check the month. If another run publishes its month after this check,
             # it writes `key` after our stat. If it does so before us, our precondition fails, and we check again.
-            if not bucket.holds(month.key, month.generation):
+            if not bucket.has_generation(month.key, month.generation):
                 return
             with suppress(Overtaken):
                 if source:
                     if key.startswith("raw/"):
-                        self.secure(kept, key)
+                        self.copy_edition(kept, key)
                     ours = {name: text for name, text in source.metadata.items() if name in RAW_FACTS}
                     bucket.copy(staged, source.generation, key, kept.generation, ours, content_type(key))
                 elif kept and not staged:  # if `staged` is named but gone, an earlier attempt has published it
@@ -224,14 +224,14 @@ class Lake(LakeManifests):
         """
         month, manifest = self.bucket.stat(trip_month.key), self.written_of(trip_month)
         if month and (current := manifest_of(month, manifest)):
-            manifest = self.note(current.withdrawn(run_id, by))
+            manifest = self.append_history(current.withdrawn(run_id, by))
             self._write_manifest(manifest, manifest.generation)
         if manifest is None or not manifest.withdrawn_at:
             raise TripDataError(f"{trip_month} is not in the lake; there is nothing to withdraw. Nothing was changed.")
         status: Status = "withdrawn" if month or (run_id and manifest.flow_run_id == run_id) else "unchanged"
         if month:
             for key in (trip_month.quarantine_key, trip_month.extra_key):
-                self._publish_beside("", key, month)
+                self._publish_side_object("", key, month)
             self.bucket.delete(trip_month.key, manifest.generation)
             # A run that published the month just before may have written its own manifest over the mark.
             self._write_manifest(manifest, 0)

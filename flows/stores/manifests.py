@@ -112,7 +112,7 @@ class LakeManifests(RawZone):
         """Return the URL of the month's object in Google's console."""
         return self.bucket.page(manifest.key)
 
-    def note(self, manifest: Manifest) -> Manifest:
+    def append_history(self, manifest: Manifest) -> Manifest:
         """Add a manifest to its month's history, and return the entry.
 
         If an earlier attempt wrote an entry of the same publication or withdrawal, write nothing and return that one.
@@ -137,7 +137,7 @@ class LakeManifests(RawZone):
         key = manifest.trip_month.manifest_key
         while True:
             current = self.bucket.stat(key)
-            if not self.bucket.holds(manifest.trip_month.key, generation):
+            if not self.bucket.has_generation(manifest.trip_month.key, generation):
                 return
             with suppress(Overtaken):  # another run wrote first: check again
                 self.bucket.write_text(key, manifest.model_dump_json(indent=1), current.generation)

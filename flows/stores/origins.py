@@ -36,7 +36,7 @@ class LookedUp(BaseModel):
     def loaded_from(self, raw: RawFile | Manifest) -> Manifest | None:
         """Return the store's manifest, with this run's pin, if it was made from exactly the bytes of `raw`; else None."""
         manifest = self.present.manifest
-        again = isinstance(raw, RawFile) and not self.sha256 and self.present.holds(raw, self.terms.rows)
+        again = isinstance(raw, RawFile) and not self.sha256 and self.present.has_bytes(raw, self.terms.rows)
         return manifest.model_copy(update={"pinned": self.terms.pinned}) if manifest and again else None
 
     @property
@@ -58,7 +58,7 @@ class Web:
     terms: Terms
 
     def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
-        """Ask the source for the month. Raise `NotPublished`, or `RefusedMonth` if it is known to be published."""
+        """Ask the source for the month. Raise `NotPublished`, or `RefusedMonth` if it was published before."""
         present = store.present(trip_month)
         published = _published(trip_month, self.source.url(trip_month), self.source.ending, store, present.manifest)
         pinned = present.manifest.pinned if present.manifest else ""
@@ -82,7 +82,7 @@ class FromEdition:
         present, raw = store.present(trip_month), store.edition(trip_month, self.name)
         terms = replace(self.terms, pinned=raw.sha256[:EDITION_DIGITS])
         manifest: Manifest | None = present.manifest
-        if manifest and manifest.pinned == terms.pinned and present.holds(raw, terms.rows):
+        if manifest and manifest.pinned == terms.pinned and present.has_bytes(raw, terms.rows):
             why = f"is pinned to edition {terms.pinned} in {STORES[store.name].title} already; nothing to do"
             return LookedUp(present=present, found=raw, unchanged=manifest, why=why)
         return LookedUp(present=present, found=raw, terms=terms)
@@ -137,7 +137,7 @@ class Again:
             flow = "etl-web-gcs" if store.name == "lake" else "ingest-data"
             raise TripDataError(f"{trip_month} is not in {STORES[store.name].title}; run {flow} for it first.")
         if not before.quarantined:
-            why = "has no quarantined rows; it is left alone"
+            why = "has no quarantined rows; it is not loaded"
             return LookedUp(present=present, found=before, unchanged=before, why=why)
         raw = store.raw_of(before) or (store.edition(trip_month, before.pinned) if before.pinned else None)
         found = raw or _published(trip_month, before.url, before.published.ending, store, before)

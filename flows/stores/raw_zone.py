@@ -167,7 +167,7 @@ class RawZone:
             " Nothing was loaded."
         )
 
-    def secure(self, present: Object, raw_key: str) -> None:
+    def copy_edition(self, present: Object, raw_key: str) -> None:
         """Copy a whole raw file to the key of its edition, unless a copy exists. `raw_key` is its key once published."""
         sha256 = present.metadata.get("sha256")
         if sha256:
@@ -184,7 +184,7 @@ class RawZone:
 
     def has(self, raw: RawFile) -> bool:
         """Return whether a raw file is unchanged since it was extracted."""
-        return self.bucket.holds(raw.key, raw.generation)
+        return self.bucket.has_generation(raw.key, raw.generation)
 
     def content(self, raw: RawFile) -> "RawContent":
         """Return the bytes of a raw file."""

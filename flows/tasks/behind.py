@@ -88,6 +88,6 @@ def log_found(found: Iterable[Found], taken: Iterable[Found]) -> None:
         if isinstance(month.answer, NotPublished) and not month.source_error:
             log.info("%s", month.answer)
         if decided := pinned_or_withdrawn(month):
-            log.info("%s is %s; it is left alone", month.trip_month, decided)
+            log.info("%s is %s; it is not updated", month.trip_month, decided)
     for month in taken:
         log.info("%s: %s", month.trip_month, ", ".join(f"{store}: {month.status(store)}" for store in month.behind))

@@ -15,7 +15,7 @@ from flows.stores import Target
 from flows.tasks.policy import RETRIES, TIMEOUT
 from flows.tasks.report import as_cell, markdown_table
 from flows.tasks.stores import open_store
-from flows.tlc.catalog import LEFT_ALONE, Also, Entry, Found, ListedMonth, entry_of
+from flows.tlc.catalog import DECIDED_BY_A_PERSON, Also, Entry, Found, ListedMonth, entry_of
 from flows.tlc.errors import NotPublished
 from flows.tlc.manifest import Outcome, total
 from flows.tlc.sources import PublishedFile, Source
@@ -76,7 +76,7 @@ def report_stores(
 def pinned_or_withdrawn(month: Found) -> str:
     """Return where a month is pinned or withdrawn, as text; "" if it is in no store."""
     stores = [] if month.unanswered else month.manifests
-    return ", ".join(f"{status} in the {s}" for s in stores if (status := month.status(s)) in LEFT_ALONE)
+    return ", ".join(f"{status} in the {s}" for s in stores if (status := month.status(s)) in DECIDED_BY_A_PERSON)
 
 
 def entries_of(
@@ -101,16 +101,16 @@ def report_catalog(key: str, entries: Sequence[Entry]) -> None:
     by_color = {color: [e for e in entries if e.trip_month.color == color] for color in COLORS}
     totals = [_total(color, there) for color, every in by_color.items() if (there := [e for e in every if e.listed])]
     names = ("color", "from", "to", "months", "rows", "quarantined", "bytes")
-    lines = ["# What the lake holds", *markdown_table(names, totals, numbers=4)]
+    lines = ["# Months in the lake", *markdown_table(names, totals, numbers=4)]
     for color, every in by_color.items():
         if every:
             lines += [f"## {color}: rows in thousands", *_calendar({e.trip_month: e for e in every})]
     if differ := [(str(e.trip_month), "; ".join(e.differs)) for e in entries if e.differs]:
         lines += ["## What differs", *markdown_table(("month", "difference"), differ, numbers=0)]
     if source := [(str(e.trip_month), *_published(e)) for e in entries if e.published]:
-        lines += ["## What the source has", *markdown_table(("month", "bytes", "last modified"), source, numbers=1)]
+        lines += ["## Months at the source", *markdown_table(("month", "bytes", "last modified"), source, numbers=1)]
     lines += ["Marks: " + ", ".join(f"{mark} {word}" for word, mark in _MARKS.items()) + "; · not in the lake."]
-    create_markdown_artifact("\n".join(lines), key=key, description="What the lake holds")
+    create_markdown_artifact("\n".join(lines), key=key, description="Months in the lake")
 
 
 # One character each, so that a year fits on a line.

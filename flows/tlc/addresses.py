@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 SCHEMES = ("http", "https", "file")
 _LONGEST = 300  # characters of an address that a text shows
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#%]+)(?::[0-9]{1,5})?")
-_HIDDEN = "(not shown: it may hold a user name or password)"
+_HIDDEN = "(not shown: it may contain a user name or password)"
 
 
 class BadAddress(ValueError):
@@ -69,10 +69,10 @@ def parsed(url: str) -> SplitResult:
         BadAddress: The address is refused. The text says why.
     """
     if not all(c.isprintable() for c in url):
-        raise BadAddress(f"{shown(url)!r} holds characters that cannot be printed; remove them")
+        raise BadAddress(f"{shown(url)!r} contains characters that cannot be printed; remove them")
     if _may_hold_user(url):
         raise BadAddress(
-            "the address holds a user name or password, or an @ where one could be; it is not shown. Publish the files where"
+            "the address contains a user name or password, or an @ where one could be; it is not shown. Publish the files where"
             " none is needed; write %40 for an @ in a path"
         )
     try:
@@ -89,7 +89,7 @@ def _wrong_in(url: str, parts: SplitResult) -> str:
     if parts.scheme not in SCHEMES or not url[len(parts.scheme) :].startswith("://"):
         return "is not an http(s):// or file:// URL"
     if "\\" in url:
-        return "holds a backslash; write /, or %5C if a name really has one"
+        return "contains a backslash; write /, or %5C if a name really has one"
     if parts.scheme == "file":
         return _wrong_in_file(url, parts)
     if not _HOST.fullmatch(parts.netloc):

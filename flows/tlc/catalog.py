@@ -28,11 +28,11 @@ SyncStatus = Literal[
     "withdrawn",
     "damaged",
 ]
-# What a store's list of months has besides the months that are there.
+# Which months a store's list has besides its own.
 Also = Literal["", "withdrawn"]
 _LAGS: tuple[SyncStatus, ...] = ("new", "re-published", "other source", "behind the lake", "damaged")
-LEFT_ALONE: tuple[SyncStatus, ...] = ("pinned", "withdrawn")
-"""What a person decided about a month. Only a run that names the month changes it."""
+DECIDED_BY_A_PERSON: tuple[SyncStatus, ...] = ("pinned", "withdrawn")
+"""A person decided about such a month. Only a run that names the month changes it."""
 _FORBIDDEN = 403  # HTTP status: the server, or a proxy, does not say whether the file exists
 _IN_ORDER: tuple[Store, ...] = get_args(Store)
 
@@ -101,16 +101,16 @@ def _status_of(manifest: Manifest, published: PublishedFile | None, url: str) ->
 
 @dataclass(frozen=True)
 class Found:
-    """A month as it was found at its source and in the stores of a run.
+    """The state of a month at its source and in the stores of a run.
 
-    `manifests` has a key for each of those stores. The manifest of a withdrawn month is there too.
+    `manifests` has a key for each of those stores. It includes the manifest of a withdrawn month.
     """
 
     trip_month: TripMonth
     url: str
     answer: PublishedFile | Exception
     manifests: Mapping[Store, Manifest | None]
-    unfinished: bool = False  # the lake has the month, but the run that published it died before it wrote the manifest
+    unfinished: bool = False  # true if the run that published the month in the lake died before it wrote the manifest
     known: str = ""  # the evidence that the month is published at `url`, as text; "" if there is none
 
     @property
@@ -125,13 +125,13 @@ class Found:
 
     @property
     def source_error(self) -> Exception | None:
-        """Return the error if the source gave no answer or refuses a month that is known to be published, else None."""
+        """Return the error if the source gave no answer, or refuses a month that was published before; else None."""
         if isinstance(self.answer, NotPublished):
             return refusal(self.trip_month, self.url, self.answer, self.known, self.manifests)
         return self.unanswered
 
     def status(self, store: Store) -> SyncStatus:
-        """Return how a store's month compares with the source's. BigQuery is compared with the lake, which it is loaded from."""
+        """Return how a store's month compares with the source. BigQuery's months are compared with the lake's."""
         manifest, lake = self.manifests[store], self.manifests.get("lake")
         if store != "warehouse":
             return sync_status(self.url, self.published, manifest)
@@ -152,7 +152,7 @@ class Found:
         lake = self.manifests.get("lake")
         # BigQuery accepts only months with today's schema.
         outdated = "warehouse" in lag and lake and lake.schema_version != SCHEMA_VERSION
-        alone = "lake" in self.manifests and self.status("lake") in LEFT_ALONE
+        alone = "lake" in self.manifests and self.status("lake") in DECIDED_BY_A_PERSON
         again = self.published and (outdated or self.unfinished) and not alone
         return ["lake", *lag] if again and "lake" not in lag else lag
 
@@ -160,9 +160,9 @@ class Found:
 def refusal(
     trip_month: TripMonth, url: str, answer: NotPublished, known: str, manifests: Mapping[Store, Manifest | None]
 ) -> RefusedMonth | None:
-    """Return the error for a refused month that is known to be published; None if there is no evidence that it is.
+    """Return the error for a refused month that was published before; None without evidence of that.
 
-    Evidence is `known`, a text, and each store's manifest of the month that was loaded from the same `url`.
+    The evidence: the text `known`, and each store's manifest of the month if it was loaded from the same `url`.
     """
     evidence = [
         f"{manifest.source_rows:,} rows in the {store}, {manifest.published_at:%Y-%m-%d}"
@@ -180,14 +180,14 @@ def refusal(
             " withdrew it. Open the address from another network to find out which."
         )
     return RefusedMonth(
-        f"{trip_month} is known to be published ({'; '.join(evidence)}), {why} The stores keep what they have of the month."
+        f"{trip_month} was published before ({'; '.join(evidence)}), {why} The stores keep their rows of the month."
     )
 
 
 def overdue(color: str, found: Iterable[Found], within: int, source: str, today: dt.date | None = None) -> str:
-    """Return an error text if a color's newest published month is more than `within` months ago, else "".
+    """Return an error text if a color's newest published month is more than `within` months ago; else "".
 
-    Return "" too if this is unknown: not all of those months were asked for, or the source gave no answer about one.
+    Return "" too if this is unknown: the run did not ask for all of those months, or one had no answer.
     """
     asked = [month for month in found if month.trip_month.color == color]
     recent = [month for month in asked if months_since(month.trip_month, today) <= within]
@@ -209,7 +209,7 @@ def overdue(color: str, found: Iterable[Found], within: int, source: str, today:
 
 @dataclass(frozen=True)
 class KnownRange:
-    """A range of months that a source publishes of every color, with unknown row counts. It publishes no later months."""
+    """A range of months that a source publishes for every color. Row counts are unknown. It publishes no later month."""
 
     source: str
     first: tuple[int, int]
@@ -227,7 +227,7 @@ KNOWN_RANGES = (KnownRange("mirror", (2019, 1), (2021, 7), _MIRROR),)
 
 @dataclass(frozen=True)
 class KnownFile:
-    """A published file at the time when its rows were counted."""
+    """The facts about a published file when its rows were counted."""
 
     rows: int
     size: int
@@ -258,7 +258,7 @@ class Entry:
     trip_month: TripMonth
     listed: ListedMonth | None  # in the lake
     source: SyncStatus | None  # None if the source was not asked
-    published: PublishedFile | None  # None if the source has no file, gave no answer or was not asked
+    published: PublishedFile | None  # None without a file, without an answer, or if the source was not asked
     known: KnownFile | None
     withdrawn_at: dt.datetime | None = None
 
@@ -290,7 +290,7 @@ def entry_of(
 ) -> Entry:
     """Return the catalog's entry of a month. A withdrawn month has a `withdrawn_at` instead of `listed`.
 
-    `known` has the counts of the lake's file or, if the lake has none, of the source's file. `published_before` is the evidence
+    `known` has the counts of the lake's file, or else of the source's file. `published_before` is the evidence
     that the month is published at `url`, as text; "" if there is none.
     """
     there = None if listed and listed.manifest.withdrawn_at else listed

@@ -286,7 +286,7 @@ def clean(
             # pandas makes a column without any value float.
             if found := _first_value(values, row_numbers):
                 raise SchemaMismatch(
-                    f"{trip_month}: {name} has the type {values.type} and holds {found}, where a {kind} belongs. Nothing was"
+                    f"{trip_month}: {name} has the type {values.type} and the value {found}; it must be a {kind}. Nothing was"
                     f" loaded; save the column as a {kind}, or get TLC's own file."
                 )
             values = pa.nulls(len(values))

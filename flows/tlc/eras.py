@@ -26,7 +26,7 @@ class Era:
     format: str
     first: str
     columns: str
-    coded: str = ""  # columns that are published as texts that stand for codes (`schema.CODINGS`)
+    coded: str = ""  # columns published as texts that this project converts to codes (`schema.CODINGS`)
     empty: str = ""  # columns that never have a value
     unnamed: int = 0  # how many more fields than the header a row may have
 

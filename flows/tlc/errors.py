@@ -102,7 +102,7 @@ class NotPublished(TripDataError):
 
 
 class RefusedMonth(NotPublished):
-    """The source refuses a month that is known to be published.
+    """The source refuses a month that was published before.
 
     Open the address from another network: a proxy may block this machine. If the publisher withdrew the month, see
     [schedules](schedules.md#what-a-run-does).

@@ -249,7 +249,7 @@ class Manifest(Changes, Reading, Origin):
         same = stored(published.url) == self.url and published.same_edition(self.published)
         return bool(same) and self._same_terms(rule)
 
-    def holds(self, raw: RawFile, rule: Rows) -> bool:
+    def has_bytes(self, raw: RawFile, rule: Rows) -> bool:
         """Return whether the store already has these bytes: published again, or from a source that sends no version."""
         return raw.sha256 == self.sha256 and self._same_terms(rule)
 
@@ -334,9 +334,9 @@ class Present(_Value):
         """Return whether the store already has exactly this file, under this rule and today's schema."""
         return self.manifest is not None and self.finished and self.manifest.covers(published, rule)
 
-    def holds(self, raw: RawFile, rule: Rows) -> bool:
+    def has_bytes(self, raw: RawFile, rule: Rows) -> bool:
         """Return whether the store already has these bytes: published again, or from a source that sends no version."""
-        return self.manifest is not None and self.finished and self.manifest.holds(raw, rule)
+        return self.manifest is not None and self.finished and self.manifest.has_bytes(raw, rule)
 
 
 def timeline(*manifests: Manifest) -> list[Manifest]:

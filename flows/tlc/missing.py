@@ -69,7 +69,7 @@ class Missing:
         both = self._seen[False] & self._seen[True] - set(self.words)
         if both:
             raise UnreadableFile(
-                f"{self._trip_month}: {', '.join(sorted(both))} stands for missing numbers in this file, but not in its first"
+                f"{self._trip_month}: {', '.join(sorted(both))} means missing numbers in this file, but not in its first"
                 " rows. It also occurs in columns of text, where it may be a text. Nothing was loaded; save the file"
                 " with empty fields for missing values."
             )

@@ -54,7 +54,7 @@ _CAUSES: tuple[tuple[Callable[[dt.date, Days], bool], str], ...] = (
     (_swapped, "day and month are swapped in its times. Write them as 2021-01-31 23:59:59, or get"),
     (_of_one_year_before_or_after, "this is the file of another year. Check the source's address, and get"),
     (_of_one_month, "this is the file of another month. Check the source's address, and get"),
-    (lambda month, days: True, "it holds several months, or its times are shifted. Get"),
+    (lambda month, days: True, "it has several months, or its times are shifted. Get"),
 )
 _MOST_MONTHS = 12  # in a message
 

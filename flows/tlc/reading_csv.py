@@ -60,7 +60,7 @@ def _gunzip(trip_month: TripMonth, compressed: Iterable[bytes]) -> Iterator[byte
             made += len(text)
             if made > max(least, times * read):
                 raise UnreadableFile(
-                    f"{trip_month}: {read:,} bytes of gzip hold more than {made:,} bytes of text; no trip file"
+                    f"{trip_month}: {read:,} bytes of gzip contain more than {made:,} bytes of text; no trip file"
                     " shrinks so much. Nothing was loaded; check the source."
                 )
             yield text

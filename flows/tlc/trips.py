@@ -182,7 +182,7 @@ def edition_key(raw_key: str, sha256: str) -> str:
 
 
 # The prefixes of the lake's keys whose objects are deleted after a day.
-PASSING_KEYS = ("staging/", "results/")
+TEMPORARY_KEYS = ("staging/", "results/")
 
 
 def trip_months(color: str, year: int, months: Sequence[int], today: dt.date | None = None) -> list[TripMonth]:

@@ -250,12 +250,12 @@ BAD: list[tuple[str, str | None, str]] = [
     (
         "GCP_SERVICE_ACCOUNT_INFO",
         "~/keys/key.json",
-        "holds a path instead of a key; put it in GCP_SERVICE_ACCOUNT_FILE",
+        "contains a path instead of a key; put it in GCP_SERVICE_ACCOUNT_FILE",
     ),
     (
         "GCP_SERVICE_ACCOUNT_INFO",
         "/run/secrets/key",
-        "holds a path instead of a key; put it in GCP_SERVICE_ACCOUNT_FILE",
+        "contains a path instead of a key; put it in GCP_SERVICE_ACCOUNT_FILE",
     ),
     ("GCP_SERVICE_ACCOUNT_FILE", CANARY, "names no readable file"),
     ("GCP_SERVICE_ACCOUNT_FILE", f"-----BEGIN PRIVATE KEY-----\n{CANARY}/\n", "names no readable file"),

@@ -15,7 +15,7 @@ STEPS: Mapping[FlowName, tuple[str, ...]] = {
         "flows.tasks.bring:look_up", "flows.stores.raw_zone:RawZone.extract", "flows.connectors.bucket:Bucket.add_metadata",
         "flows.tasks.bring:extract_file", "flows.stores.lake:Lake._sweep", "flows.stores.lake:Lake._write",
         "flows.tasks.bring:transform", "flows.stores.lake:Lake._changes", "flows.connectors.bucket:Bucket.copy",
-        "flows.stores.lake:Lake._publish_beside", "flows.stores.lake:Lake.remember", "flows.connectors.bucket:Bucket.delete",
+        "flows.stores.lake:Lake._publish_side_object", "flows.stores.lake:Lake.remember", "flows.connectors.bucket:Bucket.delete",
         "flows.tasks.bring:load",
     ),
     "etl_gcs_bq": (

@@ -193,7 +193,7 @@ def test_a_run_of_one_published_month_reports_a_refusal(
     runs = Runs(own)
     state = runs.of(flow, TripMonth("green", 2021, 1), block_name=NAME)
     output = str(state.result(raise_on_failure=False))
-    assert "green 2021-01 is known to be published (76,518 rows on 2022-" in output
+    assert "green 2021-01 was published before (76,518 rows on 2022-" in output
     assert "HTTP 403: a proxy or firewall may be blocking this machine" in output
     unknown = runs.of(flow, TripMonth("green", 2025, 6), block_name=NAME)
     assert "green 2025-06 is not published at" in str(unknown.result(raise_on_failure=False))
@@ -274,7 +274,7 @@ def test_the_catalog_compares_the_lake_with_the_source(
     assert asked(own) == ["HEAD", "HEAD"]
     sizes = [own.site.file(f"{month.stem}.parquet").stat().st_size for month in (stored, TripMonth("fhvhv", 2023, 2))]
     assert [entry.published.size for entry in entries if entry.published] == sizes
-    [page] = [page for page in runs.artifacts("catalog") if "What the source has" in page]
+    [page] = [page for page in runs.artifacts("catalog") if "Months at the source" in page]
     assert "| **2023** | 0 ↻ ≠ | + | · |" in page
     for entry, size in zip(entries, sizes, strict=True):
         assert entry.published.last_modified.endswith(" GMT")

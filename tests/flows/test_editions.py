@@ -71,8 +71,9 @@ def test_the_raw_zone_keeps_the_earlier_edition_of_a_republished_file_with_its_m
 
 @pytest.mark.parametrize(
     ("owner", "name", "when"),
-    [(RawZone, "secure", "before"), (RawZone, "secure", "after"), (Bucket, "copy", "after"), (Lake, "note", "before"),
-     (Lake, "note", "after"), (Lake, "_publish_beside", "before"), (Lake, "remember", "before")],
+    [(RawZone, "copy_edition", "before"), (RawZone, "copy_edition", "after"), (Bucket, "copy", "after"),
+     (Lake, "append_history", "before"), (Lake, "append_history", "after"), (Lake, "_publish_side_object", "before"),
+     (Lake, "remember", "before")],
 )  # fmt: skip
 def test_a_run_that_dies_while_it_replaces_a_month_loses_no_edition_and_no_history(
     owner: type, name: str, when: Literal["before", "after"], month: TripMonth, ours: Stores, runs: Runs
@@ -130,7 +131,7 @@ def test_an_earlier_edition_can_be_loaded_again_into_every_store_with_the_same_r
         dataset=ours.dataset, postgres_block=POSTGRES, expect_within=0,
     )  # fmt: skip
     assert month not in [outcome.trip_month for outcome in everything]
-    assert f"{month} is pinned in the lake, pinned in the database; it is left alone" in runs.logs()
+    assert f"{month} is pinned in the lake, pinned in the database; it is not updated" in runs.logs()
     assert same(ours.in_lake(month), old)
 
     assert runs.lake(month).manifest.pinned == ""

@@ -33,7 +33,7 @@ def published(ours: Stores, month: TripMonth):
 @pytest.mark.parametrize(
     ("owner", "name", "when"),
     [(Bucket, "add_metadata", "before"), (Lake, "_write", "before"), (Lake, "_write", "after"), (Bucket, "copy", "before"),
-     (Bucket, "copy", "after"), (Lake, "_publish_beside", "before"), (Lake, "_publish_beside", "after"),
+     (Bucket, "copy", "after"), (Lake, "_publish_side_object", "before"), (Lake, "_publish_side_object", "after"),
      (Lake, "remember", "before"), (Lake, "remember", "after")],
 )  # fmt: skip
 def test_after_a_fault_in_a_lake_run_the_month_is_whole_and_the_next_run_succeeds(
@@ -111,7 +111,7 @@ def test_only_the_last_run_that_published_a_month_may_write_its_quarantine(
     ours.blob("staging/of-the-first").upload_from_string("of the first run")
     before = ours.objects(month.quarantine_key)
     for staged in ("", "staging/of-the-first"):
-        lake._publish_beside(staged, month.quarantine_key, first)
+        lake._publish_side_object(staged, month.quarantine_key, first)
         assert ours.objects(month.quarantine_key) == before
 
     second = lake.bucket.stat(month.key)
@@ -124,7 +124,7 @@ def test_only_the_last_run_that_published_a_month_may_write_its_quarantine(
             ours.blob(month.quarantine_key).upload_from_string("of another run of that month")
 
     strict_lake.meddle = meddle
-    lake._publish_beside("staging/of-the-first", month.quarantine_key, second)
+    lake._publish_side_object("staging/of-the-first", month.quarantine_key, second)
     assert strict_lake.refused == [f"data/{month.quarantine_key}"]
     assert ours.blob(month.quarantine_key).download_as_bytes() == b"of the first run"
 

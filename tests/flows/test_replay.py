@@ -193,7 +193,7 @@ def test_a_replay_skips_a_month_without_quarantine_and_fails_for_an_absent_month
     before = ours.objects_of(month)
     [outcome] = replay(month).result()
     assert outcome.status == "unchanged"
-    assert f"{month} has no quarantined rows; it is left alone" in runs.logs()
+    assert f"{month} has no quarantined rows; it is not loaded" in runs.logs()
     assert ours.objects_of(month) == before
     absent = replay(TripMonth("green", 2024, 12))
     assert "green 2024-12 is not in the lake" in str(absent.result(raise_on_failure=False))

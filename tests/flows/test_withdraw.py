@@ -79,7 +79,7 @@ def test_a_withdrawn_month_stays_withdrawn_until_it_is_restored_with_the_same_ro
     )  # fmt: skip
     assert month.key not in ours.objects()
     decided = "withdrawn in the lake, withdrawn in the warehouse, withdrawn in the database"
-    assert f"{month} is {decided}; it is left alone" in runs.logs()
+    assert f"{month} is {decided}; it is not updated" in runs.logs()
     [entry] = [e for e in catalog([month.color], text(month), text(month), block_name=LAKE) if e.trip_month == month]
     assert (entry.listed, entry.differs[0].split(" on ")[0]) == (None, "withdrawn")
     with pytest.raises(TripDataError, match=r"was withdrawn from the lake on .* to restore it, run etl-web-gcs"):
@@ -111,8 +111,8 @@ def test_a_withdrawn_month_stays_withdrawn_until_it_is_restored_with_the_same_ro
 
 @pytest.mark.parametrize(
     ("owner", "name", "when"),
-    [(Lake, "note", "before"), (Lake, "note", "after"), (Lake, "_write_manifest", "before"),
-     (Lake, "_write_manifest", "after"), (Lake, "_publish_beside", "after"), (Bucket, "delete", "before"),
+    [(Lake, "append_history", "before"), (Lake, "append_history", "after"), (Lake, "_write_manifest", "before"),
+     (Lake, "_write_manifest", "after"), (Lake, "_publish_side_object", "after"), (Bucket, "delete", "before"),
      (Bucket, "delete", "after")],
 )  # fmt: skip
 def test_after_a_fault_in_a_withdrawal_the_lake_has_all_or_nothing_and_the_next_completes_it(

@@ -174,7 +174,7 @@ def test_the_error_for_a_missing_source_names_it(load: Any, ours: Stores) -> Non
         (f"{ours.site.url}/misc/none.csv", "answered HTTP 404"),
         ("file:///none.csv", "there is no file"),
         ("zones.csv", "neither official nor"),
-        ("http://me:secret@127.0.0.1/zones.csv", "holds a user name or password"),
+        ("http://me:secret@127.0.0.1/zones.csv", "contains a user name or password"),
     ):
         state = load("database", source=source)
         assert reason in state.message

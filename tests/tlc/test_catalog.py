@@ -214,7 +214,7 @@ FORBIDDEN = NotPublished("no", 403)
             FORBIDDEN,
             {"lake": None},
             "9 rows on 2022-07-18",
-            "green 2020-01 is known to be published (9 rows on 2022-07-18)",
+            "green 2020-01 was published before (9 rows on 2022-07-18)",
         ),
         (NotPublished("no"), {"lake": MANIFEST}, "", f"but there is no file at {URL}: it was moved or deleted"),
         (PUBLISHED, {"lake": MANIFEST}, "9 rows", None),

@@ -234,7 +234,9 @@ def test_a_number_in_text_that_is_not_utf_8_is_quarantined() -> None:
 
 @pytest.mark.parametrize("column", ["store_and_fwd_flag", "lpep_pickup_datetime"])
 def test_a_float_in_a_text_or_time_column_stops_the_month(column: str) -> None:
-    with pytest.raises(SchemaMismatch, match=rf"green 2021-01: {column} has the type double and holds 5\.0 in row 2"):
+    with pytest.raises(
+        SchemaMismatch, match=rf"green 2021-01: {column} has the type double and the value 5\.0 in row 2"
+    ):
         cleaned(**{column: pa.array([math.nan, 5.0])})
 
 

@@ -200,7 +200,7 @@ def test_a_gzip_bomb_is_refused(inside: bytes) -> None:
 
 def test_gzip_with_a_very_high_ratio_is_refused() -> None:
     bomb = gzip.compress(csv_file(*[_trip(0)] * 400_000))
-    message = r"bytes of gzip hold more than [0-9,]+ bytes of text"
+    message = r"bytes of gzip contain more than [0-9,]+ bytes of text"
     with patch.object(reading_csv, "_GUNZIPPED", (100, 1 << 20)), pytest.raises(UnreadableFile, match=message):
         _tallied(bomb, ".csv.gz")
 
@@ -241,7 +241,7 @@ def test_a_word_that_occurs_only_in_text_columns_is_text() -> None:
 
 def test_a_word_that_may_be_text_or_missing_stops_the_month_with_advice() -> None:
     late = [line(store_and_fwd_flag="NA"), *[line()] * 2_000, line(trip_type="NA")]
-    with pytest.raises(UnreadableFile, match=r"NA stands for missing numbers .* save the file with empty fields"):
+    with pytest.raises(UnreadableFile, match=r"NA means missing numbers .* save the file with empty fields"):
         read_csv(csv_file(*late))
 
 

@@ -143,13 +143,13 @@ def test_a_source_without_etag_and_date_is_never_covered() -> None:
     ],
 )
 def test_a_store_has_a_month_if_it_has_its_bytes(raw: RawFile, rule: Rows, holds: bool) -> None:
-    assert manifest_with().holds(raw, rule) is holds
+    assert manifest_with().has_bytes(raw, rule) is holds
 
 
 def test_a_manifest_of_an_older_schema_does_not_count() -> None:
     old = manifest_with(schema_version=SCHEMA_VERSION - 1)
     assert not old.covers(PUBLISHED, "all")
-    assert not old.holds(RAW, "all")
+    assert not old.has_bytes(RAW, "all")
 
 
 def test_the_manifest_gets_the_new_etag_and_date_of_an_unchanged_file() -> None:

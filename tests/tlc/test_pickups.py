@@ -57,13 +57,13 @@ WRONG: dict[str, tuple[list[Time], str]] = {
     "a whole year": (
         days("2022-01-01", 365),
         "334 of 365 trips are of 2022-01 (31), 2022-02 (28), 2022-03 (31), 2022-04 (30), 2022-06 (30), 2022-07 (31),"
-        " 2022-08 (31), 2022-09 (30), 2022-10 (31), 2022-11 (30), 2022-12 (31): it holds several months, or its times"
+        " 2022-08 (31), 2022-09 (30), 2022-10 (31), 2022-11 (30), 2022-12 (31): it has several months, or its times"
         " are shifted. Get the file of 2022-05.",
     ),
-    "four years": (days("2019-01-01", 1461), "and 35 more months: it holds several months"),
+    "four years": (days("2019-01-01", 1461), "and 35 more months: it has several months"),
     "mostly of the next month": (
         days("2022-05-18", 31),
-        "17 of 31 trips are of 2022-06: it holds several months, or its times are shifted.",
+        "17 of 31 trips are of 2022-06: it has several months, or its times are shifted.",
     ),
     "milliseconds": (
         [dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=1_651_363_200_000 + n) for n in range(31)],
@@ -78,7 +78,7 @@ WRONG: dict[str, tuple[list[Time], str]] = {
         [dt.datetime(2022, n % 12 + 1, 5) for n in range(36)],
         "day and month are swapped in its times. Write them as 2021-01-31 23:59:59, or get the file of 2022-05.",
     ),
-    "one day of every year": ([dt.datetime(y, 1, 1) for y in range(1, 32)], "and 19 more months: it holds several"),
+    "one day of every year": ([dt.datetime(y, 1, 1) for y in range(1, 32)], "and 19 more months: it has several"),
 }  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def test_the_environment_can_change_the_address_of_a_name(monkeypatch: pytest.Mo
         ("file://%6cocalhost/{year}-{month}.csv", "names the host"),
         ("file:/data/{year}-{month}.csv", "neither one of official, mirror"),
         ("http:\\\\h\\{year}-{month}.csv", "neither one of official, mirror"),
-        ("http://h\\x/{year}-{month}.csv", "holds a backslash"),
+        ("http://h\\x/{year}-{month}.csv", "contains a backslash"),
         ("http:///{year}-{month}.csv", "has no valid host"),
         ("http://h:port/{year}-{month}.csv", "has no valid host"),
         ("http://h:99999/{year}-{month}.csv", "is not a URL"),
@@ -158,7 +158,7 @@ def test_a_password_in_a_template_is_refused_and_never_quoted(
     printed = "".join(traceback.format_exception(refused.value))
     assert "user" not in str(refused.value).replace("user name", "")
     assert not any(part in line for part in (CANARY, "hun\tter2") for line in printed.splitlines() if "Error" in line)
-    assert "@" in str(refused.value) or "may hold a user name or password" in str(refused.value)
+    assert "@" in str(refused.value) or "may contain a user name or password" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_password_in_a_template_is_refused_and_never_quoted(
         ("http://h/a.csv?X-Amz-Signature=abc", "http://h/a.csv?…"),
         ("http://h/a\n\x1b.csv", r"http://h/a\n\x1b.csv"),
         ("http://h/" + "a" * 999, "http://h/" + "a" * 291 + "…"),
-        ("http://u:p@h/", "an address (not shown: it may hold a user name or password)"),
+        ("http://u:p@h/", "an address (not shown: it may contain a user name or password)"),
         ("file:///a@b/c.csv", "file:///a@b/c.csv"),
     ],
 )

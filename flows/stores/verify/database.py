@@ -31,7 +31,7 @@ _WINDOW = 16_384  # rows that are compared at once: about 4 MB
 _LAST = 2**63 - 1  # the largest row number that Postgres can have
 _HAS_LOADS = "SELECT to_regclass('loads') IS NOT NULL"
 _EXACT = "SET LOCAL extra_float_digits = 1; SET LOCAL datestyle = 'ISO'"  # numbers and times as text
-# Arrow cannot read datetimes such as 'infinity'. No trip has them, so any other datetime that no trip has can stand for them.
+# Arrow cannot read datetimes such as 'infinity'. The query replaces them with a datetime that no trip has.
 _IN_RANGE = (
     "CASE WHEN {name} < '0001-01-01' OR {name} >= '10000-01-01' THEN '0001-01-01 00:00:00.000001' ELSE {name} END"
 )
