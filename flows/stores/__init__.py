@@ -1,4 +1,4 @@
-"""The stores of months: the interface of a store, the list of stores, and how each is opened.
+"""The stores of months: the interface of a store, the list of stores, and the function that opens each.
 
 To add a store, write a module here and add a row to `STORES`: see docs/extending.md.
 """
@@ -16,9 +16,9 @@ from flows.tlc.trips import Rows, Store, Terms, TripMonth, Via
 
 
 class MonthStore(Protocol):
-    """A store of months. It has each month whole, or not at all.
+    """A store of months. A month is complete in the store, or absent.
 
-    `stage` and `publish` are two steps, so that each can be retried alone. No reader sees a staged month.
+    `stage` and `publish` are two steps. Each can be retried alone. No reader sees a staged month.
     """
 
     name: Store
@@ -30,7 +30,7 @@ class MonthStore(Protocol):
         """Return the state of a month in the store."""
 
     def remembered(self, trip_month: TripMonth) -> Manifest | None:
-        """Return the manifest of a month, to compare another month with, or None."""
+        """Return the manifest of a month, or None. Another month or edition is compared with it."""
 
     def months(self, colors: Iterable[str], also: Also = "") -> dict[TripMonth, ListedMonth]:
         """Return every month of the colors that the store has. If `also` is "withdrawn", add those withdrawn from it."""
@@ -39,7 +39,7 @@ class MonthStore(Protocol):
         """Return the manifest of each publication and withdrawal of a month, oldest first."""
 
     def stage(self, raw: Any, terms: Terms, run: str, add: Add) -> Any:
-        """Write a month where no reader sees it yet, count its rows and check it."""
+        """Write a month to staging, where no reader sees it. Count its rows and check it."""
 
     def publish(self, staged: Any, present: Present, run_id: str, by: str = "") -> Outcome:
         """Publish a staged month atomically, and write its manifest.
@@ -71,10 +71,10 @@ class FileStore(MonthStore, Protocol):
         """Copy a published file, byte for byte, to where `stage` reads it."""
 
     def has(self, raw: RawFile) -> bool:
-        """Return whether an extracted file is still there."""
+        """Return whether an extracted file still exists."""
 
     def raw_of(self, manifest: Manifest) -> RawFile | None:
-        """Return the published file that a month was made from; None if it has to be fetched again."""
+        """Return the published file that a month was made from; None if it must be fetched again."""
 
     def edition(self, trip_month: TripMonth, name: str) -> RawFile:
         """Return an edition of a month's file from the lake, by the first digits of its sha256, for `stage` to read."""
@@ -147,7 +147,7 @@ def _database(target: Target, load_block: LoadBlock) -> Any:
     from flows.stores.database import Database
 
     block = load_block("sqlalchemy-connector", target.database_block)
-    # Only a run that loads an edition again needs the lake.
+    # Only a run that loads an earlier edition needs the lake.
     return Database.from_block(block, target.database_block, lambda: _lake(target, load_block))
 
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from flows.stores.lake import Lake
 
-_IN_MEMORY = 8 << 20  # bytes of rejects; more are spooled to disk
+_IN_MEMORY = 8 << 20  # bytes of rejects in memory; more go to disk
 # For one transaction: with the server's small defaults, a month's join and index would spill to disk.
 _ROOM = "SET LOCAL work_mem = '128MB'; SET LOCAL maintenance_work_mem = '256MB'"
 _NONE_YET = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)  # or a table of an older version
@@ -91,7 +91,7 @@ class Database:
         """Lock a month for one run. Another run of the same month calls `on_wait` once and waits here."""
         return self.postgres.locked(lock_number(trip_month), on_wait)
 
-    # What the database has.
+    # List and describe months.
 
     def present(self, trip_month: TripMonth) -> Present:
         """Return the state of a month in the database: empty if its partition is gone."""
@@ -179,7 +179,7 @@ class Database:
                 for chunk in stream:
                     if chunk.rejects.num_rows:
                         write_rejects(chunk.rejects, rejects)
-                    yield chunk.trips.drop_columns([KEY[0].name])  # the staging table's default fills it in
+                    yield chunk.trips.drop_columns([KEY[0].name])  # the default of the staging table's column sets it
 
             fed = arrow_schema(trip_month.color)
             fed = fed.remove(fed.get_field_index(KEY[0].name))
@@ -193,7 +193,7 @@ class Database:
             self.postgres.lock_tables(cursor)
             for table, wanted, key, partitioned in (
                 (color, columns(color), [column.name for column in KEY], " PARTITION BY LIST (file_month)"),
-                # Shared by all colors: the manifests of loaded months, and the rows that did not fit.
+                # All colors share two tables: the manifests of loaded months, and the quarantined rows.
                 ("loads", LOADS_COLUMNS, ["color", "file_month"], ""),
                 ("loads_history", LOADS_COLUMNS, ["color", "file_month", "published_at"], ""),
                 ("quarantine", LOADS_COLUMNS[:2] + QUARANTINE_COLUMNS, ["color", "file_month", "row_number"], ""),
@@ -203,7 +203,7 @@ class Database:
     def _copy(self, trip_month: TripMonth, pieces: Iterable[bytes], rejects: IO[bytes]) -> str:
         """COPY encoded trips, without `file_month`, into a new staging table, and then the rejects into another. Return its name.
 
-        The table has no key yet: building the index at the end is cheaper than growing it row by row.
+        The table has no key yet: building the index once at the end is faster than updating it for each row.
         """
         staging = f"{trip_month.postgres_partition}_staging"
         names: dict[str, str | sql.Composable] = {
@@ -224,7 +224,7 @@ class Database:
                 "ALTER TABLE {staged_rejects} ALTER color SET DEFAULT {color}, ALTER file_month SET DEFAULT {month}",
             ):
                 run(cursor, statement, **names)
-            # FREEZE is safe: the table is invisible until this transaction ends. It spares vacuum a second pass over the rows.
+            # FREEZE is safe: the table is invisible until this transaction ends. Vacuum then need not rewrite the rows.
             copy = composed("COPY {staging} ({fed}) FROM STDIN (FORMAT binary, FREEZE)", **names)
             self.postgres.copy(cursor, copy, pieces)
             rejects.seek(0)
@@ -319,7 +319,7 @@ class Database:
             "WITH written AS ("
             " INSERT INTO {partition} ({names})"
             " SELECT {new_names} FROM {staging} new LEFT JOIN {partition} old USING (row_number)"
-            # Without this condition, every row would be locked and rewritten.
+            # Without this condition, Postgres would lock and rewrite every row.
             " WHERE old.row_number IS NULL OR ({old_values}) IS DISTINCT FROM ({new_values})"
             " ON CONFLICT (file_month, row_number) DO UPDATE SET {updates}"
             " RETURNING (xmax = 0) AS is_new)"
@@ -363,7 +363,7 @@ class Database:
         return Outcome(store="database", status="withdrawn" if done else "unchanged", manifest=manifest)
 
     def _write_manifest(self, cursor: "Cursor", manifest: Manifest) -> None:
-        """Write the month's row of `loads`, and append it to `loads_history`. First append the replaced row if it is missing."""
+        """Write the month's row of `loads`, and append it to `loads_history`: first the replaced row, if it is missing there."""
         self._append_to_history(cursor, manifest)
         row = manifest.row()
         run(
@@ -391,7 +391,7 @@ def _key_of(trip_month: TripMonth) -> tuple[str, dt.date]:
 
 
 def _rejects_table(staging: str) -> str:
-    """Return the name of the staging table for the rows that did not fit."""
+    """Return the name of the staging table for quarantined rows."""
     return f"{staging}_quarantine"
 
 

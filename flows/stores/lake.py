@@ -66,7 +66,7 @@ class Lake(LakeManifests):
         try:
             return self._write(stream, run).model_copy(update={"pinned": terms.pinned})
         except (UnreadableFile, SchemaMismatch, TooManyRejects, WrongMonth):
-            # Keep an edition that a person chose, or that was published before.
+            # Keep an edition that a person chose, or that was published earlier.
             if not terms.pinned and raw.sha256 not in {manifest.sha256 for manifest in self.history(raw.trip_month)}:
                 self.forget(raw, run)
             raise
@@ -103,11 +103,11 @@ class Lake(LakeManifests):
         return stream.staged(key=key, generation=self.bucket.written(key).generation, **side_keys)
 
     def _sweep(self) -> None:
-        """Delete what runs of any month left behind more than a day ago: staged objects and cached results."""
+        """Delete staged objects and cached results of all months that are older than a day."""
         self.bucket.delete_older(TEMPORARY_KEYS, dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
 
     def publish(self, staged: StagedMonth, present: Present, run_id: str, by: str = "") -> Outcome:
-        """Publish a staged month. Keep another run's month if that run published the same bytes by the same rule first."""
+        """Publish a staged month. If another run published the same bytes by the same rule first, keep its month."""
         trip_month, replaces = staged.trip_month, present.generation
         raw_key = trip_month.raw_key(staged.raw.published.ending)
         side_keys = {trip_month.quarantine_key: staged.quarantine_key, trip_month.extra_key: staged.extra_key}
@@ -121,16 +121,16 @@ class Lake(LakeManifests):
             extra_key=trip_month.extra_key if staged.extra_key else "",
         )
         if staged.raw.key != raw_key:
-            # The month's object is published first, the raw file after it. If this run dies in between, the bytes are safe.
+            # The raw file is published after the month's object. This copy keeps its bytes if the run dies in between.
             self.copy_edition(self.bucket.stat(staged.raw.key), raw_key)
         while True:
             before = self.remembered(trip_month)
             if replaces and (was := self.current(trip_month)):
-                self.append_history(was)  # an older version wrote no history, or the run died before it wrote the entry
+                self.append_history(was)  # its entry is missing if an older version published it, or if its run died
             changes = self._changes(staged, replaces)
             rows = last_known_rows(staged.raw.published.url, before)
             manifest = manifest.model_copy(update={**dict(changes), "replaces": replaces, "known_rows": rows})
-            # The object's metadata carries the manifest, too: if this run dies, a reader finds both or neither.
+            # The object's metadata has a copy of the manifest: if this run dies, a reader finds both or neither.
             noted = {"staged": staged.key, "replaces": replaces, **dict(changes)}
             packed = manifest.packed()
             carried = {MANIFEST: packed} if len(packed) <= _ROOM else {}
@@ -167,20 +167,20 @@ class Lake(LakeManifests):
 
     def _delete_staged(self, *keys: str) -> None:
         for key in keys:
-            if key.startswith(TEMPORARY_KEYS):  # not an earlier edition that is published again: it stays
+            if key.startswith(TEMPORARY_KEYS):  # a copy of an earlier edition must stay
                 self.bucket.delete(key)
 
     def _changes(self, staged: StagedMonth, replaces: int) -> Changes:
-        """Return the rows that publishing will insert, update and remove, compared with generation `replaces`."""
+        """Return how many rows publishing will insert, update and remove in generation `replaces`."""
         key = staged.trip_month.key
         if replaces and self.bucket.has_generation(key, replaces):
-            # Gone: another run published first; `publish` will detect it. The others: another program wrote the object.
+            # Gone: another run published first, and `publish` detects it. Other errors: another program wrote the object.
             with suppress(Gone, pa.ArrowException, KeyError):
                 return compare(self.trips(key, replaces), self.trips(staged.key, staged.generation))
         return Changes(inserted=staged.loaded)
 
     def _manifest_of_the_other(self, trip_month: TripMonth, there: Object) -> Manifest | None:
-        """Wait for the manifest of the run that overtook this one. Return None if it does not appear in time."""
+        """Wait for the manifest of the run that published first. Return None if it does not appear in time."""
         until = time.monotonic() + _OTHERS_TIME
         while there and time.monotonic() < until:
             manifest = self.remembered(trip_month)
@@ -191,7 +191,7 @@ class Lake(LakeManifests):
         return None
 
     def _publish_side_object(self, staged: str, key: str, month: Object) -> None:
-        """Publish the object `staged` under `key`, to go with the month's object. If `staged` is "", delete `key`.
+        """Publish the object `staged` under `key`, as a part of the month. If `staged` is "", delete `key`.
 
         Do nothing if another run has replaced the month's object: then `key` belongs to that run.
         """
@@ -209,14 +209,16 @@ class Lake(LakeManifests):
                         self.copy_edition(kept, key)
                     ours = {name: text for name, text in source.metadata.items() if name in RAW_FACTS}
                     bucket.copy(staged, source.generation, key, kept.generation, ours, content_type(key))
-                elif kept and not staged:  # if `staged` is named but gone, an earlier attempt has published it
+                elif kept and not staged:  # if `staged` no longer exists, an earlier attempt published it
                     bucket.delete(key, kept.generation)
                 return
 
     # Withdraw a month.
 
     def withdraw(self, trip_month: TripMonth, run_id: str, by: str = "") -> Outcome:
-        """Mark a month's manifest, and delete its objects. Keep the published files. Complete the work of a run that died.
+        """Mark a month's manifest as withdrawn, and delete its objects. Keep the published files.
+
+        A second call completes the work of a run that died.
 
         Raises:
             TripDataError: The lake does not have the month.
@@ -233,7 +235,7 @@ class Lake(LakeManifests):
             for key in (trip_month.quarantine_key, trip_month.extra_key):
                 self._publish_side_object("", key, month)
             self.bucket.delete(trip_month.key, manifest.generation)
-            # A run that published the month just before may have written its own manifest over the mark.
+            # Another run may have published the month just before, and then replaced the marked manifest with its own.
             self._write_manifest(manifest, 0)
         return Outcome(store="lake", status=status, manifest=manifest)
 

@@ -1,4 +1,4 @@
-"""The manifests of the lake's months: what the lake has, what it had before, and what was withdrawn from it."""
+"""The manifests of the lake's months: the present ones, the earlier ones, and the withdrawn ones."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +23,8 @@ class LakeManifests(RawZone):
         """Return the state of a month in the lake.
 
         An object counts as written by this project if it has the metadata `staged`. If another tool replaced the metadata,
-        it counts if a manifest names its generation. It also counts if a verification noted a fault in the month's manifest:
-        then something else overwrote an object of this project.
+        it counts if a manifest names its generation. It also counts if the month's manifest has a fault from a verification:
+        then another program overwrote an object of this project.
 
         Raises:
             MisconfiguredBlock: The month's key has an object that this project did not write.
@@ -36,13 +36,13 @@ class LakeManifests(RawZone):
         finished = written is not None and written.generation == found.generation
         if "staged" not in found.metadata and not finished and not (written and written.fault):
             raise MisconfiguredBlock(
-                f"{self.bucket.uri(trip_month.key)} exists already and was not written by this project; move it away, or give"
+                f"{self.bucket.uri(trip_month.key)} exists already, but this project did not write it; move it away, or give"
                 " the GcsBucket block another folder. Nothing was loaded."
             )
         return Present(manifest=manifest_of(found, written), generation=found.generation, finished=finished)
 
     def remembered(self, trip_month: TripMonth) -> Manifest | None:
-        """Return the month's written manifest; None if there is none, it is not valid, or the month was withdrawn."""
+        """Return the month's written manifest; None if it is missing or invalid, or if the month was withdrawn."""
         written = self.written_of(trip_month)
         return None if written and written.withdrawn_at else written
 
@@ -51,7 +51,7 @@ class LakeManifests(RawZone):
         return self._read_manifest(trip_month.manifest_key)
 
     def _read_manifest(self, key: str) -> Manifest | None:
-        with suppress(ValueError):  # not text, no manifest, or too large for one
+        with suppress(ValueError):  # not text, not a manifest, or too large
             text = self.bucket.read_text(key)
             return Manifest.model_validate_json(text) if text is not None else None
         return None
@@ -91,7 +91,7 @@ class LakeManifests(RawZone):
         return [(manifest, present, finished) for manifest, present, finished in self._listed(color) if present]
 
     def _listed(self, color: str) -> list[tuple[Manifest, Object, bool]]:
-        """Return what `_published` returns, and the withdrawn months. The object of a withdrawn month is falsy."""
+        """Return what `_published` returns, and the withdrawn months. A withdrawn month has an `Object` that is False."""
         objects = self.bucket.listing(f"{color}/")
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             manifests = pool.map(self._read_manifest, self.bucket.listing(f"manifests/{color}/"))
@@ -115,7 +115,7 @@ class LakeManifests(RawZone):
     def append_history(self, manifest: Manifest) -> Manifest:
         """Add a manifest to its month's history, and return the entry.
 
-        If an earlier attempt wrote an entry of the same publication or withdrawal, write nothing and return that one.
+        If an earlier attempt wrote the entry of this publication or withdrawal, write nothing and return that entry.
         """
         entry = f"{manifest.generation}-withdrawn" if manifest.withdrawn_at else f"{manifest.generation}"
         key = manifest.trip_month.history_key(entry)
@@ -128,7 +128,7 @@ class LakeManifests(RawZone):
     def remember(self, manifest: Manifest) -> None:
         """Write the month's manifest: the last step of publishing.
 
-        Write nothing if the lake has another generation of the month now: the run that published it writes its manifest.
+        Write nothing if the month has another generation now: the run that published that generation writes its manifest.
         """
         self._write_manifest(manifest, manifest.generation)
 

@@ -34,7 +34,7 @@ class LookedUp(BaseModel):
     """The SHA-256 that the file must have; "" if any edition is accepted."""
 
     def loaded_from(self, raw: RawFile | Manifest) -> Manifest | None:
-        """Return the store's manifest, with this run's pin, if it was made from exactly the bytes of `raw`; else None."""
+        """Return the store's manifest with this run's pin if the month was made from exactly the bytes of `raw`; else None."""
         manifest = self.present.manifest
         again = isinstance(raw, RawFile) and not self.sha256 and self.present.has_bytes(raw, self.terms.rows)
         return manifest.model_copy(update={"pinned": self.terms.pinned}) if manifest and again else None
@@ -44,9 +44,9 @@ class LookedUp(BaseModel):
         """Return the text for `why` if the store's month was made from the same bytes."""
         before = self.present.manifest.pinned if self.present.manifest else ""
         if self.terms.pinned:
-            return f"has edition {self.terms.pinned} already, and is pinned to it now; its rows stay as they are"
+            return f"has edition {self.terms.pinned} already, and is pinned to it now; no row was changed"
         if before:
-            return f"is not pinned to edition {before} any more; its source has the same bytes, so its rows stay as they are"
+            return f"is not pinned to edition {before} any more; its source has the same bytes, so no row was changed"
         return "was published again with the same bytes; nothing to do"
 
 
@@ -78,7 +78,7 @@ class FromEdition:
     terms: Terms
 
     def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
-        """Find the edition. Raise `UnknownEdition`, which lists the editions of the month, if it is not there."""
+        """Find the edition. If it does not exist, raise `UnknownEdition` with a list of the month's editions."""
         present, raw = store.present(trip_month), store.edition(trip_month, self.name)
         terms = replace(self.terms, pinned=raw.sha256[:EDITION_DIGITS])
         manifest: Manifest | None = present.manifest
@@ -112,7 +112,7 @@ class FromLake:
     """The lake, from which the warehouse is loaded."""
 
     def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
-        """Find the month in the lake. Raise `Gone` if it is not there, `VerificationFailed` if it is known to be damaged."""
+        """Find the month in the lake. Raise `Gone` if it is missing, `VerificationFailed` if a verification found it damaged."""
         manifest = store.lake.required(trip_month)
         present = store.present(trip_month)
         if present.manifest and present.manifest.same_rows(manifest):
@@ -127,10 +127,10 @@ class FromLake:
 
 @dataclass(frozen=True)
 class Again:
-    """The files that a store's months were made from, for months that have quarantined rows."""
+    """The same files again, for a store's months that have quarantined rows."""
 
     def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
-        """Find the kept file, or the address to fetch it from again. The store must have the month."""
+        """Find the stored file, or its address to fetch it again. The store must have the month."""
         present = store.present(trip_month)
         before = present.manifest
         if before is None:

@@ -36,7 +36,7 @@ def content_type(key: str) -> str:
 
 @dataclass(frozen=True)
 class Edition:
-    """One edition of a month's file: the same bytes in one object or two."""
+    """One edition of a month's file. One or two objects have its bytes."""
 
     trip_month: TripMonth
     ending: Ending
@@ -59,7 +59,7 @@ class Edition:
 
     @property
     def raw(self) -> RawFile:
-        """Return the file, described as its source described it."""
+        """Return the file as its source described it."""
         first = self.objects[0]
         about = {name: first.metadata.get(name) or None for name in ("etag", "last_modified")}
         published = PublishedFile(
@@ -83,7 +83,7 @@ class RawZone:
         self.bucket = bucket
 
     def extract(self, published: PublishedFile, add: Add) -> RawFile:
-        """Stream a published file into the raw zone. The object appears whole or not at all.
+        """Stream a published file into the raw zone. The object appears only when it is complete.
 
         A complete raw file is not overwritten, because the month was made from it. A new edition is staged until its month
         is published.
@@ -92,12 +92,12 @@ class RawZone:
         about = {name: getattr(published, name) or "" for name in ("etag", "last_modified")}
         about["url"] = stored(published.url)
         current = bucket.stat(key)
-        # No month was made from an object without sha256: its run died, or still runs and is about to be overtaken.
+        # An object without sha256 is incomplete, so no month was made from it. Its run died, or this run overtakes it now.
         whole = "sha256" in current.metadata
         if whole and same_edition(published, current):
             return _raw_file(published, current)
         upload = uuid.uuid4().hex
-        mark = {"upload": upload}  # lets this run recognise its own upload
+        mark = {"upload": upload}  # shows this run which upload is its own
         into = staged_key(key, upload) if whole else key
         replaces = 0 if whole else current.generation
         digest, download = hashlib.sha256(), Download(published, add)
@@ -147,7 +147,7 @@ class RawZone:
                 trip_month = TripMonth(name["color"], int(name["year"]), int(name["month"]))
                 editions = found.setdefault(trip_month, {})
                 others = editions[sha256].objects if sha256 in editions else ()
-                # The published file's own key comes first: an edition that is loaded again from there is not copied.
+                # The published file's own key comes first, so that loading its edition again copies nothing.
                 objects = tuple(sorted((*others, present), key=lambda there: "/editions/" in there.key))
                 editions[sha256] = Edition(trip_month, cast(Ending, name["ending"]), objects)
         return {
@@ -172,18 +172,18 @@ class RawZone:
         sha256 = present.metadata.get("sha256")
         if sha256:
             facts = {name: text for name, text in present.metadata.items() if name in RAW_FACTS}
-            with suppress(Overtaken, Gone):  # a copy exists, or another run copied the file and then replaced it
+            with suppress(Overtaken, Gone):  # a copy exists, or another run made one and then replaced the file
                 self.bucket.copy(
                     present.key, present.generation, edition_key(raw_key, sha256), 0, facts, content_type(raw_key)
                 )
 
     def delete_edition(self, edition: Edition) -> None:
-        """Delete every object of an edition. Raise `Overtaken` if one of them was replaced meanwhile."""
+        """Delete every object of an edition. Raise `Overtaken` if another run replaced one of them."""
         for present in edition.objects:
             self.bucket.delete(present.key, present.generation)
 
     def has(self, raw: RawFile) -> bool:
-        """Return whether a raw file is unchanged since it was extracted."""
+        """Return whether a raw file still has the generation that was extracted."""
         return self.bucket.has_generation(raw.key, raw.generation)
 
     def content(self, raw: RawFile) -> "RawContent":
@@ -209,7 +209,7 @@ class RawContent:
     raw: RawFile
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the bytes, even if another run fetches the same file again or publishes it in the meantime."""
+        """Yield the bytes, even if another run fetches or publishes the same file meanwhile."""
         raw, position = self.raw, 0
         key, generation = raw.key, raw.generation
         while True:

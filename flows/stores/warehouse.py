@@ -41,7 +41,7 @@ class Warehouse:
         """Raise `MisconfiguredBlock` unless the lake's bucket exists and can be read."""
         self.lake.check()
 
-    # What the warehouse has.
+    # List and describe months.
 
     def present(self, trip_month: TripMonth) -> Present:
         """Return the state of a month in the warehouse: empty if its row count differs from the one in `loads`."""
@@ -92,7 +92,7 @@ class Warehouse:
     # Stage and publish a month.
 
     def stage(self, manifest: Manifest, terms: Terms, run: str, add: Add) -> StagedCopy:
-        """Check the column types of the lake's month, and create the tables. With `via` dataframe, also stage the rows."""
+        """Check the column types of the lake's month, and create the tables. If `via` is "dataframe", also stage the rows."""
         trip_month = manifest.trip_month
         _require_same_types(trip_month, self.lake.footer(manifest).schema.to_arrow_schema())
         self.bigquery.ensure_dataset(self.lake.bucket.location)
@@ -118,7 +118,7 @@ class Warehouse:
         started_at, lake_month, before = dt.datetime.now(dt.UTC), staged.manifest, present.manifest
         if before is None:
             changes = Changes(inserted=lake_month.loaded)
-        elif before.generation == lake_month.replaces:  # the lake compared its rows with the same previous edition
+        elif before.generation == lake_month.replaces:  # the lake counted the changes from the same previous edition
             changes = lake_month.changes
         else:
             changes = Changes(inserted=lake_month.loaded, removed=before.loaded)
@@ -138,10 +138,10 @@ class Warehouse:
             self._require_reconciled(manifest)
             self.bigquery.drop(staged.table)
         else:
-            # BigQuery load jobs cannot join a transaction. So check what can be checked before, and write `loads` after.
+            # BigQuery load jobs cannot join a transaction. So make all checks before the job, and write `loads` after it.
             self.lake.require_reconciled(lake_month)
             self._load_from_lake(lake_month, before.fault if before else "")
-            # A load job cannot name a generation: it reads the newest object. Check that it was still the expected one.
+            # A load job cannot name a generation: it reads the newest object. Check that it is still the expected one.
             self.lake.bucket.require(lake_month.trip_month.key, lake_month.generation)
             self._require_reconciled(lake_month)
             manifest = published()
@@ -152,7 +152,7 @@ class Warehouse:
     def _load_from_lake(self, manifest: Manifest, fault: str) -> None:
         """Replace the month with a load job that reads the lake's object. No trip passes through this machine.
 
-        BigQuery does not run a job again that succeeded. So a month with a known `fault` gets a new job id, one per fault.
+        BigQuery never runs a succeeded job id again. So a month with a `fault` gets a new job id, one per fault.
         """
         trip_month = manifest.trip_month
         mending = f"-{hashlib.sha256(fault.encode()).hexdigest()[:12]}" if fault else ""
@@ -202,7 +202,7 @@ class Warehouse:
             raise NotReconciled(
                 f"{manifest.trip_month}: the lake has {manifest.loaded} rows, BigQuery {count}."
                 " The month does not count as loaded; run again. If the table or dataset has a partition expiration, as in"
-                " BigQuery's sandbox, old months vanish at once: remove it."
+                " BigQuery's sandbox, BigQuery deletes old months at once: remove it."
             )
 
     def withdraw(self, trip_month: TripMonth, run_id: str, by: str = "") -> Outcome:
@@ -233,7 +233,7 @@ class Warehouse:
     def _remembering(self, manifest: Manifest) -> tuple[Sequence[str], Values]:
         """Return the statements that write the month's row in `loads` and in `loads_history`, and their parameters.
 
-        The first statement appends the row that is replaced, if the history lacks it.
+        If the history lacks the replaced row, the first statement appends it.
         """
         row = manifest.row()
         values = ", ".join(f"@{name} AS `{name}`" for name in row)

@@ -95,7 +95,7 @@ def test_a_foreign_object_at_a_months_key_is_not_changed(month: TripMonth, ours:
     ours.blob(month.key).upload_from_string(b"made by df.to_parquet")
     before = ours.objects_of(month)
     error = str(runs.of(etl_web_gcs, month).result(raise_on_failure=False))
-    assert f"data/{month.key} exists already and was not written by this project; move it away" in error
+    assert f"data/{month.key} exists already, but this project did not write it; move it away" in error
     assert ours.objects_of(month) == before
 
 

@@ -309,7 +309,7 @@ def test_a_withdrawn_month_is_correct_unless_it_has_trips(loaded: TripMonth, our
         found = check(ours, name, loaded)
         assert (found.differences, found.not_compared) == ([], "withdrawn")
     ours.blob(loaded.key).upload_from_string(b"by another program")
-    assert in_words(check(ours, "lake", loaded)).endswith("is there, but the month was withdrawn")
+    assert in_words(check(ours, "lake", loaded)).endswith("exists, but the month was withdrawn")
 
 
 VANISH: dict[Store, Edit] = {

@@ -1,4 +1,4 @@
-"""Verify months of Postgres: the partition against `loads`, and its rows against the lake's trips."""
+"""Verify months of Postgres: compare the partition with `loads`, and its rows with the lake's trips."""
 
 import io
 import re
@@ -39,13 +39,13 @@ _IN_RANGE = (
 
 @dataclass(frozen=True)
 class DatabaseCheck:
-    """Verifies months of Postgres: the partition against `loads`, and its trips against the lake's."""
+    """Verifies months of Postgres. It compares the partition with `loads`, and its trips with the lake's."""
 
     store: Database
     lake: Lake | None
 
     def months(self, colors: Iterable[str]) -> set[TripMonth]:
-        """Return every month that has a partition or a row in `loads`, and those that should, by their history."""
+        """Return every month that has a partition or a row in `loads`, and those that should have one, by their history."""
         wanted = set(colors)
         with self.store.postgres.transaction() as cursor:
             cursor.execute(
@@ -65,11 +65,11 @@ class DatabaseCheck:
         return {TripMonth(color, month.year, month.month) for color, month in cursor.fetchall()}
 
     def strays(self, colors: Iterable[str]) -> list[Verified]:
-        """Return none: a row of Postgres is in the partition of its month."""
+        """Return none: in Postgres, each row is in the partition of its month."""
         return []
 
     def verify(self, trip_month: TripMonth, depth: Depth, run_id: str) -> Findings:
-        """Check the partition and its counts, and at greater depth compare each row with the lake's. Read one snapshot."""
+        """Check the partition and its counts. At greater depth, compare each row with the lake's. Read one snapshot."""
         partition = trip_month.postgres_partition
         if depth != "counts":
             self.store.ensure_tables(trip_month.color)  # they may lack the newest columns
@@ -85,7 +85,7 @@ class DatabaseCheck:
             )
             is_there, attached = cursor.fetchone() or (False, False)
             if manifest and manifest.withdrawn_at:
-                there = [f"the table {partition} is there, but the month was withdrawn"] if is_there else []
+                there = [f"the table {partition} exists, but the month was withdrawn"] if is_there else []
                 return Findings(manifest, there, "withdrawn")
             if manifest is None and not is_there:
                 found.differences.append(f"the table {partition} and its row in loads are missing")

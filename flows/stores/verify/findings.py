@@ -1,4 +1,4 @@
-"""What a check of a month returns, and the lake's month that other stores are compared with."""
+"""The result of a check of a month, and the lake's month that other stores are compared with."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,14 +22,14 @@ class Findings:
     differences: list[str] = field(default_factory=list)
     not_compared: str = ""
     remove: str = ""
-    """The address of an object that no run replaces: a person has to move it away first."""
+    """The address of an object that no run replaces. A person must move it away first."""
 
 
 class Check(Protocol):
     """Verifies the months of one store."""
 
     def months(self, colors: Iterable[str]) -> set[TripMonth]:
-        """Return every month of the colors that has rows, an object or a manifest in the store, and those that vanished."""
+        """Return every month of the colors that has rows, an object or a manifest in the store, and those that are missing."""
 
     def strays(self, colors: Iterable[str]) -> list[Verified]:
         """Return the rows that belong to no month, one result per color that has any."""
@@ -42,12 +42,12 @@ class Check(Protocol):
 
 
 def vanished(store: "MonthStore", trip_months: Iterable[TripMonth]) -> set[TripMonth]:
-    """Return the months that a store has published and not withdrawn, by their history."""
+    """Return the months that a store should have: the last entry of their history is no withdrawal."""
     return {month for month in trip_months if (history := store.history(month)) and not history[-1].withdrawn_at}
 
 
 class Reference(NamedTuple):
-    """The lake's month, to compare another store's month with; or why the two cannot be compared."""
+    """The lake's month to compare another store's month with, or the reason why they cannot be compared."""
 
     manifest: Manifest | None = None
     not_compared: str = ""
@@ -55,7 +55,7 @@ class Reference(NamedTuple):
 
 
 def reference(lake: "Lake", manifest: Manifest) -> Reference:
-    """Return the lake's month to compare another store's month with, or why they cannot be compared."""
+    """Return the lake's month to compare another store's month with, or the reason why they cannot be compared."""
     try:
         present = lake.present(manifest.trip_month)
     except MisconfiguredBlock:
@@ -64,7 +64,7 @@ def reference(lake: "Lake", manifest: Manifest) -> Reference:
     if ours is None:
         why = "the lake does not have the month"
     elif not present.finished or ours.fault:
-        why = "the lake's month is itself not as published"
+        why = "the lake's month is itself damaged"
     elif ours.sha256 != manifest.sha256 and ours.url != manifest.url:
         why = "the lake has the month from another source"
     elif ours.sha256 != manifest.sha256:

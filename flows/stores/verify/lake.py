@@ -1,4 +1,4 @@
-"""Verify months of the lake: the object against its manifest, and its trips against the raw file."""
+"""Verify months of the lake: compare the object with its manifest, and its trips with the raw file."""
 
 import datetime as dt
 import hashlib
@@ -22,17 +22,17 @@ from flows.tlc.trips import COLORS, TripMonth
 from flows.tlc.verify import Depth, RowFaults, Verified, counts_of, number_of
 
 _NAMED = re.compile(rf"\w+/({'|'.join(COLORS)})_tripdata_(\d{{4}})-(\d\d)(\.parquet|\.json|/)")
-_LOADING = dt.timedelta(days=1)  # a raw file that is younger may belong to a run that has not published its month yet
+_LOADING = dt.timedelta(days=1)  # a younger raw file may belong to a run that has not published its month yet
 
 
 @dataclass(frozen=True)
 class LakeCheck:
-    """Verifies months of the lake: the object against the manifest, and its trips against the raw file."""
+    """Verifies months of the lake. It compares the object with the manifest, and its trips with the raw file."""
 
     store: Lake
 
     def months(self, colors: Iterable[str]) -> set[TripMonth]:
-        """Return every month that has an object or a manifest, and those that should: by their history, or by their raw file."""
+        """Return every month with an object or a manifest, and those that should have one by their history or raw file."""
         found: set[TripMonth] = set()
         for color in dict.fromkeys(colors):
             there, noted = self._named(f"{color}/", f"manifests/{color}/"), self._named(f"history/{color}/")
@@ -54,12 +54,12 @@ class LakeCheck:
         return []
 
     def verify(self, trip_month: TripMonth, depth: Depth, run: str) -> Findings:
-        """Check the object, its manifest, the objects that go with it, and at greater depth the trips."""
+        """Check the object, its manifest and its side objects. At greater depth, check the trips too."""
         store = self.store
         uri, present = store.bucket.uri(trip_month.key), store.bucket.stat(trip_month.key)
         written = store.written_of(trip_month)
         if written and written.withdrawn_at:
-            return Findings(written, [f"{uri} is there, but the month was withdrawn"] if present else [], "withdrawn")
+            return Findings(written, [f"{uri} exists, but the month was withdrawn"] if present else [], "withdrawn")
         if not present:
             return Findings(written, [f"{uri} is missing"])
         manifest = store.current(trip_month)

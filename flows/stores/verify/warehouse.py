@@ -1,4 +1,4 @@
-"""Verify months of BigQuery: the partition against `loads`, and its rows against the lake's object, inside BigQuery."""
+"""Verify months of BigQuery: compare the partition with `loads`, and its rows with the lake's object, inside BigQuery."""
 
 import datetime as dt
 from collections.abc import Iterable
@@ -19,12 +19,12 @@ from flows.tlc.verify import Depth, RowFaults, Verified, counts_of, keys_of, num
 
 @dataclass(frozen=True)
 class WarehouseCheck:
-    """Verifies months of BigQuery: the partition against `loads`, and its rows against the lake's object, inside BigQuery."""
+    """Verifies months of BigQuery. It compares the partition with `loads`, and its rows with the lake's object."""
 
     store: Warehouse
 
     def months(self, colors: Iterable[str]) -> set[TripMonth]:
-        """Return every month that has rows or a row in `loads`, and those that should, by their history.
+        """Return every month that has rows or a row in `loads`, and those that should have rows, by their history.
 
         BigQuery reads one column of each table.
         """
@@ -58,7 +58,7 @@ class WarehouseCheck:
         return found
 
     def verify(self, trip_month: TripMonth, depth: Depth, run: str) -> Findings:
-        """Check the counts, and at greater depth compare each row with the lake's object inside BigQuery."""
+        """Check the counts. At greater depth, compare each row with the lake's object inside BigQuery."""
         values: Values = {"color": ("STRING", trip_month.color), "file_month": ("DATE", trip_month.file_month)}
         table, where = self._name(trip_month.color), "WHERE color = @color AND file_month = @file_month"
         manifests = [
