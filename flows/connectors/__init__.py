@@ -1,1 +1,1 @@
-"""One module per system: the web, the lake, the warehouse, Postgres. They know the system and no business rule."""
+"""One module per system: the web, the lake, the warehouse, Postgres. A module knows its system and no business rule."""

@@ -1,4 +1,4 @@
-"""Run SQL with DuckDB in this process. A query can read the Arrow tables and datasets that it is given, and nothing else."""
+"""Run SQL with DuckDB in this process. A query can read only the Arrow tables and datasets passed to it."""
 
 import threading
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ _CLOSED: dict[str, Any] = {
     "enable_external_access": "false",
     "python_enable_replacements": "false",
     "memory_limit": "4GB",
-    "temp_directory": "",  # no query may fill the disk
+    "temp_directory": "",  # a query must not fill the disk
 }
 LONGEST = 600.0  # seconds that a query may take
 # DuckDB draws a progress bar on standard output while a query is slow. Only the answer may appear there.
@@ -78,5 +78,5 @@ def answer(sql: str, tables: "Mapping[str, ds.Dataset | pa.Table]", most: int) -
         raise Unanswerable(f"the query cannot be answered (its tables: {names}): {error}") from None
     finally:
         clock.cancel()
-        clock.join()  # else it could interrupt a connection that is closed
+        clock.join()  # it must not interrupt a closed connection
         connection.close()

@@ -80,7 +80,7 @@ class BigQuery:
         return str(self._client.get_dataset(self.dataset).location)
 
     def ensure_dataset(self, location: str | None) -> None:
-        """Create the dataset if it does not exist. Load jobs need it in the bucket's `location`; None if that is unknown."""
+        """Create the dataset if it does not exist. Load jobs need it in the bucket's `location`; None if it is unknown."""
         with self._explained():
             try:
                 self._client.get_dataset(self.dataset)
@@ -219,7 +219,7 @@ class BigQuery:
             self._client.delete_table(self.dataset.table(table), not_found_ok=True)
 
     def read_table(self, name: str, wanted: Sequence[Column]) -> pa.Table | None:
-        """Return all rows of a small table, or None if it does not exist. Raise `MisconfiguredBlock` for other columns."""
+        """Return all rows of a small table, or None if it does not exist. Raise `MisconfiguredBlock` if its columns differ."""
         names = [column.name for column in wanted]
         with self._explained():
             try:
@@ -248,7 +248,7 @@ class BigQuery:
 
 
 def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of about `_FRAME` rows."""
+    """Yield all rows, joined into tables of about `_FRAME` rows."""
     batch: list[pa.Table] = []
     for table in tables:
         batch.append(table)

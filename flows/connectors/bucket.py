@@ -68,7 +68,7 @@ class Bucket:
 
     @contextmanager
     def _explained(self, doing: str, key: str = "") -> Iterator[None]:
-        """Convert the client's errors: access to the bucket to `MisconfiguredBlock`, the precondition of `key` to `Overtaken`."""
+        """Convert the client's errors: no access becomes `MisconfiguredBlock`, a failed precondition `Overtaken`."""
         name = self.block.bucket
         try:
             with _named():
@@ -122,7 +122,7 @@ class Bucket:
         return str(self._bucket.location) if self._bucket.location else None
 
     def stat(self, key: str) -> Object:
-        """Return the newest generation of the object `key`; an object that is False if it does not exist."""
+        """Return the newest generation of the object `key`. If it does not exist, return an `Object` that is False."""
         with self._explained("read"):
             blob = self._bucket.get_blob(self.path(key), timeout=TIMEOUT)
         return Object(key) if blob is None else self._object(key, blob)
@@ -135,7 +135,7 @@ class Bucket:
         """Return the object `key`. Raise `Gone` unless it has this generation."""
         present = self.stat(key)
         if present.generation != generation:
-            raise Gone(f"{self.uri(key)} was replaced while this run was at work. Run again.")
+            raise Gone(f"{self.uri(key)} was replaced during this run. Run again.")
         return present
 
     def listing(self, prefix: str) -> dict[str, Object]:
@@ -154,7 +154,7 @@ class Bucket:
                 while piece := file.read(CHUNK):
                     yield piece
         except NotFound as error:
-            raise Gone(f"{self.uri(key)} was deleted or replaced while this run was at work. Run again.") from error
+            raise Gone(f"{self.uri(key)} was deleted or replaced during this run. Run again.") from error
 
     def read_text(self, key: str) -> str | None:
         """Return the text of a small object, or None if it does not exist. Raise `ValueError` if it is large, or not text."""
@@ -176,7 +176,7 @@ class Bucket:
     def writer(
         self, key: str, metadata: Mapping[str, str] | None = None, replaces: int | None = None
     ) -> Iterator[IO[bytes]]:
-        """Yield a file that writes a new object. The object appears when the block ends; after an error it does not appear.
+        """Yield a file that writes a new object. The object appears when the block ends without an error.
 
         Raise `Overtaken` if `replaces` is given, and the object `key` is not at that generation (0: absent).
         """
@@ -194,13 +194,13 @@ class Bucket:
                 file._buffer.close()
 
     def add_metadata(self, key: str, metadata: Mapping[str, str], mark: Mapping[str, str]) -> Object:
-        """Add metadata to the object `key` and return the object. Metadata that the server or another tool added stays.
+        """Add metadata to the object `key` and return the object. Keep metadata that the server or another tool added.
 
-        Raise `Overtaken` unless the object's metadata contains `mark`: another run replaced it.
+        Raise `Overtaken` if the object's metadata lacks `mark`: then another run replaced the object.
         """
         present = self.written(key)
         blob = self._bucket.blob(self.path(key))
-        blob.metadata = dict(metadata)  # a PATCH keeps the keys that it does not name
+        blob.metadata = dict(metadata)  # PATCH keeps all other keys
         with self._explained("written", key):
             if not mark.items() <= present.metadata.items():
                 raise self._overtaken(key)
@@ -211,7 +211,9 @@ class Bucket:
         """Return an object that was just written. Raise `Gone` if it does not exist."""
         if present := self.stat(key):
             return present
-        raise Gone(f"{self.uri(key)} vanished right after it was written; is a lifecycle rule at work? Run again.")
+        raise Gone(
+            f"{self.uri(key)} was deleted right after it was written; look for a lifecycle rule of the bucket. Run again."
+        )
 
     def copy(
         self, staged: str, generation: int, key: str, replaces: int, metadata: Mapping[str, str], content_type: str
@@ -224,7 +226,7 @@ class Bucket:
         """
         source = self._bucket.blob(self.path(staged), generation=generation)
         blob = self._bucket.blob(self.path(key))
-        blob.content_type = content_type  # a copy with its own metadata needs one
+        blob.content_type = content_type  # a copy with its own metadata needs a content type
         blob.metadata = dict(metadata)
         token: str | None = None
         with self._explained("written", key):
@@ -234,7 +236,7 @@ class Bucket:
                     if token is None:
                         return self._object(key, blob)
             except NotFound as error:
-                raise Gone(f"{self.uri(staged)} is not in the lake any more; run again.") from error
+                raise Gone(f"{self.uri(staged)} is no longer in the lake; run again.") from error
 
     def delete(self, key: str, generation: int | None = None) -> None:
         """Delete an object if it exists. Raise `Overtaken` if `generation` is given and the object has another one."""
@@ -256,7 +258,7 @@ class Bucket:
             self._bucket.blob(self.path(key)).download_to_file(file, timeout=TIMEOUT)
 
     def ranges(self, present: Object, on_read: Callable[[int], None] = lambda size: None) -> io.RawIOBase:
-        """Return this generation of an object as a file that fetches only the ranges that are read.
+        """Return this generation of an object as a file. It fetches only the ranges that are read.
 
         `on_read` is called after each request with the number of bytes that it fetched.
         """

@@ -1,6 +1,6 @@
-"""Convert between Arrow tables and what PostgreSQL's COPY reads and sends: trips in the binary format, other rows as CSV.
+"""Convert between Arrow tables and the data of PostgreSQL's COPY: trips in the binary format, other rows as CSV.
 
-The binary format saves printing and parsing numbers: https://www.postgresql.org/docs/current/sql-copy.html
+With the binary format, no number is converted to text and back: https://www.postgresql.org/docs/current/sql-copy.html
 """
 
 from collections.abc import Iterable, Iterator

@@ -32,7 +32,7 @@ _NAMES: dict[str, Verified] = {"sha-256": "sha256", "sha256": "sha256", "md5": "
 
 
 # The response headers that carry digests. For each: the kind of digest ("" if each value names its kind), and what it covers:
-# "file" (the whole file, also in the answer to a Range request) or "answer" (the body of this answer).
+# "file" (the whole file, even if the answer has only a range) or "answer" (the body of this answer).
 # A multipart checksum of S3 ("…-12") is a digest of digests, not of the bytes. Its length does not match, so it is ignored.
 _HEADERS = {
     "Repr-Digest": ("", "file"),  # RFC 9530: sha-256=:…:
@@ -49,7 +49,7 @@ _MD5_ETAG = re.compile(r'"([0-9a-fA-F]{32})"')
 
 
 def _sent_otherwise(header: str, headers: Mapping[str, str]) -> bool:
-    """Return whether a store's header may describe other bytes than are sent: the store or a cache changed their encoding."""
+    """Return whether a header may describe other bytes than the body: the store or a cache changed the encoding."""
     sent = encodings(headers.get("Content-Encoding"))
     if header == "x-goog-hash":
         return encodings(headers.get("x-goog-stored-content-encoding")) != sent

@@ -8,7 +8,7 @@ from flows.tlc.gunzip import DamagedGzip, beginning, inflated
 from flows.tlc.sources import Ending
 
 _GZIP = b"\x1f\x8b"
-_ENOUGH = 4096  # bytes of gzip that are enough to decompress the first bytes of the content
+_ENOUGH = 4096  # bytes of gzip; enough to decompress the first bytes of the content
 
 # Not content codings: some servers write a charset or a transfer encoding here. The bytes are the file's own.
 _MISTAKEN = {"utf-8", "utf8", "us-ascii", "iso-8859-1", "binary", "8bit", "7bit", "none", "null"}
@@ -37,8 +37,8 @@ def decoded(about: object, url: str, ending: Ending, header: str | None, pieces:
         return
     if len(named) > 1 or named[0] not in _PACKED:
         raise UnreadableFile(
-            f"{about}: {url} is sent with Content-Encoding {escaped(', '.join(named), 40)!r}, though none was asked for; have it"
-            " published without one, or download the file with another program and name it with file://. Nothing was loaded."
+            f"{about}: {url} is sent with Content-Encoding {escaped(', '.join(named), 40)!r}, although the request allows"
+            " none; download the file with another program and name it with file://. Nothing was loaded."
         )
     sent = iter(pieces)
     begun = bytearray()

@@ -41,6 +41,6 @@ def opened(about: object, url: str) -> Iterator[BufferedReader]:
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise UnreadableFile(
-            f"{about}: {shown(url)} is a folder, as Spark writes them: name one file, or join its parts into one."
+            f"{about}: {shown(url)} is a folder, such as Spark writes: name one file, or join the folder's files into one."
         )
     raise UnreadableFile(f"{about}: {shown(url)} is a device, a pipe or a socket, not a file; check the source.")

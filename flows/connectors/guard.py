@@ -1,4 +1,4 @@
-"""Decide which addresses a run may read: public addresses, the operator's own, and those that the environment also allows.
+"""Decide which addresses a run may read: public ones, the operator's own, and those that the environment allows.
 
 Everyone who may start a run can set a deployment's `source`. It must not make this machine read its own files, or servers that
 only this machine can reach. The address is therefore checked before any work, after every redirect, and at each connection.
@@ -158,7 +158,7 @@ def _pattern(template: str) -> str:
 
 
 class Wire(httpcore.NetworkBackend):
-    """The connections of one client. Each goes to an address that was checked, and no operation waits beyond the deadline.
+    """The connections of one client. Each goes to a checked address. No operation waits beyond the deadline.
 
     A name is resolved once, and the connection goes to the checked addresses. A resolver that gives another answer the second
     time (DNS rebinding) has no effect.
@@ -166,7 +166,7 @@ class Wire(httpcore.NetworkBackend):
 
     def __init__(self, *, to_proxy: bool = False) -> None:
         self._backend = httpcore.SyncBackend()
-        self._to_proxy = to_proxy  # the proxy comes from the environment, and it resolves names itself
+        self._to_proxy = to_proxy  # the operator set this proxy in the environment; it resolves names itself
         self.trusted: set[tuple[str, int]] = set()
         self.deadline = math.inf
 

@@ -1,4 +1,4 @@
-"""Facts about published files that were counted earlier and ship with this package."""
+"""Facts about published files, such as row counts. They are shipped with this package."""
 
 from functools import cache
 from importlib.resources import files
@@ -16,7 +16,7 @@ def _shipped() -> dict[str, KnownFile]:
 
 
 def known_file(url: str) -> KnownFile | None:
-    """Return the shipped facts about the file at this address, or None. Only files at TLC's own address have any."""
+    """Return the shipped facts about the file at this address, or None. Only files at TLC's own address have facts."""
     place, _, name = url.rpartition("/")
     return _shipped().get(name) if place == TEMPLATES["official"].rpartition("/")[0] else None
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _COPY_BUFFER = 1 << 20
 _ASK_AGAIN = 1.0  # seconds between two attempts to take a lock, or to reach a server that does not answer
-_PATIENCE = 5.0  # seconds that a server has to restart
+_PATIENCE = 5.0  # seconds to wait for a server that restarts
 # psycopg2 gives no SQLSTATE for a failed connection, only a text. These errors are permanent. All others, and those in other
 # languages, are treated as temporary.
 _REFUSED = re.compile(
@@ -97,10 +97,10 @@ class Postgres:
         pooled = self._engine.raw_connection()
         connection: Any = pooled.driver_connection
         try:
-            connection.set_client_encoding("UTF8")  # of everything sent, whatever the database's own encoding is
+            connection.set_client_encoding("UTF8")  # for all data sent, even if the database has another encoding
             yield connection
         finally:
-            # Never return the connection to the pool: its session may still own locks, or it may be broken.
+            # Never return the connection to the pool: its session may still have locks, or it may be broken.
             pooled.invalidate()
 
     @contextmanager
@@ -111,7 +111,7 @@ class Postgres:
 
     @contextmanager
     def locked(self, number: int, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Own the project's advisory lock `number` during the block. If another run owns it, call `on_wait` once and wait."""
+        """Take the project's advisory lock `number` during the block. If another run has it, call `on_wait` once and wait."""
         with self._connection() as connection, connection.cursor() as cursor:
             connection.autocommit = True
             for attempt in itertools.count():
@@ -210,7 +210,7 @@ class Postgres:
     ) -> tuple[int, int, int]:
         """Replace the rows of a small table in one transaction. Create the table if it does not exist.
 
-        Only rows that differ are written. If any row differs, the table gets a comment, which depends on the counts.
+        Only rows that differ are written. If a row differs, set the table's comment; its text depends on the counts.
 
         Returns:
             The counts of inserted, updated and removed rows.

@@ -17,13 +17,13 @@ from flows.tlc.errors import AskAgainLater, NotPublished, Unreachable, Unreadabl
 from flows.tlc.sources import LARGEST, Ending, PublishedFile
 from flows.tlc.trips import TripMonth
 
-ATTEMPTS = 5  # per request; a task that makes the request may retry all of them
+ATTEMPTS = 5  # per request; the task may retry them all
 LONGEST_WAIT = 300.0  # seconds; if a server asks for a longer wait, the run fails and a later run must load the month
 ANSWER_WITHIN = 60.0  # seconds until the headers of an answer are complete
-_SILENCES = 2  # attempts without an answer, after which the run gives up: each takes `ANSWER_WITHIN`
-WINDOW = 60.0  # seconds in which at least `LEAST` bytes of a body must arrive, without the time that the caller spends
+_SILENCES = 2  # attempts without an answer until the run fails; each takes `ANSWER_WITHIN`
+WINDOW = 60.0  # seconds in which at least `LEAST` bytes of a body must arrive; the caller's own time does not count
 LEAST = 64 << 10
-# TLC answers 403 for a month that is not published. For the others, too, a retry does not help.
+# TLC answers 403 for a month that is not published. A retry does not help for the other codes either.
 REFUSED = {403, 404, 410}
 PASSING = {408, 425, 429, 500, 502, 503, 504}
 
@@ -56,7 +56,7 @@ def pause(attempt: int) -> float:
 def answered(
     client: Client, url: str, asks: Sequence[Ask], within: float = 0, raised: tuple[type[Exception], ...] = ()
 ) -> Iterator[httpx.Response]:
-    """Yield the final answer to a request. Make one attempt for each of `asks`, until one does not fail temporarily.
+    """Yield the final answer to a request. Make the attempts of `asks` in order, until one has no temporary failure.
 
     The caller must handle a connection that breaks while it reads the body.
 
@@ -87,7 +87,7 @@ def answered(
             time.sleep(pause(attempt - 1))
             continue
         except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
-            raise UnreadableFile(f"{shown(url)} leads nowhere ({why(error)}); check the source.") from None
+            raise UnreadableFile(f"{shown(url)} cannot be opened ({why(error)}); check the source.") from None
         finally:
             client.answer_within(math.inf)
         if last or answer.status_code not in PASSING:
@@ -109,7 +109,7 @@ def why(error: Exception) -> str:
 
 
 def require_file(trip_month: TripMonth, url: str, answer: httpx.Response) -> None:
-    """Raise `NotPublished`, `Unreachable` or `UnreadableFile` unless an answer's status is that of a file."""
+    """Raise `NotPublished`, `Unreachable` or `UnreadableFile` unless an answer's status means that it has a file."""
     if answer.status_code in REFUSED:
         raise NotPublished(
             f"{trip_month} is not published at {shown(url)} (HTTP {answer.status_code})."
@@ -123,7 +123,7 @@ def require_file(trip_month: TripMonth, url: str, answer: httpx.Response) -> Non
 
 
 def described_file(trip_month: TripMonth, url: str, ending: Ending, answer: httpx.Response) -> PublishedFile:
-    """Return the file that an answer describes. The size is None if the body is encoded: its length is not the file's."""
+    """Return the file that an answer describes. The size is None if the body is encoded, because its length then differs."""
     sent = whole_size(answer)
     return PublishedFile(
         trip_month=trip_month,
@@ -136,9 +136,9 @@ def described_file(trip_month: TripMonth, url: str, ending: Ending, answer: http
 
 
 def version(answer: httpx.Response, header: str) -> str | None:
-    """Return a header that names the file's version; None if it is absent or could not be one.
+    """Return a header with the file's version; None if it is absent or invalid.
 
-    Versions are stored and shown. A time has no characters that mean something to a terminal or in HTML.
+    Versions are stored and shown. So a time with special characters of a terminal or of HTML is not accepted.
     """
     text = answer.headers.get(header, "")
     return text if _VERSIONS[header].fullmatch(text) else None
@@ -176,6 +176,6 @@ def timely(client: Client, pieces: Iterable[bytes]) -> Iterator[bytes]:
         received += len(piece)
         if spent > WINDOW:
             if received < LEAST:
-                raise httpx.ReadTimeout(f"only {received} bytes came in {spent:.0f} s")
+                raise httpx.ReadTimeout(f"only {received} bytes arrived in {spent:.0f} s")
             spent, received = 0.0, 0
         yield piece

@@ -23,7 +23,7 @@ from flows.tlc.sources import ENDINGS, PublishedFile
 from flows.tlc.trips import COLORS
 
 DEFAULT_LIMIT = 4 << 30  # bytes of published files in the cache; the least recently used are deleted first
-_ABANDONED = 24 * 60 * 60  # seconds after which no run writes to an incomplete file any more
+_ABANDONED = 24 * 60 * 60  # seconds; no run writes longer to one file
 _FETCHING = ".fetching-"  # prefix of the name of an incomplete file
 _SPARE = 64 << 20  # bytes that must stay free on the disk
 _OURS = "nyc-taxi-flows"
@@ -47,7 +47,7 @@ def folder() -> Path:
 
     Raises:
         UnsafeScratch: The folder is a symbolic link, belongs to another user, or other users can write to it.
-            The same error means that this user cannot write to any of the candidates.
+            It is raised too if this user cannot write to any of the candidates.
     """
     named = os.environ.get("TRIPS_SCRATCH")
     places = [_at_home(named).absolute()] if named else _default_places()
@@ -134,14 +134,14 @@ def disk_full_explained(what: str) -> Iterator[None]:
 
 def _full(what: str) -> DiskFull:
     return DiskFull(
-        f"{what}: the disk of {folder()} became full while the file was being written; what was written is deleted."
+        f"{what}: the disk of {folder()} became full while the file was being written; the part already written is deleted."
         " Free some room, or point TRIPS_SCRATCH at a larger disk. Nothing was loaded."
     )
 
 
 @contextmanager
 def _listing() -> Iterator[int]:
-    """Yield a descriptor of the folder. Work through it stays in this folder even if the path is replaced."""
+    """Yield a descriptor of the folder. The descriptor stays on this folder even if the path is replaced."""
     descriptor = os.open(folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         yield descriptor
@@ -153,7 +153,7 @@ def _named(names: re.Pattern[str], descriptor: int) -> Iterator[tuple[str, os.st
     """Yield the regular files of the open folder whose whole name matches. Do not follow symbolic links."""
     for name in os.listdir(descriptor):
         if names.fullmatch(name):
-            with suppress(FileNotFoundError):  # another run may delete it first
+            with suppress(FileNotFoundError):  # another run may have deleted it
                 about = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                 if stat.S_ISREG(about.st_mode):
                     yield name, about
@@ -181,7 +181,7 @@ def _make_room(limit: int = DEFAULT_LIMIT) -> None:
 
 
 def keep(published: PublishedFile, read: Callable[[PublishedFile], Iterable[bytes]]) -> RawFile:
-    """Fetch a file into the cache and return its facts. The file gets its name only when it is complete."""
+    """Fetch a file into the cache and return its facts. Give the file its name only when it is complete."""
     what = str(published.trip_month)
     require_room(published.size, what)
     place = folder()

@@ -44,8 +44,8 @@ class Transfer:
         self._ranges = True
 
     def pieces(self) -> Generator[bytes, None, None]:
-        """Yield the bytes. After a broken connection, resume if the server shows that the file is the same."""
-        failures = 0  # in a row, each after fewer than `LEAST` new bytes
+        """Yield the bytes. After a broken connection, resume if the server sends the same version of the file."""
+        failures = 0  # consecutive failures, each after fewer than `LEAST` new bytes
         kept = 0  # bytes received before the last failure
         with Client() as client:
             while True:
@@ -83,8 +83,8 @@ class Transfer:
     def _body(self, client: Client, answer: httpx.Response) -> Iterator[bytes]:
         if answer.status_code in REFUSED:
             raise NotPublished(
-                f"{self.published.trip_month}: {self._name} was there when it was looked up, and answers HTTP"
-                f" {answer.status_code} now. Nothing was loaded; open the address from another network, or check the source.",
+                f"{self.published.trip_month}: {self._name} existed when it was looked up, and now answers HTTP"
+                f" {answer.status_code}. Nothing was loaded; open the address from another network, or check the source.",
                 answer.status_code,
             )
         require_file(self.published.trip_month, self.published.url, answer)
@@ -110,7 +110,7 @@ class Transfer:
             raise httpx.ReadError("the answer has only a part of the requested range")
 
     def _head_is_wrong(self, client: Client, got: PublishedFile) -> bool:
-        """Return whether the server's versions are useless, so that a different version is not a new edition.
+        """Return whether the server's versions are unreliable: then a different version is no new edition.
 
         Some servers repeat in each HEAD a version that contradicts the GET (`got`). Others send a new version in every answer,
         for a file of the same size.
@@ -131,7 +131,7 @@ class Transfer:
             # Some servers answer a HEAD with the file's ETag and a wrong size. A strong ETag identifies exactly these bytes.
             same_etag = got.etag is not None and got.etag == published.etag and not is_weak(got.etag)
             if not same_etag and published.same_edition(got) is False and not self._head_is_wrong(client, got):
-                # An error page instead of the file is not a new edition.
+                # Raise another error for an error page: it is no new edition.
                 recognise(published.trip_month, published.ending, next(answer.iter_raw(), b""), self._name)
                 raise self._republished()
         else:
@@ -144,11 +144,13 @@ class Transfer:
         if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(
             f"bytes {self._received}-"
         ):
-            raise Unreachable(f"{self._name} was asked to go on at byte {self._received} and did not; try again later.")
+            raise Unreachable(
+                f"{self._name} was asked to continue at byte {self._received} and did not; try again later."
+            )
         if self._first is None:
             self._first, self._check = got, Check(answer)
             self.encoding = answer.headers.get("Content-Encoding")
-            # A chunked answer marks its own end. For others, the size from the look-up shows whether they are complete.
+            # A chunked answer marks its own end. Other answers are complete if they have the size from the look-up.
             ended = encodings(self.encoding) or "chunked" in answer.headers.get("Transfer-Encoding", "")
             self.size = whole_size(answer) or (None if ended else published.size)
             require_credible(published, self.size or 0)

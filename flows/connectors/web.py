@@ -47,7 +47,7 @@ _FIRST_BYTE: Ask = ("GET", {"Range": "bytes=0-0"})
 
 
 def source_of(word_or_template: str) -> Source:
-    """Return the source for a flow's parameter `source`: a word, whose address the environment may override, or a URL template.
+    """Return the source for a flow's parameter `source`: a word or a URL template. The environment may override a word's address.
 
     Raise `SourceNotAllowed` for a local file or a private address that this process may not read.
     """
@@ -102,8 +102,8 @@ def _require_query(url: str) -> None:
 def _headers(client: Client, url: str) -> httpx.Response:
     """Return an answer whose headers describe the file itself.
 
-    A server may refuse a HEAD but not a GET (signed links), never answer it, or describe something else in its answer. Then a
-    GET requests one byte. If the server does not support ranges, the GET has no Range and the body is not read. The last
+    Some servers refuse a HEAD (signed links), never answer it, or describe something else in the answer. For these, a GET
+    requests one byte. If the server does not support ranges, the GET has no Range and the body is not read. The last
     attempt of the first request is a GET too.
     """
     asks = [_HEAD] * (ATTEMPTS - 1) + [_FIRST_BYTE]
@@ -134,7 +134,7 @@ def _describes_a_file(head: httpx.Response) -> bool:
 def look_up_all(source: Source, trip_months: Iterable[TripMonth]) -> dict[TripMonth, PublishedFile | Exception]:
     """Return what `look_up` returns or raises for each month, with `_ASKING` look-ups in parallel.
 
-    If a source is down, or asks to wait, no further look-up is made. The remaining months get the error that showed it.
+    If a source is down, or asks to wait, make no further look-up. The remaining months get the same error.
     """
     answered = False
     lost: list[Exception] = []  # once it has `_ASKING` errors, no further look-up is made
@@ -161,7 +161,7 @@ def look_up_all(source: Source, trip_months: Iterable[TripMonth]) -> dict[TripMo
 
 
 class Download:
-    """The download of a published file. Iterate once for its checked bytes; after that, `verified` says how they were checked.
+    """The download of a published file. Iterate over it once for its checked bytes. Then `verified` is the kind of check.
 
     Raises:
         UnreadableFile: The bytes are not a complete file of its kind.
@@ -225,7 +225,7 @@ class Download:
 
 
 def _in_pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the same bytes in pieces of at least `PIECE`."""
+    """Join the pieces into pieces of at least `PIECE` bytes."""
     buffer = bytearray()
     for part in parts:
         buffer += part
@@ -237,7 +237,7 @@ def _in_pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def zone_file(source: str) -> zones.ZoneFile:
-    """Return the taxi zone look-up file at a URL, or `official`, whose address the environment may override (TLC_ZONES_URL)."""
+    """Return the taxi zone look-up file at a URL, or the `official` one. TLC_ZONES_URL overrides the official address."""
     url = _address("zones", zones.OFFICIAL) if source == "official" else source
     name = shown(url)
     try:

@@ -126,7 +126,7 @@ class RawZone:
             if present.metadata.get("sha256") == manifest.sha256:
                 return _raw_file(published, present).model_copy(update={"verified": manifest.verified})
         raise Gone(
-            f"{manifest.trip_month}: the file that it was made from (sha256 {manifest.edition}…) is not in the lake any more;"
+            f"{manifest.trip_month}: the file that it was made from (sha256 {manifest.edition}…) is no longer in the lake;"
             " run etl-web-gcs to fetch the month again."
         )
 

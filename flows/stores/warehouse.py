@@ -202,7 +202,7 @@ class Warehouse:
             raise NotReconciled(
                 f"{manifest.trip_month}: the lake has {manifest.loaded} rows, BigQuery {count}."
                 " The month does not count as loaded; run again. If the table or dataset has a partition expiration, as in"
-                " BigQuery's sandbox, BigQuery deletes old months at once: remove it."
+                " BigQuery's sandbox, BigQuery deletes old months at once: remove the expiration."
             )
 
     def withdraw(self, trip_month: TripMonth, run_id: str, by: str = "") -> Outcome:

@@ -192,7 +192,7 @@ def test_too_many_redirects_are_refused(site: Site, waits: list[float], monkeypa
     client = Client()
     client.max_redirects = 0  # the mirror's redirect exceeds this limit
     monkeypatch.setattr(web, "Client", lambda: client)
-    with pytest.raises(UnreadableFile, match=r"leads nowhere .*redirects.*check the source"):
+    with pytest.raises(UnreadableFile, match=r"cannot be opened .*redirects.*check the source"):
         look_up(mirror(site), MONTH)
     assert waits == []
 
@@ -341,7 +341,7 @@ def test_a_wrong_range_is_refused(big: Site, monkeypatch: pytest.MonkeyPatch) ->
     big.fault(PATH, cut_after=1_000_000)
     monkeypatch.setattr("local.servers.site._Handler._range", lambda *_: (5, len(BODY)))
     big.fault(PATH, missing=("ranges",), methods=("HEAD",))
-    with pytest.raises(Unreachable, match="was asked to go on at byte 0 and did not"):
+    with pytest.raises(Unreachable, match="was asked to continue at byte 0 and did not"):
         list(Download(found))
 
 
@@ -419,7 +419,7 @@ def test_the_error_for_a_month_removed_after_its_look_up_says_so(site: Site) -> 
     found = look_up(official(site), MONTH)
     site.fault(PATH, status=403)
     with pytest.raises(
-        NotPublished, match=r"green 2021-01: .* was there when it was looked up, and answers HTTP 403 now"
+        NotPublished, match=r"green 2021-01: .* existed when it was looked up, and now answers HTTP 403"
     ):
         list(Download(found))
 
@@ -462,7 +462,7 @@ def test_a_missing_local_file_counts_as_not_published(tmp_path: Path) -> None:
 def test_the_error_for_a_folder_a_device_or_a_loop_names_it(tmp_path: Path) -> None:
     source = Source(f"file://{tmp_path}/{{year}}-{{month:02d}}.parquet")
     (tmp_path / "2021-01.parquet").mkdir()
-    with pytest.raises(UnreadableFile, match="is a folder, as Spark writes them: name one file, or join its parts"):
+    with pytest.raises(UnreadableFile, match="is a folder, such as Spark writes: name one file, or join the folder"):
         look_up(source, TripMonth("green", 2021, 1))
     os.mkfifo(tmp_path / "2021-02.parquet")
     (tmp_path / "2021-03.parquet").symlink_to("/dev/zero")
