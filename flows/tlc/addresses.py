@@ -25,7 +25,7 @@ def shown(url: str) -> str:
     """Return an address in a form that is safe for logs, errors and reports.
 
     An address with an `@` outside of a `file:///` path is not shown at all: it may have a password in a place where
-    no parser looks for one. The query is left out, because a signed address has its signature there.
+    no parser looks for one. The query is left out, because the query of a signed address has its signature.
     """
     if _may_hold_user(url):
         return f"an address {_HIDDEN}"

@@ -1,4 +1,4 @@
-"""The lake as named tables: find the tables that a query needs, and write BigQuery's SQL to read them in the bucket."""
+"""The lake as named tables. Find the tables that a query needs, and write the SQL for BigQuery to read them."""
 
 import json
 import re

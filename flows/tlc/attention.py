@@ -3,15 +3,15 @@
 from flows.tlc.addresses import shown
 from flows.tlc.manifest import Manifest
 
-# The share of a month's rows that a correction may change. Another file or another rule changes more.
+# The share of a month's rows that a correction may change. A wrong file or another rule changes more.
 MOST_CHANGED = 0.1
 
 
 def warnings_of(manifest: Manifest, before: Manifest | None) -> tuple[str, ...]:
     """Return one sentence for each reason to check a month.
 
-    The reasons: rows are quarantined, as the store lacks these trips; the file has fewer rows than the previous edition, as TLC
-    seldom removes any; more rows changed than `MOST_CHANGED`; or a part of the file is repeated.
+    The reasons are: rows are quarantined; the file has fewer rows than the previous edition, although TLC seldom removes rows;
+    more rows changed than `MOST_CHANGED`; a part of the file is repeated.
 
     Args:
         manifest: The manifest of the published month.
@@ -43,7 +43,7 @@ def warnings_of(manifest: Manifest, before: Manifest | None) -> tuple[str, ...]:
 
 
 def _changed(manifest: Manifest, before: Manifest | None) -> int:
-    """Return how many rows differ from the replaced month. If the two were not compared, return the least that must differ."""
+    """Return how many rows changed. If the two months were not compared, return the difference of their row counts."""
     whole = before and (manifest.inserted, manifest.updated, manifest.removed) == (manifest.loaded, 0, before.loaded)
     if before and whole:
         return abs(manifest.loaded - before.loaded)
@@ -51,7 +51,7 @@ def _changed(manifest: Manifest, before: Manifest | None) -> int:
 
 
 def _explained(manifest: Manifest, before: Manifest) -> str:
-    """Return, for a message, the rule or the source of the replaced month if it was another one."""
+    """Return the earlier rule and source, for a message, if they changed."""
     terms = (("rows", manifest.rule, before.rule), ("source", shown(manifest.url), shown(before.url)))
     other = [f"{name} was {then}, and is {now}" for name, now, then in terms if now != then]
     return f" ({'; '.join(other)})" if other else ""

@@ -1,4 +1,4 @@
-"""Turn published rows into canonical trips: convert each row without loss or reject it with a reason, and count it once."""
+"""Turn published rows into canonical trips. Convert each row without loss or reject it with a reason; count it once."""
 
 import json
 import math
@@ -47,9 +47,9 @@ class Chunk:
     source_rows: int
     filtered: Counter[str] = field(default_factory=Counter)  # trips dropped, by filter
     shape: Shape | None = None
-    share: float = 0.0  # of the file that was read by the end of this chunk, from 0 to 1; 0 if unknown
+    share: float = 0.0  # of the file, from 0 to 1: what was read up to the end of this chunk; 0 if unknown
     extra: pa.Table | None = None  # the columns that the schema does not know, for the same trips
-    # A word and its count, if all rejected values of a column are this word: most likely a word for a missing value.
+    # If all rejected values of a column are one word: the word and its count. It most likely means a missing value.
     misfits: Counter[str] = field(default_factory=Counter)
     # Only for a CSV: the bytes of the chunk and of each rejected line; the longest part of the file so far without rows; and a
     # row in a repeated part, with the same row in the first copy.
@@ -76,7 +76,7 @@ class Tally:
     repeated: tuple[int, int] | None = None
 
     def add(self, chunk: Chunk) -> None:
-        """Count one chunk. Raise `TooManyRejects` as soon as there are more rejected rows, or rows, than any month may have."""
+        """Count one chunk. Raise `TooManyRejects` when the rows or the rejected rows exceed the limits."""
         self.source_rows += chunk.source_rows
         self.loaded += chunk.trips.num_rows
         self.filtered.update(chunk.filtered)
@@ -103,14 +103,14 @@ class Tally:
 
     @property
     def lost(self) -> float:
-        """The number of rows that the rejected text may have been: a text as long as five mean rows counts as five."""
+        """The estimated number of rejected rows: a text as long as five mean rows counts as five."""
         sound = self.source_rows - self.reject_sizes.total()
         mean = (self.size - self._reject_bytes) / sound if sound else 0.0
         long = {size: lines for size, lines in self.reject_sizes.items() if mean and size > mean}
         return self.quarantined.total() + sum(lines * (size // mean - 1) for size, lines in long.items())
 
     def check(self, trip_month: TripMonth) -> None:
-        """Raise unless each row is counted once, the file has trips, and few of its rows are rejected."""
+        """Raise an error unless each row is counted once, the file has trips, and few rows are rejected."""
         rejected = self.quarantined.total()
         if self.source_rows != self.loaded + self.filtered.total() + rejected:
             raise NotReconciled(
@@ -148,7 +148,7 @@ class Tally:
 _HINTS = (
     (
         rf"{REASONS['datetime']}.*\n.*{_WITHOUT_SECONDS}",
-        "Dates without seconds are what a spreadsheet leaves; get the original file.",
+        "Dates without seconds come from a spreadsheet; get the original file.",
     ),
     (REASONS["datetime"], "Datetimes are not as TLC writes them, 2021-01-31 23:59:59; get the original file."),
     (
@@ -204,8 +204,8 @@ def _readable(values: pa.Array) -> list[str | float | None]:
 def _decode(values: pa.Array, coding: Coding) -> tuple[pa.Array, dict[str, pa.Array]]:
     """Return texts as TLC's codes, still as text, and the texts that have no code.
 
-    A text that is neither a word with a code nor a number goes to the column that `coding.original` names. If it names
-    none, the text stays where it is.
+    A text that is neither a word with a code nor a number goes to the column `coding.original`. If that is "", the text
+    stays in its own column.
     """
     texts = values.cast(pa.string())
     plain = pc.utf8_lower(pc.utf8_trim_whitespace(texts))

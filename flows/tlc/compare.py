@@ -1,4 +1,4 @@
-"""Compare two editions of a month, row by row. Read both once, in parallel, in the order of their key `row_number`."""
+"""Compare two editions of a month, row by row. Both are read once, in parallel, ordered by `row_number`."""
 
 from collections.abc import Iterable, Iterator
 
@@ -29,13 +29,13 @@ def _any_of(changed: Iterable[pa.ChunkedArray], rows: int) -> pa.ChunkedArray:
 
 
 def _in_both(old: pa.Table, new: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Return the rows whose key both tables have: of `old`, and of `new` in the same order."""
+    """Return the rows with keys that both tables have: those of `old`, then those of `new`, in the same order."""
     where = pc.index_in(new.column("row_number"), value_set=old.column("row_number").combine_chunks())
     return old.take(where.drop_null()), new.filter(pc.is_valid(where))
 
 
 def _windows(old: Iterable[pa.Table], new: Iterable[pa.Table]) -> Iterator[tuple[pa.Table | None, pa.Table | None]]:
-    """Yield pairs of tables with the rows of both streams in the same range of row numbers; None for a stream that has ended."""
+    """Yield pairs of tables, one per stream, for the same range of row numbers; None for a stream that has ended."""
     streams: list[Iterator[pa.Table]] = [(table for table in tables if table.num_rows) for tables in (old, new)]
     current: list[pa.Table | None] = [next(stream, None) for stream in streams]
     while current[0] is not None and current[1] is not None:
@@ -82,8 +82,8 @@ NAMED = 5
 def differences(found: Iterable[pa.Table], expected: Iterable[pa.Table]) -> Iterator[tuple[int, str]]:
     """Yield the number of each row of `found` that is not as `expected`, and what is wrong: `MISSING`, `FOREIGN`, or columns.
 
-    Both are streams of trips, each ordered by `row_number`. The order of what is yielded is not defined. Only the first rows
-    that differ have the names of their columns, the others have "": to find these names takes longer than to compare the rows.
+    Both are streams of trips, each ordered by `row_number`. Results are in no defined order. Only the first rows
+    that differ have column names, the others have "": finding the names takes longer than comparing the rows.
     """
     for there, wanted in _windows(found, expected):
         if there is None or wanted is None:

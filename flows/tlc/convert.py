@@ -1,4 +1,4 @@
-"""Convert a column's values to the canonical type. Each value converts without loss, or its position is reported."""
+"""Convert a column's values to the canonical type. A value converts without loss, or its position is reported."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +26,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 # How a value may be spelled if it was published as text. Arrow accepts more: it reads 0x10 as 16, NaN as a number,
-# a bare date as midnight, and a time without seconds as :00. That would invent data.
+# a bare date as midnight, and a time without seconds as :00. That would make up data.
 _SPELLED: dict[Kind, str] = {
     "integer": r"^[+-]?[0-9]+(\.0*)?$",
     "number": r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$",
@@ -41,7 +41,7 @@ def _only(values: pa.Array, fits: pa.Array) -> pa.Array:
 
 
 def _well_spelled(values: pa.Array, kind: Kind) -> tuple[pa.Array, pa.Array]:
-    """Return the texts, and which of them have a spelling that `kind` allows.
+    """Return the texts, and which of them are spelled as `kind` allows.
 
     The texts have no blanks around them, and null in place of words for a missing value.
     """
@@ -189,7 +189,7 @@ def convert(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:
     if decimals is not None:  # Arrow's cast from a decimal to a double can be off by one bit
         values = pc.replace_substring_regex(decimals.cast(pa.string()), r"^-?0E[+-]?[0-9]+$", "0")
     if kind == "number" and pa.types.is_float32(values.type):
-        # The shortest decimal is the value that was meant: 13.35, where widening gives 13.35000038.
+        # The shortest decimal is the published value: 13.35. Widening would give 13.35000038.
         values = values.cast(pa.string())
     if kind not in _SPELLED or not is_text(values.type):
         return _masked(values, kind, None)

@@ -110,7 +110,7 @@ ERAS = (
 
 @dataclass(frozen=True)
 class Index:
-    """A column of row numbers that a tool adds to a file. It has no trip data."""
+    """A column of row numbers that a tool added to a file. It has no trip data."""
 
     name: str  # as `plain` returns it
     made_by: str
@@ -195,7 +195,7 @@ def meant_by(color: str, name: str) -> Column | None:
 def indexes_of(names: Sequence[str]) -> dict[str, Index]:
     """Return the columns that a tool added to number the rows. A column without a name counts only as the first column."""
     known = {index.name: index for index in INDEXES}
-    leading = list(takewhile(lambda name: plain(name) in known, names))  # each save of a file may add one more
+    leading = list(takewhile(lambda name: plain(name) in known, names))  # saving a file again may add one more
     return {
         name: index
         for place, name in enumerate(names)
@@ -222,7 +222,7 @@ def lacking_in(era: Era, names: Sequence[str]) -> list[Column]:
 
 
 def era_like(trip_month: TripMonth, ending: Ending, names: Sequence[str]) -> Era:
-    """Return the era of the file: that of its own format or, if columns are missing for that one, that of the other format.
+    """Return the era of the file's own format. If the file lacks columns of it, return the era of the other format.
 
     A CSV may be TLC's Parquet file saved as CSV. A Parquet file may be TLC's CSV, for months that had one.
     """
@@ -239,7 +239,7 @@ def era_like(trip_month: TripMonth, ending: Ending, names: Sequence[str]) -> Era
 
 
 def since(era: Era, column: Column) -> str:
-    """Return the month since when files of the era's color and format have had `column`, without a gap up to `era`.
+    """Return the first month of the last unbroken period, up to `era`, in which files had `column`.
 
     Return "" if the era does not have it.
     """

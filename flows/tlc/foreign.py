@@ -16,11 +16,11 @@ from flows.tlc.errors import UnreadableFile
 from flows.tlc.trips import COLORS, TripMonth
 
 LONGEST_LINE = 4 << 10  # bytes; the longest row of TLC's has about 400
-_FILL = 64  # times the same byte; the longest run in TLC's files is 22 commas, in a row without any value
-_BLANK_LINES = 8  # in succession; TLC's files have one, below the header
+_FILL = 64  # repetitions of one byte; the longest in TLC's files are 22 commas, in a row without any value
+_BLANK_LINES = 8  # consecutive empty lines; TLC's files have one, below the header
 _LONG = 256  # bytes; a shorter stretch does not count
 _ROWS_LOST = 5  # rows of mean size; a stretch of foreign text as long as these refuses the file
-_SPAN = 1 << 10  # bytes, about ten rows: so many equal bytes do not occur twice by chance
+_SPAN = 1 << 10  # bytes, about ten rows: equal stretches of this length do not occur by chance
 _ONE_IN = 64  # one in so many lines is compared; this finds a repeated part of some hundred rows
 _HEADER_NAMES = 3  # a line with at least so many column names is a header
 
@@ -84,13 +84,13 @@ _ALONE = tuple(look for look in _LOOKS if look.alone)
 
 
 def look_of(text: bytes) -> str:
-    """Return the name of what a piece of text, which is not a row, looks like."""
+    """Return a name for a text that is not a row, by its look."""
     return next(look.name for look in _LOOKS if look.matches(text))
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Consecutive lines that are not rows, or one line that is far too long: where it begins, its bytes, what it looks like."""
+    """Consecutive lines that are not rows, or one line that is far too long: its first row, its size, and its kind of text."""
 
     row_number: int
     size: int
@@ -161,7 +161,7 @@ class Foreign:
             self._remember(number, size, block[at : at + size])
 
     def _look_for_repetition(self, block: bytes, ends: Any, row_number: int) -> None:
-        """Note the first place whose last `_SPAN` bytes occurred earlier in the file, as after a download resumed too early."""
+        """Record the first place where `_SPAN` bytes repeat earlier ones, as after a download that resumed too early."""
         for line, end in _places(block, ends):
             row, span = row_number + line, block[end - _SPAN : end]
             if len(set(span.split(b"\n"))) <= span.count(b"\n") // 2:
@@ -190,13 +190,13 @@ class Foreign:
         self._blank_lines = text[len(text.rstrip(b"\r\n")) :].count(b"\n") - 1 if text else leading
 
     def row(self) -> None:
-        """Note that a line is a row. It ends the current stretch."""
+        """Record that a line is a row. This ends the current stretch."""
         if self._run[1]:
             self._remember(*self._run)
             self._run = (0, 0, b"")
 
     def foreign_line(self, row_number: int, line: bytes) -> None:
-        """Note that a line is not a row. Raise `UnreadableFile` if this line alone shows that the file is damaged."""
+        """Record that a line is not a row. Raise `UnreadableFile` if this line alone shows that the file is damaged."""
         for look in _ALONE:
             if look.pattern.search(line):
                 _refuse(self._trip_month, self._run[0] or row_number, f"is {look.name}")

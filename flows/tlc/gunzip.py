@@ -10,7 +10,7 @@ _ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # the stu
 
 
 class DamagedGzip(Exception):
-    """The gzip data is damaged, or does not end where a member ends."""
+    """The gzip data is damaged, or does not end with a complete member."""
 
 
 def inflated(compressed: Iterable[bytes]) -> Iterator[bytes]:

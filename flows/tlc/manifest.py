@@ -44,7 +44,7 @@ Verified = Literal["", "length", "crc32c", "md5", "sha256"]
 
 
 class RawFile(_Value):
-    """A published file as it is kept in the lake or in a scratch folder, byte for byte."""
+    """A published file in the lake or in a scratch folder, byte for byte."""
 
     published: PublishedFile
     key: str
@@ -107,7 +107,7 @@ class Origin(_Value):
 
 
 class Reading(_Value):
-    """The facts found by reading a month's file. They are the same when staged, when published, and in every store."""
+    """The facts found by reading a month's file. They are the same in staging, after publishing, and in every store."""
 
     era: Annotated[str, Stored("text", "the row of flows/tlc/eras.py that describes the file")]
     columns: Annotated[tuple[str, ...], Stored("text", "column names as published, JSON", json=True)]
@@ -192,7 +192,7 @@ class Manifest(Changes, Reading, Origin):
 
     @property
     def recount(self) -> str:
-        """Return a text if the file's row count differs from the last known one; "" if it does not, or none was known."""
+        """Return a text if the file's row count differs from `known_rows`; else ""."""
         if self.known_rows in (None, self.source_rows):
             return ""
         return (
@@ -245,7 +245,7 @@ class Manifest(Changes, Reading, Origin):
         return None
 
     def covers(self, published: PublishedFile, rule: Rows) -> bool:
-        """Return whether the store already has exactly this file, under this rule and today's schema, without a known fault."""
+        """Return whether the store already has exactly this file, under this rule and today's schema, without a fault."""
         same = stored(published.url) == self.url and published.same_edition(self.published)
         return bool(same) and self._same_terms(rule)
 
@@ -261,8 +261,8 @@ class Manifest(Changes, Reading, Origin):
     def same_rows(self, lake: "Manifest") -> bool:
         """Return whether this month, which was loaded from the lake, still has the same rows as the lake.
 
-        It does if it was loaded from the same object, or if the lake's object replaced that one without changing a row. It does
-        not if a verification found a fault.
+        The rows are the same if the lake still has that object, or if a newer object changed no row. They are not if a
+        verification found a fault.
         """
         idle = lake.replaces == self.generation and not (lake.inserted or lake.updated or lake.removed)
         terms = ("sha256", "rule", "schema_version")
@@ -284,7 +284,7 @@ LOADS_COLUMNS = tuple(Column(name, mark.kind, mark.meaning) for name, mark in _S
 
 
 class StagedMonth(Reading):
-    """A month that is written where no reader sees it yet, counted, checked, and ready to publish."""
+    """A month in staging: written, counted, checked, and ready to publish."""
 
     raw: RawFile
     key: str
@@ -299,7 +299,7 @@ class StagedMonth(Reading):
         return self.raw.published.trip_month
 
     def manifest(self, flow_run_id: str, **published: Any) -> Manifest:
-        """Return the manifest of this month as published now. `published` has the store's own facts, such as `key`."""
+        """Return the manifest to publish this month with. `published` has the store's own facts, such as `key`."""
         facts: dict[str, Any] = dict(Origin.of(self.raw)) | {name: getattr(self, name) for name in Reading.model_fields}
         return Manifest(
             **facts | published,
@@ -340,7 +340,7 @@ class Present(_Value):
 
 
 def timeline(*manifests: Manifest) -> list[Manifest]:
-    """Return a month's manifests, oldest first. Of two with the same time of publication, keep the later argument."""
+    """Return a month's manifests, oldest first. If two have the same time of publication, keep the later argument."""
     by_time = {manifest.published_at: manifest for manifest in manifests}
     return [by_time[time] for time in sorted(by_time)]
 

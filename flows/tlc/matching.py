@@ -16,7 +16,7 @@ from flows.tlc.trips import SchemaRule, TripMonth
 
 _KEY_NAMES = {column.name for column in KEY}
 
-# The published Arrow types that convert to a kind without a guess. A value that cannot be converted is quarantined.
+# The published Arrow types that convert to a kind without ambiguity. A value that cannot be converted is quarantined.
 # pandas writes a column of texts or times without any value as floats (NaN): `clean` refuses one that has a number.
 _TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 _FLOAT_TYPES = ("double", "float", "halffloat")
@@ -100,7 +100,7 @@ _WALL_CLOCK = "New York wall-clock, without zone"
 
 
 def _unlike(era: Era, column: Column, published: pa.DataType) -> str:
-    """Return what the column must be to be converted without a guess; "" if it already is."""
+    """Return the type that a column must have to convert without ambiguity; "" if it has such a type."""
     if pa.types.is_dictionary(published):  # how pandas saves a categorical column
         published = published.value_type
     simple = str(published).split("[")[0].split("(")[0].rstrip("0123456789")

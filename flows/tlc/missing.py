@@ -41,7 +41,7 @@ class Missing:
         self.words = tuple(sorted(self._seen[False]))
 
     def look_at(self, rows: pa.Table, *, first: bool = False) -> None:
-        """Note the words in these rows. Learn them if they are the `first` rows. Numbers that are no texts have no words."""
+        """Note the words in these rows. Learn them if they are the `first` rows. Skip columns whose numbers are not texts."""
         for name, as_text in self._is_text.items():
             column = rows.column(name)
             if is_text(column.type) and (as_text or name in self._numbers):
@@ -70,6 +70,6 @@ class Missing:
         if both:
             raise UnreadableFile(
                 f"{self._trip_month}: {', '.join(sorted(both))} means missing numbers in this file, but not in its first"
-                " rows. It also occurs in columns of text, where it may be a text. Nothing was loaded; save the file"
+                " rows. The word also occurs in columns of text, perhaps as a text. Nothing was loaded; save the file"
                 " with empty fields for missing values."
             )

@@ -1,4 +1,4 @@
-"""Check a Parquet file's footer and page headers before a page is decoded: counts must agree, sizes must be credible.
+"""Check a Parquet file's footer and page headers before decoding a page: counts must agree, sizes must be plausible.
 
 Arrow's reader trusts a footer. It joins columns with different numbers of values, and reserves any size that a page states.
 Fields are numbered as in https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
@@ -121,7 +121,7 @@ def _footer(fields: dict[int, Any], stop: int) -> Footer:
     root = next(schema, {})
     leaves = tuple(_leaves(schema, number(root, 5, "number of children") if 5 in root else 0, (), True))
     if next(schema, None) is not None:
-        raise BadThrift("its schema has more columns than it counts")
+        raise BadThrift("its schema has more columns than it states")
     written = _structs(fields, 4, "row groups")
     groups = []
     for place, group in enumerate(written):
@@ -210,7 +210,7 @@ def _require_counts(group: Group, stop: int) -> None:
 def _require_order(groups: tuple[Group, ...]) -> None:
     """Raise `Contradiction` unless each column chunk begins after the end of the one before, by group and column.
 
-    Every writer stores chunks in this order. In another order, the footer gives one chunk the position of another.
+    Every writer stores chunks in this order. Another order means that the footer gives one chunk the position of another.
     """
     after, group_before, before = len(_MAGIC), None, None
     for group in groups:

@@ -11,7 +11,7 @@ from flows.tlc.schema import TRIP_COLUMNS
 from flows.tlc.trips import TripMonth
 
 # At least this share of a file's pickups must be in the file's month, not counting trips without a pickup time. If the file has
-# `FEW` pickups or fewer, one is enough: the first rows of a file are its oddest. Real files are far above one half: nine official
+# `FEW` pickups or fewer, one is enough: the first rows of a file are often odd. Real files are far above one half: nine official
 # months and the mirror's green 2020-10 have 99.91 % or more; of the first 9 rows of yellow 2019-01, 4 are in the month.
 OWN_SHARE = 0.5
 FEW = 10

@@ -1,6 +1,6 @@
-"""Estimate a back-fill: how long it takes on several machines, what is full first, and what it costs.
+"""Estimate a back-fill: how long it takes on several machines, which part limits it, and what it costs.
 
-It is arithmetic on measured figures. A machine's own figures come from `make bench`. The prices and quotas are Google's list
+The estimate uses measured figures. A machine's own figures come from `make bench`. The prices and quotas are Google's list
 prices and default quotas; check them for your region before you rely on them.
 """
 
@@ -14,7 +14,7 @@ from flows.tlc.trips import Store, TripMonth
 
 @dataclass(frozen=True)
 class Figures:
-    """What one machine does. The defaults are those of docs/performance.md: two cores of a virtual machine."""
+    """The speed of one machine. The defaults are those of docs/performance.md: two cores of a virtual machine."""
 
     lake_rows: float = 428_000  # per second, web → lake
     database_rows: float = 351_000  # per second, web → Postgres
@@ -110,7 +110,7 @@ class Plan:
 
     @property
     def quotas(self) -> list[str]:
-        """Return what each quota of the services allows, and what this back-fill needs of it."""
+        """Return each quota of the services, with what it allows and what this back-fill needs."""
         lines = []
         if "warehouse" in self.into:
             most = max((sum(m.color == c for m in self.months) for c in {m.color for m in self.months}), default=0)

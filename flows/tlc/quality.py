@@ -50,7 +50,7 @@ RULES = (
     Rule("picked up in another month", "note", lambda: _month("pickup") != _month("file_month"), _ALL),
     Rule("dropped off before the pickup", "warning", lambda: _field("dropoff") < _field("pickup"), _ALL),
     Rule("longer than a day", "warning", lambda: (_field("dropoff") - _field("pickup")) > _a_day(), _ALL),
-    Rule(  # some times of this vendor are damaged: they have the number of the month in place of the minute
+    Rule(  # some times of this vendor are wrong: the minute is the number of the month
         "VendorID 6 with the month for a minute",
         "warning",
         lambda: (_field("VendorID") == 6) & (pc.minute(_field("pickup")) == pc.month(_field("file_month"))),

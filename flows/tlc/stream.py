@@ -30,7 +30,7 @@ class MonthStream:
     """Iterates once over a raw file, in chunks of canonical trips. Then the shape, the tally and the profile are complete.
 
     If the file is not a sound file of its month, iteration raises after the last chunk at the latest: `UnreadableFile`,
-    `SchemaMismatch`, `TooManyRejects` or `WrongMonth`. So a consumer must publish only after the loop.
+    `SchemaMismatch`, `TooManyRejects` or `WrongMonth`. Therefore publish only after the loop.
     """
 
     shape: Shape

@@ -1,8 +1,8 @@
 """Read Thrift's compact protocol, in which Parquet's footers and page headers are written: structs as dicts by field number.
 
 The protocol: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md. Arrow's reader cannot replace
-this: it does not expose page headers. For some footers with one wrong byte, it ends the whole process when a program reads a
-column's codec or statistics.
+this: it does not expose page headers. It can also crash the process: one wrong byte in a footer is enough, if a program
+reads a column's codec or statistics.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The months that exist, and the names that belong to a month: its file, its URL, its keys, its partitions."""
+"""The months that exist, and each month's names: its file, its URL, its keys, its partitions."""
 
 import datetime as dt
 import re
@@ -61,7 +61,7 @@ Dataset = Annotated[str, AfterValidator(dataset_named), Field(json_schema_extra=
 
 @dataclass(frozen=True)
 class Terms:
-    """How a file is loaded: which of its rows, and under which rule for its columns."""
+    """How a file is loaded: which rows, and by which rule for its columns."""
 
     rows: Rows = "all"
     schema: SchemaRule = "strict"
@@ -229,8 +229,8 @@ def requested_months(
 ) -> list[TripMonth]:
     """Return the months of a run: `months` of `year` in the order given, or every month from `since` to `until`, oldest first.
 
-    The range wins if both are given, because a deployment may have stored year and months. If a bound is a year, such as
-    2013, the months of it that cannot exist are left out. Raise `UnknownMonth` if another month cannot exist.
+    If both are given, use the range, because a deployment may have stored year and months. If a bound is a year, such as
+    2013, leave out its months that cannot exist. Raise `UnknownMonth` if any other month cannot exist.
     """
     if since or until:
         return _range(color, since, until, today or dt.datetime.now(dt.UTC).date())

@@ -1,4 +1,4 @@
-"""The result of verifying a month in a store: what differs from what was published, and how to mend it."""
+"""The result of verifying a month in a store: the differences from the published month, and how to mend them."""
 
 import random
 from collections.abc import Iterable
@@ -52,7 +52,7 @@ class Verified:
     """The month; or a color, for rows that belong to no month."""
     differences: tuple[str, ...] = ()
     not_compared: str = ""
-    """Why the rows were not compared although the depth asks for it; "" if they were."""
+    """Why the rows were not compared although the depth requires it; "" if they were."""
     mend: str = ""
     """What mends it: a command, or a statement."""
 

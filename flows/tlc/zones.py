@@ -78,7 +78,7 @@ class ZonesOutcome(BaseModel):
 
     @classmethod
     def of(cls, store: Store, rows: int, changes: Changes) -> "ZonesOutcome":
-        """Return the outcome of `changes` after which the store has `rows` zones."""
+        """Return the outcome of `changes`, with `rows` zones in the store."""
         status: Literal["loaded", "replaced", "unchanged"] = "unchanged" if changes == Changes() else "replaced"
         return cls(store=store, status="loaded" if changes.inserted == rows else status, rows=rows, **dict(changes))
 

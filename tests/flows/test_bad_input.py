@@ -172,7 +172,7 @@ def test_an_unpublished_month_fails_and_the_others_are_loaded(runs: Runs, ours: 
         ("lfs_pointer", "official", "Git LFS pointer"),
         ("truncated", "official", "truncated"),
         ("conflict_markers", "mirror", "merge-conflict marker"),
-        ("excel_dates", "mirror", "Dates without seconds are what a spreadsheet leaves"),
+        ("excel_dates", "mirror", "Dates without seconds come from a spreadsheet"),
     ],
 )
 def test_a_file_in_a_wrong_format_is_refused_and_nothing_is_stored(

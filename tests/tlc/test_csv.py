@@ -208,7 +208,7 @@ def test_a_file_saved_by_excel_is_refused_with_a_hint() -> None:
     read = read_csv(csv_file(*[line(**day)] * 2000))
     assert read.trips.num_rows == 0
     with pytest.raises(
-        TooManyRejects, match=r"2000 of 2000 rows do not fit .* Dates without seconds are what a spreadsheet"
+        TooManyRejects, match=r"2000 of 2000 rows do not fit .* Dates without seconds come from a spreadsheet"
     ):
         read.tally.check(GREEN)
 

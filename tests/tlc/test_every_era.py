@@ -85,8 +85,8 @@ def test_a_month_of_every_era_is_loaded_without_losing_a_row(
         ("truncated", ".csv.gz", "the gzip data is truncated"),
         ("conflict_markers", ".csv", "row 150 is a merge-conflict marker"),
         ("conflict_markers", ".csv.gz", "row 150 is a merge-conflict marker"),
-        ("excel_dates", ".csv", "300 of 300 rows .*Dates without seconds are what a spreadsheet leaves"),
-        ("excel_dates", ".csv.gz", "300 of 300 rows .*Dates without seconds are what a spreadsheet leaves"),
+        ("excel_dates", ".csv", "300 of 300 rows .*Dates without seconds come from a spreadsheet"),
+        ("excel_dates", ".csv.gz", "300 of 300 rows .*Dates without seconds come from a spreadsheet"),
     ],
 )
 def test_the_error_for_a_damaged_file_names_the_damage(
