@@ -10,16 +10,16 @@
 | what a month is compared with before it is fetched | `stores/origins.py`               |
 | a step's retries, timeout, cache                   | `tasks/policy.py`                 |
 | how several months run at once, and how they fail  | `tasks/months.py`                 |
-| how years of history are loaded, and what a back-fill shows | `backfill.py`, `tasks/board.py` |
+| how years of history are loaded, and how progress is shown | `backfill.py`, `tasks/board.py` |
 | how long a back-fill is expected to take | `tasks/plan.py`, `tlc/plan.py` |
-| how a back-fill is spread, and what becomes of dead runs | `tasks/{batches,machines,dead_runs}.py` |
+| how a back-fill is spread over machines, and how dead runs are handled | `tasks/{batches,machines,dead_runs}.py` |
 | the list of stores, what each must do, which blocks open it | `stores/__init__.py`, `tasks/stores.py` |
 | how a store stages, publishes and lists months     | `stores/{lake,warehouse,database}.py` |
-| which months the lake has, had, or lost by a withdrawal | `stores/manifests.py`        |
+| which months the lake has or had, and which were withdrawn | `stores/manifests.py`        |
 | the lake's copies of published files, earlier editions too | `stores/raw_zone.py`      |
 | a machine's copy of a published file               | `stores/kept_file.py`             |
 | how editions are listed, compared and deleted, and months withdrawn | `tasks/editions.py` |
-| what `verify` compares, what it says, and how it marks a damaged month | `verify.py`, `tasks/verify.py`, `tlc/verify.py` |
+| what `verify` compares and reports, and how it marks a damaged month | `verify.py`, `tasks/verify.py`, `tlc/verify.py` |
 | how each store's months are verified               | `stores/verify/{findings,lake,warehouse,database}.py` |
 | the taxi zones in each store                       | `stores/zones.py`, `tasks/zones.py`, `tlc/zones.py` |
 | reports and pictures in the UI, progress           | `tasks/{report,picture,progress,survey}.py` |

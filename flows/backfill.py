@@ -104,7 +104,7 @@ def backfill(
         stores, found = look()
         work = {month.trip_month: month for month in found if month.behind or month.source_error}
         log_found(found, [month for month in work.values() if month.behind])
-        get_run_logger().info("%s months looked at, %s to load", len(found), len(work))
+        get_run_logger().info("%s months checked, %s to load", len(found), len(work))
 
         def load(trip_month: TripMonth) -> Outcome:
             board.require_not_over()

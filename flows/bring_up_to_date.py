@@ -118,7 +118,7 @@ def _overdue(found: Sequence[Found], colors: Sequence[Color], within: int, sourc
 def _log(found: Sequence[Found], taken: Sequence[Found], waiting: Sequence[Found]) -> None:
     log = get_run_logger()
     log_found(found, taken)
-    log.info("%s months looked at, %s to bring up to date now", len(found), len(taken))
+    log.info("%s months checked, %s to bring up to date now", len(found), len(taken))
     if waiting:
         log.warning(
             "%s more months wait for the next run, from %s to %s; raise at_most, or run again",

@@ -45,7 +45,7 @@ def catalog(
     dataset: Dataset = DATASET,
     postgres_block: str = POSTGRES,
 ) -> list[Entry] | Listing:
-    """List the months in the lake, and how they differ from a source; or the editions or history of months. Nothing is loaded.
+    """List the months in the lake, and how they differ from a source; or list editions or history of months. Load nothing.
 
     Args:
         colors: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).

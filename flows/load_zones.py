@@ -51,7 +51,7 @@ def load_zones(
     if outcomes:
         report_zones(outcomes)
     for state in states:
-        state.result()  # raises a store's error, after all other stores were loaded
+        state.result()  # raises the error of a store after all other stores are loaded
     return outcomes
 
 

@@ -47,7 +47,7 @@ def prune_editions(
         colors: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
         since: First month, such as 2019-01 or 2019; empty for TLC's first.
         until: Last month, such as 2021-12 or 2021; empty for the current month.
-        keep: How many of the newest earlier editions of each month stay: a number, or all.
+        keep: How many earlier editions of each month to keep, newest first: a number, or all.
         older_than_days: Delete the earlier editions that were fetched more than this many days ago; 0 for no rule by age.
         action: list (show what the rule would delete) or delete.
         stores: The stores whose editions must stay. Name every store that is in use.

@@ -51,7 +51,7 @@ def verify(
         stores: Which stores to verify: lake, warehouse (BigQuery), database (Postgres).
         depth: counts (manifests, counts, keys), rows (also each row against the lake), raw (also the lake against its raw files).
         sample: How many months of each color to verify, chosen at random; 0 for all.
-        seed: Number that the choice of a sample depends on; 0 for another choice in every run.
+        seed: Seed of the random choice of the sample; 0 for another choice in every run.
         block_name: Name of the GcsBucket block that is the lake.
         credentials_block: Name of the GcpCredentials block to use BigQuery with.
         dataset: BigQuery dataset to verify.
@@ -62,7 +62,7 @@ def verify(
     if not stores:
         raise TripDataError("stores is empty; name at least one of lake, warehouse, database. Nothing was verified.")
     window = set(months_between(colors, since, until))
-    sampled([], sample, seed)  # refuses a negative sample before any work
+    sampled([], sample, seed)  # raises for a negative sample before any work
     target = Target("lake", block_name, credentials_block, dataset, postgres_block, via)
     targets = [target.with_store(store) for store in STORES if store in stores]
     # A run that only counts rows in Postgres needs no lake.
@@ -76,7 +76,7 @@ def verify(
         there["lake"] |= there["warehouse"]
     for into in targets:
         if any(there.values()) and not there[into.store]:
-            log.warning("%s has no month; if it had any, docs/operations.md tells how to load them again", into.title)
+            log.warning("%s has no month; if months were lost, see Restore in docs/operations.md", into.title)
     seed = seed or secrets.randbelow(10**6) + 1
     chosen = sampled(window & set().union(*there.values()), sample, seed)
     if sample:

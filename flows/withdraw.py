@@ -42,7 +42,7 @@ def withdraw(
         color: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
         year: Year of the files' names, with months; or give since and until.
         months: Months of the files' names, each 1 to 12.
-        stores: The stores to take the months out of. Each month must be in each of them, now or before it was withdrawn.
+        stores: The stores to take the months out of. Each of them must have each month, or have had it before a withdrawal.
         block_name: Name of the GcsBucket block that is the lake.
         credentials_block: Name of the GcpCredentials block to use BigQuery with.
         dataset: BigQuery dataset.

@@ -1,6 +1,6 @@
 """Print the software bill of materials of what `poetry.lock` installs, as CycloneDX 1.6: `python local/sbom.py main local`.
 
-It is made from the lock alone, so the same lock gives the same bytes, and no network is needed.
+It uses only the lock: the same lock gives the same bytes, and no network is needed.
 Format: https://cyclonedx.org/docs/1.6/json/
 """
 
@@ -25,7 +25,7 @@ def _plain(name: str) -> str:
 
 
 def bill(groups: set[str]) -> dict[str, Any]:
-    """Return the bill of the packages of `groups`: each package with its version, its files' hashes, and what it depends on."""
+    """Return the bill of the packages of `groups`: each package with its version, its files' hashes, and its dependencies."""
     lock = tomllib.loads((ROOT / "poetry.lock").read_text("utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     packages = [package for package in lock["package"] if groups & set(package["groups"])]

@@ -1,4 +1,4 @@
-"""Query the lake: find the tables that a query needs, log how much was read, and show the answer."""
+"""Query the lake: find the tables that a query needs, log the bytes that were read, and show the answer."""
 
 import csv
 import sys
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from flows.stores.lake import Lake
 
-MOST = 1000  # rows of an answer that are shown
+MOST = 1000  # rows of an answer to show
 _LONGEST = 4000  # characters of a value in the UI
 
 
@@ -45,7 +45,7 @@ def ask_lake(sql: str, block_name: str) -> Answer:
 def _some(tables: list[str]) -> list[str]:
     if tables:
         return tables
-    raise Unanswerable(f"the query names no table of the lake; there are {', '.join(TABLES)}.")
+    raise Unanswerable(f"the query names no table of the lake; its tables are {', '.join(TABLES)}.")
 
 
 def _table(lake: "Lake", name: str, on_read: Any) -> "ds.Dataset | pa.Table":

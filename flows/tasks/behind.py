@@ -1,4 +1,4 @@
-"""Find the months that the stores lack or have in an older edition, and bring each into the stores that are behind."""
+"""Find the months that a store lacks or has in an older edition. Bring each into the stores that are behind."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from flows.tlc.trips import Store, Terms, TripMonth
 
 @dataclass(frozen=True)
 class Stores:
-    """The stores of a run, with the months that they had when they were listed."""
+    """The stores of a run, and the months that each had at the start of the run."""
 
     targets: Mapping[Store, Target]
     listed: Mapping[Store, Mapping[TripMonth, ListedMonth]]
@@ -54,8 +54,8 @@ class Stores:
     ) -> Outcome:
         """Bring a month into the stores that are behind, one after another, and return the last outcome, with all warnings.
 
-        `on_store` receives the outcome of each store. If the source gave no answer, or refuses the month, raise that error
-        after the stores are done.
+        `on_store` receives the outcome of each store. If the source gave no answer or refuses the month, raise its error
+        after all stores are done.
         """
         warnings: tuple[str, ...] = ()
         for store in behind:
@@ -82,7 +82,7 @@ def list_stores(target: Target, into: Iterable[Store], colors: Sequence[str]) ->
 
 
 def log_found(found: Iterable[Found], taken: Iterable[Found]) -> None:
-    """Log the months that are not published, those that a person decided about, and why each month is taken."""
+    """Log the months that are not published, those that a person decided about, and the reason to load each other month."""
     log = get_run_logger()
     for month in found:
         if isinstance(month.answer, NotPublished) and not month.source_error:

@@ -20,7 +20,7 @@ from flows.tlc.trips import Terms, TripMonth
 
 def bring(trip_month: TripMonth, origin: Origin, into: Target) -> Outcome:
     """Bring one month from its origin into a store, exactly once, and return the outcome."""
-    with ExitStack() as claims:  # released however this run ends
+    with ExitStack() as claims:  # closed at the end of this run, even after an error
         if STORES[into.store].exclusive:
             # Called, not submitted: a submitted task may run on another machine, and the claim belongs to this process.
             claim(trip_month, into, claims)
@@ -68,13 +68,13 @@ def extract(published: PublishedFile, into: Target) -> RawFile:
 
     If every machine can reach the store, its cached results are kept in the store itself.
     """
-    named: dict[str, Any] = {"task_run_name": extract_file.task_run_name}  # with_options() drops it
+    named: dict[str, Any] = {"task_run_name": extract_file.task_run_name}  # with_options() drops this setting
     if into.bucket_block:
         named |= {"result_storage": load_block("gcs-bucket", into.bucket_block)}
         named |= {"result_storage_key": published.trip_month.results_key}
     state: Any = extract_file.with_options(**named).submit(published, into).wait()
     if state.name == "Cached":
-        with suppress(Exception):  # the cached result may be gone
+        with suppress(Exception):  # the cached result may have been deleted
             raw = _raw_of(state.result(), published)
             if still_there.submit(raw, into).result():
                 return raw
@@ -83,13 +83,13 @@ def extract(published: PublishedFile, into: Target) -> RawFile:
         return _raw_of(state.result(), published)
     except TripDataError:
         if into.bucket_block:
-            with suppress(Exception):  # Prefect persists a failed task's error, too; else it would stay for a day
+            with suppress(Exception):  # Prefect persists a failed task's error, too; delete it now, not after a day
                 open_store(into).forget_result(published.trip_month, this_run())
         raise
 
 
 def _raw_of(result: dict[str, Any], published: PublishedFile) -> RawFile:
-    """Return the raw file of a task's result, with the whole address, which the result lacks."""
+    """Return the raw file of a task's result. Add the whole address: the result has it without its query."""
     raw = RawFile.model_validate(result)
     return raw.model_copy(update={"published": raw.published.model_copy(update={"url": published.url})})
 
@@ -122,7 +122,7 @@ def extract_file(published: PublishedFile, into: Target) -> dict[str, Any]:
 
 @task(name="transform", task_run_name="transform {raw.trip_month} → {into.title}", **RETRIES)
 def transform(raw: RawFile | Manifest, terms: Terms, into: Target) -> StagedMonth | StagedCopy:
-    """Stage canonical trips where no reader sees them yet, and quarantine the rows that do not fit."""
+    """Stage canonical trips, and quarantine the rows that cannot be converted. No reader sees them yet."""
     with meter(f"transform {raw.trip_month}") as progress:
         staged: StagedMonth | StagedCopy = open_store(into).stage(raw, terms, this_run() or "local", progress.add)
     return staged
@@ -154,11 +154,11 @@ def _report(outcome: Outcome, store: MonthStore) -> None:
     try:
         report(outcome, store.remembered(previous) if previous else None, store.page(manifest))
     except Exception as error:  # the month is published; a missing report must not fail the run
-        log.warning("%s: no report could be left (%s)", manifest.trip_month, type(error).__name__)
+        log.warning("%s: the report could not be written (%s)", manifest.trip_month, type(error).__name__)
     for warning in outcome.warnings:
         log.warning("%s: %s", outcome.trip_month, warning)
     if manifest.new_columns and outcome.store == "lake":
         log.warning(
-            "%s: TLC has NEW COLUMNS: %s. They are in %s as published, and nowhere else; docs/eras.md explains how to add them",
+            "%s: TLC has NEW COLUMNS: %s. Only %s has them, as published; docs/eras.md explains how to add them",
             outcome.trip_month, ", ".join(manifest.new_columns), manifest.extra_key,
         )  # fmt: skip

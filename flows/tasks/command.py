@@ -1,4 +1,4 @@
-"""Run a flow as a program: the command line gives its parameters, the exit status shows whether it succeeded."""
+"""Run a flow as a program: its parameters come from the command line, and its exit status shows whether it succeeded."""
 
 import inspect
 import itertools
@@ -35,7 +35,7 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
 
     Args:
         flow: The flow.
-        show: Prints the flow's result, if the result has more than the run's log.
+        show: Prints the flow's result; None if the log already shows it.
     """
     described = flow.fn.__doc__ or ""
     help_texts = _help_texts(described)
@@ -73,7 +73,7 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
 
 
 def _each_with_its_option(words: Sequence[str], lists: Collection[str]) -> list[str]:
-    """Return `--into lake warehouse` as `--into lake --into warehouse`, for the options that are `lists`.
+    """Convert `--into lake warehouse` to `--into lake --into warehouse`, for the options in `lists`.
 
     It is for programs without positional arguments: elsewhere, a word after an option's value may be such an argument.
     """
@@ -88,12 +88,13 @@ def _each_with_its_option(words: Sequence[str], lists: Collection[str]) -> list[
     return every
 
 
-# Two ways to name months. A deployment may have stored the first, so a flow accepts both. On a command line, both are a mistake.
+# A run names its months by year and months, or by a range. A deployment may have stored the first, so a flow accepts both.
+# On a command line, both are a mistake.
 _EITHER, _OR = ("year", "months"), ("since", "until")
 
 
 def _named_twice(parameters: dict[str, Any]) -> str:
-    """Return an error text if months are named in both ways, else ""."""
+    """Return an error text if both ways are used, else ""."""
     if any(parameters.get(name) for name in _EITHER) and any(parameters.get(name) for name in _OR):
         return "give a year and months, or --since and --until, not both. Nothing was started."
     return ""
@@ -126,7 +127,7 @@ def _option(kind: Any, parameter: inspect.Parameter, help_text: str | None) -> A
 
 
 def _in_words(error: Exception) -> str:
-    """Return an error as text for the person who typed the command."""
+    """Return an error as text for the user of the command."""
     if isinstance(error, _MEANT_FOR_PEOPLE):
         return str(error)
     # Prefect raises "cannot reach the API" even if the API answered with an error; the cause has the answer.
@@ -139,7 +140,7 @@ def _in_words(error: Exception) -> str:
 
 
 def _is_the_api_clients(error: Exception) -> bool:
-    """Return whether Prefect's API client raised the error: the address answers, but it is not Prefect's API."""
+    """Return whether Prefect's API client raised the error because another server answers at the API's address."""
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     raised_in = [name for name in modules if name.startswith(("prefect.", "flows.", "blocks."))]
     return bool(raised_in) and raised_in[-1].startswith("prefect.client.")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # importing them takes a second
 
 @dataclass(frozen=True)
 class Listing:
-    """A table for people: title, names of columns, and rows as text. The last `numbers` columns are aligned right."""
+    """A table to show: title, names of columns, and rows as text. The last `numbers` columns are aligned to the right."""
 
     title: str
     names: tuple[str, ...]
@@ -154,8 +154,8 @@ def editions_listing(title: str, editions: "Sequence[tuple[Edition, str]]") -> L
 def compare_editions(target: Target, trip_month: TripMonth, named: Sequence[str]) -> Listing:
     """Compare two editions of a month: the rows that differ, and the sums of money. No trip is loaded.
 
-    Both are read by the rule of the lake's month. `named` has the older and the newer edition. The newer one defaults to the
-    lake's, the older one to the newest other edition.
+    Both are read by the rule of the lake's month. `named` has the older and the newer edition. Without a newer one, use the
+    lake's edition. Without an older one, use the newest other edition.
     """
     from flows.tlc.stream import MonthStream
 
@@ -201,7 +201,7 @@ def surplus(
 ) -> "list[Edition]":
     """Return the earlier editions that the rule does not keep. The first target is the lake.
 
-    An edition that a store has, or that was withdrawn from one, is not an earlier edition.
+    An edition counts as earlier only if no store has it and it was not withdrawn from any.
     """
     lake: Lake = open_store(targets[0])
     colors = list(dict.fromkeys(month.color for month in trip_months))

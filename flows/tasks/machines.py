@@ -1,6 +1,6 @@
 """The machines of a back-fill: agents and workers of the work queue, or the workers of a Dask cluster.
 
-Both run the same flow for a batch of months, and both report to the same Prefect server. Only the way to start the run differs.
+Both run the same flow for a batch of months. Both use the same Prefect server. Only the way to start the run differs.
 """
 
 import asyncio

@@ -38,7 +38,7 @@ def named_for_months(more: str = "") -> Callable[[], str]:
         since, until = given.get("since") or "", given.get("until") or ""
         try:
             months = in_words(requested_months(given["color"], given.get("year"), given.get("months"), since, until))
-        except UnknownMonth:  # the flow itself raises it with the reason
+        except UnknownMonth:  # the flow itself raises this error with its reason
             months = f"{given['color']}, no month"
         return months + more.format(**given)
 
@@ -46,7 +46,7 @@ def named_for_months(more: str = "") -> Callable[[], str]:
 
 
 def chosen_months(color: str, year: int | None, months: list[int] | None, since: str, until: str) -> list[TripMonth]:
-    """Return the months that a parent run has to load. Log them, and log which parameters are not used."""
+    """Return the months that a parent run has to load. Log them, and log the parameters that are not used."""
     chosen = requested_months(color, year, months, since, until)
     log = get_run_logger()
     if (since or until) and (year is not None or months):
@@ -61,7 +61,7 @@ T = TypeVar("T")
 def several_at_once(
     trip_months: Sequence[TripMonth], at_once: int, work: Callable[[TripMonth], T]
 ) -> Generator[tuple[TripMonth, T | Exception], None, None]:
-    """Yield each month with what `work` returned or raised, in order. Work on `at_once` months at the same time.
+    """Yield each month with the result or the error of `work`, in order. Work on `at_once` months at the same time.
 
     Use it with `closing`. A run that is interrupted or cancelled finishes the months in progress, and starts no other.
     """
@@ -78,7 +78,7 @@ def several_at_once(
                 end = error
             yield trip_month, end
     except BaseException:  # Ctrl-C, or somebody cancelled the run
-        get_run_logger().warning("interrupted: the months in progress are finished, no other is started")
+        get_run_logger().warning("interrupted: the months in progress are finished; no other month is started")
         pool.shutdown(cancel_futures=True)  # if months were still running, Prefect's engine would wait for ever
         raise
     pool.shutdown()

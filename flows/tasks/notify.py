@@ -1,7 +1,7 @@
 """Notify people that a run ended, from the run's own process, with its row counts. A failed notification does not fail the run.
 
-Prefect's server can notify, too (`python -m blocks.notify`). It also covers a run whose process was killed, but it does not
-know row counts or the duration. If the server already notifies a block of a run's end, this module skips that block.
+Prefect's server can notify, too (`python -m blocks.notify`). The server's notification covers a run whose process was killed,
+too, but has no row counts and no duration. This module skips a block that the server already notifies.
 """
 
 import asyncio
@@ -41,11 +41,11 @@ def notifications() -> dict[str, Any]:
 def notify_run_ended(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Notify the blocks of `TRIPS_NOTIFY`, such as `slack-webhook/ny-taxi-notifications`, that a run ended.
 
-    Do nothing for a subflow run or a batch of a back-fill: the message of the run that started it covers it.
+    Do nothing for a subflow run or a batch of a back-fill: the run that started it sends the message.
     """
     if flow_run.parent_task_run_id is not None or PART_OF_ANOTHER in flow_run.tags:
         return
-    # Prefect turns up Apprise's own logging, which would log secret URLs.
+    # Prefect enables Apprise's own logging, which would log secret URLs.
     logging.getLogger("apprise").propagate = False
     log = flow_run_logger(flow_run, flow)
     names = re.split(r"[,\s]+", os.environ.get("TRIPS_NOTIFY", "").strip())
@@ -141,11 +141,11 @@ def message(flow_name: str, run: FlowRun, state: State[Any], result: object) -> 
 
 
 def _without_secrets(text: str) -> str:
-    """Return a text without what could be a secret in an address: all before the last @ of its line, and every query."""
+    """Remove possible secrets of addresses from a text: all before the last @ of each line, and every query."""
     return re.sub(r"\?[^\s'\"]*", "?…", re.sub(r"//.*@", "//***@", text)) if "://" in text else text
 
 
 def _outcomes(result: object) -> list[Outcome]:
-    """Return the outcomes in a run's result. If the run failed, return those of the months that were loaded."""
+    """Return the outcomes in a run's result. If the run failed, return the outcomes of the loaded months."""
     months = getattr(result, "done", result)
     return [m for m in (months if isinstance(months, list | tuple) else [months]) if isinstance(m, Outcome)]

@@ -1,4 +1,4 @@
-"""Draw trips per day for a markdown artifact: SVG in a data URI, the only kind of drawing that Prefect's UI renders."""
+"""Draw trips per day for a markdown artifact: SVG in a data URI. Prefect's UI renders no other kind of drawing."""
 
 import base64
 import datetime as dt

@@ -1,4 +1,4 @@
-"""Print what a back-fill takes: `python -m flows.tasks.plan --since 2009-01 --until 2024-05`. It asks no server."""
+"""Estimate a back-fill: `python -m flows.tasks.plan --since 2009-01 --until 2024-05`. It contacts no server."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ _MACHINES = (1, 4, 16)
 
 
 def plan_of(since: str, until: str, colors: list[str], into: list[Store], figures: Figures) -> tuple[Plan, int]:
-    """Return the plan for the months whose files are known, and how many months are not."""
+    """Return the plan for the months with known files, and the number of all other months."""
     months = months_between(colors, since, until)
     files = {month: known_file(month.url(TEMPLATES["official"])) for month in months}
     known = {month: file for month, file in files.items() if file}

@@ -1,4 +1,4 @@
-"""The policy of every task: its run's id and who started it, its task runner, retries, timeout and cache key."""
+"""The policy of every task: run id, who started the run, task runner, retries, timeout and cache key."""
 
 import asyncio
 import datetime as dt
@@ -52,10 +52,10 @@ def started_by() -> str:
     Call it in the flow: a task may run on another machine.
     """
     if of_deployment := os.environ.get("PREFECT__FLOW_RUN_ID"):  # an agent or a worker started this process
-        with suppress(Exception):  # an answer that is missing must not fail the month
+        with suppress(Exception):  # the month must not fail if the server does not answer
             return _started_by(of_deployment)
         return "a deployment"
-    with suppress(KeyError, OSError):  # in a container the user may have no name
+    with suppress(KeyError, OSError):  # a container's user may have no name
         return getpass.getuser()
     return str(os.getuid())
 
@@ -98,7 +98,7 @@ def task_runner() -> BaseTaskRunner:
 
 
 def worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Return whether a retry can help. A `TripDataError` stays: a wrong file, month or block. Any other error may go away."""
+    """Return whether a retry can help. It cannot help after a `TripDataError`, such as a wrong file, month or block."""
     return not isinstance(state.result(raise_on_failure=False), TripDataError)
 
 
@@ -112,7 +112,7 @@ RETRIES: Mapping[str, Any] = {
 
 
 def cached_by(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
-    """Return a cache key made of the published file's identity and of the place it is copied to, or None for no caching."""
+    """Return a cache key from the published file's identity and its destination, or None for no caching."""
     published, into = parameters["published"], parameters["into"]
     if published.identity is None:
         return None

@@ -89,8 +89,8 @@ def _link(url: str) -> str:
 
 
 _CHECKED: dict[Verified, str] = {
-    "": "no check of this transfer is on record",
-    "length": "the number of bytes is the one that the server sent; it sent no digest",
+    "": "no check of this transfer was recorded",
+    "length": "the number of bytes equals the length that the server sent; it sent no digest",
     "crc32c": "the bytes have the CRC32C that the server sent",
     "md5": "the bytes have the MD5 that the server sent",
     "sha256": "the bytes have the SHA-256 that the server sent",

@@ -75,7 +75,7 @@ def _load(slug: str, name: str) -> Any:
             raise MisconfiguredBlock(f"block {slug}/{name}: {wrong}") from None
         # The text of a validation error may quote a secret.
         raise MisconfiguredBlock(
-            f"block {slug}/{name} cannot be used as it is ({type(error).__name__}); edit it in the UI."
+            f"block {slug}/{name} has invalid values ({type(error).__name__}); edit it in the UI."
         ) from None
 
 
@@ -91,7 +91,7 @@ def _what_to_do(kind: type[Block], name: str) -> str:
 
 
 def _key_file_of(kind: type[Block], name: str) -> str:
-    """Return what is wrong with the key file that a block names; "" if it names none."""
+    """Return the problem of the key file that a block names; "" if it names none."""
     path = _credentials(kind, name).get("service_account_file")
     if not path:
         return ""
@@ -138,7 +138,7 @@ def require_usable(*targets: Target) -> None:
 
 
 def mark_checked(targets: Iterable[Target]) -> None:
-    """Note that this run has checked the stores."""
+    """Record that this run has checked the stores."""
     _checked.set(_checked.get() | {*targets})
 
 

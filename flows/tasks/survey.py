@@ -70,11 +70,11 @@ def report_stores(
         for month in found
     ]
     sums = f"; {total(done)}" if done else ""
-    create_table_artifact(rows, key=key, description=f"Months that were looked at{sums}")
+    create_table_artifact(rows, key=key, description=f"Months that were checked{sums}")
 
 
 def pinned_or_withdrawn(month: Found) -> str:
-    """Return where a month is pinned or withdrawn, as text; "" if it is in no store."""
+    """Return as text in which stores a month is pinned or withdrawn; "" if in none."""
     stores = [] if month.unanswered else month.manifests
     return ", ".join(f"{status} in the {s}" for s in stores if (status := month.status(s)) in DECIDED_BY_A_PERSON)
 
@@ -97,7 +97,7 @@ def entries_of(
 
 
 def report_catalog(key: str, entries: Sequence[Entry]) -> None:
-    """Report the catalog in the UI: totals and a calendar per color, the differences, and the source's files if it was asked."""
+    """Report the catalog in the UI: totals and a calendar per color, the differences, and the source's files if known."""
     by_color = {color: [e for e in entries if e.trip_month.color == color] for color in COLORS}
     totals = [_total(color, there) for color, every in by_color.items() if (there := [e for e in every if e.listed])]
     names = ("color", "from", "to", "months", "rows", "quarantined", "bytes")

@@ -61,7 +61,7 @@ def verify_month(trip_month: TripMonth, into: Target, depth: Depth, uses_lake: b
 
 
 def _settled(check: Check, trip_month: TripMonth, depth: Depth) -> Findings:
-    """Check until two checks agree, because another run may be publishing the month. Return what the last check found."""
+    """Check until two checks agree, because another run may be publishing the month. Return the findings of the last."""
     before: Findings | None = None
     for attempt in range(_ATTEMPTS):
         try:
@@ -106,7 +106,7 @@ def _source(manifest: Manifest) -> list[str]:
         try:
             if stored(source_of(name).url(month)) == url:
                 return [] if name == "official" else [f"--source {name}"]
-        except TripDataError:  # this process may not read the operator's own address of the source
+        except TripDataError:  # this process has no permission for the address that the operator set for the source
             continue
     template = shown(url).replace("{", "{{").replace("}", "}}")
     template = template.replace(month.stem, "{color}_tripdata_{year}-{month:02d}")

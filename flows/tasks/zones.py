@@ -1,4 +1,4 @@
-"""Fetch the file of zones once, then load it into each store. The file is small enough to be passed between tasks."""
+"""Fetch the file of zones once, then load it into each store. The file is small, so tasks pass it on as a value."""
 
 from collections.abc import Sequence
 

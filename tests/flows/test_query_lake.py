@@ -186,7 +186,7 @@ class TestPublished:
 @pytest.mark.parametrize(
     ("sql", "reason"),
     [
-        ("select 1", f"names no table of the lake; there are {', '.join(COLORS)}, zones"),
+        ("select 1", f"names no table of the lake; its tables are {', '.join(COLORS)}, zones"),
         ("select from from green", "syntax error"),
         ("select totl from green", "totl"),
         ("select count(*) from yellow", "no month of yellow is in the lake .*run etl-web-gcs first"),
