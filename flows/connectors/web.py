@@ -225,7 +225,7 @@ class Download:
 
 
 def _in_pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Join the pieces into pieces of at least `PIECE` bytes."""
+    """Yield the bytes in pieces of at least `PIECE` bytes."""
     buffer = bytearray()
     for part in parts:
         buffer += part

@@ -1,4 +1,4 @@
-"""The layouts of TLC's files, as rows: the columns that a month's file must have, and their names of today.
+"""The layouts of TLC's files, one per row: the columns that a month's file must have, and their current names.
 
 If TLC adds a column, add it to `schema.TRIP_COLUMNS`, and add an era here that begins with its first month (docs/eras.md).
 The facts come from the published files themselves. Case and blanks of names differ between eras, so they are ignored.

@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """Return the rows of the files."""
+        """Return the number of rows in the files."""
         return sum(file.rows for file in self.months.values())
 
     @property
