@@ -113,6 +113,8 @@ def backfill(
             try:
                 outcome = stores.update(publisher, month, month.behind, lambda o: board.add(trip_month, o))
             except Exception as error:
+                board.set(trip_month, "waits")
+                board.require_not_over(ask=True)  # Prefect refuses every task of a cancelled run
                 board.set(trip_month, "failed", reason_of(trip_month, error))
                 raise
             board.set(trip_month, "done", " ".join(outcome.warnings))
@@ -127,7 +129,7 @@ def backfill(
                 return end_of_months("backfill", *batches.load(work, look), lambda key, done, failed: None)
             except RunIsOver:
                 # A flow that returns a state ends in this state.
-                state: Any = Cancelled(message="the months in progress were finished; no other month was started")
+                state: Any = Cancelled(message="the steps in progress were finished; no other step was started")
                 return cast(list[Outcome], state)
 
 

@@ -89,10 +89,22 @@ class Board:
         with self._lock:
             self._incidents.append((what, text))
 
-    def require_not_over(self) -> None:
-        """Raise `RunIsOver` if this run was cancelled or marked as crashed. Each month calls this before it starts."""
+    def require_not_over(self, *, ask: bool = False) -> None:
+        """Raise `RunIsOver` if this run was cancelled or marked as crashed, as of the last heartbeat (`ask`: as of now)."""
+        if ask:
+            with suppress(Exception):  # if the API does not answer, the last heartbeat decides
+                asyncio.run(self._ask())
         if self._over.is_set():
             raise RunIsOver
+
+    async def _ask(self) -> None:
+        async with get_client() as client:
+            await self._check_run(client)
+
+    async def _check_run(self, client: PrefectClient) -> None:
+        run = await client.read_flow_run(UUID(self._run))
+        if run.state and (run.state.is_final() or run.state.is_cancelling()):
+            self._over.set()
 
     @property
     def summary(self) -> str:
@@ -168,9 +180,7 @@ class Board:
         else:
             about = {"key": f"backfill-{self._run}", "type": "table", "flow_run_id": self._run}
             self._artifact = (await client._client.post("/artifacts/", json=about | facts)).json()["id"]
-        run = await client.read_flow_run(UUID(self._run))
-        if run.state and (run.state.is_final() or run.state.is_cancelling()):
-            self._over.set()
+        await self._check_run(client)
 
 
 _WORDS: Mapping[Progress, str] = {"done": "done", "running": "running", "failed": "failed", "waits": "waiting"}

@@ -168,7 +168,7 @@ def test_a_backfill_that_is_killed_is_resumed_and_ends_exact(own: Stores, start:
     assert resumed.state.is_completed()
 
 
-def test_a_backfill_that_is_cancelled_finishes_the_month_in_progress_and_starts_no_other(own: Stores) -> None:
+def test_a_backfill_that_is_cancelled_starts_no_other_step_and_can_be_resumed(own: Stores) -> None:
     months = [TripMonth("green", 2017, n) for n in range(1, 7)]
     own.site.fault(f"*/{months[1].stem}*", methods=["GET"], stall=8, times=1)
     name = "2017-01 to 2017-06: green"
