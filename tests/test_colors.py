@@ -16,6 +16,7 @@ HAND_WRITTEN = {
     "flows/tlc/trips.py",  # the list itself
     "flows/query_lake.py",  # a docstring, which is a text of the form
     "local/screenshots.py",  # runs in an environment without the product
+    "tests/test_docs.py",  # a command of a page
     "local/trip_files/layouts.py",  # does not import the product, because tests compare the two
 }
 

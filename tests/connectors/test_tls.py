@@ -54,7 +54,7 @@ class _Secure(Loopback):
 
 
 @pytest.fixture
-def copy_edition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_servers: None) -> Iterator[_Secure]:
+def secure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_servers: None) -> Iterator[_Secure]:
     monkeypatch.setattr(request.time, "sleep", lambda seconds: None)
     guard._tls.cache_clear()
     with _Secure(tmp_path) as server:

@@ -46,7 +46,7 @@ LAKE, CREDENTIALS, POSTGRES = "tests-lake", "tests-credentials", "tests-postgres
 # Months that no test names. The mirror also has CSV files for those of 2019 and 2020.
 _months = (
     TripMonth(color, year, n)
-    for year in (2019, 2020, 2018, 2017)
+    for year in (2019, 2020, 2018, 2017, 2016, 2015, 2014)
     for n in range(1, 13)
     for color in ("green", "yellow")
 )
