@@ -160,7 +160,7 @@ def test_a_run_fails_with_the_reason_if_the_source_refuses_a_month_that_a_store_
             bring(own, "yellow", "2023-07", at_most=1)
     finally:
         own.site.heal()
-    assert str(failed.value).startswith("1 of 2 months could not be loaded:\n  - yellow 2023-06 is known")
+    assert str(failed.value).startswith("1 of 2 months could not be loaded:\n  - yellow 2023-06 was published before")
     rows = own.manifest(stored)["source_rows"]
     for words in (
         f"({rows:,} rows in the lake, ",
@@ -170,7 +170,7 @@ def test_a_run_fails_with_the_reason_if_the_source_refuses_a_month_that_a_store_
         assert words in str(failed.value)
     assert own.in_lake(other).num_rows
     assert own.objects_of(stored) == before
-    assert '"month": "yellow 2023-06", "status": "failed: yellow 2023-06 is known to be published' in tables(runs)
+    assert '"month": "yellow 2023-06", "status": "failed: yellow 2023-06 was published before' in tables(runs)
 
 
 @pytest.mark.usefixtures("blocked")
@@ -180,7 +180,7 @@ def test_behind_a_blocking_proxy_a_run_fails_for_months_that_tlc_has_published(
     monkeypatch.setitem(TEMPLATES, "official", own.official)  # as if the site were TLC's own
     with pytest.raises(MonthsFailed) as failed:
         bring(own, "green", "2024-04")
-    assert {f"  - green 2024-0{n} is known" in str(failed.value) for n in (4, 5)} == {True}
+    assert {f"  - green 2024-0{n} was published before" in str(failed.value) for n in (4, 5)} == {True}
     assert "green 2024-06" not in str(failed.value)  # not in the list of published months
 
 
@@ -207,7 +207,7 @@ def test_a_run_fails_if_the_local_file_of_a_stored_month_was_deleted(own: Stores
     bring(own, "fhvhv", "2024-01", source=source)
     file.unlink()
     with pytest.raises(
-        MonthsFailed, match=f"{month} is known .*but there is no file at file://.*: it was moved or deleted"
+        MonthsFailed, match=f"{month} was published before .*but there is no file at file://.*: it was moved or deleted"
     ):
         bring(own, "fhvhv", "2024-02", source=source)
     with pytest.raises(RefusedMonth, match="but there is no file at"):
