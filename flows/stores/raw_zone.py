@@ -250,7 +250,7 @@ def same_edition(published: PublishedFile, present: Object) -> bool:
     """Return whether a raw object is this edition of the file: by the URL, ETag and time in its metadata, and by its size."""
     about = {name: present.metadata.get(name) or None for name in ("url", "etag", "last_modified")}
     kept = published.model_copy(update=about | {"size": present.size})
-    return stored(kept.url) == stored(published.url) and bool(published.same_edition(kept))
+    return stored(kept.url or "") == stored(published.url) and bool(published.same_edition(kept))
 
 
 def _same_file(raw: RawFile, present: Object) -> bool:
