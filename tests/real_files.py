@@ -1,4 +1,4 @@
-"""Find files that TLC and its mirror published. The repository may not distribute them; put copies beside the checkout."""
+"""Return the paths of files that TLC and its mirror published. The repository has none; put copies beside the checkout."""
 
 from pathlib import Path
 

@@ -65,9 +65,9 @@ def test_every_error_is_in_the_tree_and_says_what_it_means_and_what_to_do() -> N
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_error_is_retried_if_the_table_says_so(error: type[Exception]) -> None:
     state = SimpleNamespace(result=lambda raise_on_failure: error("text"))
-    told = {name.strip("`"): retried for _, name, *_, retried in local.operations.rows()}
+    listed = {name.strip("`"): retried for _, name, *_, retried in local.operations.rows()}
     retried = worth_retrying(None, None, state)  # type: ignore[arg-type]
-    assert told.get(error.__name__, "yes") == ("yes" if retried else "no")
+    assert listed.get(error.__name__, "yes") == ("yes" if retried else "no")
 
 
 # The commands.

@@ -35,6 +35,10 @@ class TooMuch(Exception):
     """The file is consistent, but needs more memory or has more rows than a month of trips can."""
 
 
+class Unsupported(Exception):
+    """The file is valid, but uses a feature that this project does not read."""
+
+
 class Leaf(NamedTuple):
     """A column of the schema that has values, not children. It is `flat` if it has one value per row."""
 
@@ -115,7 +119,7 @@ def _structs(fields: dict[int, Any], field: int, what: str) -> list[dict[int, An
 def _footer(fields: dict[int, Any], stop: int) -> Footer:
     """Return the footer with these fields. The data of the file ends at `stop`."""
     if _ENCRYPTION in fields:
-        raise NotImplementedError("its columns are encrypted")
+        raise Unsupported("its columns are encrypted")
     rows = number(fields, 3, "number of rows")
     schema = iter(_structs(fields, 2, "schema"))
     root = next(schema, {})

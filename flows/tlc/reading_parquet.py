@@ -27,6 +27,7 @@ from flows.tlc.parquet_footer import (
     Footer,
     Group,
     TooMuch,
+    Unsupported,
     batches_of,
     read_footer,
 )
@@ -60,7 +61,7 @@ def _explained(trip_month: TripMonth, error: Exception) -> UnreadableFile:
     message = _DAMAGED
     if isinstance(error, TooMuch | MemoryError):
         message = _EXCESSIVE
-    elif isinstance(error, NotImplementedError):  # encryption, or a codec that Arrow does not know
+    elif isinstance(error, Unsupported | pa.ArrowNotImplementedError):  # Arrow raises its own for unknown codecs
         message = _UNSUPPORTED
     words = words if len(words) <= _LONGEST_QUOTE else f"{words[:_LONGEST_QUOTE]}…"
     return UnreadableFile(f"{trip_month}: {message.format(words)}")
@@ -248,7 +249,7 @@ def parquet_chunks(
     except (
         Contradiction,
         TooMuch,
-        NotImplementedError,
+        Unsupported,
         pa.ArrowException,
         OSError,
         MemoryError,
