@@ -8,9 +8,6 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from prefect._internal.compatibility.deprecated import PrefectDeprecationWarning
-from prefect.testing.cli import invoke_and_assert
-
 ROOT = Path(__file__).resolve().parent.parent
 _ONE_AFTER_ANOTHER = """
 import runpy, sys
@@ -28,6 +25,9 @@ print("ended with", ends)
 
 def prefect(*words: str, code: int = 0) -> str:
     """Return the output of `prefect …` in the project's folder. Raise `AssertionError` unless it exits with `code`."""
+    from prefect._internal.compatibility.deprecated import PrefectDeprecationWarning
+    from prefect.testing.cli import invoke_and_assert  # imports Prefect's server, which the fast tests do not need
+
     with contextlib.chdir(ROOT), warnings.catch_warnings():
         # Prefect 2.20 warns that agents and some `deployment` commands are deprecated.
         warnings.simplefilter("ignore", PrefectDeprecationWarning)

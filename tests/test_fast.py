@@ -19,6 +19,7 @@ def fixtures_that_start_servers(item: pytest.Item) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_no_fast_test_requests_a_fixture_that_starts_a_server(request: pytest.FixtureRequest) -> None:
     for item in request.session.items:
         if item.get_closest_marker("fast"):

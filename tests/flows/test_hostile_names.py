@@ -74,6 +74,7 @@ def test_a_dataset_is_letters_digits_and_underscores_or_is_refused(text: str) ->
     assert statement.startswith(f"CREATE OR REPLACE EXTERNAL TABLE `{text}.green_in_lake` (")
 
 
+@pytest.mark.slow
 @given(hostile)
 def test_an_edition_is_hexadecimal_or_is_refused(text: str) -> None:
     def name(edition: str) -> str:

@@ -353,6 +353,7 @@ _COLUMNS = {
 }
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(list(_COLUMNS)).flatmap(
         lambda column: st.tuples(
@@ -461,6 +462,7 @@ def test_no_trip_is_filtered_for_a_color_without_passenger_counts() -> None:
     assert kept.filtered == {"zero_passengers": 0}
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.lists(st.tuples(st.sampled_from(["0", "1", "", "x"]), st.sampled_from(["N", "", "\x00"])), max_size=20),

@@ -33,6 +33,7 @@ def test_every_column_has_a_meaning_and_the_months_that_have_it(color: str) -> N
         assert re.search(r"\d{4}-\d\d on|\d{4}-\d\d to \d{4}-\d\d|made here|the text of", cells[6]), name
 
 
+@pytest.mark.slow
 def test_the_months_and_older_names_are_those_of_the_files() -> None:
     yellow = rows("yellow")
     assert yellow["pickup_longitude"][6] == "Parquet 2009-01 to 2010-12; CSV 2009-01 to 2016-06"

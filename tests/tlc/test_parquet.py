@@ -69,7 +69,7 @@ def test_every_type_that_tlc_has_used_gives_the_same_trip(columns: dict[str, Any
     ],
     ids=str,
 )
-@pytest.mark.parametrize("batch", [1, 64, 1000], ids="batches of {}".format)
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 64, 1000], ids="batches of {}".format)
 def test_rows_keep_their_order_across_row_groups_and_batches(options: dict[str, Any], batch: int) -> None:
     with patch.object(reading_parquet, "BATCH", batch):
         read = read_parquet(parquet_file(MANY, **options))
@@ -265,6 +265,7 @@ def test_a_footer_with_one_wrong_byte_never_moves_a_value_to_another_row(at: int
 _RATES = st.one_of(st.none(), st.integers(0, 99).map(float), st.sampled_from([1.5, math.nan, math.inf]))
 
 
+@pytest.mark.slow
 @given(st.lists(_RATES, min_size=1, max_size=60), st.integers(1, 20), st.integers(1, 20))
 def test_every_row_is_loaded_or_quarantined_once(rates: list[float | None], row_group: int, batch: int) -> None:
     data = parquet_file(table(len(rates), RatecodeID=pa.array(rates, pa.float64())), row_group_size=row_group)

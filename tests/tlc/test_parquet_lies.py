@@ -232,6 +232,7 @@ SMALL = edited("plain", write_statistics=True).data
 _FOOTER = len(SMALL) - 8 - int.from_bytes(SMALL[-8:-4], "little")
 
 
+@pytest.mark.slow
 @given(st.integers(4, _FOOTER), st.integers(1, 255))
 def test_a_page_header_with_one_wrong_byte_never_shifts_a_column(at: int, change: int) -> None:
     """Without checksums, one changed value cannot be detected. All other values must stay in their rows."""

@@ -87,6 +87,7 @@ def test_every_row_and_value_of_an_official_file_is_loaded(name: str, rows: int)
     assert all(got.trips[name].null_count == rows for name in absent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rows"), CSVS.items(), ids=CSVS)
 def test_every_row_and_value_of_a_real_csv_is_loaded(name: str, rows: int) -> None:
     path = DATA / name

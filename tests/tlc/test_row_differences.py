@@ -16,6 +16,7 @@ GREEN = [TripMonth("green", 2021, month) for month in range(1, 13)]
 FHV = [TripMonth("fhv", 2021, month) for month in range(1, 4)]
 
 
+@pytest.mark.slow
 @given(EDITIONS, EDITIONS, CUTS, CUTS)
 def test_each_row_that_differs_is_named_with_its_columns(
     stored: Edition, expected_rows: Edition, cuts: list[int], other_cuts: list[int]
