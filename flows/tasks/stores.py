@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from functools import lru_cache
 from pkgutil import resolve_name
@@ -32,18 +32,28 @@ _UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, Permiss
 
 
 def load_block(slug: str, name: str) -> Any:
-    """Load a block, given its type's slug and its name. Raise `MisconfiguredBlock` if it cannot be used.
+    """Load a block, given its type's slug and its name. Raise `MisconfiguredBlock` if it cannot be used."""
+    return _shared(_load, slug, name)
 
-    The tasks of a run share a block, because loading one takes longer than many a task. Load it again after ten minutes: a
-    person may have edited it.
+
+def open_store(target: Target) -> Any:
+    """Open a target's store with its blocks."""
+    return _shared(_open, target)
+
+
+def _shared(make: Callable[..., Any], *names: Any) -> Any:
+    """Return what `make` makes of these names. The tasks of a run share it.
+
+    Loading a block, and connecting to Google with a new token, take longer than many a task. After ten minutes both are done
+    again: a person may have edited the block.
     """
     run = this_run()
-    return _loaded(run, slug, name, int(time.monotonic() // _KEEP)) if run else _load(slug, name)
+    return _made(run, int(time.monotonic() // _KEEP), make, *names) if run else make(*names)
 
 
 @lru_cache(maxsize=16)
-def _loaded(run: str, slug: str, name: str, period: int) -> Any:
-    return _load(slug, name)
+def _made(run: str, period: int, make: Callable[..., Any], *names: Any) -> Any:
+    return make(*names)
 
 
 def _load(slug: str, name: str) -> Any:
@@ -114,8 +124,7 @@ def _credentials(kind: type[Block], name: str) -> dict[str, Any]:
     return stored.get("gcp_credentials") or stored
 
 
-def open_store(target: Target) -> Any:
-    """Open a target's store with its blocks."""
+def _open(target: Target) -> Any:
     return STORES[target.store].open(target, load_block)
 
 
