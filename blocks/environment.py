@@ -7,6 +7,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 import httpx
+from prefect.settings import PREFECT_API_KEY
 
 Environment = Mapping[str, str]
 
@@ -88,6 +89,14 @@ def expand_machine_key(environment: MutableMapping[str, str] = os.environ) -> No
             environment[MACHINE_KEY] = str(key_file(environment, MACHINE_KEY) or "")
         except BadValue:
             return
+
+
+def require_api_key() -> None:
+    """Raise `BadValue` if PREFECT_API_KEY cannot be sent. Prefect's client would try it for a minute, and quote it."""
+    if not re.fullmatch("[!-~]*", PREFECT_API_KEY.value() or ""):  # visible ASCII: what a header may have
+        raise BadValue(
+            "PREFECT_API_KEY has a space, a line end or another character that a key never has; set it to the key alone."
+        )
 
 
 NO_SERVER = (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError)

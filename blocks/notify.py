@@ -15,7 +15,7 @@ from prefect.client.schemas.filters import FlowRunNotificationPolicyFilter
 from prefect.client.schemas.objects import BlockDocument
 
 from blocks import MAIL, NOTIFICATIONS, TAG
-from blocks.environment import NO_SERVER, no_server
+from blocks.environment import NO_SERVER, BadValue, no_server, require_api_key
 
 # The state of a failed run can also have the name TimedOut.
 STATES = {"completed": ["Completed"], "failed": ["Failed", "TimedOut"], "crashed": ["Crashed"]}
@@ -98,8 +98,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     states = [state for state in STATES if state in options.states]
     try:
+        require_api_key()
         print("\n".join(asyncio.run(attach(states, options.block))))
-    except NothingToAttach as error:
+    except (BadValue, NothingToAttach) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except NO_SERVER as error:

@@ -41,6 +41,7 @@ from blocks.environment import (
     like_path,
     machine_key_fault,
     no_server,
+    require_api_key,
     required,
 )
 
@@ -216,6 +217,7 @@ def register_types(module: ModuleType) -> None:
 def register(environment: Environment, kinds: list[str]) -> list[str]:
     """Make or update the blocks of `kinds` and return their names. Raise `BadValue`, and make none, if any value is wrong."""
     rows = [BLOCKS.get(kind) or (*ON_DEMAND[kind][:2], ON_DEMAND[kind][1]) for kind in kinds]
+    require_api_key()
     for _, _, check in rows:
         check(environment)
     for module in (prefect_gcp, prefect_sqlalchemy):

@@ -19,13 +19,13 @@ import typer
 from prefect import Flow
 from prefect.exceptions import ParameterTypeError, PrefectHTTPStatusError
 
-from blocks.environment import no_server
+from blocks.environment import BadValue, no_server, require_api_key
 from flows.connectors.guard import allow_by_default
 from flows.tlc.errors import TripDataError
 
 # The errors that follow from a PREFECT_API_URL that is not a Prefect server.
 _NO_SERVER = httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL
-_MEANT_FOR_PEOPLE = (TripDataError, ParameterTypeError)
+_MEANT_FOR_PEOPLE = (TripDataError, BadValue, ParameterTypeError)
 
 
 def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda result: None) -> None:
@@ -47,6 +47,7 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
             print(f"error: {twice}", file=sys.stderr)
             raise typer.Exit(2)
         try:
+            require_api_key()
             show(flow(**parameters))
         except Exception as error:  # the run's log has the traceback
             print(f"error: {_in_words(error)}", file=sys.stderr)

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from prefect import flow
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
+import blocks.notify
+import blocks.register
 from flows.tasks import progress
 from flows.tasks.command import run_as_program
 from flows.tlc.errors import UnknownMonth
@@ -93,6 +95,22 @@ def test_the_error_for_a_wrong_server_address_gives_an_example(
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert f"({why})" in line
     assert "http://127.0.0.1:4200/api" in line
+
+
+@pytest.mark.parametrize("key", ["canary-key\n", "canary key", "canary\u200bkey"])
+def test_a_key_that_cannot_be_sent_is_refused_before_any_request_and_is_not_quoted(
+    key: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POSTGRES_URL", "postgresql://user@host/db")
+    nowhere = "http://127.0.0.1:9/api"  # any request would fail with another error
+    with temporary_settings({PREFECT_API_URL: nowhere, PREFECT_API_KEY: key}):
+        assert exit_status(monkeypatch, "green", "1") == 1
+        assert blocks.register.main(["sqlalchemy-connector"]) == 1
+        assert blocks.notify.main(["failed"]) == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 3
+    assert all(line.startswith("error: PREFECT_API_KEY has a space, a line end or another") for line in lines)
+    assert not any("canary" in line for line in lines)
 
 
 def test_a_flows_own_json_error_is_not_blamed_on_the_server(
