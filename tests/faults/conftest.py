@@ -13,6 +13,7 @@ from tests.faults.lab import CREDENTIALS, LAKE, POSTGRES, Lab
 from tests.faults.programs import Programs
 from tests.flows.conftest import postgres_block
 from tests.stores import Stores, stores
+from tests.strict_lake import StrictLake
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +33,13 @@ def fault_stores(
 def programs(
     fault_stores: Stores, prefect_api: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Programs]:
-    """Start the process that runs programs with Prefect's in-process API."""
+    """Start the process that runs programs with Prefect's in-process API, and a lake that enforces every precondition."""
     # The blocks are registered already. To register them again, each run would import every collection of Prefect.
     quick = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
-    with Programs(tmp_path_factory.mktemp("programs"), dict(os.environ) | prefect_api | quick) as made:
-        yield made
+    with StrictLake(os.environ["STORAGE_EMULATOR_HOST"]) as strict:
+        env = dict(os.environ) | prefect_api | quick | {"STORAGE_EMULATOR_HOST": strict.url}
+        with Programs(tmp_path_factory.mktemp("programs"), env) as made:
+            yield made
 
 
 @pytest.fixture(scope="session")
