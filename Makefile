@@ -29,7 +29,7 @@ help:
 	@echo 'make coverage  run both suites and report which lines and branches they reach'
 	@echo 'make lint      run ruff and mypy, and check the import rules'
 	@echo 'make generated   write the forms in deployments/*.yaml, deployments/workers/prefect.yaml, and docs/schema.md and the errors of docs/operations.md from the code'
-	@echo 'make bench     measure this project against others  (QUICK=1)'
+	@echo 'make bench     measure this project against others, and write docs/speed.md  (QUICK=1 only checks that all of them work)'
 	@echo 'make image     build the container images with Docker or buildah  (ARGS="--build-arg BASE=…")'
 	@echo 'make docker-check   check docker/ with hadolint and the Compose specification, in a separate environment'
 	@echo 'make screenshots   start a run in the UI with Chromium and take the pictures in docs/images'
@@ -100,7 +100,9 @@ generated: $(INSTALLED)
 	@$(PY) -m flows.tlc.dictionary >docs/schema.md.new && mv docs/schema.md.new docs/schema.md
 	@$(PY) -m local.operations
 
-bench: $(INSTALLED)
+# QUICK=1 checks in less than three minutes that all contenders work; it writes only .local/bench.json. Without it, the run takes
+# half an hour on two idle cores, and writes bench/results.json, docs/speed.md and its picture.
+bench: $(INSTALLED) .venv-bench/installed
 	@$(PY) -m bench $(if $(QUICK),--quick)
 
 image:
@@ -126,7 +128,7 @@ sbom: $(INSTALLED)
 	@$(PY) local/sbom.py $(or $(GROUPS),main)
 
 clean: down
-	@rm -rf .local .venv .venv-docker .venv-ui .venv-audit .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf .local .venv .venv-audit .venv-bench .venv-docker .venv-ui .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo 'removed .local, .venv and caches'
 

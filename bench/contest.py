@@ -1,4 +1,4 @@
-"""Define the works, their files and their contenders. Empty the store before each run, and count its rows after it."""
+"""Define the works, their files and their contenders. Empty the store before each run, and compare its rows after it."""
 
 import os
 import shutil
@@ -7,7 +7,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -16,18 +17,19 @@ import httpx
 import psycopg2
 
 from bench import files
+from bench.files import DIGEST, Digest
 from bench.process import Run, measure
 from local.servers.stack import BUCKET, PROJECT, Stack, without_foreign_settings
 
 ROOT = Path(__file__).resolve().parent.parent
+PEERS = ROOT / ".venv-bench" / "bin" / "python"
 NAME = "yellow_tripdata_{year}-{month:02d}"
 KEY = "data/yellow/yellow_tripdata_2021-01.parquet"
-PLAIN_KEY = "data/pyarrow.parquet"
 TWELVE_YEAR = 2020
 
 
 class WrongRows(Exception):
-    """A contender stored a wrong number of rows, so its time is not comparable."""
+    """A contender stored wrong rows, so its time is not comparable."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,15 @@ class Size:
     """The number of months in the work `twelve_months`; each has `rows_a_month` rows."""
     rows_a_month: int
     repeats: int
+    programs: tuple[str, ...]
+    """The programs whose start-up is measured."""
+    empties: Literal["one for each structure", "one for all"]
+    """Which empty flows run. One for all is fast, and makes `net_s` rough."""
 
 
-FULL = Size(rows=1_370_000, months=12, rows_a_month=150_000, repeats=3)
-QUICK = Size(rows=100_000, months=4, rows_a_month=20_000, repeats=1)
+PROGRAMS = tuple(sorted(path.stem for path in (ROOT / "flows").glob("*.py") if path.stem != "__init__"))
+FULL = Size(1_370_000, 12, 150_000, repeats=3, programs=PROGRAMS, empties="one for each structure")
+QUICK = Size(50_000, 2, 20_000, repeats=1, programs=("etl_web_gcs",), empties="one for all")
 
 
 @dataclass(frozen=True)
@@ -61,13 +68,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Entry:
-    """One contender at one work. `command` gets the number of the repeat; `stored` counts the rows in the store after it."""
+    """One contender at one work. `command` gets the number of the repeat; `stored` returns the digest of the store after it."""
 
     work: str
     contender: str
     command: Callable[[int], Sequence[str]]
-    rows: int
-    stored: Callable[[int], int] | None = None
+    expected: Digest = (0,)
+    stored: Callable[[int], Digest] | None = None
     before: Callable[[], None] = lambda: None
     after: Callable[[], None] = lambda: None
     empty: str = ""
@@ -76,26 +83,31 @@ class Entry:
 
 
 # Each empty flow has the structure of the flow from which its time is subtracted: modules, months at once, months (0: one flow
-# without a parent; TWELVE: the number of months of twelve_months), tasks per month.
+# without a parent; TWELVE: the number of months of twelve_months), tasks per month. The seed's has the most modules and tasks
+# that one of its flows has, which favours the others.
 TWELVE = -1
 EMPTY = {
     "ours_lake": ("flows.etl_web_gcs", 1, 1, 3),
-    "seed_lake": ("pandas,pyarrow,prefect_gcp.cloud_storage", 1, 0, 4),
     "ours_postgres": ("flows.ingest_data", 1, 0, 3),
-    "seed_postgres": ("pandas,prefect_sqlalchemy", 1, 0, 2),
     "ours_warehouse": ("flows.etl_gcs_bq", 1, 1, 3),
-    "seed_warehouse": ("pandas,pandas_gbq,prefect_gcp.cloud_storage", 1, 0, 3),
     "twelve_two_at_once": ("flows.etl_web_gcs", 2, TWELVE, 3),
     "twelve_one_at_a_time": ("flows.etl_web_gcs", 1, TWELVE, 3),
+    "seed": ("pandas,pandas_gbq,prefect_gcp.cloud_storage", 1, 0, 4),
 }
 
 
-def _contender(name: str, *arguments: str | int | Path) -> list[str]:
-    return [sys.executable, "-m", "bench.contenders", name, *map(str, arguments)]
+def _contender(module: str, name: str, *arguments: str | int | Path) -> list[str]:
+    python = PEERS if module == "peers" else sys.executable
+    return [str(python), "-m", "bench.process", f"bench.{module}", name, *map(str, arguments)]
 
 
 def _flow(name: str, *arguments: str | int) -> list[str]:
     return [sys.executable, str(ROOT / "flows" / f"{name}.py"), "yellow", *map(str, arguments)]
+
+
+def _empty_flow(empty: str, months: int) -> list[str]:
+    imports, at_once, count, tasks = EMPTY[empty]
+    return _contender("seed", "empty_flow", imports, at_once, months if count == TWELVE else count, tasks)
 
 
 class Contest:
@@ -113,7 +125,7 @@ class Contest:
             "TRIPS_SCRATCH": str(stack.state / "scratch"),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         }
-        self._trips: dict[str, tuple[int, int]] = {}
+        self._trips: dict[str, Digest] = {}
         self._months = range(1, size.months + 1)
 
     def prepare(self) -> None:
@@ -144,99 +156,107 @@ class Contest:
     def run(self, works: str) -> list[Record]:
         """Run every work whose name begins with `works`. Contenders take turns, so that other load affects all of them."""
         entries = [entry for entry in self._entries() if entry.work.startswith(works)]
-        runs: dict[str, list[Run]] = {entry.empty: [] for entry in entries if entry.empty}
+        if self._size.empties == "one for all":
+            entries = [replace(entry, empty=entry.empty and "ours_lake") for entry in entries]
+        empties = dict.fromkeys(entry.empty for entry in entries if entry.empty)
+        entries = [Entry("empty_flow", name, partial(self._empty_flow, name)) for name in empties] + entries
         results: list[list[Run]] = [[] for _ in entries]
         for repeat in range(self._size.repeats):
-            for name, of_name in runs.items():
-                imports, at_once, months, tasks = EMPTY[name]
-                count = self._size.months if months == TWELVE else months
-                command = _contender("empty_flow", imports, at_once, count, tasks)
-                of_name.append(self._measure("empty_flow", name, command))
             for entry, of_entry in zip(entries, results, strict=True):
                 if entry.runs == "each repeat" or repeat == 0:
                     of_entry.append(self._enter(entry, repeat))
-        empty_s = {name: statistics.median(run.wall_s for run in of_name) for name, of_name in runs.items()}
-        records = [_record("empty_flow", name, of_name, 0, 0) for name, of_name in runs.items()]
-        records += [
-            _record(entry.work, entry.contender, of_entry, entry.rows, empty_s.get(entry.empty, 0))
-            for entry, of_entry in zip(entries, results, strict=True)
-        ]
+        empty_s: dict[str, float] = {}
+        records = []
+        for entry, of_entry in zip(entries, results, strict=True):
+            records.append(_record(entry, of_entry, empty_s.get(entry.empty, 0)))
+            if entry.work == "empty_flow":
+                empty_s[entry.contender] = records[-1].wall_s
         return records
 
-    def _measure(self, work: str, contender: str, command: Sequence[str]) -> Run:
-        run = measure(command, self.environment, self._stack.state)
-        self._say(f"{work:24} {contender:20} {run.wall_s:7.2f} s {run.peak_rss_mb:6.0f} MB")
-        return run
+    def _empty_flow(self, name: str, _repeat: int) -> Sequence[str]:
+        return _empty_flow(name, self._size.months)
 
     def _enter(self, entry: Entry, repeat: int) -> Run:
         entry.before()
-        run = self._measure(entry.work, entry.contender, entry.command(repeat))
-        rows = run.measured.get("rows") if entry.stored is None else entry.stored(repeat)
-        if rows != entry.rows:
-            raise WrongRows(f"{entry.work}, {entry.contender}: {rows} rows instead of {entry.rows}")
+        run = measure(entry.command(repeat), self.environment, self._stack.state)
+        self._say(f"{entry.work:24} {entry.contender:20} {run.wall_s:7.2f} s {run.peak_rss_mb:6.0f} MB")
+        if entry.stored:
+            found, expected = entry.stored(repeat), entry.expected
+        else:
+            found, expected = (run.measured.get("rows", 0),), entry.expected[:1]
+        if found != expected:
+            raise WrongRows(f"{entry.work}, {entry.contender}: rows and sums are {found} instead of {expected}")
         entry.after()
         return run
 
     def _entries(self) -> Iterator[Entry]:
+        yield from self._start_up()
         for ending, work in ((".csv.gz", "web_to_lake_csv"), (".parquet", "web_to_lake_parquet")):
             yield from self._to_lake(work, ending)
         yield from self._to_postgres()
         yield from self._to_warehouse()
         yield from self._twelve_months()
 
-    def _url(self, ending: str, repeat: int) -> str:
+    def _start_up(self) -> Iterator[Entry]:
+        def start(name: str, *command: str) -> Entry:
+            return Entry("start_up", name, lambda repeat: [sys.executable, *command])
+
+        yield start("import prefect", "-c", "import prefect")
+        yield Entry("start_up", "empty flow", lambda repeat: _contender("seed", "empty_flow", "prefect", 1, 0, 0))
+        for program in self._size.programs:
+            yield start(f"import flows.{program}", "-c", f"import flows.{program}")
+            yield start(f"flows/{program}.py --help", str(ROOT / "flows" / f"{program}.py"), "--help")
+
+    def _source(self, ending: str, repeat: int) -> str:
         """Return a template whose address is new in each repeat, so that no cache of an earlier repeat helps."""
         area = "trip-data" if ending == ".parquet" else "legacy"
         return f"{self._stack.address('web')}/{area}/{repeat}/{NAME}{ending}"
 
     def _to_lake(self, work: str, ending: str) -> Iterator[Entry]:
-        rows = self._trips["csv" if ending == ".csv.gz" else "parquet"][0]
-
-        def url(repeat: int) -> str:
-            return self._url(ending, repeat).format(year=2021, month=1)
-
         def ours(month: int) -> Callable[[int], Sequence[str]]:
-            return lambda repeat: _flow("etl_web_gcs", 2021, month, "--source", self._url(ending, repeat))
+            return lambda repeat: _flow("etl_web_gcs", 2021, month, "--source", self._source(ending, repeat))
 
-        def stored(repeat: int) -> int:
-            return self._in_lake("data/seed.parquet", PLAIN_KEY, KEY, KEY.replace("-01.", "-02."))
+        def other(module: str, name: str, month: int, *key: str) -> Callable[[int], Sequence[str]]:
+            return lambda repeat: _contender(
+                module, name, self._source(ending, repeat).format(year=2021, month=month), *key
+            )
 
-        yield Entry(work, "ours", ours(1), rows, stored, self._empty_lake, empty="ours_lake")
-        yield Entry(
-            work, "seed", lambda repeat: _contender("seed_web_to_lake", url(repeat), "seed.parquet"),
-            rows, stored, self._empty_lake, empty="seed_lake",
-        )  # fmt: skip
-        yield Entry(
-            work,
-            "pyarrow",
-            lambda repeat: _contender("pyarrow", url(repeat), PLAIN_KEY),
-            rows,
-            stored,
-            self._empty_lake,
-        )
+        sizes: tuple[tuple[str, int, str], ...] = ((work, 1, "csv" if ending == ".csv.gz" else "parquet"),)
+        if ending == ".csv.gz" and self._size.repeats > 1:
+            sizes += ((f"{work}_4x", 2, "4x"),)
+        for name, month, file in sizes:
+            table = (
+                ("ours", ours(month), "data/yellow/*", "ours_lake"),
+                ("pyarrow", other("plain", "pyarrow", month, "pyarrow/trips.parquet"), "pyarrow/*", ""),
+                ("duckdb", other("peers", "duckdb", month, "duckdb/trips.parquet"), "duckdb/*", ""),
+                ("dlt", other("peers", "dlt", month), "dlt/yellow/*", ""),
+                ("seed", other("seed", "web_to_lake", month, "seed.parquet"), "data/seed*", "seed"),
+            )
+            for contender, command, objects, empty in table[: None if month == 1 else 2]:
+                yield Entry(
+                    name, contender, command, self._trips[file],
+                    partial(self._in_lake, objects), self._empty_lake, empty=empty,
+                )  # fmt: skip
         if ending == ".csv.gz":
-            yield Entry(work, "gunzip", lambda repeat: _contender("gunzip", url(repeat)), rows)
-            yield Entry(
-                f"{work}_4x", "ours", ours(2), self._trips["4x"][0], stored, self._empty_lake, empty="ours_lake",
-                runs="once",
-            )  # fmt: skip
+            yield Entry(work, "gunzip", other("plain", "gunzip", 1), self._trips["csv"])
 
     def _to_postgres(self) -> Iterator[Entry]:
-        rows, changed = self._trips["csv"][1], self._trips["changed"][1]
-        first, same = "web_to_postgres_first", "web_to_postgres_same"
+        first = "web_to_postgres_first"
         text = self._spare / "encoded.csv"
         published = self._site / f"{NAME.format(year=2021, month=1)}.csv.gz"
         kept = self._spare / "first-edition.csv.gz"
 
         def ours(repeat: int) -> Sequence[str]:
-            return _flow("ingest_data", 2021, 1, "--source", self._url(".csv.gz", repeat))
+            return _flow("ingest_data", 2021, 1, "--rows", "all", "--source", self._source(".csv.gz", repeat))
 
-        def stored(table: str) -> Callable[[int], int]:
-            return lambda repeat: self._in_postgres(table)
+        def other(module: str, name: str, *table: str) -> Callable[[int], Sequence[str]]:
+            return lambda repeat: _contender(
+                module, name, self._source(".csv.gz", repeat).format(year=2021, month=1), *table
+            )
 
         def encode() -> None:
             if not text.exists():
-                measure(_contender("preencode", "yellow", text), self.environment, self._stack.state)
+                measure(_contender("plain", "preencode", "yellow", text), self.environment, self._stack.state)
 
         def republish() -> None:
             kept.hardlink_to(published)
@@ -246,53 +266,53 @@ class Contest:
         def publish_the_first_again() -> None:
             kept.replace(published)
 
-        yield Entry(first, "ours", ours, rows, stored("yellow"), self._empty_postgres, encode, empty="ours_postgres")
-        yield Entry(same, "ours", ours, rows, stored("yellow"), empty="ours_postgres")
+        trips, stored = self._trips["csv"], partial(self._in_postgres, "yellow")
+        yield Entry(first, "ours", ours, trips, stored, self._empty_postgres, encode, "ours_postgres")
+        yield Entry("web_to_postgres_same", "ours", ours, trips, stored, empty="ours_postgres")
         yield Entry(
-            "web_to_postgres_changed", "ours", ours, changed, stored("yellow"), republish, publish_the_first_again,
-            empty="ours_postgres",
+            "web_to_postgres_changed", "ours", ours, self._trips["changed"], stored, republish, publish_the_first_again,
+            "ours_postgres",
         )  # fmt: skip
+        for contender, command, table in (
+            ("copy_keyed", lambda repeat: _contender("plain", "copy_keyed", text, "copied"), "copied"),
+            ("adbc", other("peers", "adbc"), "adbc"),
+            ("pg_bulk_ingest", other("peers", "pg_bulk_ingest"), "pg_bulk_ingest"),
+            ("dlt_append", other("peers", "dlt_append"), "dlt.yellow"),
+            ("dlt_merge", other("peers", "dlt_merge"), "dlt.yellow"),
+        ):
+            yield Entry(first, contender, command, trips, partial(self._in_postgres, table), self._empty_postgres)
         yield Entry(
-            first, "copy_keyed", lambda repeat: _contender("copy_keyed", text, "copied"),
-            rows, stored("copied"), self._empty_postgres,
-        )  # fmt: skip
-        yield Entry(
-            first, "seed",
-            lambda repeat: _contender(
-                "seed_web_to_postgres", self._url(".csv.gz", repeat).format(year=2021, month=1), "seed"
-            ),
-            rows, stored("seed"), self._empty_postgres, empty="seed_postgres", runs="once",
+            first, "seed", other("seed", "web_to_postgres", "seed"), trips, partial(self._in_postgres, "seed"),
+            self._empty_postgres, empty="seed", runs="once",
         )  # fmt: skip
 
     def _to_warehouse(self) -> Iterator[Entry]:
-        rows = self._trips["csv"][0]
-        work = "lake_to_warehouse"
-
         def fill_lake() -> None:
-            if not self._object(KEY).exists():
+            if not self._objects(KEY):
                 self._empty_lake()
-                source = self._url(".csv.gz", -1)
+                source = self._source(".csv.gz", -1)
                 measure(_flow("etl_web_gcs", 2021, 1, "--source", source), self.environment, self._stack.state)
 
+        def seed(repeat: int) -> Sequence[str]:
+            return _contender("seed", "lake_to_warehouse", KEY.removeprefix("data/"), f"seed_{repeat}.yellow")
+
         # One dataset per repeat, because a load job's id cannot be used twice.
-        yield Entry(
-            work, "ours", lambda repeat: _flow("etl_gcs_bq", 2021, 1, "--dataset", f"ours_{repeat}"),
-            rows, lambda repeat: self._in_warehouse(f"ours_{repeat}.yellow"), fill_lake, empty="ours_warehouse",
-        )  # fmt: skip
-        yield Entry(
-            work, "seed",
-            lambda repeat: _contender("seed_lake_to_warehouse", KEY.removeprefix("data/"), f"seed_{repeat}.yellow"),
-            rows, lambda repeat: self._in_warehouse(f"seed_{repeat}.yellow"), fill_lake, empty="seed_warehouse",
-        )  # fmt: skip
+        for contender, command, empty in (
+            ("ours", lambda repeat: _flow("etl_gcs_bq", 2021, 1, "--dataset", f"ours_{repeat}"), "ours_warehouse"),
+            ("seed", seed, "seed"),
+        ):
+            yield Entry(
+                "lake_to_warehouse", contender, command, self._trips["csv"],
+                partial(self._in_warehouse, contender), fill_lake, empty=empty,
+            )  # fmt: skip
 
     def _twelve_months(self) -> Iterator[Entry]:
-        rows = sum(self._trips[f"twelve {month}"][0] for month in self._months)
-        keys = [f"data/yellow/{NAME.format(year=TWELVE_YEAR, month=month)}.parquet" for month in self._months]
+        trips = tuple(map(sum, zip(*(self._trips[f"twelve {month}"] for month in self._months), strict=True)))
 
         def ours(at_once: int) -> Callable[[int], Sequence[str]]:
             return lambda repeat: _flow(
                 "etl_web_gcs", TWELVE_YEAR, *self._months,
-                "--at-once", at_once, "--source", self._url(".csv.gz", 10 * repeat + at_once),
+                "--at-once", at_once, "--source", self._source(".csv.gz", 10 * repeat + at_once),
             )  # fmt: skip
 
         for contender, at_once, empty in (
@@ -300,16 +320,15 @@ class Contest:
             ("ours_one_at_a_time", 1, "twelve_one_at_a_time"),
         ):
             yield Entry(
-                "twelve_months", contender, ours(at_once), rows, lambda repeat: self._in_lake(*keys),
+                "twelve_months", contender, ours(at_once), trips, partial(self._in_lake, "data/yellow/*"),
                 self._empty_lake, empty=empty,
             )  # fmt: skip
 
-    def _object(self, key: str) -> Path:
-        return self._stack.state / "lake" / BUCKET / key
+    def _objects(self, pattern: str) -> list[Path]:
+        return [path for path in (self._stack.state / "lake" / BUCKET).glob(pattern) if path.suffix == ".parquet"]
 
-    def _in_lake(self, *keys: str) -> int:
-        present = [path for path in map(self._object, keys) if path.exists()]
-        return self._helper.submit(files.rows_in_parquet, present).result()
+    def _in_lake(self, pattern: str, _repeat: int) -> Digest:
+        return self._helper.submit(files.digest, self._objects(pattern)).result()
 
     def _empty_lake(self) -> None:
         objects = f"{self._stack.env['STORAGE_EMULATOR_HOST']}/storage/v1/b/{BUCKET}/o"
@@ -325,26 +344,28 @@ class Contest:
         finally:
             connection.close()
 
-    def _in_postgres(self, table: str) -> int:
-        return int(self._sql(f"SELECT count(*) FROM {table}")[0][0])
+    def _in_postgres(self, table: str, _repeat: int) -> Digest:
+        return tuple(map(int, self._sql(f"SELECT {DIGEST} FROM {table}")[0]))
 
     def _empty_postgres(self) -> None:
-        self._sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        self._sql("DROP SCHEMA IF EXISTS dlt, dlt_staging CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         for path in (self._stack.state / "scratch").glob("*"):
             path.unlink()
 
-    def _in_warehouse(self, table: str) -> int:
+    def _in_warehouse(self, contender: str, repeat: int) -> Digest:
         url = f"{self._stack.env['BIGQUERY_EMULATOR_HOST']}/bigquery/v2/projects/{PROJECT}/queries"
-        query = {"query": f"SELECT COUNT(*) FROM `{PROJECT}.{table}`", "useLegacySql": False}
+        statement = f"SELECT {DIGEST} FROM `{PROJECT}.{contender}_{repeat}.yellow`"
+        query = {"query": statement, "useLegacySql": False}
         answer = httpx.post(url, json=query, trust_env=False, timeout=60).raise_for_status().json()
-        return int(answer["rows"][0]["f"][0]["v"])
+        return tuple(int(field["v"]) for field in answer["rows"][0]["f"])
 
 
-def _record(work: str, contender: str, runs: Sequence[Run], rows: int, empty_s: float) -> Record:
+def _record(entry: Entry, runs: Sequence[Run], empty_s: float) -> Record:
     wall, cpu, rss = (
         statistics.median(values)
         for values in zip(*((run.wall_s, run.cpu_s, run.peak_rss_mb) for run in runs), strict=True)
     )
+    net = round(max(wall - empty_s, 0), 3)
     return Record(
-        work, contender, round(wall, 3), round(max(wall - empty_s, 0), 3), round(cpu, 3), round(rss, 1), rows, len(runs)
+        entry.work, entry.contender, round(wall, 3), net, round(cpu, 3), round(rss, 1), entry.expected[0], len(runs)
     )

@@ -1,17 +1,36 @@
-"""Run a program in its own process, and measure its time and memory."""
+"""Run a program in its own process, and measure its time and memory.
 
+`python -m bench.process MODULE FUNCTION ARGUMENT…` is such a program.
+"""
+
+import importlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 # A contender that times itself ends its output with this word and a JSON object.
 MEASURED = "measured "
+
+
+@contextmanager
+def timed() -> Iterator[dict[str, Any]]:
+    """Print the time that the block takes, and the values that it adds to the dict."""
+    extra: dict[str, Any] = {}
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    begun = time.perf_counter()
+    yield extra
+    wall = time.perf_counter() - begun
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(MEASURED + json.dumps({"wall_s": wall, "cpu_s": cpu, **extra}))
 
 
 class RunFailed(Exception):
@@ -52,3 +71,7 @@ def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path
     cpu = usage.ru_utime + usage.ru_stime
     peak = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # macOS reports bytes, other systems KB
     return Run(measured.get("wall_s", wall), measured.get("cpu_s", cpu), peak, measured)
+
+
+if __name__ == "__main__":
+    getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(*sys.argv[3:])
