@@ -36,11 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--works", default="", metavar="BEGINNING", help="only works whose names begin so; nothing is written"
     )
     options = parser.parse_args(arguments)
-    # On SIGTERM, exit in the normal way, which stops the services and deletes the files.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     if not PEERS.exists():
         print("Error: .venv-bench is missing; start the contest with: make bench", file=sys.stderr)
         return 1
+    # On SIGTERM, exit in the normal way, which stops the services and deletes the files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     machine = _machine()
     try:
         records = _contest(QUICK if options.quick else FULL, options.works)

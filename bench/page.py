@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from math import log10
 from pathlib import Path
 from typing import Any
@@ -64,6 +63,8 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 def tables(machine: Mapping[str, Any], records: Records) -> str:
     """Return one Markdown table for each work, after a paragraph about the machine."""
+    if not records:
+        return "No run is recorded yet: run `make bench` on an idle machine.\n"
     parts = [_machine(machine)]
     for work, title in TITLES.items():
         of_work = [record for record in records if record["work"] == work]
@@ -89,11 +90,11 @@ def chart(records: Records) -> str:
     left, width, line = 300, 360, 20
     scale = width / 3  # pixels for a factor of ten, from a tenth to a hundred times
     y, parts = 20, []
-    for work, of_work in groupby(records, key=lambda record: str(record["work"])):
-        ratios = _ratios(list(of_work))
+    for work, title in TITLES.items():
+        ratios = _ratios([record for record in records if record["work"] == work])
         if len(ratios) < 2:
             continue
-        parts.append(f'<text x="10" y="{y + 5}" font-weight="bold">{TITLES[work]}</text>')
+        parts.append(f'<text x="10" y="{y + 5}" font-weight="bold">{title}</text>')
         for name, ratio in ratios.items():
             y += line
             end = left + scale * (1 + log10(min(max(ratio, 0.1), 100)))

@@ -34,6 +34,10 @@ def test_a_page_from_a_busy_machine_says_so() -> None:
     assert "**The machine was busy**" in tables(MACHINE | {"load": 3.0}, [_record("ours", 2)])
 
 
+def test_a_page_without_results_says_how_to_get_them() -> None:
+    assert "run `make bench`" in tables(MACHINE, [])
+
+
 def test_a_work_that_took_no_time_has_no_ratios_and_no_bars() -> None:
     records = [_record("ours", 0), _record("seed", 16)]
     assert "| this project |  | 0.00 |" in tables(MACHINE, records)

@@ -1,0 +1,28 @@
+"""The bench stops with a clear error instead of comparing what is not comparable."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import __main__ as program
+from bench.process import MEASURED, RunFailed, measure
+
+
+def test_without_the_peers_environment_nothing_starts_and_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(program, "PEERS", tmp_path / "python")
+    assert program.main(["--quick"]) == 1
+    assert capsys.readouterr().err == "Error: .venv-bench is missing; start the contest with: make bench\n"
+
+
+def test_the_time_that_a_contender_measures_itself_counts_instead_of_its_process(tmp_path: Path) -> None:
+    print_it = f"""print('{MEASURED}{{"wall_s": 1.5, "cpu_s": 0.5, "rows": 7}}')"""
+    run = measure([sys.executable, "-c", print_it], {}, tmp_path)
+    assert (run.wall_s, run.cpu_s, run.measured["rows"]) == (1.5, 0.5, 7)
+
+
+def test_a_contender_that_fails_stops_the_bench_with_its_last_lines(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"(?s)ended with 1:.*no such table"):
+        measure([sys.executable, "-c", "import sys; sys.exit('no such table')"], {}, tmp_path)
