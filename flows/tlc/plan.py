@@ -14,7 +14,7 @@ from flows.tlc.trips import Store, TripMonth
 
 @dataclass(frozen=True)
 class Figures:
-    """The speed of one machine. The defaults are those of docs/performance.md: two cores of a virtual machine."""
+    """The speed of one machine. The defaults are those of docs/speed.md: two cores of a virtual machine."""
 
     lake_rows: float = 428_000  # per second, web → lake
     database_rows: float = 351_000  # per second, web → Postgres
