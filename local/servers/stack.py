@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import psutil
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from mirakuru.base import Executor, SimpleExecutor
@@ -89,7 +90,21 @@ class _Sheltered(SimpleExecutor):
 
 
 class _Web(_Sheltered, HTTPExecutor):
-    """A web service; it is ready once it answers a GET."""
+    """A web service; it is ready once it listens and answers a GET.
+
+    A server of another program may answer at its address: it may have taken the port after the port was chosen.
+    """
+
+    def after_start_check(self) -> bool:
+        """Return whether this process listens on its port and answers."""
+        if not self.process:
+            return False
+        with suppress(psutil.Error):
+            own = psutil.Process(self.process.pid)
+            sockets = [s for process in (own, *own.children(recursive=True)) for s in process.net_connections("tcp")]
+            if any(s.status == psutil.CONN_LISTEN and s.laddr.port == self.port for s in sockets):
+                return bool(super().after_start_check())
+        return False
 
 
 class _Postgres(_Sheltered, PostgresExecutor):

@@ -116,6 +116,16 @@ def test_a_chosen_prefect_port_that_is_in_use_is_refused(stack: Stack, tmp_path:
         Stack(tmp_path, ["prefect"], prefect_port=busy).__enter__()
 
 
+def test_another_server_that_took_the_port_is_not_mistaken_for_the_service(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = urlsplit(stack.env["TLC_OFFICIAL_URL"]).port  # the same service of another stack answers there
+    (tmp_path / "ports.json").write_text(f'{{"web": {taken}}}')
+    monkeypatch.setattr("local.servers.stack.port_is_free", lambda port: True)
+    with pytest.raises(StackError, match=r"web did not start: .*Address already in use"):
+        Stack(tmp_path, ["web"]).__enter__()
+
+
 def test_settings_for_the_users_own_servers_are_removed() -> None:
     theirs = {
         "PREFECT_API_KEY": "k",
