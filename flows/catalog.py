@@ -22,6 +22,7 @@ from flows.tasks.editions import (
     report_listing,
 )
 from flows.tasks.months import named
+from flows.tasks.policy import submit
 from flows.tasks.survey import ask_source, entries_of, list_months, print_catalog, report_catalog
 from flows.tlc.catalog import Entry, months_between
 from flows.tlc.errors import TripDataError
@@ -67,17 +68,17 @@ def catalog(
     if editions:
         color, _, bound = editions.strip().partition(" ")
         named_months = months_between([color], bound, bound)
-        found = list_editions.submit(lake, named_months).result()
+        found = submit(list_editions, lake, named_months).result()
         return report_listing("editions", editions_listing(f"Editions of {editions}", found))
     if changes:
         month, names = " ".join(changes.split()[:2]), changes.split()[2:]
-        return report_listing("changes", compare_editions.submit(lake, month_named(month), names).result())
+        return report_listing("changes", submit(compare_editions, lake, month_named(month), names).result())
     if history:
         return report_listing("history", history_listing(month_named(history), lake.with_store(store)))
     months = months_between(colors, since, until)
     source = source_of(against or "official")
-    in_lake = list_months.submit(lake, colors, "withdrawn").result()
-    answers = ask_source.submit(source, months).result() if against else {}
+    in_lake = submit(list_months, lake, colors, "withdrawn").result()
+    answers = submit(ask_source, source, months).result() if against else {}
     entries = entries_of(months, in_lake, answers, source)
     report_catalog("catalog", entries)
     there, differ = (sum(map(bool, column)) for column in ([e.listed for e in entries], [e.differs for e in entries]))

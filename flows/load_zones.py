@@ -12,7 +12,7 @@ from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from flows.stores import Target
 from flows.tasks.command import run_as_program
 from flows.tasks.months import named
-from flows.tasks.policy import flow_options
+from flows.tasks.policy import flow_options, submit
 from flows.tasks.stores import require_usable
 from flows.tasks.zones import extract_zones, load_zones_into, report_zones
 from flows.tlc.errors import TripDataError
@@ -44,8 +44,8 @@ def load_zones(
     target = Target("lake", block_name, credentials_block, dataset, postgres_block)
     targets = [target.with_store(store) for store in dict.fromkeys(stores)]
     require_usable(*targets)
-    file = extract_zones.submit(source).result()
-    loading = [load_zones_into.submit(file, into) for into in targets]
+    file = submit(extract_zones, source).result()
+    loading = [submit(load_zones_into, file, into) for into in targets]
     states = [future.wait() for future in loading]
     outcomes = [state.result() for state in states if state.is_completed()]
     if outcomes:

@@ -15,6 +15,7 @@ from flows.stores import Target
 from flows.tasks.command import run_as_program
 from flows.tasks.editions import Listing, delete_editions, editions_listing, print_listing, report_listing, surplus
 from flows.tasks.months import named
+from flows.tasks.policy import submit
 from flows.tasks.stores import require_usable
 from flows.tlc.catalog import months_between
 from flows.tlc.errors import TripDataError
@@ -67,9 +68,9 @@ def prune_editions(
     target = Target("lake", block_name, credentials_block, dataset, postgres_block)
     targets = [target.with_store(store) for store in dict.fromkeys(("lake", *stores))]
     require_usable(*targets)
-    found = surplus.submit(targets, months, None if keep == "all" else int(keep), older_than_days).result()
+    found = submit(surplus, targets, months, None if keep == "all" else int(keep), older_than_days).result()
     if action == "delete":
-        delete_editions.submit(target, found).result()
+        submit(delete_editions, target, found).result()
     done = "deleted" if action == "delete" else "would be deleted"
     get_run_logger().info("%s earlier editions %s", len(found), done)
     title = f"Earlier editions that {'were' if action == 'delete' else 'would be'} deleted"

@@ -12,7 +12,7 @@ from prefect import flow
 from blocks import DATASET, GCS_BUCKET
 from flows.tasks.ask import ask_lake, show, show_statements, statements
 from flows.tasks.command import run_as_program
-from flows.tasks.policy import task_runner
+from flows.tasks.policy import submit, task_runner
 from flows.tlc.ask import Engine
 from flows.tlc.trips import Dataset
 
@@ -32,7 +32,7 @@ def query_lake(
     if engine == "bigquery":
         show_statements(statements(sql, block_name, dataset))
         return []
-    found = ask_lake.submit(sql, block_name).result()
+    found = submit(ask_lake, sql, block_name).result()
     show(found, sql)
     return [dict(zip(found.names, row, strict=True)) for row in found.rows]
 

@@ -14,7 +14,7 @@ from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from flows.stores import STORES, Target
 from flows.tasks.command import run_as_program
 from flows.tasks.months import named, reason_of, several_at_once
-from flows.tasks.policy import flow_options
+from flows.tasks.policy import flow_options, submit
 from flows.tasks.stores import require_usable
 from flows.tasks.verify import find_months, report_verified, verify_month
 from flows.tlc.catalog import months_between
@@ -70,7 +70,7 @@ def verify(
     require_usable(*({*targets, target} if uses_lake else targets))
 
     log = get_run_logger()
-    found = {into.store: find_months.submit(into, colors).result() for into in targets}
+    found = {into.store: submit(find_months, into, colors).result() for into in targets}
     there = {store: months for store, (months, _) in found.items()}
     if {"lake", "warehouse"} <= there.keys():  # BigQuery is loaded from the lake only
         there["lake"] |= there["warehouse"]
@@ -85,7 +85,7 @@ def verify(
     def verify_everywhere(trip_month: TripMonth) -> list[Verified]:
         # The lake comes first: other stores are not compared with a month that is damaged there.
         return [
-            verify_month.submit(trip_month, into, depth, uses_lake).result()
+            submit(verify_month, trip_month, into, depth, uses_lake).result()
             for into in targets
             if trip_month in there[into.store]
         ]

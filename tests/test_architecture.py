@@ -67,6 +67,12 @@ def test_every_store_has_a_verification():
     assert set(CHECKS) == set(STORES)
 
 
+def test_every_task_is_submitted_by_the_function_that_notices_a_crash_of_prefect():
+    others = {"policy.py", "months.py", "machines.py"}  # that function, a pool of threads, and Dask's client
+    found = [p.name for p in (ROOT / "flows").rglob("*.py") if ".submit(" in p.read_text(encoding="utf-8")]
+    assert set(found) == others
+
+
 def test_no_module_has_a_generic_name():
     names = {path.stem for package in ("flows", "blocks", "local", "bench") for path in (ROOT / package).rglob("*.py")}
     assert not names & {"utils", "helpers", "common", "misc"}

@@ -9,6 +9,7 @@ from flows.connectors.known_months import known_publication
 from flows.stores import STORES, Target
 from flows.stores.origins import FromLake, Origin, Web
 from flows.tasks.bring import bring
+from flows.tasks.policy import submit
 from flows.tasks.stores import mark_checked
 from flows.tasks.survey import ask_source, list_months, pinned_or_withdrawn
 from flows.tlc.addresses import stored
@@ -40,7 +41,7 @@ class Stores:
 
     def compare(self, source: Source, trip_months: Sequence[TripMonth]) -> list[Found]:
         """Ask the source for the months, and compare its answers with the stores. Keep the order of the months."""
-        answers = ask_source.submit(source, trip_months).result()
+        answers = submit(ask_source, source, trip_months).result()
         unfinished = {m for months in self.listed.values() for m, month in months.items() if not month.finished}
 
         def one(m: TripMonth) -> Found:
@@ -76,7 +77,7 @@ def list_stores(target: Target, into: Iterable[Store], colors: Sequence[str]) ->
     named = set(into)
     wanted = {*named, *(["lake"] if any(STORES[store].files == "lake" for store in named) else [])}
     targets = {store: target.with_store(store) for store in STORES if store in wanted}
-    listed = {store: list_months.submit(target, colors, "withdrawn").result() for store, target in targets.items()}
+    listed = {store: submit(list_months, target, colors, "withdrawn").result() for store, target in targets.items()}
     mark_checked(targets.values())
     return Stores(targets, listed)
 

@@ -7,7 +7,7 @@ from prefect import get_run_logger, task
 
 from flows.stores import STORES, MonthStore, Target
 from flows.stores.origins import LookedUp, Origin
-from flows.tasks.policy import CACHE_FOR, RETRIES, cached_by, started_by, this_run
+from flows.tasks.policy import CACHE_FOR, RETRIES, cached_by, started_by, submit, this_run
 from flows.tasks.progress import meter
 from flows.tasks.report import report
 from flows.tasks.stores import is_checked, load_block, open_store
@@ -24,17 +24,17 @@ def bring(trip_month: TripMonth, origin: Origin, into: Target) -> Outcome:
         if STORES[into.store].exclusive:
             # Called, not submitted: a submitted task may run on another machine, and the claim belongs to this process.
             claim(trip_month, into, claims)
-        looked = look_up.submit(trip_month, origin, into, is_checked(into)).result()
+        looked = submit(look_up, trip_month, origin, into, is_checked(into)).result()
         manifest, why = looked.unchanged, looked.why
         if manifest is None:
             raw = extract(looked.found, into) if isinstance(looked.found, PublishedFile) else looked.found
             _require_edition(looked, raw)
             if same := looked.loaded_from(raw):
-                manifest = remember.submit(same, raw, into).result()
+                manifest = submit(remember, same, raw, into).result()
                 why = looked.why_same_bytes
             else:
-                staged = transform.submit(raw, looked.terms, into).result()
-                return load.submit(staged, looked.present, into, started_by()).result()
+                staged = submit(transform, raw, looked.terms, into).result()
+                return submit(load, staged, looked.present, into, started_by()).result()
     get_run_logger().info("%s %s", trip_month, why)
     return Outcome(store=into.store, status="unchanged", manifest=manifest)
 
@@ -72,13 +72,13 @@ def extract(published: PublishedFile, into: Target) -> RawFile:
     if into.bucket_block:
         named |= {"result_storage": load_block("gcs-bucket", into.bucket_block)}
         named |= {"result_storage_key": published.trip_month.results_key}
-    state: Any = extract_file.with_options(**named).submit(published, into).wait()
+    state: Any = submit(extract_file.with_options(**named), published, into).wait()
     if state.name == "Cached":
         with suppress(Exception):  # the cached result may have been deleted
             raw = _raw_of(state.result(), published)
-            if still_there.submit(raw, into).result():
+            if submit(still_there, raw, into).result():
                 return raw
-        state = extract_file.with_options(**named, refresh_cache=True).submit(published, into).wait()
+        state = submit(extract_file.with_options(**named, refresh_cache=True), published, into).wait()
     try:
         return _raw_of(state.result(), published)
     except TripDataError:

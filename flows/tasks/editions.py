@@ -16,7 +16,7 @@ from rich.table import Table
 
 from flows.stores import STORES, Target
 from flows.tasks.bring import claim
-from flows.tasks.policy import RETRIES, started_by, this_run
+from flows.tasks.policy import RETRIES, started_by, submit, this_run
 from flows.tasks.report import as_cell, markdown_table
 from flows.tasks.stores import open_store
 from flows.tlc.addresses import shown
@@ -64,7 +64,7 @@ def print_listing(listing: Listing) -> None:
 
 def withdraw_month(trip_month: TripMonth, targets: Sequence[Target]) -> Outcome:
     """Withdraw a month from stores, one after the other. Raise `TripDataError` before any change if a store never had it."""
-    absent = [target.title for target in targets if not history_of.submit(trip_month, target).result()]
+    absent = [target.title for target in targets if not submit(history_of, trip_month, target).result()]
     if absent:
         raise TripDataError(
             f"{trip_month} is not in {' or '.join(absent)}; name only stores that have it. Nothing was changed."
@@ -74,7 +74,7 @@ def withdraw_month(trip_month: TripMonth, targets: Sequence[Target]) -> Outcome:
         with ExitStack() as claims:
             if STORES[target.store].exclusive:
                 claim(trip_month, target, claims)
-            outcomes.append(withdraw_from_store.submit(trip_month, target, started_by()).result())
+            outcomes.append(submit(withdraw_from_store, trip_month, target, started_by()).result())
         get_run_logger().info("%s", outcomes[-1])
     return next((outcome for outcome in outcomes if outcome.status == "withdrawn"), outcomes[-1])
 
@@ -107,7 +107,7 @@ def history_listing(trip_month: TripMonth, target: Target) -> Listing:
         when = f"{manifest.published_at:%Y-%m-%d %H:%M:%S}"
         return when, what, manifest.edition, *who, *(f"{count:,}" for count in counts)
 
-    rows = [row(manifest) for manifest in history_of.submit(trip_month, target).result()]
+    rows = [row(manifest) for manifest in submit(history_of, trip_month, target).result()]
     return Listing(f"History of {trip_month} in {target.title}", names, rows, numbers=4)
 
 

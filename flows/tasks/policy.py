@@ -6,21 +6,28 @@ import getpass
 import logging
 import os
 import platform
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import CrashedRun
+from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import BaseTaskRunner, ConcurrentTaskRunner
 from prefect.tasks import exponential_backoff
+from prefect.utilities.asyncutils import Sync
 
 from flows.tasks.notify import notifications
 from flows.tlc.errors import TripDataError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 CACHE_FOR = dt.timedelta(days=1)
 TIMEOUT = 6 * 60 * 60  # seconds; enough for the largest month over a slow connection
@@ -95,6 +102,24 @@ def task_runner() -> BaseTaskRunner:
     from prefect_dask.task_runners import DaskTaskRunner  # imported here because the import takes a second
 
     return DaskTaskRunner(address=scheduler)
+
+
+def submit(task: "Task[P, R]", *arguments: P.args, **named: P.kwargs) -> "PrefectFuture[R, Sync]":
+    """Submit a task and return its future, once Prefect has created the task's run.
+
+    Prefect ends the flow run if it cannot create the run, as while its server does not answer. It never completes the future
+    then, so the flow would wait for ever, and keep its locks.
+
+    Raises:
+        CrashedRun: Prefect ended the flow run.
+    """
+    future: PrefectFuture[R, Sync] = task.submit(*arguments, **named)
+    context = FlowRunContext.get()
+    while not future._submitted.is_set():
+        if context and context.background_tasks.cancel_scope.cancel_called:
+            raise CrashedRun(f"Prefect could not start the task {task.name!r} and ended the run: see its log.")
+        time.sleep(0.01)
+    return future
 
 
 def worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:

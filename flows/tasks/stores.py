@@ -16,7 +16,7 @@ from pydantic.v1 import ValidationError
 from blocks import GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
 from blocks.environment import MACHINE_KEY, BadValue, expand_machine_key, file_at, machine_key_fault
 from flows.stores import STORES, Target
-from flows.tasks.policy import RETRIES, this_run
+from flows.tasks.policy import RETRIES, submit, this_run
 from flows.tlc.addresses import escaped
 from flows.tlc.errors import MisconfiguredBlock
 
@@ -142,7 +142,7 @@ _checked: ContextVar[frozenset[Target]] = ContextVar("checked", default=frozense
 def require_usable(*targets: Target) -> None:
     """Raise `MisconfiguredBlock` unless the stores can be used. A run calls it once, before any other work."""
     for target in targets:
-        check_store.submit(target).result()
+        submit(check_store, target).result()
     mark_checked(targets)
 
 

@@ -1,9 +1,12 @@
 """The policy that Prefect adds: caching by edition, retries of transient errors, readable names, and independent months."""
 
 import asyncio
+from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
+from prefect import engine
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.schedules import CronSchedule
@@ -50,6 +53,23 @@ def test_runs_have_readable_names(month: TripMonth, runs: Runs) -> None:
             *(f"{verb} {month} → Postgres" for verb in ("extract", "transform", "load")),
         ],
     ]
+
+
+def test_a_run_whose_task_prefect_cannot_create_ends_and_releases_its_month(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = engine.create_task_run
+
+    async def unavailable(task: Any, *arguments: Any, **named: Any) -> Any:
+        if task.name == "extract":
+            raise httpx.HTTPError("503 Service Unavailable")
+        return await create(task, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "create_task_run", unavailable)
+        with pytest.raises(httpx.HTTPError, match="503"):
+            runs.of(ingest_data, month)
+    assert runs.of(ingest_data, month).is_completed()  # would wait for the month's lock
 
 
 def test_a_list_in_a_run_name_has_no_brackets(ours: Stores, runs: Runs) -> None:
