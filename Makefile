@@ -10,7 +10,7 @@ $(foreach name,$(filter-out PREFECT_PORT,$(filter PREFECT_%,$(.VARIABLES))),$(ev
 # Without bytecode caches every start of a program takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo up down status test test-fast test-operations test-memory faults reliability coverage lint generated bench image docker-check screenshots sbom audit clean
+.PHONY: help install demo up down status test test-fast test-operations test-memory faults reliability catalogue coverage lint generated bench image docker-check screenshots sbom audit clean
 
 help:
 	@echo 'make demo      load sample months with deployments and an agent: web to lake to warehouse, and web to Postgres'
@@ -26,6 +26,8 @@ help:
 	@echo 'make test-memory   test that months of 5 and 20 million trips need the same memory (long)'
 	@echo 'make faults    kill, cut, fill and fuzz everything, and compare the stores (hours; SEED=1, KILLS=12, FUZZ=1000000, ARGS="-k crash")'
 	@echo 'make reliability   write the table of docs/reliability.md from the results of make faults'
+	@echo 'make catalogue   load every month of every color with generated files, kill it three times, and reconcile (an hour)'
+	@echo '               (SCALE=5000 SINCE=2019 UNTIL=2019-06 COLORS="green fhv" FORMAT=csv KILLS=1 SEED=1)'
 	@echo 'make coverage  run both suites and report which lines and branches they reach'
 	@echo 'make lint      run ruff and mypy, and check the import rules'
 	@echo 'make generated   write the forms in deployments/*.yaml, deployments/workers/prefect.yaml, and docs/schema.md and the errors of docs/operations.md from the code'
@@ -84,6 +86,11 @@ faults: $(INSTALLED)
 
 reliability: $(INSTALLED)
 	@$(PY) -m tests.faults.table
+
+# Takes about an hour on two cores. The report is printed, and written to .local/catalogue.json.
+catalogue: $(INSTALLED)
+	@$(PY) -m local.catalogue $(if $(SCALE),--scale '$(SCALE)') $(if $(SINCE),--since '$(SINCE)') $(if $(UNTIL),--until '$(UNTIL)') \
+	    $(if $(COLORS),--colors $(COLORS)) $(if $(FORMAT),--format '$(FORMAT)') $(if $(KILLS),--kills '$(KILLS)') $(if $(SEED),--seed '$(SEED)')
 
 # Separate from `make test`, because measuring branches takes half as long again.
 coverage: $(INSTALLED)

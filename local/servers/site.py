@@ -558,7 +558,8 @@ def _month_of(name: str) -> tuple[Color, int, int]:
     return cast(Color, match["color"]), int(year), int(month)
 
 
-def _two_months_ago() -> str:
+def two_months_ago() -> str:
+    """Return the newest month that TLC has published, such as 2021-01: it publishes about two months late."""
     today = dt.datetime.now(dt.UTC).date()
     year, month = divmod(today.year * 12 + today.month - 3, 12)
     return f"{year}-{month + 1:02d}"
@@ -576,7 +577,7 @@ def main() -> int:
     parser.add_argument("--files", type=Path, help="folder of real files, which are served instead of generated ones")
     parser.add_argument(
         "--last-month",
-        default=_two_months_ago(),
+        default=two_months_ago(),
         help="the newest published month; by default two months ago, as at TLC",
     )
     asked = parser.parse_args()

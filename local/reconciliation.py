@@ -1,0 +1,277 @@
+"""Compare published files with the three stores without the project's readers: rows, sums, digests, manifests and `loads`.
+
+The expected trips come from the files themselves, through `csv` or pyarrow and the generator's table of column names. The stores
+are read with plain clients. Of the product, only the names and types of the stored columns are used: its contract with readers.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
+from contextlib import closing
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+import pandas as pd
+import psycopg2
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import bigquery
+from psycopg2.extras import RealDictCursor
+
+from blocks import DATASET, LAKE_FOLDER
+from flows.tlc.schema import Column, arrow_schema, columns
+from flows.tlc.trips import TripMonth
+from local.trip_files.layouts import field_of
+from local.trip_files.made_up_trips import TEXT_CODES, in_force
+
+Facts: TypeAlias = Mapping[str, Any]
+"""Values that two copies of a month must have in common, by name."""
+
+# TLC's codes for the words that yellow files have until 2014. A vendor without a code keeps its word in `vendor_text`.
+# https://www.nyc.gov/assets/tlc/downloads/pdf/data_dictionary_trip_records_yellow.pdf
+_VENDORS = {"CMT": 1, "VTS": 2}
+_PAYMENTS = {"CRE": 1, "CRD": 1, "CAS": 2, "CSH": 2, "NO": 3, "NOC": 3, "DIS": 4}  # by a word's first letters
+# The facts of each kind of column: an alias, and an expression that BigQuery and Postgres both have.
+_SQL = {
+    "integer": ("SUM({})",),
+    "number": ("SUM({})",),
+    "datetime": ("MIN({})", "MAX({})"),
+    "text": ("SUM(LENGTH({}))",),
+}
+_LOAD_FACTS = ("source_rows", "loaded", "filtered", "quarantined", "rule", "size", "sha256")
+
+
+@dataclass(frozen=True)
+class PublishedMonth:
+    """A month's file, and the numbers of its rows that no reader can convert."""
+
+    trip_month: TripMonth
+    path: Path
+    bad_rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the stores must have of a month, for each rule of rows, and where the lake differs from it."""
+
+    trip_month: TripMonth
+    load: Mapping[str, Facts]
+    trips: Mapping[str, Facts]
+    findings: tuple[str, ...]
+
+
+def reconcile(months: Iterable[PublishedMonth], env: Mapping[str, str], processes: Executor) -> list[str]:
+    """Return every difference between the files and the stores, as `month: store: what`.
+
+    Args:
+        months: All months that the stores must have.
+        env: The addresses of the services, as in `Stack.env`.
+        processes: Compares the files with the lake.
+    """
+    files = list(months)
+    lake = f"{env['STORAGE_EMULATOR_HOST']}/download/storage/v1/b/{env['LAKE_BUCKET']}/o/"
+    compared = list(processes.map(compare_with_lake, files, [lake] * len(files)))
+    findings = [finding for month in compared for finding in month.findings]
+    findings += _of_store("warehouse", "all", compared, _warehouse(env))
+    findings += _of_store("database", "with_passengers", compared, _database(env))
+    return findings
+
+
+def trips_of(month: PublishedMonth) -> pa.Table:
+    """Return the trips of a published file in the canonical schema, without its bad rows."""
+    color, file_month = month.trip_month.color, month.trip_month.file_month
+    table = pq.read_table(month.path) if month.path.suffix == ".parquet" else _read_csv(month)
+    numbers = np.arange(1, table.num_rows + 1)
+    good = ~np.isin(numbers, month.bad_rows)
+    table = table.filter(pa.array(good))
+    published: dict[str, Any] = {}
+    for name in table.column_names:
+        # The fhv CSVs of 2018 have a second, empty column of the same meaning.
+        if field_of(name) not in published or table[name].null_count < len(table):
+            published[field_of(name)] = table[name]
+    found: dict[str, Any] = {
+        "file_month": pa.repeat(pa.scalar(file_month), len(table)),
+        "row_number": pa.array(numbers[good]),
+    }
+    if pa.types.is_string(published["pickup"].type):
+        published["pickup"] = published["pickup"].cast(pa.timestamp("us"))
+    if in_force(color, f"{file_month:%Y-%m}", TEXT_CODES) and pa.types.is_string(published["vendor"].type):
+        vendors, payments = published.pop("vendor").to_pylist(), published.pop("payment").to_pylist()
+        found["VendorID"] = pa.array([_VENDORS.get(word) for word in vendors], pa.int64())
+        found["vendor_text"] = pa.array([None if word in _VENDORS else word for word in vendors], pa.string())
+        codes = [_PAYMENTS[word[:3].strip().upper()] if word else None for word in payments]
+        found["payment_type"] = pa.array(codes, pa.int64())
+    for column in columns(color):
+        if column.name not in ("file_month", "row_number", "vendor_text", "payment_text"):
+            found.setdefault(column.name, published.get(field_of(column.name)))
+    return pa.table(
+        [pa.nulls(len(table), f.type) if found.get(f.name) is None else found[f.name].cast(f.type) for f in arrow_schema(color)],
+        schema=arrow_schema(color),
+    )  # fmt: skip
+
+
+def _read_csv(month: PublishedMonth) -> pa.Table:
+    """Return a CSV file as texts; an empty field is null. Values beyond the header are left out."""
+    with gzip.open(month.path, "rt", encoding="utf-8", newline="") as file:
+        header, *lines = [row for row in csv.reader(file) if row]
+    values = zip(*(([*line, *header])[: len(header)] for line in lines), strict=True)
+    return pa.table([pa.array([v or None for v in column], pa.string()) for column in values], header)
+
+
+def compare_with_lake(month: PublishedMonth, lake: str) -> Compared:
+    """Read a month's file. Compare it with the lake's trips, digest and manifest.
+
+    Args:
+        month: The published month.
+        lake: The address of the bucket's objects, without a key.
+    """
+    at, content = month.trip_month, month.path.read_bytes()
+    trips = trips_of(month)
+    subsets = {"all": trips, "with_passengers": trips}
+    if "passenger_count" in trips.column_names:
+        zero = pc.fill_null(pc.equal(trips["passenger_count"], 0), False)
+        subsets["with_passengers"] = trips.filter(pc.invert(zero))
+    source_rows = len(trips) + len(month.bad_rows)
+    load = {
+        rule: {
+            "source_rows": source_rows,
+            "loaded": len(rows),
+            "filtered": len(trips) - len(rows),
+            "quarantined": len(month.bad_rows),
+            "rule": rule,
+            "size": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        for rule, rows in subsets.items()
+    }
+    facts = {rule: facts_of(rows, at.color) for rule, rows in subsets.items()}
+    expected = {**facts["all"], "digest": digest(trips)}
+
+    def get(key: str) -> io.BytesIO | None:
+        answer = httpx.get(lake + quote(f"{LAKE_FOLDER}/{key}", safe=""), params={"alt": "media"}, trust_env=False)
+        return None if answer.status_code == httpx.codes.NOT_FOUND else io.BytesIO(answer.raise_for_status().content)
+
+    manifest, stored, rejects = get(at.manifest_key), get(at.key), get(at.quarantine_key)
+    found = None
+    if stored:
+        rows = pq.read_table(stored).replace_schema_metadata()
+        found = {**facts_of(rows, at.color), "digest": digest(rows)}
+    bad = sorted(pq.read_table(rejects)["row_number"].to_pylist()) if rejects else []
+    findings = _differences(f"{at}: lake", expected, found)
+    findings += _differences(
+        f"{at}: lake: manifest", load["all"], _load_facts(json.load(manifest) if manifest else None)
+    )
+    findings += _differences(f"{at}: lake: quarantine", {"row numbers": list(month.bad_rows)}, {"row numbers": bad})
+    return Compared(at, load, facts, tuple(findings))
+
+
+def facts_of(trips: pa.Table, color: str) -> Facts:
+    """Return the facts of trips in a table: their number, and for each column what `_SQL` says."""
+    facts: dict[str, Any] = {"rows": len(trips)}
+    for column in _compared(color):
+        values = trips[column.name]
+        facts[f"COUNT({column.name})"] = len(values) - values.null_count
+        lengths = pc.utf8_length(values) if column.kind == "text" else values
+        for expression in _SQL[column.kind]:
+            name = expression.partition("(")[0].lower()
+            facts[expression.format(column.name)] = getattr(pc, name)(lengths).as_py()
+    return facts
+
+
+def digest(trips: pa.Table) -> str:
+    """Return a digest of rows that does not depend on their order: the sum of the rows' hashes."""
+    hashes = pd.util.hash_pandas_object(trips.to_pandas(date_as_object=False), index=False)
+    return f"{int(hashes.sum()) % 2**64:016x}"
+
+
+def _compared(color: str) -> list[Column]:
+    return [column for column in columns(color) if column.name != "file_month"]
+
+
+def _query(table: str, color: str) -> tuple[str, list[str]]:
+    """Return a statement that both databases accept, with one row per month, and the names of its facts."""
+    facts = [e for c in _compared(color) for e in (f"COUNT({c.name})", *(x.format(c.name) for x in _SQL[c.kind]))]
+    selected = ", ".join(f"{fact} AS f{n}" for n, fact in enumerate(["COUNT(*)", *facts]))
+    return f"SELECT file_month, {selected} FROM {table} GROUP BY file_month", ["rows", *facts]  # noqa: S608
+
+
+_Read: TypeAlias = Callable[[str], list[dict[str, Any]]]
+
+
+def _warehouse(env: Mapping[str, str]) -> _Read:
+    options = {"api_endpoint": env["BIGQUERY_EMULATOR_HOST"]}
+    client = bigquery.Client(env["GOOGLE_CLOUD_PROJECT"], AnonymousCredentials(), client_options=options)  # type: ignore[no-untyped-call]
+    return lambda statement: [dict(row) for row in client.query_and_wait(statement.format(f"{DATASET}."))]
+
+
+def _database(env: Mapping[str, str]) -> _Read:
+    def read(statement: str) -> list[dict[str, Any]]:
+        with (
+            closing(psycopg2.connect(env["POSTGRES_URL"])) as connection,
+            connection.cursor(cursor_factory=RealDictCursor) as cursor,
+        ):
+            cursor.execute(statement.format(""))
+            return [dict(row) for row in cursor]
+
+    return read
+
+
+def _of_store(store: str, rule: str, compared: Iterable[Compared], read: _Read) -> list[str]:
+    """Return the differences between the months and a database, which is asked once per color."""
+    findings, months = [], list(compared)
+    loads = {(row["color"], row["file_month"]): row for row in read("SELECT * FROM {}loads")}
+    trips: dict[Any, Facts] = {}
+    for color in sorted({month.trip_month.color for month in months}):
+        statement, names = _query(f"{{}}{color}", color)
+        for row in read(statement):
+            file_month, *values = row.values()
+            trips[color, file_month] = dict(zip(names, values, strict=True))
+    for month in months:
+        key = month.trip_month.color, month.trip_month.file_month
+        where = f"{month.trip_month}: {store}"
+        findings += _differences(where, month.trips[rule], trips.pop(key, None))
+        findings += _differences(f"{where}: loads", month.load[rule], _load_facts(loads.pop(key, None)))
+    return findings + [
+        f"{color} {month:%Y-%m}: {store}: has a month without a file" for color, month in {**trips, **loads}
+    ]
+
+
+def _load_facts(manifest: Mapping[str, Any] | None) -> Facts | None:
+    """Return the facts of a manifest or a row of `loads` that follow from the file."""
+    if manifest is None:
+        return None
+    facts = {name: manifest[name] for name in _LOAD_FACTS}
+    for name in ("filtered", "quarantined"):
+        counts = json.loads(facts[name]) if isinstance(facts[name], str) else facts[name]
+        facts[name] = sum(counts.values())
+    return facts
+
+
+def _differences(where: str, expected: Facts, found: Facts | None) -> list[str]:
+    if found is None:
+        return [f"{where}: is missing"]
+    return [
+        f"{where}: {name} is {found.get(name)}, must be {value}"
+        for name, value in expected.items()
+        if not _same(value, found.get(name))
+    ]
+
+
+def _same(expected: Any, found: Any) -> bool:
+    """Return whether two values are equal. The order of a sum may change the last digits of a float."""
+    numbers = (int, float, Decimal)
+    if isinstance(expected, float) and isinstance(found, numbers):
+        return math.isclose(expected, found, rel_tol=1e-9, abs_tol=1e-6)
+    return bool(expected == found)

@@ -1,0 +1,135 @@
+"""The drill's reconciliation reads files as the project does, by other code, and finds whatever differs in a store."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.tlc.reading_csv import csv_chunks
+from flows.tlc.reading_parquet import parquet_chunks
+from flows.tlc.trips import TripMonth
+from local.reconciliation import PublishedMonth, _of_store, compare_with_lake, digest, trips_of
+from local.servers.stack import BUCKET, Stack
+from local.trip_files.layouts import CSV_LAYOUTS, PARQUET_NAMES
+from local.trip_files.writing import BadRows, write_month
+from tests.stores import same
+
+CSV = [(layout.color, layout.since, ".csv.gz") for layout in CSV_LAYOUTS]
+PARQUET = [(color, since, ".parquet") for color, since, _ in PARQUET_NAMES]
+
+
+def published(folder: Path, color: Any, month: str, ending: str, bad: int = 0) -> PublishedMonth:
+    at = TripMonth(color, int(month[:4]), int(month[5:]))
+    path = folder / f"{at.stem}{ending}"
+    written = write_month(path, color, at.year, at.month, rows=600, bad_rows=BadRows(bad))
+    return PublishedMonth(at, path, written.bad_row_numbers)
+
+
+@pytest.mark.parametrize(("color", "month", "ending"), [*CSV, *PARQUET])
+def test_the_trips_of_a_file_are_those_that_the_project_reads(
+    tmp_path: Path, color: str, month: str, ending: str
+) -> None:
+    file = published(tmp_path, color, month, ending, 2 if ending == ".csv.gz" else 0)
+    with file.path.open("rb") as opened:
+        chunks = (
+            parquet_chunks(file.trip_month, opened)
+            if ending == ".parquet"
+            else csv_chunks(file.trip_month, ".csv.gz", opened)
+        )
+        read = pa.concat_tables(chunk.trips for chunk in chunks)
+    assert same(trips_of(file), read.replace_schema_metadata())
+
+
+def test_a_digest_depends_on_every_value_and_not_on_the_order(tmp_path: Path) -> None:
+    trips = trips_of(published(tmp_path, "green", "2020-05", ".parquet"))
+    assert digest(trips.take(list(reversed(range(len(trips)))))) == digest(trips)
+    for at, field in enumerate(trips.schema):
+        moved = trips.column(at).take([*range(1, len(trips)), 0])
+        if moved.null_count < len(trips) and not moved.equals(trips.column(at)):
+            assert digest(trips.set_column(at, field, moved)) != digest(trips), field.name
+
+
+def loads(month: TripMonth, facts: Mapping[str, Any]) -> pa.Table:
+    """The row of `loads` that a store has of a month with these facts."""
+    counts = {name: json.dumps({"some": facts[name]}) for name in ("filtered", "quarantined")}
+    return pa.Table.from_pylist([{"color": month.color, "file_month": month.file_month, **facts, **counts}])
+
+
+CHANGES = {
+    "DELETE FROM green WHERE row_number = 7": "rows is ",
+    "UPDATE green SET total_amount = total_amount + 0.01 WHERE row_number = 7": "SUM(total_amount) is ",
+    "UPDATE green SET row_number = 8 WHERE row_number = 7": "SUM(row_number) is ",
+    "UPDATE green SET store_and_fwd_flag = 'NN' WHERE store_and_fwd_flag = 'N'": "SUM(LENGTH(store_and_fwd_flag)) is ",
+    "UPDATE green SET PULocationID = NULL WHERE row_number = 7": "COUNT(PULocationID) is ",
+    "UPDATE green SET file_month = '2020-06-01'": "is missing",
+    "UPDATE loads SET loaded = loaded - 1": "loads: loaded is ",
+    "UPDATE loads SET sha256 = ''": "loads: sha256 is ",
+    "DELETE FROM loads": "loads: is missing",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_differs_in_a_database_is_named(tmp_path: Path, stack: Stack, change: str) -> None:
+    file = published(tmp_path, "green", "2020-05", ".parquet")
+    compared = compare_with_lake(file, f"{stack.env['STORAGE_EMULATOR_HOST']}/download/storage/v1/b/{BUCKET}/o/")
+    with duckdb.connect() as database:
+        for name, table in (("green", trips_of(file)), ("loads", loads(file.trip_month, compared.load["all"]))):
+            database.register("arrow", table)
+            database.execute(f"CREATE TABLE {name} AS SELECT * FROM arrow")
+
+        def read(statement: str) -> list[dict[str, Any]]:
+            return database.execute(statement.format("")).fetch_arrow_table().to_pylist()
+
+        assert _of_store("warehouse", "all", [compared], read) == []
+        database.execute(change)
+        found = _of_store("warehouse", "all", [compared], read)
+    assert [line for line in found if line.startswith(f"green 2020-05: warehouse: {CHANGES[change]}")]
+
+
+def test_whatever_differs_in_the_lake_is_named(tmp_path: Path, stack: Stack) -> None:
+    lake = stack.env["STORAGE_EMULATOR_HOST"]
+    httpx.post(f"{lake}/storage/v1/b", json={"name": "reconciliation"}).raise_for_status()
+    file = published(tmp_path, "green", "2020-05", ".parquet", 1)
+    month, trips = file.trip_month, trips_of(file)
+
+    def differences(changes: Mapping[str, bytes]) -> list[str]:
+        for key, content in changes.items():
+            address = f"{lake}/upload/storage/v1/b/reconciliation/o"
+            httpx.post(
+                address, params={"uploadType": "media", "name": f"data/{key}"}, content=content
+            ).raise_for_status()
+        return list(compare_with_lake(file, f"{lake}/download/storage/v1/b/reconciliation/o/").findings)
+
+    def parquet(table: pa.Table) -> bytes:
+        out = pa.BufferOutputStream()
+        pq.write_table(table, out)
+        return out.getvalue().to_pybytes()
+
+    assert differences({}) == [
+        "green 2020-05: lake: is missing",
+        "green 2020-05: lake: manifest: is missing",
+        f"green 2020-05: lake: quarantine: row numbers is [], must be {list(file.bad_rows)}",
+    ]
+    facts = compare_with_lake(file, f"{lake}/download/storage/v1/b/reconciliation/o/").load["all"]
+    manifest = {**facts, "filtered": {}, "quarantined": {"passenger_count: not a whole number": 1}}
+    whole = {
+        month.key: parquet(trips),
+        month.manifest_key: json.dumps(manifest).encode(),
+        month.quarantine_key: parquet(pa.table({"row_number": pa.array(file.bad_rows)})),
+    }
+    assert differences(whole) == []
+    swapped = trips.set_column(
+        trips.schema.get_field_index("row_number"),
+        "row_number",
+        trips["row_number"].take([1, 0, *range(2, len(trips))]),
+    )
+    [found] = differences({month.key: parquet(swapped)})
+    assert found.startswith("green 2020-05: lake: digest is ")
+    [found] = differences(whole | {month.manifest_key: json.dumps(manifest | {"source_rows": 1}).encode()})
+    assert found == "green 2020-05: lake: manifest: source_rows is 1, must be 600"
