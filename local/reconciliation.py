@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
@@ -38,12 +38,14 @@ from local.trip_files.made_up_trips import TEXT_CODES, in_force
 
 Facts: TypeAlias = Mapping[str, Any]
 """Values that two copies of a month must have in common, by name."""
+Read: TypeAlias = Callable[[str], list[dict[str, Any]]]
+"""A database: a statement's rows."""
 
 # TLC's codes for the words that yellow files have until 2014. A vendor without a code keeps its word in `vendor_text`.
 # https://www.nyc.gov/assets/tlc/downloads/pdf/data_dictionary_trip_records_yellow.pdf
 _VENDORS = {"CMT": 1, "VTS": 2}
 _PAYMENTS = {"CRE": 1, "CRD": 1, "CAS": 2, "CSH": 2, "NO": 3, "NOC": 3, "DIS": 4}  # by a word's first letters
-# The facts of each kind of column: an alias, and an expression that BigQuery and Postgres both have.
+# The facts of each kind of column, besides the number of its values, as SQL that BigQuery and Postgres both accept.
 _SQL = {
     "integer": ("SUM({})",),
     "number": ("SUM({})",),
@@ -63,13 +65,14 @@ class PublishedMonth:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What the stores must have of a month, for each rule of rows, and where the lake differs from it."""
+class Expected:
+    """What the stores must have of a month, for each rule of rows."""
 
     trip_month: TripMonth
     load: Mapping[str, Facts]
+    """The facts of a manifest or a row of `loads`."""
     trips: Mapping[str, Facts]
-    findings: tuple[str, ...]
+    """The facts of the trips."""
 
 
 def reconcile(months: Iterable[PublishedMonth], env: Mapping[str, str], processes: Executor) -> list[str]:
@@ -82,10 +85,12 @@ def reconcile(months: Iterable[PublishedMonth], env: Mapping[str, str], processe
     """
     files = list(months)
     lake = f"{env['STORAGE_EMULATOR_HOST']}/download/storage/v1/b/{env['LAKE_BUCKET']}/o/"
-    compared = list(processes.map(compare_with_lake, files, [lake] * len(files)))
-    findings = [finding for month in compared for finding in month.findings]
-    findings += _of_store("warehouse", "all", compared, _warehouse(env))
-    findings += _of_store("database", "with_passengers", compared, _database(env))
+    expected, findings = list[Expected](), list[str]()
+    for month, differences in processes.map(compare_with_lake, files, [lake] * len(files)):
+        expected.append(month)
+        findings += differences
+    findings += compare_with_database("warehouse", "all", expected, _warehouse(env))
+    findings += compare_with_database("database", "with_passengers", expected, _database(env))
     return findings
 
 
@@ -130,23 +135,16 @@ def _read_csv(month: PublishedMonth) -> pa.Table:
     return pa.table([pa.array([v or None for v in column], pa.string()) for column in values], header)
 
 
-def compare_with_lake(month: PublishedMonth, lake: str) -> Compared:
-    """Read a month's file. Compare it with the lake's trips, digest and manifest.
-
-    Args:
-        month: The published month.
-        lake: The address of the bucket's objects, without a key.
-    """
-    at, content = month.trip_month, month.path.read_bytes()
-    trips = trips_of(month)
+def expected_of(month: PublishedMonth, trips: pa.Table) -> Expected:
+    """Return what the stores must have of a month whose file has these trips."""
+    content = month.path.read_bytes()
     subsets = {"all": trips, "with_passengers": trips}
     if "passenger_count" in trips.column_names:
         zero = pc.fill_null(pc.equal(trips["passenger_count"], 0), False)
         subsets["with_passengers"] = trips.filter(pc.invert(zero))
-    source_rows = len(trips) + len(month.bad_rows)
     load = {
         rule: {
-            "source_rows": source_rows,
+            "source_rows": len(trips) + len(month.bad_rows),
             "loaded": len(rows),
             "filtered": len(trips) - len(rows),
             "quarantined": len(month.bad_rows),
@@ -156,8 +154,19 @@ def compare_with_lake(month: PublishedMonth, lake: str) -> Compared:
         }
         for rule, rows in subsets.items()
     }
-    facts = {rule: facts_of(rows, at.color) for rule, rows in subsets.items()}
-    expected = {**facts["all"], "digest": digest(trips)}
+    facts = {rule: facts_of(rows, month.trip_month.color) for rule, rows in subsets.items()}
+    return Expected(month.trip_month, load, facts)
+
+
+def compare_with_lake(month: PublishedMonth, lake: str) -> tuple[Expected, list[str]]:
+    """Return what the stores must have of a month, and where the lake's trips, manifest and quarantine differ from it.
+
+    Args:
+        month: The published month.
+        lake: The address of the bucket's objects, without a key.
+    """
+    at, trips = month.trip_month, trips_of(month)
+    expected = expected_of(month, trips)
 
     def get(key: str) -> io.BytesIO | None:
         answer = httpx.get(lake + quote(f"{LAKE_FOLDER}/{key}", safe=""), params={"alt": "media"}, trust_env=False)
@@ -169,12 +178,11 @@ def compare_with_lake(month: PublishedMonth, lake: str) -> Compared:
         rows = pq.read_table(stored).replace_schema_metadata()
         found = {**facts_of(rows, at.color), "digest": digest(rows)}
     bad = sorted(pq.read_table(rejects)["row_number"].to_pylist()) if rejects else []
-    findings = _differences(f"{at}: lake", expected, found)
-    findings += _differences(
-        f"{at}: lake: manifest", load["all"], _load_facts(json.load(manifest) if manifest else None)
-    )
-    findings += _differences(f"{at}: lake: quarantine", {"row numbers": list(month.bad_rows)}, {"row numbers": bad})
-    return Compared(at, load, facts, tuple(findings))
+    differences = _differences(f"{at}: lake", {**expected.trips["all"], "digest": digest(trips)}, found)
+    loaded = _load_facts(json.load(manifest) if manifest else None)
+    differences += _differences(f"{at}: lake: manifest", expected.load["all"], loaded)
+    differences += _differences(f"{at}: lake: quarantine", {"row numbers": list(month.bad_rows)}, {"row numbers": bad})
+    return expected, differences
 
 
 def facts_of(trips: pa.Table, color: str) -> Facts:
@@ -200,23 +208,22 @@ def _compared(color: str) -> list[Column]:
     return [column for column in columns(color) if column.name != "file_month"]
 
 
-def _query(table: str, color: str) -> tuple[str, list[str]]:
+def _query(color: str) -> tuple[str, list[str]]:
     """Return a statement that both databases accept, with one row per month, and the names of its facts."""
-    facts = [e for c in _compared(color) for e in (f"COUNT({c.name})", *(x.format(c.name) for x in _SQL[c.kind]))]
-    selected = ", ".join(f"{fact} AS f{n}" for n, fact in enumerate(["COUNT(*)", *facts]))
-    return f"SELECT file_month, {selected} FROM {table} GROUP BY file_month", ["rows", *facts]  # noqa: S608
+    facts = ["COUNT(*)"]
+    for column in _compared(color):
+        facts += [expression.format(column.name) for expression in ("COUNT({})", *_SQL[column.kind])]
+    selected = ", ".join(f"{fact} AS f{number}" for number, fact in enumerate(facts))
+    return f"SELECT file_month, {selected} FROM {{}}{color} GROUP BY file_month", ["rows", *facts[1:]]  # noqa: S608
 
 
-_Read: TypeAlias = Callable[[str], list[dict[str, Any]]]
-
-
-def _warehouse(env: Mapping[str, str]) -> _Read:
+def _warehouse(env: Mapping[str, str]) -> Read:
     options = {"api_endpoint": env["BIGQUERY_EMULATOR_HOST"]}
     client = bigquery.Client(env["GOOGLE_CLOUD_PROJECT"], AnonymousCredentials(), client_options=options)  # type: ignore[no-untyped-call]
     return lambda statement: [dict(row) for row in client.query_and_wait(statement.format(f"{DATASET}."))]
 
 
-def _database(env: Mapping[str, str]) -> _Read:
+def _database(env: Mapping[str, str]) -> Read:
     def read(statement: str) -> list[dict[str, Any]]:
         with (
             closing(psycopg2.connect(env["POSTGRES_URL"])) as connection,
@@ -228,24 +235,30 @@ def _database(env: Mapping[str, str]) -> _Read:
     return read
 
 
-def _of_store(store: str, rule: str, compared: Iterable[Compared], read: _Read) -> list[str]:
-    """Return the differences between the months and a database, which is asked once per color."""
-    findings, months = [], list(compared)
+def compare_with_database(store: str, rule: str, months: Sequence[Expected], read: Read) -> list[str]:
+    """Return where a store's tables differ from the months. It is asked once per color, and once for `loads`.
+
+    Args:
+        store: The name of the store in the differences.
+        rule: The rule of rows with which the store was loaded.
+        months: All months that the store must have.
+        read: Returns the rows of a statement, in which {} is what precedes a table's name.
+    """
+    differences = list[str]()
     loads = {(row["color"], row["file_month"]): row for row in read("SELECT * FROM {}loads")}
     trips: dict[Any, Facts] = {}
     for color in sorted({month.trip_month.color for month in months}):
-        statement, names = _query(f"{{}}{color}", color)
+        statement, names = _query(color)
         for row in read(statement):
             file_month, *values = row.values()
             trips[color, file_month] = dict(zip(names, values, strict=True))
     for month in months:
         key = month.trip_month.color, month.trip_month.file_month
         where = f"{month.trip_month}: {store}"
-        findings += _differences(where, month.trips[rule], trips.pop(key, None))
-        findings += _differences(f"{where}: loads", month.load[rule], _load_facts(loads.pop(key, None)))
-    return findings + [
-        f"{color} {month:%Y-%m}: {store}: has a month without a file" for color, month in {**trips, **loads}
-    ]
+        differences += _differences(where, month.trips[rule], trips.pop(key, None))
+        differences += _differences(f"{where}: loads", month.load[rule], _load_facts(loads.pop(key, None)))
+    unknown = sorted({**trips, **loads})
+    return differences + [f"{color} {month:%Y-%m}: {store}: has a month without a file" for color, month in unknown]
 
 
 def _load_facts(manifest: Mapping[str, Any] | None) -> Facts | None:

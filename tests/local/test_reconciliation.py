@@ -14,8 +14,8 @@ import pytest
 from flows.tlc.reading_csv import csv_chunks
 from flows.tlc.reading_parquet import parquet_chunks
 from flows.tlc.trips import TripMonth
-from local.reconciliation import PublishedMonth, _of_store, compare_with_lake, digest, trips_of
-from local.servers.stack import BUCKET, Stack
+from local.reconciliation import PublishedMonth, compare_with_database, compare_with_lake, digest, expected_of, trips_of
+from local.servers.stack import Stack
 from local.trip_files.layouts import CSV_LAYOUTS, PARQUET_NAMES
 from local.trip_files.writing import BadRows, write_month
 from tests.stores import same
@@ -75,20 +75,22 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_whatever_differs_in_a_database_is_named(tmp_path: Path, stack: Stack, change: str) -> None:
+def test_whatever_differs_in_a_database_is_named(tmp_path: Path, change: str) -> None:
     file = published(tmp_path, "green", "2020-05", ".parquet")
-    compared = compare_with_lake(file, f"{stack.env['STORAGE_EMULATOR_HOST']}/download/storage/v1/b/{BUCKET}/o/")
+    trips = trips_of(file)
+    expected = expected_of(file, trips)
     with duckdb.connect() as database:
-        for name, table in (("green", trips_of(file)), ("loads", loads(file.trip_month, compared.load["all"]))):
+        for name, table in (("green", trips), ("loads", loads(file.trip_month, expected.load["all"]))):
             database.register("arrow", table)
             database.execute(f"CREATE TABLE {name} AS SELECT * FROM arrow")
 
         def read(statement: str) -> list[dict[str, Any]]:
-            return database.execute(statement.format("")).fetch_arrow_table().to_pylist()
+            rows = database.execute(statement.format(""))
+            return [dict(zip([name for name, *_ in rows.description], row, strict=True)) for row in rows.fetchall()]
 
-        assert _of_store("warehouse", "all", [compared], read) == []
+        assert compare_with_database("warehouse", "all", [expected], read) == []
         database.execute(change)
-        found = _of_store("warehouse", "all", [compared], read)
+        found = compare_with_database("warehouse", "all", [expected], read)
     assert [line for line in found if line.startswith(f"green 2020-05: warehouse: {CHANGES[change]}")]
 
 
@@ -104,7 +106,7 @@ def test_whatever_differs_in_the_lake_is_named(tmp_path: Path, stack: Stack) -> 
             httpx.post(
                 address, params={"uploadType": "media", "name": f"data/{key}"}, content=content
             ).raise_for_status()
-        return list(compare_with_lake(file, f"{lake}/download/storage/v1/b/reconciliation/o/").findings)
+        return compare_with_lake(file, f"{lake}/download/storage/v1/b/reconciliation/o/")[1]
 
     def parquet(table: pa.Table) -> bytes:
         out = pa.BufferOutputStream()
@@ -116,8 +118,11 @@ def test_whatever_differs_in_the_lake_is_named(tmp_path: Path, stack: Stack) -> 
         "green 2020-05: lake: manifest: is missing",
         f"green 2020-05: lake: quarantine: row numbers is [], must be {list(file.bad_rows)}",
     ]
-    facts = compare_with_lake(file, f"{lake}/download/storage/v1/b/reconciliation/o/").load["all"]
-    manifest = {**facts, "filtered": {}, "quarantined": {"passenger_count: not a whole number": 1}}
+    manifest = {
+        **expected_of(file, trips).load["all"],
+        "filtered": {},
+        "quarantined": {"passenger_count: not a whole number": 1},
+    }
     whole = {
         month.key: parquet(trips),
         month.manifest_key: json.dumps(manifest).encode(),
