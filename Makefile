@@ -26,7 +26,7 @@ help:
 	@echo 'make test-memory   test that months of 5 and 20 million trips need the same memory (long)'
 	@echo 'make faults    kill, cut, fill and fuzz everything, and compare the stores (hours; SEED=1, KILLS=12, FUZZ=1000000, ARGS="-k crash")'
 	@echo 'make reliability   write the table of docs/reliability.md from the results of make faults'
-	@echo 'make catalogue   load every month of every color with generated files, kill it three times, and reconcile (an hour)'
+	@echo 'make catalogue   load every month of every color with generated files, kill it three times, and reconcile (half an hour or more)'
 	@echo '               (SCALE=5000 SINCE=2019 UNTIL=2019-06 COLORS="green fhv" FORMAT=csv KILLS=1 SEED=1)'
 	@echo 'make coverage  run both suites and report which lines and branches they reach'
 	@echo 'make lint      run ruff and mypy, and check the import rules'
@@ -87,7 +87,7 @@ faults: $(INSTALLED)
 reliability: $(INSTALLED)
 	@$(PY) -m tests.faults.table
 
-# Takes about an hour on two cores. The report is printed, and written to .local/catalogue.json.
+# Takes half an hour or more on two cores. The report is printed, and written to .local/catalogue.json.
 catalogue: $(INSTALLED)
 	@$(PY) -m local.catalogue $(if $(SCALE),--scale '$(SCALE)') $(if $(SINCE),--since '$(SINCE)') $(if $(UNTIL),--until '$(UNTIL)') \
 	    $(if $(COLORS),--colors $(COLORS)) $(if $(FORMAT),--format '$(FORMAT)') $(if $(KILLS),--kills '$(KILLS)') $(if $(SEED),--seed '$(SEED)')

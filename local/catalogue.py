@@ -230,7 +230,7 @@ class Drill:
             process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=env, stdout=log, stderr=log)
             try:
                 while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
-                    time.sleep(0.25)
+                    time.sleep(1)
                     if kill_at is not None and len(self._completions(env)) >= kill_at:
                         time.sleep(pause)
                         process.send_signal(signal.SIGKILL)
@@ -331,7 +331,8 @@ def _alone(state: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DrillError(f"another drill runs in {state}: wait for its end, or give another --state") from None
-        down(state / "services")
+        if (state / "services").exists():
+            down(state / "services")
         yield
 
 
