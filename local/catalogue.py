@@ -267,7 +267,8 @@ def fixed_cost(completions: Sequence[tuple[float, int]], starts: Sequence[float]
     """Return the seconds that a month takes whatever its size, and the seconds per row; None for too few months.
 
     They fit the time from the first completed month of each process to its last, in windows of some months, best by least
-    squares: seconds = months × fixed + rows × per row. Each window has the throughput of all months that run at once.
+    squares: seconds = months × fixed + rows × per row. Each window has the throughput of all months that run at once. If other
+    programs slow down the machine for a while, the fit may find that rows cost less than nothing: then all time is fixed.
 
     Args:
         completions: The time at which each month was loaded, and its rows, in order.
@@ -282,9 +283,9 @@ def fixed_cost(completions: Sequence[tuple[float, int]], starts: Sequence[float]
             windows.append((size, rows, run[first + size][0] - run[first][0]))
     if len(windows) < 2:
         return None
-    table = np.array(windows)
-    fixed, per_row = np.linalg.lstsq(table[:, :2], table[:, 2], rcond=None)[0]
-    return float(fixed), float(per_row)
+    months, trips, seconds = np.array(windows).T
+    fixed, per_row = np.linalg.lstsq(np.stack([months, trips], axis=1), seconds, rcond=None)[0]
+    return (float(fixed), float(per_row)) if per_row > 0 else (float(seconds.sum() / months.sum()), 0.0)
 
 
 def machine() -> str:

@@ -103,6 +103,12 @@ def test_the_fixed_cost_is_apart_from_the_cost_of_rows_and_of_a_restart() -> Non
     assert fixed_cost(completions[:2], [0.0]) is None
 
 
+def test_rows_never_cost_less_than_nothing() -> None:
+    """On a machine that became slow while the months became small, all time is fixed."""
+    completions = [(float(number * number), 5000 - 100 * number) for number in range(1, 32)]
+    assert fixed_cost(completions, [0.0]) == pytest.approx((32, 0))
+
+
 def test_the_table_of_the_page_replaces_the_one_before() -> None:
     report = {
         "machine": "2 cores", "format": "parquet", "scale": 500, "months": 599, "megabytes": 90.5, "rows": 8_847_507,
