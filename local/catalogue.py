@@ -12,6 +12,7 @@ import os
 import platform
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import psutil
 import psycopg2
 
 from flows.tlc.errors import UnknownMonth
@@ -224,30 +226,28 @@ class Drill:
     def _back_fill(self, env: Mapping[str, str], kill_at: int | None = None, pause: float = 0) -> Attempt:
         """Run the back-fill. Kill it `pause` seconds after `kill_at` months are in the database, the last of the stores."""
         words = ["flows/backfill.py", *self.words]
-        self.say(f"$ python {' '.join(words)}")
+        self.say(f"$ {shlex.join(['python', *words])}")
         began, start, said = time.time(), time.monotonic(), time.monotonic()
         with self.log.open("ab") as log:
             process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=env, stdout=log, stderr=log)
             try:
+                # Popen's wait would not return the process's peak memory.
                 while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
                     time.sleep(1)
                     if kill_at is not None and len(self._completions(env)) >= kill_at:
                         time.sleep(pause)
-                        process.send_signal(signal.SIGKILL)
+                        os.kill(process.pid, signal.SIGKILL)  # Popen's own method might reap the process
                         kill_at = None
                     elif time.monotonic() - said > _LOG_EVERY:
                         said = time.monotonic()
-                        self.say(f"{len(self._completions(env))} of {len(self.months)} months")
+                        memory = psutil.Process(process.pid).memory_info().rss / 1e6
+                        self.say(f"{len(self._completions(env))} of {len(self.months)} months, {memory:,.0f} MB")
             except BaseException:
                 process.kill()
                 process.wait()
                 raise
-        seconds, status, done = (
-            time.monotonic() - start,
-            os.waitstatus_to_exitcode(ended[1]),
-            len(self._completions(env)),
-        )
-        process.returncode = status
+        seconds, done = time.monotonic() - start, len(self._completions(env))
+        process.returncode = status = os.waitstatus_to_exitcode(ended[1])
         self.say(f"{'killed' if status < 0 else f'ended with status {status}'} after {done} months")
         unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # macOS reports bytes, other systems KB
         return Attempt(began, seconds, status, ended[2].ru_maxrss / unit, done)
