@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -153,11 +154,12 @@ class Drill:
             generate_s = time.monotonic() - began
             last = two_months_ago()
             services = ("web", "lake", "warehouse", "postgres", "prefect")
+            with socket.socket() as probe:  # not port 4200, which `make up` may need
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
             with (
                 Site(self.state / "site", files=files, last_month=last) as site,
-                Stack(
-                    self.state / "services", services, lambda service, address: self.say(f"{service} {address}")
-                ) as stack,
+                Stack(self.state / "services", services, self._say_ready, prefect_port=port) as stack,
             ):
                 env = stack.environment() | {
                     "TLC_OFFICIAL_URL": site.url + _PATHS[self.file_format].format(_NAME),
@@ -198,6 +200,9 @@ class Drill:
             "reconcile_s": round(reconcile_s, 1),
             "findings": findings,
         }
+
+    def _say_ready(self, service: str, address: str) -> None:
+        self.say(f"{service} {address}")
 
     def _generate(self, files: Path, processes: ProcessPoolExecutor) -> list[PublishedMonth]:
         known = real_rows()
