@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from google.cloud import storage
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import TaskRunSort
 
 from flows.connectors import scratch
 from flows.etl_web_gcs import etl_web_gcs
@@ -36,11 +37,10 @@ def test_a_query_becomes_a_digest_of_it_once() -> None:
 
 async def _cache_keys() -> str:
     async with get_client() as client:
-        return "\n".join(
-            [str(run.cache_key) for run in await client.read_task_runs(limit=200)]
-            + [str(state.state_details.cache_key) for run in await client.read_task_runs(limit=200)
-               for state in await client.read_task_run_states(run.id)]
-        )  # fmt: skip
+        newest = await client.read_task_runs(limit=200, sort=TaskRunSort.EXPECTED_START_TIME_DESC)
+        states = [state for run in newest for state in await client.read_task_run_states(run.id)]
+    keys = [run.cache_key for run in newest] + [state.state_details.cache_key for state in states]
+    return "\n".join(map(str, keys))
 
 
 def test_a_signature_is_in_no_store_no_result_no_cache_key_and_no_report(
