@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 from distributed import Client
@@ -18,7 +18,6 @@ from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
 from rich.console import Console
 
-from flows.backfill import backfill
 from flows.tasks.batches import BATCHES_OF
 from flows.tasks.notify import PART_OF_ANOTHER
 from flows.tlc.trips import TripMonth
@@ -210,12 +209,11 @@ def test_a_backfill_that_is_killed_is_marked_by_the_next_one_and_its_waiting_bat
     process.wait()
     killed = next(run for run in runs() if run.state_type == StateType.RUNNING)
     time.sleep(SILENT_AFTER)
-    months = [f"green {year}-01"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRIPS_ALLOW_SOURCES", "file,private")
-        places = {"source": own.official, "block_name": NAME, "credentials_block": NAME, "dataset": own.dataset}
-        given: dict[str, Any] = {"since": f"{year}-01", "until": f"{year}-01", "colors": ["green"], **places}
-        assert len(backfill(**given, postgres_block=NAME)) == len(months)
+    first = f"{year}-01"
+    again = start_backfill(own, server, tmp_path, year, "--since", first, "--until", first)
+    again.wait(600)
+    assert again.returncode == 0, (tmp_path / "backfill.log").read_text()
+    require_exact(own, [TripMonth("green", year, 1)])
     assert client("read_flow_run", killed.id).state.is_crashed()
     batches = [run for run in runs() if BATCHES_OF.format(id=killed.id) in run.tags]
     assert [run.state_type for run in batches] == [StateType.CANCELLED] * 2
