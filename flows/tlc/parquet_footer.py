@@ -21,6 +21,7 @@ LONGEST_FOOTER = 16 << 20  # bytes; the footer of a month with 1,000 row groups 
 MOST_VALUES = 2_000_000  # in a footer; the footer of a month with 1,000 row groups has half as many
 _MOST_PAGES = 1_000_000  # in a file; writers make one page per 20,000 rows or per MiB of a column
 _PER_VALUE = 16  # bytes of a number in a page, with its definition level
+_LZO = 3  # a codec of the format's specification
 _MOST_AT_ONCE = 256 << 20  # bytes of pages and dictionaries in memory while one row group is read
 _MOST_DECODED = 64 << 20  # bytes of rows decoded at once
 _WIDEST_NUMBER = 16  # bytes in Arrow's memory of a value that is not a text
@@ -176,10 +177,13 @@ def _chunk(fields: dict[int, Any], leaf: Leaf) -> ColumnChunk:
     if not isinstance(statistics, dict):
         statistics = {}
     number(about, 6, "size")
+    codec = number(about, 4, "codec")
+    if codec == _LZO:  # Arrow's error is of the class that it raises for damage
+        raise Unsupported("it is compressed with LZO")
     return ColumnChunk(
         leaf,
         values=number(about, 5, "number of values"),
-        codec=number(about, 4, "codec"),
+        codec=codec,
         start=start,
         size=number(about, 7, "size"),
         nulls=number(statistics, 3, "number of missing values") if 3 in statistics else None,

@@ -222,6 +222,15 @@ def test_the_error_for_an_encrypted_column_names_encryption_and_not_damage() -> 
         read_parquet(data.getvalue())
 
 
+def test_the_error_for_a_codec_that_arrow_lacks_names_it_and_not_damage() -> None:
+    snappy = parquet_file(MANY, compression="snappy")
+    # The codec follows the column's name. A number n is stored as 2n.
+    name, codec = MANY.column_names[0].encode(), b"\x15\x02"
+    assert name + codec in snappy
+    with pytest.raises(UnreadableFile, match=r"cannot be read here \(it is compressed with LZO\).*with Snappy, gzip"):
+        read_parquet(snappy.replace(name + codec, name + b"\x15\x06"))
+
+
 def test_a_checksummed_page_with_a_wrong_byte_is_refused() -> None:
     data = parquet_file(MANY, compression="none", use_dictionary=False, write_page_checksum=True)
     at = data.index((123).to_bytes(8, "little"))  # a VendorID, in plain encoding
