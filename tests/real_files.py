@@ -1,4 +1,4 @@
-"""Return the paths of files that TLC and its mirror published. The repository has none; put copies beside the checkout."""
+"""Find the files that TLC and its mirror published. They are not in the repository, but in `shared/data` beside it."""
 
 from pathlib import Path
 
