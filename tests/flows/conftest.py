@@ -43,14 +43,19 @@ from tests.strict_lake import StrictLake
 ROOT = Path(__file__).resolve().parents[2]
 LAKE, CREDENTIALS, POSTGRES = "tests-lake", "tests-credentials", "tests-postgres"
 
-# Months that no test names, enough for the tests of one worker. The mirror also has CSV files for those of 2019 and 2020.
-_months = (
-    TripMonth(color, year, n)
-    for year in (2019, 2020, 2018, 2017, 2016, 2014, 2013, 2012, 2011)
-    for n in range(1, 13)
-    for color in ("green", "yellow")
-    if (color, year) > ("green", 2013)
-)
+
+def months_of(*years: int) -> Iterator[TripMonth]:
+    """Yield months that no test names."""
+    for year in years:
+        for n in range(1, 13):
+            for color in ("green", "yellow"):
+                if (color, year) > ("green", 2013):
+                    yield TripMonth(color, year, n)
+
+
+# Enough for the tests of one worker in any order. The mirror has no files from before 2019.
+_mirrored_months = months_of(2020)
+_months = months_of(2019, 2018, 2017, 2016, 2014, 2013, 2012, 2011)
 
 
 def postgres_block(url: str, **changed: Any) -> SqlAlchemyConnector:
@@ -83,6 +88,12 @@ def ours(stack: Stack, prefect_api: dict[str, str], tmp_path_factory: pytest.Tem
 def month() -> TripMonth:
     """Return a month that no other test uses."""
     return next(_months)
+
+
+@pytest.fixture
+def mirrored_month() -> TripMonth:
+    """Return a month that no other test uses and that the mirror has as a CSV file, too."""
+    return next(_mirrored_months)
 
 
 @pytest.fixture(autouse=True)

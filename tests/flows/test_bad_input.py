@@ -176,17 +176,17 @@ def test_an_unpublished_month_fails_and_the_others_are_loaded(runs: Runs, ours: 
     ],
 )
 def test_a_file_in_a_wrong_format_is_refused_and_nothing_is_stored(
-    body: str, source: str, reason: str, month: TripMonth, runs: Runs, ours: Stores
+    body: str, source: str, reason: str, mirrored_month: TripMonth, runs: Runs, ours: Stores
 ) -> None:
-    ours.site.fault(f"*{month.stem}*", times=None, body=body)
+    ours.site.fault(f"*{mirrored_month.stem}*", times=None, body=body)
     try:
         for flow in (etl_web_gcs, ingest_data):
-            assert reason in error_of(runs.of(flow, month, source=getattr(ours, source)))
+            assert reason in error_of(runs.of(flow, mirrored_month, source=getattr(ours, source)))
     finally:
         ours.site.heal()
-    assert ours.objects_of(month) == {}
-    assert ours.query("SELECT to_regclass(%s)", month.postgres_partition) == [(None,)]
-    assert runs.lake(month).status == "loaded"
+    assert ours.objects_of(mirrored_month) == {}
+    assert ours.query("SELECT to_regclass(%s)", mirrored_month.postgres_partition) == [(None,)]
+    assert runs.lake(mirrored_month).status == "loaded"
 
 
 SECRET = "someone:x:0:0:hunter2:/home/someone:/bin/bash"

@@ -276,10 +276,12 @@ def test_a_changed_raw_file_is_found_by_its_checksum(month: TripMonth, ours: Sto
     assert found.remove.endswith(loaded.raw_key(".parquet"))
 
 
-def test_a_month_of_another_source_is_not_compared_with_the_lake(month: TripMonth, ours: Stores, runs: Runs) -> None:
-    runs.lake_by_hand(month)
-    runs.postgres(month, source=ours.mirror)
-    [_, result] = verified(ours, month, ["lake", "database"], "rows")
+def test_a_month_of_another_source_is_not_compared_with_the_lake(
+    mirrored_month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(mirrored_month)
+    runs.postgres(mirrored_month, source=ours.mirror)
+    [_, result] = verified(ours, mirrored_month, ["lake", "database"], "rows")
     assert (result.status, result.not_compared) == ("not compared", "the lake has the month from another source")
 
 
