@@ -7,6 +7,7 @@ rows at the end itself, in the stores and in the published files.
 import argparse
 import asyncio
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,7 +15,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -43,6 +47,7 @@ LAKE, WAREHOUSE, DATABASE = (
     "ingest-data/parametrized ny-taxi ingest",
 )
 
+_FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")  # types of states
 
 NEXT = f"""What to try next:
   source .local/env                      # addresses of the local services, and this project's programs
@@ -131,7 +136,26 @@ def _pool_of(deployment: str, env: Mapping[str, str]) -> str | None:
     return pool
 
 
-async def run(env: Mapping[str, str], say: Console, deployment: str, sample: Sample, **more: str) -> None:
+def _work_in(env: Mapping[str, str]) -> None:
+    """Prepare a process of the pool. Prefect reads its settings at import: the environment must be complete first."""
+    os.environ.clear()
+    os.environ.update(env, PREFECT_LOGGING_LEVEL="WARNING")
+
+
+def _start(words: Sequence[str]) -> str:
+    """Run `prefect deployment run` in this process, and return the id of the new run. Raise `DemoError` if it fails."""
+    from prefect.cli.root import app
+
+    with redirect_stdout(io.StringIO()) as output:
+        app(words, standalone_mode=False)
+    if found := re.search(r"UUID: (\S+)", output.getvalue()):
+        return found[1]
+    raise DemoError(f"the command failed:\n{output.getvalue()}")
+
+
+async def run(
+    env: Mapping[str, str], programs: Executor, say: Console, deployment: str, sample: Sample, **more: str
+) -> None:
     """Start one run of a deployment and wait until it ends. Raise `DemoError` if it fails."""
     parameters: dict[str, object] = {
         "color": sample.color, "year": sample.year, "months": json.dumps(list(sample.months)), **more,
@@ -140,29 +164,38 @@ async def run(env: Mapping[str, str], say: Console, deployment: str, sample: Sam
     for name, value in parameters.items():
         words += ["-p", f"{name}={value}"]
     say.print("$ " + shlex.join(["prefect", *words]), highlight=False, soft_wrap=True)
-    process = await asyncio.create_subprocess_exec(
-        PREFECT, *words, "--watch", env=dict(env), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    output = (await process.communicate())[0].decode()
-    if process.returncode:
-        link = re.search(r"https?://\S+", output)
+    run_id = await asyncio.get_running_loop().run_in_executor(programs, _start, words)
+    state = None
+    async with httpx.AsyncClient(trust_env=False) as client:
+        while state not in _FINAL:
+            await asyncio.sleep(0.5)
+            answer = await client.get(f"{env['PREFECT_API_URL']}/flow_runs/{run_id}")
+            state = answer.raise_for_status().json()["state_type"]
+    if state != "COMPLETED":
         raise DemoError(
             f"{deployment} ({sample.color} {sample.year} {list(sample.months)}) did not complete."
-            f" See {link.group(0) if link else env['PREFECT_UI_URL']}, and {STATE.name}/log/{{agent,worker}}.log."
+            f" See {env['PREFECT_UI_URL']}/flow-runs/flow-run/{run_id}, and {STATE.name}/log/{{agent,worker}}.log."
         )
 
 
-async def run_all(env: Mapping[str, str], say: Console, samples: Sequence[Sample]) -> None:
-    """Load every sample web → lake and web → Postgres, then lake → warehouse."""
-    into = [run(env, say, LAKE, s, source=s.source) for s in samples]
-    into += [run(env, say, DATABASE, s, source=s.source) for s in samples]
-    await asyncio.gather(*into)
-    await asyncio.gather(*(run(env, say, WAREHOUSE, s) for s in samples))
+async def run_all(env: Mapping[str, str], programs: Executor, say: Console, samples: Sequence[Sample]) -> None:
+    """Load every sample web → lake → warehouse and web → Postgres."""
+
+    async def by_the_lake(sample: Sample) -> None:
+        await run(env, programs, say, LAKE, sample, source=sample.source)
+        await run(env, programs, say, WAREHOUSE, sample)
+
+    into_database = (run(env, programs, say, DATABASE, sample, source=sample.source) for sample in samples)
+    await asyncio.gather(*map(by_the_lake, samples), *into_database)
+
+
+def programs_in(env: Mapping[str, str]) -> ProcessPoolExecutor:
+    """Return a process for everything that imports Prefect: each import takes seconds."""
+    return ProcessPoolExecutor(1, get_context("spawn"), _work_in, (dict(env),))
 
 
 def count(samples: Sequence[Sample]) -> list[Counts]:
     """Count every month in its published file and in the three stores of this process's environment."""
-    # Import here, because Prefect reads its settings at import: the environment must be complete first.
     from prefect_gcp import GcpCredentials
     from prefect_gcp.cloud_storage import GcsBucket
     from prefect_sqlalchemy import SqlAlchemyConnector
@@ -251,9 +284,9 @@ def main() -> int:
             return status
         env = client_environment(STATE)
         prepare(env, say, "worker" if options.worker else "agent")
-        asyncio.run(run_all(env, say, samples))
-        os.environ.update(env, PREFECT_LOGGING_LEVEL="WARNING")
-        counts = count(samples)
+        with programs_in(env) as programs:
+            asyncio.run(run_all(env, programs, say, samples))
+            counts = programs.submit(count, samples).result()
     except (DemoError, UnknownMonth, StackError, OSError, httpx.HTTPError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

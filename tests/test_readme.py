@@ -1,17 +1,14 @@
 """The README's commands work as printed: a shell runs them against a real server and agent."""
 
 import asyncio
-import os
 import re
 import subprocess
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import sqlalchemy
 import yaml
 from google.cloud import bigquery
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
 from local import demo
@@ -77,9 +74,9 @@ def test_the_commands_of_the_deployments_section_work(prepared, tmp_path):
 def test_the_demo_runs_deployments_through_the_agent_and_accounts_for_every_row(prepared):
     samples = (demo.Sample("green", 2020, (1,), "mirror"),)
     env = prepared.environment()
-    asyncio.run(demo.run_all(env, Console(quiet=True), samples))
-    with patch.dict(os.environ, env), temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}):
-        counts = demo.count(samples)
+    with demo.programs_in(env) as programs:
+        asyncio.run(demo.run_all(env, programs, Console(quiet=True), samples))
+        counts = programs.submit(demo.count, samples).result()
     assert [str(c.trip_month) for c in counts] == ["green 2020-01"]
     assert all(c.reconciled and c.published > c.database > 10_000 for c in counts)
     query = sqlalchemy.text("SELECT started_by FROM loads_history WHERE color = 'green' AND file_month = '2020-01-01'")

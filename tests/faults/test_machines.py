@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
+import psycopg2
 import pytest
 from distributed import Client
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -17,6 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
 from rich.console import Console
+from sqlalchemy import make_url
 
 from flows.tasks.batches import BATCHES_OF
 from flows.tasks.notify import PART_OF_ANOTHER
@@ -33,7 +35,23 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "machine-tests"
 SILENT_AFTER = 30
+ON_POSTGRES = "PREFECT_API_DATABASE_CONNECTION_URL"
 YEARS = iter(range(2014, 2024))  # each test takes a year of green months
+
+
+@pytest.fixture(scope="module", params=["sqlite"])
+def server(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """Add a Prefect server to `stack`, with its own database on SQLite or Postgres."""
+    if request.param == "postgres":
+        with closing(psycopg2.connect(stack.env["POSTGRES_URL"])) as connection:
+            connection.autocommit = True
+            connection.cursor().execute("CREATE DATABASE prefect_server")
+        url = make_url(stack.env["POSTGRES_URL"]).set(drivername="postgresql+asyncpg", database="prefect_server")
+        stack.env[ON_POSTGRES] = url.render_as_string(hide_password=False)
+    stack.start("prefect")
+    stack.env.pop(ON_POSTGRES, None)  # only the server needs it
+    yield stack
+    stack.stop("prefect")
 
 
 @pytest.fixture(scope="module")
@@ -134,16 +152,32 @@ def loaded(own: Stores, year: int) -> int:
     return len(own.objects(f"manifests/green/green_tripdata_{year}"))
 
 
-@pytest.mark.parametrize(("kind", "count"), [("agent", 2), ("agent", 4), ("worker", 2), ("worker", 4)])
+@pytest.mark.parametrize(
+    ("server", "kind", "count"),
+    [
+        ("sqlite", "agent", 2),
+        ("sqlite", "agent", 4),
+        ("sqlite", "worker", 2),
+        ("sqlite", "worker", 4),
+        ("postgres", "agent", 4),
+    ],
+    indirect=["server"],
+)
 def test_a_machine_of_the_queue_is_killed_half_way(
-    kind: Literal["agent", "worker"], count: int, own: Stores, server: Stack, tmp_path: Path
+    kind: Literal["agent", "worker"],
+    count: int,
+    own: Stores,
+    server: Stack,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     year = next(YEARS)
+    where = "; Prefect's server on Postgres" if "postgres" in request.node.callspec.id else ""
     if kind == "worker":
         make_work_pool(server.env["PREFECT_API_URL"], WORK_POOL, "process")
     demo.prepare(server.environment(), Console(quiet=True), kind)
     with (
-        tried("machines", f"{count} {kind}s share a back-fill, and one is killed with its runs") as trial,
+        tried("machines", f"{count} {kind}s share a back-fill, and one is killed with its runs{where}") as trial,
         ExitStack() as on,
     ):
         machines = [on.enter_context(machine(tmp_path / f"m{n}", server, *command(kind, n))) for n in range(count)]
