@@ -179,14 +179,17 @@ async def run(
 
 
 async def run_all(env: Mapping[str, str], programs: Executor, say: Console, samples: Sequence[Sample]) -> None:
-    """Load every sample web → lake → warehouse and web → Postgres."""
+    """Load every sample web → lake, then lake → warehouse and web → Postgres, as many at once as the machine has cores."""
+    cores = asyncio.Semaphore(os.cpu_count() or 1)
 
-    async def by_the_lake(sample: Sample) -> None:
-        await run(env, programs, say, LAKE, sample, source=sample.source)
-        await run(env, programs, say, WAREHOUSE, sample)
+    async def start(deployment: str, sample: Sample, **more: str) -> None:
+        async with cores:
+            await run(env, programs, say, deployment, sample, **more)
 
-    into_database = (run(env, programs, say, DATABASE, sample, source=sample.source) for sample in samples)
-    await asyncio.gather(*map(by_the_lake, samples), *into_database)
+    await asyncio.gather(*(start(LAKE, s, source=s.source) for s in samples))
+    warehouse = (start(WAREHOUSE, s) for s in samples)
+    database = (start(DATABASE, s, source=s.source) for s in samples)
+    await asyncio.gather(*warehouse, *database)
 
 
 def programs_in(env: Mapping[str, str]) -> ProcessPoolExecutor:
