@@ -31,4 +31,4 @@ def test_many_mutated_files_are_read_correctly_or_refused(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_some_mutated_files_are_read_correctly_or_refused(tmp_path: Path) -> None:
     """This is part of `make test`, so it tries only a few inputs."""
-    _try(1000, SEED, tmp_path)
+    _try(5000, SEED, tmp_path)
