@@ -42,7 +42,7 @@ def prune_editions(
 ) -> Listing:
     """Delete earlier editions of files from the lake, by number or by age. Without a rule, delete nothing.
 
-    The edition that a store has, or that was withdrawn from it, is never deleted.
+    An edition that the lake or one of `stores` has, or that was withdrawn from it, is never deleted.
 
     Args:
         colors: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).

@@ -75,7 +75,7 @@ def verify(
     if {"lake", "warehouse"} <= there.keys():  # BigQuery is loaded from the lake only
         there["lake"] |= there["warehouse"]
     for into in targets:
-        if any(there.values()) and not there[into.store]:
+        if not there[into.store]:
             log.warning("%s has no month; if months were lost, see Restore in docs/operations.md", into.title)
     seed = seed or secrets.randbelow(10**6) + 1
     chosen = sampled(window & set().union(*there.values()), sample, seed)

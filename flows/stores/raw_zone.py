@@ -58,6 +58,11 @@ class Edition:
         return max(present.metadata.get("fetched_at", "") for present in self.objects)
 
     @property
+    def is_current(self) -> bool:
+        """Whether it is under the key of the published file: the lake's month was made from it, or a run is loading it."""
+        return "/editions/" not in self.objects[0].key
+
+    @property
     def raw(self) -> RawFile:
         """Return the file as its source described it."""
         first = self.objects[0]

@@ -7,7 +7,7 @@ from prefect import get_run_logger
 
 from flows.connectors.known_months import known_publication
 from flows.stores import STORES, Target
-from flows.stores.origins import FromLake, Origin, Web
+from flows.stores.origins import FromEdition, FromLake, Origin, Web
 from flows.tasks.bring import bring
 from flows.tasks.policy import submit
 from flows.tasks.stores import mark_checked
@@ -63,7 +63,13 @@ class Stores:
             loaded, kind = self.manifest(store, month.trip_month), STORES[store]
             # Keep the rules that the month was loaded with.
             terms = Terms(loaded.rule, loaded.schema_rule) if loaded else Terms(kind.rows)
-            origin: Origin = FromLake() if kind.files == "lake" else Web(source, terms)
+            origin: Origin
+            if kind.files == "lake":
+                origin = FromLake()
+            elif loaded and loaded.pinned:  # a person chose this edition
+                origin = FromEdition(loaded.pinned, terms)
+            else:
+                origin = Web(source, terms)
             outcome = bring(month.trip_month, origin, self.targets[store])
             on_store(outcome)
             warnings += tuple(f"{store}: {warning}" for warning in outcome.warnings)

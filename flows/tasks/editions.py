@@ -201,17 +201,26 @@ def surplus(
 ) -> "list[Edition]":
     """Return the earlier editions that the rule does not keep. The first target is the lake.
 
-    An edition counts as earlier only if no store has it and it was not withdrawn from any.
+    An edition counts as earlier only if it is not the lake's current file, no store has it, and it was not withdrawn from any.
+
+    Raises:
+        TripDataError: Another store than the lake has no month, so its name is probably wrong.
     """
     lake: Lake = open_store(targets[0])
     colors = list(dict.fromkeys(month.color for month in trip_months))
-    listed = [manifest for target in targets for manifest in open_store(target).months(colors, "withdrawn").values()]
-    used = {(month.manifest.trip_month, month.manifest.sha256) for month in listed}
+    listed = {target: open_store(target).months(colors, "withdrawn") for target in targets}
+    for target, months in listed.items():
+        if not months and target.store != "lake":
+            raise TripDataError(
+                f"{target.title} has no month of {', '.join(colors)}: name the right database or dataset, or leave the store"
+                " out of `stores`. No edition was deleted."
+            )
+    used = {(m, month.manifest.sha256) for months in listed.values() for m, month in months.items()}
     before = (dt.datetime.now(dt.UTC) - dt.timedelta(days=older_than_days)).isoformat()
     found: list[Edition] = []
     for color in colors:
         for trip_month, editions in lake.every_edition(color).items():
-            earlier = [edition for edition in editions if (trip_month, edition.sha256) not in used]
+            earlier = [e for e in editions if not e.is_current and (trip_month, e.sha256) not in used]
             if trip_month in trip_months and keep is not None:
                 found += earlier[keep:]
             elif trip_month in trip_months and older_than_days:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
+from flows.backfill import backfill
 from flows.bring_up_to_date import bring_up_to_date
 from flows.catalog import catalog
 from flows.connectors.bucket import Bucket
@@ -244,7 +245,31 @@ def test_editions_are_deleted_only_by_a_rule_and_never_if_a_store_has_them(
     assert kept() == {editions[0], *editions[2:]}
     assert len(prune(keep="0", action="delete")) == 2
     assert kept() == {editions[3]}
+    with pytest.raises(TripDataError, match=r"BigQuery has no month of .*: name the right database or dataset"):
+        prune(keep="0", action="delete", stores=["warehouse"], dataset="mistyped", credentials_block=CREDENTIALS)
     with pytest.raises(TripDataError, match="give one of them"):
         prune(keep="1", older_than_days=3)
     with pytest.raises(TripDataError, match="give a number of editions, or all"):
         prune(keep="some")
+
+
+def test_the_published_file_of_a_month_stays_if_its_object_was_deleted_by_hand(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    _, second = two_editions(ours, runs, month)
+    ours.blob(month.key).delete()
+    text = f"{month.year}-{month.month:02d}"
+    prune_editions(colors=[month.color], since=text, until=text, keep="0", action="delete", **AT_HOME)
+    assert [edition.sha256 for edition in lake_of(LAKE).editions(month)] == [second]
+    assert runs.lake_by_hand(month).status == "loaded"
+
+
+def test_a_damaged_month_that_is_pinned_is_loaded_from_its_edition_again(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    first, _ = two_editions(ours, runs, month)
+    runs.lake(month, edition=first[:12])
+    lake = lake_of(LAKE)
+    lake.remember(lake.required(month).model_copy(update={"fault": "found by a verification"}))
+    [outcome] = backfill(months=[str(month)], into=["lake"], source=ours.official, **AT_HOME)
+    assert (outcome.manifest.sha256, outcome.manifest.pinned, outcome.manifest.fault) == (first, first[:12], "")
