@@ -30,6 +30,8 @@ _REFUSED = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|permission denied|not permitted to log in"
     r'|(database|role|file) ".*" does not exist|certificate|private key file|definition of service ".*" not found'
 )
+# The server ends the session of a machine that disappeared, and so releases its locks, after a minute. Its default is two hours.
+_KEEPALIVE = "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
 _LOCK_SPACE = 0x7A21  # separates this project's advisory locks from all others in the database
 
 
@@ -98,6 +100,10 @@ class Postgres:
         connection: Any = pooled.driver_connection
         try:
             connection.set_client_encoding("UTF8")  # for all data sent, even if the database has another encoding
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(_KEEPALIVE)
+            connection.autocommit = False
             yield connection
         finally:
             # Never return the connection to the pool: its session may still have locks, or it may be broken.

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import psycopg2
 import pyarrow as pa
 from psycopg2 import sql
-from sqlalchemy import Engine
+from sqlalchemy import Engine, NullPool
 from sqlalchemy.exc import SQLAlchemyError
 
 from flows.connectors import scratch
@@ -49,8 +49,7 @@ if TYPE_CHECKING:
     from flows.stores.lake import Lake
 
 _IN_MEMORY = 8 << 20  # bytes of rejects in memory; more go to disk
-# For one transaction: with the server's small defaults, a month's join and index would spill to disk.
-_ROOM = "SET LOCAL work_mem = '128MB'; SET LOCAL maintenance_work_mem = '256MB'"
+_ROOM = "SET LOCAL work_mem = '128MB'; SET LOCAL maintenance_work_mem = '256MB'"  # so that nothing spills to disk
 _NONE_YET = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)  # or a table of an older version
 _OF_MONTH = "SELECT * FROM {table} WHERE color = %s AND file_month = %s"
 
@@ -73,7 +72,8 @@ class Database:
     def from_block(cls, block: "SqlAlchemyConnector", block_name: str, open_lake: "Callable[[], Lake]") -> "Database":
         """Return the database that a block points to. `open_lake` opens the lake that has the earlier editions."""
         try:
-            engine = block.get_engine()
+            # No pool: a connection is used once, and a month needs two, so a pool's limit would fail months at once.
+            engine = block.get_engine(poolclass=NullPool)
         except (ImportError, SQLAlchemyError):  # for another driver, which is not installed
             engine = None
         if not isinstance(engine, Engine) or (engine.dialect.name, engine.driver) != ("postgresql", "psycopg2"):

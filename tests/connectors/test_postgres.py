@@ -136,3 +136,12 @@ def test_a_server_that_does_not_answer_is_retried_for_some_seconds(url: URL, mon
     with pytest.raises(Unreachable):
         Postgres(create_engine(url.set(port=1))).check()
     assert pauses == [1.0] * 3
+
+
+def test_the_server_soon_ends_the_session_of_a_machine_that_disappeared(url: URL) -> None:
+    with Postgres(create_engine(url)).transaction() as cursor:
+        shown = []
+        for name in ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count"):
+            cursor.execute(f"SHOW {name}")
+            shown.append(cursor.fetchone())
+    assert shown == [("30",), ("10",), ("3",)]

@@ -1,6 +1,7 @@
 """The policy that Prefect adds: caching by edition, retries of transient errors, readable names, and independent months."""
 
 import asyncio
+from contextlib import ExitStack
 from typing import Any
 from uuid import UUID
 
@@ -23,7 +24,7 @@ from flows.stores.lake import Lake
 from flows.tasks.policy import started_by
 from flows.tlc.errors import MonthsFailed, UnreadableFile
 from flows.tlc.trips import TripMonth
-from tests.flows.conftest import LAKE, Runs, dying, tasks_with_retries, until
+from tests.flows.conftest import LAKE, POSTGRES, Runs, database_of, dying, tasks_with_retries, until
 from tests.stores import Stores, as_published, same, with_passengers
 
 
@@ -268,3 +269,12 @@ def test_a_month_is_published_even_if_nobody_knows_who_started_the_run(
 ) -> None:
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "no id of a run")
     assert runs.lake(month).manifest.started_by == ours.manifest(month)["started_by"] == "a deployment"
+
+
+def test_more_months_at_once_than_a_pool_of_connections_has_can_be_claimed(ours: Stores) -> None:
+    database = database_of(POSTGRES)
+    with ExitStack() as claims:
+        for n in range(24):
+            month = TripMonth("fhv", 2016 + n // 12, n % 12 + 1)
+            claims.enter_context(database.claim(month, lambda: None))
+        assert database.remembered(month) is None
