@@ -98,13 +98,15 @@ def backfill(
         stores = list_stores(target, into, sorted({month.color for month in chosen}))
         return stores, stores.compare(publisher, chosen)
 
-    with machines_of(spread, deployment, dask, machines) as others:
+    # The board is there first: its heartbeat shows that the run is alive while a slow source is asked for all months.
+    with machines_of(spread, deployment, dask, machines) as others, Board(min(10.0, silent_after / 6)) as board:
         if not months:  # not in a batch: the run that started it does this
             asyncio.run(crash_dead_backfills(UUID(this_run()), BATCHES_OF))
         stores, found = look()
         work = {month.trip_month: month for month in found if month.behind or month.source_error}
         log_found(found, [month for month in work.values() if month.behind])
         get_run_logger().info("%s months checked, %s to load", len(found), len(work))
+        board.plan({m: month.published.size or 0 if month.published else 0 for m, month in work.items()})
 
         def load(trip_month: TripMonth) -> Outcome:
             board.require_not_over()
@@ -120,17 +122,15 @@ def backfill(
             board.set(trip_month, "done", " ".join(outcome.warnings))
             return outcome
 
-        sizes = {m: month.published.size or 0 if month.published else 0 for m, month in work.items()}
-        with Board(sizes, min(10.0, silent_after / 6)) as board:
-            try:
-                if others is None:
-                    return each_month("backfill", list(work), at_once, load, lambda key, done, failed: None)
-                batches = Batches(others, board, flow_run.parameters, this_run())
-                return end_of_months("backfill", *batches.load(work, look), lambda key, done, failed: None)
-            except RunIsOver:
-                # A flow that returns a state ends in this state.
-                state: Any = Cancelled(message="the steps in progress were finished; no other step was started")
-                return cast(list[Outcome], state)
+        try:
+            if others is None:
+                return each_month("backfill", list(work), at_once, load, lambda key, done, failed: None)
+            batches = Batches(others, board, flow_run.parameters, this_run())
+            return end_of_months("backfill", *batches.load(work, look), lambda key, done, failed: None)
+        except RunIsOver:
+            # A flow that returns a state ends in this state.
+            state: Any = Cancelled(message="the steps in progress were finished; no other step was started")
+            return cast(list[Outcome], state)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class Batches:
 
     async def _cancel(self) -> None:
         async with get_client() as client:
-            await cancel(client, await runs_tagged(client, BATCHES_OF.format(id=self._of_run)))
+            await cancel(client, BATCHES_OF.format(id=self._of_run))
 
     async def _follow(self) -> None:
         async with get_client() as client:
@@ -125,7 +125,8 @@ class Batches:
                     for batch in list(self._running):
                         await self._check_batch(client, batch)
                 except httpx.HTTPError as error:
-                    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+                    status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 503
+                    if status < 500 and status not in (408, 429):
                         raise
                     # No batch could send a heartbeat while the server was down.
                     self._log.warning("the Prefect server does not answer (%s); trying again", type(error).__name__)
@@ -149,6 +150,8 @@ class Batches:
         # Ask before reading the states: when Dask reports that a run ended, the server already has its last state.
         lost = self._machines.lost(batch.tag)
         runs = await runs_tagged(client, batch.tag)
+        if not runs and self._machines.creates_runs:
+            lost = "its run was deleted from the Prefect server"
         boards = await boards_of(client, runs)
         seen = [self._copy_board(batch, boards.get(run.id)) for run in runs]
         heartbeat = ([run.state and run.state.id for run in runs], [board["updated"] for board in boards.values()])
@@ -175,10 +178,10 @@ class Batches:
             self._log.warning("no machine started a batch for %.0f s: %s?", silent, self._machines.advice)
 
     def _copy_board(self, batch: Batch, board: Mapping[str, Any] | None) -> set[TripMonth] | None:
-        """Copy a run's board to this run's board, and return its months; None if the run has no board."""
-        if board is None:
+        """Copy a run's board to this run's board, and return its months; None if the run has not compared the stores yet."""
+        rows = {row["month"]: row for row in json.loads(board["data"])} if board else {}
+        if not rows:
             return None
-        rows = {row["month"]: row for row in json.loads(board["data"])}
         there = {month for month in batch.months if str(month) in rows}
         for month in there:
             row = rows[str(month)]

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from uuid import UUID
 
+import httpx
 from prefect import get_run_logger
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.runtime import flow_run
@@ -49,13 +50,13 @@ class Board:
     """The months of a back-fill. Use it with `with`: the block shows the board and sends heartbeats.
 
     Args:
-        sizes: The bytes of each month's published file, 0 if unknown. The estimate of the time left uses them.
         every: Seconds between two heartbeats.
     """
 
-    def __init__(self, sizes: Mapping[TripMonth, int], every: float) -> None:
-        self._sizes, self._every = sizes, every
-        self._lines = {trip_month: Line() for trip_month in sizes}
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._sizes: Mapping[TripMonth, int] | None = None
+        self._lines: dict[TripMonth, Line] = {}
         self._incidents: list[tuple[str, str]] = []
         self._lock = threading.Lock()
         self._begun = self._logged = time.monotonic()
@@ -64,6 +65,12 @@ class Board:
         self._run, self._log = str(flow_run.get_id()), get_run_logger()
         self._artifact = ""
         self._live = live_table(self._on_terminal)
+
+    def plan(self, sizes: Mapping[TripMonth, int]) -> None:
+        """Put the months on the board. `sizes`: the bytes of their files, 0 if unknown, for the estimate of the time left."""
+        with self._lock:
+            self._sizes, self._lines = sizes, {trip_month: Line() for trip_month in sizes}
+            self._begun = time.monotonic()
 
     def set(self, trip_month: TripMonth, progress: Progress, note: str = "", rows: int | None = None) -> None:
         """Set the status of a month. `rows` replaces the count of the month's rows."""
@@ -109,6 +116,8 @@ class Board:
     @property
     def summary(self) -> str:
         """Return one line: how many months are done, running and failed, rows, rows per second and the time left."""
+        if self._sizes is None:
+            return "comparing the stores with the source"
         with self._lock:
             lines = dict(self._lines)
         counts = Counter(line.progress for line in lines.values())
@@ -123,11 +132,14 @@ class Board:
         return ", ".join(parts)
 
     def _weight(self, trip_month: TripMonth) -> float:
-        known = [size for size in self._sizes.values() if size]
-        return self._sizes[trip_month] or (sum(known) / len(known) if known else 1)
+        sizes = self._sizes or {}
+        known = [size for size in sizes.values() if size]
+        return sizes.get(trip_month) or (sum(known) / len(known) if known else 1)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the table for the UI: the summary, the incidents, then one row per month."""
+        """Return the table for the UI: the summary, the incidents, then one row per month. No rows before `plan`."""
+        if self._sizes is None:
+            return []
         summary = self.summary
         with self._lock:
             first = [("all", summary), *self._incidents]
@@ -176,7 +188,14 @@ class Board:
         """Write the artifact, and find out whether the run is over."""
         facts = {"data": json.dumps(self.rows()), "description": self.summary}
         if self._artifact:
-            await client._client.patch(f"/artifacts/{self._artifact}", json=facts)
+            try:
+                await client._client.patch(f"/artifacts/{self._artifact}", json=facts)
+            except httpx.HTTPStatusError as error:
+                if (
+                    error.response.status_code == httpx.codes.NOT_FOUND
+                ):  # deleted, or another board of this run is newer
+                    self._artifact = ""
+                raise
         else:
             about = {"key": f"backfill-{self._run}", "type": "table", "flow_run_id": self._run}
             self._artifact = (await client._client.post("/artifacts/", json=about | facts)).json()["id"]

@@ -5,6 +5,7 @@ A live run writes its progress board every few seconds. All times come from the 
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -19,16 +20,19 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Crashed
 
 _ACTIVE = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+_NOT_ENDED = [*_ACTIVE, StateType.SCHEDULED, StateType.PAUSED]
 
 
 async def boards_of(client: PrefectClient, runs: Sequence[FlowRun]) -> Mapping[UUID, dict[str, Any]]:
     """Return the progress board of each run, as its artifact. A run that has just begun has none."""
     where = {"artifacts": {"flow_run_id": {"any_": [str(run.id) for run in runs]}, "key": {"like_": "backfill-"}}}
     found = (await client._client.post("/artifacts/filter", json=where)).json() if runs else []
-    return {UUID(artifact["flow_run_id"]): artifact for artifact in found}
+    # If the answer to a board's creation was lost, the run has two, and updates one of them.
+    return {UUID(artifact["flow_run_id"]): artifact for artifact in sorted(found, key=lambda board: board["updated"])}
 
 
 async def runs_tagged(client: PrefectClient, tag: str) -> list[FlowRun]:
@@ -49,14 +53,20 @@ def is_scheduled(run: FlowRun) -> bool:
 
 async def mark_crashed(client: PrefectClient, run: FlowRun, why: str) -> None:
     """Mark a run as crashed in any state. If its process is alive, its board reads the new state, and no other month starts."""
-    await client.set_flow_run_state(run.id, Crashed(message=why), force=True)
+    with suppress(ObjectNotFound):  # deleted meanwhile
+        await client.set_flow_run_state(run.id, Crashed(message=why), force=True)
 
 
-async def cancel(client: PrefectClient, runs: Sequence[FlowRun]) -> None:
-    """Cancel the runs that have not ended. A run that has not started ends at once."""
-    for run in runs:
-        if not is_final(run):
+async def cancel(client: PrefectClient, tag: str) -> None:
+    """Cancel the runs with a tag that have not ended. A run that has not started ends at once."""
+    # The server returns 200 runs at most, so ask only for those that have not ended.
+    for run in await client.read_flow_runs(flow_run_filter=_filter(_NOT_ENDED, tags=FlowRunFilterTags(all_=[tag]))):
+        with suppress(ObjectNotFound):
             await client.set_flow_run_state(run.id, Cancelling())
+
+
+def _filter(states: list[StateType], **more: Any) -> FlowRunFilter:
+    return FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states), name=None), **more)
 
 
 async def crash_dead_backfills(me: UUID, tag_of: str) -> None:
@@ -67,9 +77,8 @@ async def crash_dead_backfills(me: UUID, tag_of: str) -> None:
         tag_of: Template of the tag of a run's batches, with `{id}`.
     """
     async with get_client() as client:
-        now = (await client.read_flow_run(me)).created or dt.datetime.now(dt.UTC)
-        state = FlowRunFilterState(type=FlowRunFilterStateType(any_=_ACTIVE), name=None)
-        active = FlowRunFilter(state=state)
+        now = (await client.read_flow_run(me)).updated or dt.datetime.now(dt.UTC)  # since then, this run is Running
+        active = _filter(_ACTIVE)
         flows = FlowFilter(name=FlowFilterName(any_=["backfill"]))
         runs = [run for run in await client.read_flow_runs(flow_filter=flows, flow_run_filter=active) if run.id != me]
         boards = await boards_of(client, runs)
@@ -79,5 +88,5 @@ async def crash_dead_backfills(me: UUID, tag_of: str) -> None:
             if silent > float(run.parameters.get("silent_after", 0)) > 0:
                 why = f"its process is gone: no heartbeat for {silent:,.0f} s"
                 await mark_crashed(client, run, why)
-                await cancel(client, await runs_tagged(client, tag_of.format(id=run.id)))
+                await cancel(client, tag_of.format(id=run.id))
                 get_run_logger().warning("another back-fill, %r, is marked as crashed: %s", run.name, why)

@@ -25,7 +25,9 @@ class Machines(Protocol):
     """Start batches. A batch is a flow run with given parameters and tags; its last tag is unique."""
 
     advice: str
-    """A question about what to check if no batch starts."""
+    """The end of the warning that no batch starts: what to check, as a question."""
+    creates_runs: bool
+    """Whether a batch has a flow run as soon as it is started. Otherwise the machine that begins it creates the run."""
 
     async def start(self, client: PrefectClient, parameters: Mapping[str, Any], tags: Sequence[str]) -> None:
         """Start a batch, or put it into the queue."""
@@ -56,6 +58,8 @@ def machines_of(spread: Spread, deployment: str, dask: str, processes: int) -> I
 class Queue:
     """The agents or workers that take the runs of a deployment from its work queue."""
 
+    creates_runs = True
+
     def __init__(self, deployment: str) -> None:
         require_server("queue")
         self._name, self._deployment = deployment, asyncio.run(_deployment(deployment))
@@ -81,6 +85,8 @@ class Queue:
 
 class Dask:
     """The workers of the Dask scheduler at `address`. Without an address, `processes` workers on this machine."""
+
+    creates_runs = False
 
     def __init__(self, address: str, processes: int) -> None:
         require_server("dask")

@@ -1,0 +1,149 @@
+"""How a back-fill follows its batches: a busy server, runs that vanish, two boards of one run, cancellation."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from prefect import flow
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Completed, Pending, Scheduled
+
+from flows import backfill as program
+from flows.backfill import backfill
+from flows.tasks import batches
+from flows.tasks.batches import Batches
+from flows.tasks.board import Board
+from flows.tasks.dead_runs import boards_of, cancel, runs_tagged
+from flows.tasks.machines import Queue
+from flows.tasks.policy import this_run
+from flows.tlc.trips import TripMonth
+from tests.flows.conftest import until
+
+MONTH = TripMonth("green", 2019, 1)
+Start = Callable[[PrefectClient, Sequence[str]], Any]
+
+
+@flow(name="batch-of-these-tests")
+def batch() -> None:
+    """A flow that is never run: only its runs' states matter."""
+
+
+class Machines(Queue):
+    """A work queue whose runs begin as `starts` says, one function for each start."""
+
+    advice = ""
+
+    def __init__(self, starts: Sequence[Start]) -> None:
+        self._starts = iter(starts)
+
+    async def start(self, client: PrefectClient, parameters: Mapping[str, Any], tags: Sequence[str]) -> None:
+        await next(self._starts)(client, tags)
+
+
+async def too_many_requests(client: PrefectClient, tags: Sequence[str]) -> None:
+    request = httpx.Request("POST", "http://server/api")
+    raise httpx.HTTPStatusError("429", request=request, response=httpx.Response(429, request=request))
+
+
+async def run_that_is_deleted(client: PrefectClient, tags: Sequence[str]) -> None:
+    run = await client.create_flow_run(batch, tags=tags, state=Pending())
+    await client.delete_flow_run(run.id)
+
+
+async def run_that_loads_nothing(client: PrefectClient, tags: Sequence[str]) -> None:
+    await client.create_flow_run(batch, tags=tags, state=Completed(message="did nothing"))
+
+
+def followed(*starts: Start) -> tuple[dict[TripMonth, str], list[dict[str, Any]]]:
+    """Follow batches of one month, and return the failures and the board."""
+
+    @flow(name="back-fill-of-these-tests")
+    def follow() -> tuple[dict[TripMonth, str], list[dict[str, Any]]]:
+        with Board(10) as board:
+            board.plan({MONTH: 0})
+            own = Batches(Machines(starts), board, {"machines": 1, "batch": 8, "silent_after": 120}, this_run())
+            own._load([MONTH])
+            return own.failed, board.rows()
+
+    return follow()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, prefect_api: dict[str, str]) -> None:
+    monkeypatch.setattr(batches, "_POLL", 0.05)
+
+
+def test_a_server_that_wants_fewer_requests_and_a_deleted_run_do_not_stop_a_backfill() -> None:
+    failed, board = followed(too_many_requests, run_that_is_deleted, run_that_loads_nothing, run_that_loads_nothing)
+    assert failed[MONTH].startswith("green 2019-01: tried 3 times without success; its run ")
+    assert failed[MONTH].endswith(" ended as Completed: did nothing")
+    assert {
+        "month": f"batch of {MONTH}",
+        "status": "its run was deleted from the Prefect server",
+        "rows": "",
+        "note": "",
+    } in board
+
+
+def test_only_runs_that_have_not_ended_are_cancelled() -> None:
+    async def states() -> list[str]:
+        async with get_client() as client:
+            for state in (Completed(), Scheduled(), Pending()):
+                await client.create_flow_run(batch, tags=["to-cancel"], state=state)
+            await cancel(client, "to-cancel")
+            return sorted(str(run.state and run.state.name) for run in await runs_tagged(client, "to-cancel"))
+
+    assert asyncio.run(states()) == ["Cancelled", "Cancelling", "Completed"]
+
+
+def test_the_board_that_a_run_still_updates_counts() -> None:
+    """A run has two boards if the answer to the first one's creation was lost."""
+
+    async def newest() -> bool:
+        async with get_client() as client:
+            run = await client.create_flow_run(batch)
+            about = {"key": f"backfill-{run.id}", "type": "table", "flow_run_id": str(run.id)}
+            two = [(await client._client.post("/artifacts/", json=about)).json()["id"] for _ in range(2)]
+            await client._client.patch(f"/artifacts/{two[1]}", json={"data": "[]"})
+            return bool((await boards_of(client, [run]))[run.id]["id"] == two[1])
+
+    assert all(asyncio.run(newest()) for _ in range(6))  # the server sorts them at random
+
+
+def test_a_board_that_was_deleted_is_written_again() -> None:
+    async def board_of_this_run(*, delete: bool = False) -> bool:
+        async with get_client() as client:
+            boards = await boards_of(client, [await client.read_flow_run(UUID(this_run()))])
+            for artifact in boards.values() if delete else ():
+                await client.delete_artifact(UUID(artifact["id"]))
+            return bool(boards)
+
+    @flow(name="back-fill-with-a-deleted-board")
+    def run() -> None:
+        with Board(0.1):
+            until(lambda: asyncio.run(board_of_this_run(delete=True)), 30)
+            until(lambda: asyncio.run(board_of_this_run()), 30)
+
+    run()
+
+
+def test_a_heartbeat_is_sent_while_the_stores_and_the_source_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Compared(Exception):
+        pass
+
+    async def board_of_this_run() -> bool:
+        async with get_client() as client:
+            run: FlowRun = await client.read_flow_run(UUID(this_run()))
+            return run.id in await boards_of(client, [run])
+
+    def slow(*arguments: Any) -> Any:
+        until(lambda: asyncio.run(board_of_this_run()), 30)
+        raise Compared
+
+    monkeypatch.setattr(program, "list_stores", slow)
+    with pytest.raises(Compared):
+        backfill("2019-01", "2019-01", ["green"])
