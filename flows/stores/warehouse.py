@@ -15,7 +15,7 @@ from flows.connectors.bigquery import NO_SUCH, BigQuery, Values
 from flows.stores.lake import Lake
 from flows.tlc.attention import warnings_of
 from flows.tlc.catalog import Also, ListedMonth
-from flows.tlc.errors import NotReconciled, SchemaMismatch, TripDataError
+from flows.tlc.errors import Gone, NotReconciled, SchemaMismatch, TripDataError
 from flows.tlc.manifest import LOADS_COLUMNS, Changes, Manifest, Outcome, Present, StagedCopy, Status, timeline
 from flows.tlc.pipeline import Add
 from flows.tlc.schema import KEY, KINDS, arrow_schema, columns
@@ -140,27 +140,32 @@ class Warehouse:
         else:
             # BigQuery load jobs cannot join a transaction. So make all checks before the job, and write `loads` after it.
             self.lake.require_reconciled(lake_month)
-            self._load_from_lake(lake_month, before.fault if before else "")
+            self._load_from_lake(lake_month, before)
             # A load job cannot name a generation: it reads the newest object. Check that it is still the expected one.
-            self.lake.bucket.require(lake_month.trip_month.key, lake_month.generation)
+            try:
+                self.lake.bucket.require(lake_month.trip_month.key, lake_month.generation)
+            except Gone:
+                # This job may have ended after the job of a run that loaded the newer object.
+                self.mark(lake_month.trip_month, "the lake's month was replaced while it was being loaded")
+                raise
             self._require_reconciled(lake_month)
             manifest = published()
             self._remember(manifest)
         status: Status = "replaced" if before else "loaded"
         return Outcome(store="warehouse", status=status, manifest=manifest, warnings=warnings_of(manifest, before))
 
-    def _load_from_lake(self, manifest: Manifest, fault: str) -> None:
-        """Replace the month with a load job that reads the lake's object. No trip passes through this machine.
+    def _load_from_lake(self, manifest: Manifest, before: Manifest | None) -> None:
+        """Replace the month `before` with a load job that reads the lake's object. No trip passes through this machine.
 
-        BigQuery never runs a succeeded job id again. So a month with a `fault` gets a new job id, one per fault.
+        BigQuery never runs a succeeded job id again. So the job's id depends on the replaced month and its fault, too.
         """
-        trip_month = manifest.trip_month
-        mending = f"-{hashlib.sha256(fault.encode()).hexdigest()[:12]}" if fault else ""
+        trip_month, facts = manifest.trip_month, f"{before.published_at} {before.fault}" if before else ""
+        replaced = f"-{hashlib.sha256(facts.encode()).hexdigest()[:12]}" if facts else ""
         self.bigquery.load(
             self.lake.bucket.uri(manifest.key),
             f"{trip_month.color}${trip_month.partition}",
             columns(trip_month.color),
-            f"{trip_month.stem}-{manifest.generation}-{manifest.sha256[:12]}{mending}",
+            f"{trip_month.stem}-{manifest.generation}-{manifest.sha256[:12]}{replaced}",
             lambda: self._count(trip_month) == manifest.loaded,
         )
 
@@ -204,6 +209,23 @@ class Warehouse:
                 " The month does not count as loaded; run again. If the table or dataset has a partition expiration, as in"
                 " BigQuery's sandbox, BigQuery deletes old months at once: remove the expiration."
             )
+
+    def mark(self, trip_month: TripMonth, fault: str, published_at: dt.datetime | None = None) -> None:
+        """Write a fault into the month's row of `loads`: the next run then loads it again.
+
+        With `published_at`, do so only if the row is of that publication.
+        """
+        only = " AND published_at = @published_at" if published_at else ""
+        facts = {
+            "fault": ("STRING", fault),
+            "color": ("STRING", trip_month.color),
+            "file_month": ("DATE", trip_month.file_month),
+        }
+        self._ensure_loads()
+        self.bigquery.query(
+            f"UPDATE {self._table(_LOADS)} SET fault = @fault {_OF_MONTH}{only}",  # noqa: S608
+            facts | {"published_at": ("TIMESTAMP", published_at)},
+        )
 
     def withdraw(self, trip_month: TripMonth, run_id: str, by: str = "") -> Outcome:
         """Delete a month's rows and mark its row in `loads`, in one transaction."""

@@ -5,13 +5,17 @@ from typing import Any
 import pandas as pd
 import pyarrow.compute as pc
 import pytest
-from google.cloud import bigquery
+from google.cloud import bigquery, storage
+from prefect_gcp.cloud_storage import GcsBucket
 
 from flows.connectors import bigquery as connector
+from flows.etl_gcs_bq import etl_gcs_bq
+from flows.stores.warehouse import Warehouse
+from flows.tlc.errors import Gone
 from flows.tlc.schema import KINDS, columns
 from flows.tlc.trips import TripMonth
 from local.trip_files.editions import expected_changes
-from tests.flows.conftest import CREDENTIALS, Runs, warehouse_of
+from tests.flows.conftest import CREDENTIALS, LAKE, Runs, warehouse_of
 from tests.stores import Stores, as_published, same, with_passengers
 
 
@@ -180,3 +184,42 @@ def test_bigquery_stages_many_row_groups_per_job(
     assert sizes == [1200, trips.num_rows - 1200]
     assert bigquery.Client().get_table(f"{ours.dataset}.{staging}").num_rows == trips.num_rows
     store.drop(staging)
+
+
+def test_a_warehouse_that_is_loaded_from_two_lakes_in_turn_has_the_rows_of_the_last(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    block = GcsBucket.load(LAKE)
+    storage.Client().create_bucket("second-lake")
+    block.copy(update={"bucket": "second-lake"}).save("second-lake", overwrite=True)
+    runs.lake(month)
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    runs.lake(month, block_name="second-lake")
+    for name in (LAKE, "second-lake", LAKE):
+        runs.warehouse(month, block_name=name)
+    assert same(ours.in_warehouse(month), ours.in_lake(month))
+
+
+def test_a_month_that_the_lake_replaces_during_a_load_job_is_loaded_again_by_the_next_run(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.lake(month)
+    runs.warehouse(month)
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    runs.lake(month)
+    real = Warehouse._load_from_lake
+
+    def overtaken(self: Warehouse, *arguments: Any) -> None:
+        real(self, *arguments)
+        ours.site.republish(f"{month.stem}.parquet", 3)
+        runs.lake_by_hand(month)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Warehouse, "_load_from_lake", overtaken)
+        assert isinstance(runs.of(etl_gcs_bq, month).result(raise_on_failure=False), Gone)
+    [row] = bigquery.Client().query_and_wait(
+        f"SELECT fault FROM {ours.dataset}.loads WHERE color = '{month.color}' AND file_month = '{month.file_month}'"
+    )
+    assert row["fault"] == "the lake's month was replaced while it was being loaded"
+    assert runs.warehouse(month).manifest.fault == ""
+    assert same(ours.in_warehouse(month), ours.in_lake(month))

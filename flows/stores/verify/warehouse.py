@@ -11,7 +11,7 @@ from flows.stores.verify.findings import Findings, reference, vanished
 from flows.stores.warehouse import Warehouse
 from flows.tlc.compare import FOREIGN, MISSING
 from flows.tlc.errors import UnknownMonth
-from flows.tlc.manifest import LOADS_COLUMNS, Manifest
+from flows.tlc.manifest import Manifest
 from flows.tlc.schema import KEY, columns
 from flows.tlc.trips import TripMonth
 from flows.tlc.verify import Depth, RowFaults, Verified, counts_of, keys_of, number_of
@@ -134,18 +134,7 @@ class WarehouseCheck:
 
     def mark(self, manifest: Manifest, fault: str) -> None:
         """Write the fault into the month's row of `loads`."""
-        bigquery = self.store.bigquery
-        bigquery.ensure_table("loads", LOADS_COLUMNS)
-        bigquery.query(
-            f"UPDATE {self._name('loads')} SET fault = @fault WHERE color = @color AND file_month = @file_month"  # noqa: S608
-            " AND published_at = @published_at",
-            {
-                "fault": ("STRING", fault),
-                "color": ("STRING", manifest.color),
-                "file_month": ("DATE", manifest.file_month),
-                "published_at": ("TIMESTAMP", manifest.published_at),
-            },
-        )
+        self.store.mark(manifest.trip_month, fault, manifest.published_at)
 
 
 def _month_of(color: str, file_month: dt.date | None) -> TripMonth | None:
