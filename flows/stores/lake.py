@@ -1,9 +1,10 @@
 """The lake: one canonical Parquet object per month, and one manifest per month, which is written last."""
 
 import datetime as dt
+import io
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ from flows.tlc.errors import (
     WrongMonth,
 )
 from flows.tlc.manifest import Changes, Manifest, Outcome, Present, RawFile, StagedMonth, Status
-from flows.tlc.pipeline import Add
+from flows.tlc.pipeline import Add, ahead
 from flows.tlc.schema import KEY, arrow_schema
 from flows.tlc.stream import MonthStream
 from flows.tlc.trips import TEMPORARY_KEYS, Store, Terms, TripMonth, staged_key
@@ -59,7 +60,7 @@ class Lake(LakeManifests):
     def stage(self, raw: RawFile, terms: Terms, run: str, add: Add) -> StagedMonth:
         """Write a raw file's trips to a staged object, quarantined rows to a second one, and new columns to a third.
 
-        Only one row group is in memory at a time, whatever the month's size. Nothing is staged from a refused file.
+        Only a few row groups are in memory at a time, whatever the month's size. Nothing is staged from a refused file.
         """
         self._sweep()
         stream = MonthStream(raw, self.content(raw), terms.rows, terms.schema, add)
@@ -76,30 +77,26 @@ class Lake(LakeManifests):
         key = staged_key(trip_month.key, run)
         side_keys = {"quarantine_key": "", "extra_key": ""}
         with ExitStack() as files:
-
-            def file(key: str) -> pa.PythonFile:
-                return pa.PythonFile(files.enter_context(self.bucket.writer(key)), mode="w")
-
             writers: dict[str, pq.ParquetWriter] = {}
 
             def write_side_object(what: str, key: str, table: pa.Table) -> None:
                 if what not in writers:
                     side_keys[what] = staged_key(key, run)
-                    writers[what] = files.enter_context(pq.ParquetWriter(file(side_keys[what]), table.schema))
+                    file = pa.PythonFile(files.enter_context(self.bucket.writer(side_keys[what])), mode="w")
+                    writers[what] = files.enter_context(pq.ParquetWriter(file, table.schema))
                 writers[what].write_table(table)
 
-            parquet = files.enter_context(parquet_writer(file(key), schema))
-            buffered: list[pa.Table] = []
-            for chunk in stream:
-                if chunk.rejects.num_rows:
-                    write_side_object("quarantine_key", trip_month.quarantine_key, chunk.rejects)
-                if chunk.extra is not None:
-                    write_side_object("extra_key", trip_month.extra_key, chunk.extra)
-                buffered.append(chunk.trips)
-                if sum(table.num_rows for table in buffered) >= _ROW_GROUP:
-                    parquet.write_table(pa.concat_tables(buffered), _ROW_GROUP)
-                    buffered = []
-            parquet.write_table(pa.concat_tables([schema.empty_table(), *buffered]), _ROW_GROUP)
+            def tables() -> Iterator[pa.Table]:
+                for chunk in stream:
+                    if chunk.rejects.num_rows:
+                        write_side_object("quarantine_key", trip_month.quarantine_key, chunk.rejects)
+                    if chunk.extra is not None:
+                        write_side_object("extra_key", trip_month.extra_key, chunk.extra)
+                    yield chunk.trips
+
+            month = files.enter_context(self.bucket.writer(key))
+            for piece in files.enter_context(closing(ahead(parquet_pieces(tables(), schema), depth=1))):
+                month.write(piece)
         return stream.staged(key=key, generation=self.bucket.written(key).generation, **side_keys)
 
     def _sweep(self) -> None:
@@ -288,6 +285,28 @@ class Lake(LakeManifests):
         """Return the whole table of a small Parquet object."""
         with self.bucket.ranges(present) as file:
             return pq.read_table(file, pre_buffer=False)
+
+
+def parquet_pieces(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[bytes]:
+    """Yield the bytes of a canonical Parquet file, one row group at a time."""
+    sink = io.BytesIO()
+
+    def written() -> bytes:
+        piece = sink.getvalue()
+        sink.seek(0)
+        sink.truncate()
+        return piece
+
+    with parquet_writer(pa.PythonFile(sink, mode="w"), schema) as parquet:
+        buffered: list[pa.Table] = []
+        for table in tables:
+            buffered.append(table)
+            if sum(table.num_rows for table in buffered) >= _ROW_GROUP:
+                parquet.write_table(pa.concat_tables(buffered), _ROW_GROUP)
+                buffered = []
+                yield written()
+        parquet.write_table(pa.concat_tables([schema.empty_table(), *buffered]), _ROW_GROUP)
+    yield written()
 
 
 def parquet_writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
