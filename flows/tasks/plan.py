@@ -81,8 +81,10 @@ def _figures(results: Path | None) -> Figures:
     if results is None:
         return Figures()
     try:
-        return Figures.measured(json.loads(results.read_text("utf-8"))["records"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        records = json.loads(results.read_text("utf-8"))["records"]
+        _ = records[0]  # without any, the figures would be the defaults
+        return Figures.measured(records)
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise TripDataError(
             f"{results} cannot be read as the results of `make bench` ({type(error).__name__}); run `make bench` first."
         ) from None

@@ -54,6 +54,14 @@ def test_a_machines_own_figures_replace_the_defaults(tmp_path: Path) -> None:
     )
 
 
+def test_a_file_without_records_is_no_machines_figures(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    results.write_text('{"records": []}')
+    done = run("--figures", str(results))
+    assert done.exit_code == 1
+    assert "cannot be read as the results of `make bench`" in done.output
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
