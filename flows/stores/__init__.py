@@ -30,7 +30,7 @@ class MonthStore(Protocol):
         """Return the state of a month in the store."""
 
     def remembered(self, trip_month: TripMonth) -> Manifest | None:
-        """Return the manifest of a month, or None. Another month or edition is compared with it."""
+        """Return a month's current manifest, or None. Reports compare a new edition or the next month with it."""
 
     def months(self, colors: Iterable[str], also: Also = "") -> dict[TripMonth, ListedMonth]:
         """Return every month of the colors that the store has. If `also` is "withdrawn", add those withdrawn from it."""
@@ -52,9 +52,9 @@ class MonthStore(Protocol):
         """
 
     def withdraw(self, trip_month: TripMonth, run_id: str, by: str = "") -> Outcome:
-        """Delete a month's rows and mark its manifest as withdrawn, atomically for readers. Change nothing the second time.
+        """Delete a month's rows and mark its manifest as withdrawn, atomically for readers.
 
-        Any later load of the month restores it.
+        Change nothing if it is withdrawn already. Any later load of the month restores it.
 
         Raises:
             TripDataError: The store does not have the month.

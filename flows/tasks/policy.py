@@ -92,7 +92,7 @@ def flow_options() -> dict[str, Any]:
 
 
 def task_runner() -> BaseTaskRunner:
-    """Return a runner that uses threads on this machine, or a Dask cluster for a large backfill.
+    """Return a runner that uses threads on this machine, or a Dask cluster.
 
     `TRIPS_DASK_SCHEDULER` has the address of the cluster's scheduler.
     """
@@ -107,8 +107,8 @@ def task_runner() -> BaseTaskRunner:
 def submit(task: "Task[P, R]", *arguments: P.args, **named: P.kwargs) -> "PrefectFuture[R, Sync]":
     """Submit a task and return its future, once Prefect has created the task's run.
 
-    Prefect ends the flow run if it cannot create the run, as while its server does not answer. It never completes the future
-    then, so the flow would wait for ever, and keep its locks.
+    Prefect ends the flow run if it cannot create the task run, for example because its server does not answer. It never completes
+    the future then, so the flow would wait for ever, and keep its locks.
 
     Raises:
         CrashedRun: Prefect ended the flow run.

@@ -81,14 +81,14 @@ def pinned_or_withdrawn(month: Found) -> str:
 
 def entries_of(
     trip_months: Sequence[TripMonth],
-    held: Mapping[TripMonth, ListedMonth],
+    listed: Mapping[TripMonth, ListedMonth],
     answers: Mapping[TripMonth, PublishedFile | Exception],
     source: Source,
 ) -> list[Entry]:
     """Return the catalog's entries, by color and month: all months in the lake or at the source."""
 
     def line(trip_month: TripMonth) -> Entry:
-        here, url = held.get(trip_month), source.url(trip_month)
+        here, url = listed.get(trip_month), source.url(trip_month)
         known = known_file(here.manifest.url if here else url)
         return entry_of(trip_month, here, known, answers.get(trip_month), url, known_publication(trip_month, url))
 
@@ -137,11 +137,16 @@ def _published(entry: Entry) -> tuple[str, str]:
 
 
 def _total(color: str, entries: Sequence[Entry]) -> tuple[str, ...]:
-    held = [e.listed for e in entries if e.listed]
+    listed = [e.listed for e in entries if e.listed]
     first, last = (f"{e.trip_month.file_month:%Y-%m}" for e in (entries[0], entries[-1]))
-    rows = sum(h.manifest.loaded for h in held)
-    quarantined = sum(sum(h.manifest.quarantined.values()) for h in held)
-    return color, first, last, *(f"{count:,}" for count in (len(held), rows, quarantined, sum(h.size for h in held)))
+    rows = sum(h.manifest.loaded for h in listed)
+    quarantined = sum(sum(h.manifest.quarantined.values()) for h in listed)
+    return (
+        color,
+        first,
+        last,
+        *(f"{count:,}" for count in (len(listed), rows, quarantined, sum(h.size for h in listed))),
+    )
 
 
 def _calendar(entries: Mapping[TripMonth, Entry]) -> Iterator[str]:

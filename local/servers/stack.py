@@ -458,8 +458,8 @@ def _stop(executor: Executor) -> None:
     deadline = Timer(_STOP_SECONDS, executor.kill)
     deadline.start()
     try:
-        # Finished with an error: it has stopped; its log has the details. AttributeError: mirakuru had to kill the process,
-        # and then waits for it although it has forgotten it.
+        # ProcessFinishedWithError: it has stopped, and its log has the details. AttributeError: mirakuru had to kill the process,
+        # and then waits for an attribute that it has set to None.
         with suppress(ProcessFinishedWithError, AttributeError):
             executor.stop()
     finally:
