@@ -118,7 +118,7 @@ class RawZone:
             into, mark = key, {"sha256": digest.hexdigest()}
         facts = {
             "sha256": digest.hexdigest(),
-            "fetched_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            "fetched_at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
             "verified": download.verified,
         }
         return _raw_file(published, bucket.add_metadata(into, about | facts, mark))
