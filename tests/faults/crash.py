@@ -32,6 +32,17 @@ STEPS: Mapping[FlowName, tuple[str, ...]] = {
         "flows.stores.database:Database._publish", "flows.tasks.bring:load",
     ),
     "bring_up_to_date": ("flows.stores.lake:Lake.publish", "flows.stores.warehouse:Warehouse.publish"),
+    "withdraw": (
+        "flows.stores.warehouse:Warehouse._remembering", "flows.stores.warehouse:Warehouse.withdraw",
+        "flows.stores.database:Database._write_manifest", "flows.stores.database:Database.withdraw",
+        "flows.stores.lake:Lake.append_history", "flows.stores.lake:Lake._write_manifest",
+        "flows.stores.lake:Lake._publish_side_object", "flows.connectors.bucket:Bucket.delete", "flows.stores.lake:Lake.withdraw",
+    ),
+    "prune_editions": ("flows.tasks.editions:surplus", "flows.stores.raw_zone:RawZone.delete_edition"),
+    "load_edition": (
+        "flows.stores.lake:Lake._write", "flows.stores.lake:Lake.copy_edition", "flows.stores.lake:Lake._changes",
+        "flows.stores.lake:Lake._publish_side_object", "flows.stores.lake:Lake.remember",
+    ),
 }  # fmt: skip
 # Steps that only a first load has, and steps that only a replacement has.
 FIRST = {"ingest_data": ("flows.stores.database:Database._attach",)}

@@ -33,7 +33,8 @@ def rows_digest(rows: pa.Table) -> str:
 
 
 def _facts(manifest: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
-    return {name: str(value) for name, value in sorted(manifest.items()) if name not in left_out}
+    facts = {name: str(value) for name, value in sorted(manifest.items()) if name not in left_out}
+    return facts | {"withdrawn_at": bool(manifest.get("withdrawn_at"))}  # whether, not when
 
 
 def lake(ours: Stores) -> dict[str, Any]:

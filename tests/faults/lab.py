@@ -1,6 +1,7 @@
 """Prepare a month in two editions and separate stores, and compute the stores' contents after a run without a failure."""
 
 import datetime as dt
+import hashlib
 import io
 import os
 import random
@@ -28,14 +29,21 @@ from tests.faults.programs import Programs, Run
 from tests.stores import Stores
 
 LAKE, CREDENTIALS, POSTGRES = "fault-lake", "fault-credentials", "fault-postgres"
-FlowName = Literal["etl_web_gcs", "etl_gcs_bq", "ingest_data", "bring_up_to_date"]
+FlowName = Literal[
+    "etl_web_gcs", "etl_gcs_bq", "ingest_data", "bring_up_to_date", "withdraw", "prune_editions", "load_edition"
+]
+UNDO: tuple[FlowName, ...] = ("withdraw", "prune_editions", "load_edition")  # they need a published month
 FLOWS: tuple[FlowName, ...] = ("etl_web_gcs", "etl_gcs_bq", "ingest_data", "bring_up_to_date")
 STORES_OF: Mapping[FlowName, tuple[str, ...]] = {
     "etl_web_gcs": ("lake",),
     "etl_gcs_bq": ("lake", "warehouse"),
     "ingest_data": ("database",),
     "bring_up_to_date": ("lake", "warehouse", "database"),
+    "withdraw": ("lake", "warehouse", "database"),
+    "prune_editions": ("lake",),
+    "load_edition": ("lake",),
 }
+PROGRAMS: Mapping[FlowName, str] = {"load_edition": "etl_web_gcs"}  # the others have the flow's name
 # Use small chunks, so that even a small month needs many transfers and a fault can occur between any two of them.
 SMALL = {
     "flows.connectors.bucket:CHUNK": 256 << 10,
@@ -86,7 +94,9 @@ class Lab:
         given = dict(hooks or {})
         given["set"] = {**SMALL, **given.get("set", {})}
         variables = {"TRIPS_SCRATCH": str(self.folder / f"scratch-{self._prepared}")} | variables
-        return self.programs.start(flow, *self.arguments(flow, month or self.month), hooks=given, **variables)
+        return self.programs.start(
+            PROGRAMS.get(flow, flow), *self.arguments(flow, month or self.month), hooks=given, **variables
+        )
 
     def arguments(self, flow: FlowName, month: TripMonth) -> list[object]:
         """Return the words of a flow's command line."""
@@ -97,13 +107,22 @@ class Lab:
                 "--credentials-block", CREDENTIALS, "--dataset", self.ours.dataset, "--postgres-block", POSTGRES,
                 "--into", "lake", "--into", "warehouse", "--into", "database", "--expect-within", 0,
             ]  # fmt: skip
+        if flow == "prune_editions":
+            return ["--colors", month.color, "--keep", 0, "--action", "delete", "--block-name", LAKE]
         words: list[object] = [month.color, month.year, month.month]
         if flow == "ingest_data":
             return [*words, "--block-name", POSTGRES, "--source", self.source]
         words += ["--block-name", LAKE]
         if flow == "etl_web_gcs":
-            return [*words, "--source", self.source]
-        return [*words, "--credentials-block", CREDENTIALS, "--dataset", self.ours.dataset]
+            words += ["--source", self.source]
+        elif flow == "load_edition":
+            first = (self.folder / f"1-{month.stem}.csv").read_bytes()
+            words += ["--edition", hashlib.sha256(first).hexdigest()[:12]]
+        else:
+            words += ["--credentials-block", CREDENTIALS, "--dataset", self.ours.dataset]
+        if flow == "withdraw":
+            words += ["--postgres-block", POSTGRES, *(word for name in STORES_OF[flow] for word in ("--stores", name))]
+        return words
 
     def store(self, name: Literal["lake", "warehouse", "database"]) -> Any:
         """Return a store, opened in this process."""
@@ -136,7 +155,10 @@ class Lab:
         store.publish(store.stage(raw, Terms(rows), uuid4().hex, _nothing), present, uuid4().hex)
 
     def prepare(self, flow: FlowName, *, over: bool) -> None:
-        """Bring the stores into the state in which the flow starts: empty, or with the first edition, the second published."""
+        """Bring the stores into the state in which the flow starts: empty, or with the first edition, the second published.
+
+        For pruning and for loading an edition again, the lake has the second edition, too. A month is withdrawn in the first.
+        """
         self._prepared += 1  # a new scratch folder without the files of earlier runs
         self.wipe()
         self.publish(1)
@@ -148,8 +170,9 @@ class Lab:
                 self.load("warehouse")
             if "database" in into:
                 self.load("database", rows="with_passengers")
-            self.publish(2)
-        if flow == "etl_gcs_bq":
+            if flow != "withdraw":
+                self.publish(2)
+        if flow in ("etl_gcs_bq", "prune_editions", "load_edition"):
             self.load("lake")
 
     def sweep(self) -> None:

@@ -9,17 +9,17 @@ import time
 import pytest
 
 from tests.faults.crash import Siege, at_events, at_steps, recorded, require_whole, steps_of
-from tests.faults.lab import FLOWS, STORES_OF, FlowName, Lab, Reader, chance, see
+from tests.faults.lab import FLOWS, STORES_OF, UNDO, FlowName, Lab, Reader, chance, see
 from tests.faults.programs import ROOT, Programs
 from tests.faults.record import tried
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(5400)]
-KILLS = int(os.environ.get("KILLS", "12"))  # at random events in each of the eight cases, besides the kills at steps
+KILLS = int(os.environ.get("KILLS", "12"))  # at random events in each case, besides the kills at steps
+CASES = [*((flow, over) for flow in FLOWS for over in (False, True)), *((flow, True) for flow in UNDO)]
 _STATE = {False: "empty stores", True: "a published month"}
 
 
-@pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
-@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize(("flow", "over"), CASES)
 def test_a_flow_killed_at_any_step_recovers(flow: FlowName, over: bool, lab: Lab) -> None:
     siege = Siege(lab, flow, over)
     with recorded(siege, f"`{flow}` killed before and after each step, {_STATE[over]}"):
@@ -27,8 +27,7 @@ def test_a_flow_killed_at_any_step_recovers(flow: FlowName, over: bool, lab: Lab
         siege.under(at_steps(steps_of(flow, over=over)))
 
 
-@pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
-@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize(("flow", "over"), CASES)
 def test_a_flow_killed_at_random_events_recovers(flow: FlowName, over: bool, lab: Lab) -> None:
     siege = Siege(lab, flow, over)
     with recorded(siege, f"`{flow}` killed at random sends, receives, statements and renames, {_STATE[over]}"):
