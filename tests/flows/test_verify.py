@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from google.cloud import bigquery
 from flows.bring_up_to_date import bring_up_to_date
 from flows.stores.verify import CHECKS
 from flows.stores.verify.findings import Findings
-from flows.tlc.errors import TripDataError, VerificationFailed
+from flows.tlc.errors import MonthsFailed, TripDataError, VerificationFailed
 from flows.tlc.manifest import Present
 from flows.tlc.trips import Store, Terms, TripMonth
 from flows.tlc.verify import Depth, Verified
@@ -193,10 +194,11 @@ def test_an_object_edited_with_its_manifest_differs_from_the_raw_file_and_the_sc
     assert check(ours, "lake", loaded).differences == []
     with pytest.raises(VerificationFailed, match="1 row differs from the raw file: row 3: fare_amount"):
         verified(ours, loaded, ["lake"], "raw")
-    bring_up_to_date(
-        [loaded.color], f"{loaded.file_month:%Y-%m}", into=["lake"], source=ours.official, block_name=LAKE,
-        until=f"{loaded.file_month:%Y-%m}", expect_within=0,
-    )  # fmt: skip
+    with suppress(MonthsFailed):  # the files of some other tests' months are wrong on purpose
+        bring_up_to_date(
+            [loaded.color], f"{loaded.file_month:%Y-%m}", into=["lake"], source=ours.official, block_name=LAKE,
+            until=f"{loaded.file_month:%Y-%m}", expect_within=0,
+        )  # fmt: skip
     assert same(ours.in_lake(loaded), before)
     assert check(ours, "lake", loaded, "raw").differences == []
 
