@@ -107,7 +107,7 @@ generated: $(INSTALLED)
 	@$(PY) -m flows.tlc.dictionary >docs/schema.md.new && mv docs/schema.md.new docs/schema.md
 	@$(PY) -m local.operations
 
-# QUICK=1 checks in less than three minutes that all contenders work; it writes only .local/bench.json. Without it, the run takes
+# QUICK=1 only checks that all contenders work; it writes only .local/bench.json. Without it, the run takes
 # half an hour on two idle cores, and writes bench/results.json, docs/speed.md and its picture.
 bench: $(INSTALLED) .venv-bench/installed
 	@$(PY) -m bench $(if $(QUICK),--quick)

@@ -1,4 +1,4 @@
-"""Find the files that TLC and its mirror published. They are not in the repository, but in `shared/data` beside it."""
+"""Find the files that TLC and its mirror published. They are in the folder `shared/data`, next to the repository."""
 
 from pathlib import Path
 

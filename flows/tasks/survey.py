@@ -139,14 +139,10 @@ def _published(entry: Entry) -> tuple[str, str]:
 def _total(color: str, entries: Sequence[Entry]) -> tuple[str, ...]:
     listed = [e.listed for e in entries if e.listed]
     first, last = (f"{e.trip_month.file_month:%Y-%m}" for e in (entries[0], entries[-1]))
-    rows = sum(h.manifest.loaded for h in listed)
-    quarantined = sum(sum(h.manifest.quarantined.values()) for h in listed)
-    return (
-        color,
-        first,
-        last,
-        *(f"{count:,}" for count in (len(listed), rows, quarantined, sum(h.size for h in listed))),
-    )
+    rows = sum(month.manifest.loaded for month in listed)
+    quarantined = sum(sum(month.manifest.quarantined.values()) for month in listed)
+    counts = len(listed), rows, quarantined, sum(month.size for month in listed)
+    return color, first, last, *(f"{count:,}" for count in counts)
 
 
 def _calendar(entries: Mapping[TripMonth, Entry]) -> Iterator[str]:

@@ -61,7 +61,7 @@ def _explained(trip_month: TripMonth, error: Exception) -> UnreadableFile:
     message = _DAMAGED
     if isinstance(error, TooMuch | MemoryError):
         message = _EXCESSIVE
-    elif isinstance(error, Unsupported | pa.ArrowNotImplementedError):  # Arrow's is for features that it lacks
+    elif isinstance(error, Unsupported):
         message = _UNSUPPORTED
     words = words if len(words) <= _LONGEST_QUOTE else f"{words[:_LONGEST_QUOTE]}…"
     return UnreadableFile(f"{trip_month}: {message.format(words)}")
