@@ -43,6 +43,11 @@ STEPS: Mapping[FlowName, tuple[str, ...]] = {
         "flows.stores.lake:Lake._write", "flows.stores.lake:Lake.copy_edition", "flows.stores.lake:Lake._changes",
         "flows.stores.lake:Lake._publish_side_object", "flows.stores.lake:Lake.remember",
     ),
+    "replay_quarantine": (
+        "flows.stores.lake:Lake._write", "flows.connectors.bucket:Bucket.copy", "flows.stores.lake:Lake._publish_side_object",
+        "flows.stores.lake:Lake.remember",
+    ),
+    "load_zones": ("flows.tasks.zones:extract_zones", "flows.tasks.zones:load_zones_into"),
 }  # fmt: skip
 # Steps that only a first load has, and steps that only a replacement has.
 FIRST = {"ingest_data": ("flows.stores.database:Database._attach",)}

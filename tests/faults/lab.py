@@ -30,9 +30,15 @@ from tests.stores import Stores
 
 LAKE, CREDENTIALS, POSTGRES = "fault-lake", "fault-credentials", "fault-postgres"
 FlowName = Literal[
-    "etl_web_gcs", "etl_gcs_bq", "ingest_data", "bring_up_to_date", "withdraw", "prune_editions", "load_edition"
-]
-UNDO: tuple[FlowName, ...] = ("withdraw", "prune_editions", "load_edition")  # they need a published month
+    "etl_web_gcs", "etl_gcs_bq", "ingest_data", "bring_up_to_date", "withdraw", "prune_editions", "load_edition",
+    "replay_quarantine", "load_zones",
+]  # fmt: skip
+AFTERWARDS: tuple[FlowName, ...] = (
+    "withdraw",
+    "prune_editions",
+    "load_edition",
+    "replay_quarantine",
+)  # need a published month
 FLOWS: tuple[FlowName, ...] = ("etl_web_gcs", "etl_gcs_bq", "ingest_data", "bring_up_to_date")
 STORES_OF: Mapping[FlowName, tuple[str, ...]] = {
     "etl_web_gcs": ("lake",),
@@ -42,6 +48,8 @@ STORES_OF: Mapping[FlowName, tuple[str, ...]] = {
     "withdraw": ("lake", "warehouse", "database"),
     "prune_editions": ("lake",),
     "load_edition": ("lake",),
+    "replay_quarantine": ("lake",),
+    "load_zones": ("lake", "warehouse", "database"),
 }
 PROGRAMS: Mapping[FlowName, str] = {"load_edition": "etl_web_gcs"}  # the others have the flow's name
 # Use small chunks, so that even a small month needs many transfers and a fault can occur between any two of them.
@@ -109,6 +117,12 @@ class Lab:
             ]  # fmt: skip
         if flow == "prune_editions":
             return ["--colors", month.color, "--keep", 0, "--action", "delete", "--block-name", LAKE]
+        elsewhere = ["--credentials-block", CREDENTIALS, "--dataset", self.ours.dataset]
+        if flow == "load_zones":
+            zones = f"{self.ours.site.url}/misc/taxi_zone_lookup.csv"
+            return [
+                *STORES_OF[flow], "--source", zones, "--block-name", LAKE, *elsewhere, "--postgres-block", POSTGRES
+            ]  # fmt: skip
         words: list[object] = [month.color, month.year, month.month]
         if flow == "ingest_data":
             return [*words, "--block-name", POSTGRES, "--source", self.source]
@@ -118,8 +132,8 @@ class Lab:
         elif flow == "load_edition":
             first = (self.folder / f"1-{month.stem}.csv").read_bytes()
             words += ["--edition", hashlib.sha256(first).hexdigest()[:12]]
-        else:
-            words += ["--credentials-block", CREDENTIALS, "--dataset", self.ours.dataset]
+        elif flow != "replay_quarantine":
+            words += elsewhere
         if flow == "withdraw":
             words += ["--postgres-block", POSTGRES, *(word for name in STORES_OF[flow] for word in ("--stores", name))]
         return words

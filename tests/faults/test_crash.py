@@ -9,13 +9,15 @@ import time
 import pytest
 
 from tests.faults.crash import Siege, at_events, at_steps, recorded, require_whole, steps_of
-from tests.faults.lab import FLOWS, STORES_OF, UNDO, FlowName, Lab, Reader, chance, see
+from tests.faults.lab import AFTERWARDS, FLOWS, STORES_OF, FlowName, Lab, Reader, chance, see
 from tests.faults.programs import ROOT, Programs
 from tests.faults.record import tried
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(5400)]
 KILLS = int(os.environ.get("KILLS", "12"))  # at random events in each case, besides the kills at steps
-CASES = [*((flow, over) for flow in FLOWS for over in (False, True)), *((flow, True) for flow in UNDO)]
+CASES: list[tuple[FlowName, bool]] = [
+    *((flow, over) for flow in FLOWS for over in (False, True)), *((flow, True) for flow in AFTERWARDS), ("load_zones", False)
+]  # fmt: skip
 _STATE = {False: "empty stores", True: "a published month"}
 
 
