@@ -34,11 +34,15 @@ _LIBRARIES = ("google", "requests", "psycopg2", "urllib3", "httpx")  # a task fa
 
 
 def _of_any_address(found: Mapping[str, Any], *urls: str) -> dict[str, Any]:
-    """Return a digest without these addresses of the site, and without `known_rows`, which depends on the address."""
+    """Return a digest without these addresses of the site, and without the facts that depend on the address.
+
+    These are `known_rows`, and the counts of changes: a month whose file comes from another address is loaded again.
+    """
     text = json.dumps(found)
     for url in urls:
         text = text.replace(url, "http://site")
-    any_address: dict[str, Any] = json.loads(re.sub(r'(\\*"known_rows\\*": )(\\*"\w+\\*"|null)', r"\1null", text))
+    dependent = r'(\\*"(?:known_rows|inserted|updated|removed)\\*": )(\\*"\w+\\*"|null)'
+    any_address: dict[str, Any] = json.loads(re.sub(dependent, r"\1null", text))
     return any_address
 
 
