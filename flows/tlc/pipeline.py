@@ -1,12 +1,15 @@
-"""Overlap the stages of a stream: each stage runs in its own thread, a few items ahead of the next."""
+"""Overlap the stages of a stream: each stage runs in its own thread or threads, a few items ahead of the next."""
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 Add = Callable[[int, float], None]
 """Receives how many more rows or bytes are done, and which share of the month is done so far (0 to 1; 0 if unknown)."""
@@ -63,3 +66,23 @@ def ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
     finally:
         stopped.set()
         producer.join()
+
+
+def mapped(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
+    """Yield `work(item)` for each item, in the order of `items`, while this many threads work ahead.
+
+    At most one item more than `threads` is in work or waits. An error of `work` or of `items` is raised here, after the results
+    before it. If the consumer stops early, the threads stop after their current items, and `items` are closed.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="mapped")
+    waiting: deque[Future[R]] = deque()
+    try:
+        with closing_if_open(items):
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

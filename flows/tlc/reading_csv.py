@@ -7,7 +7,7 @@ and never open a file.
 import csv
 import re
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cache
 from itertools import chain
@@ -22,13 +22,14 @@ from flows.tlc.foreign import LONGEST_LINE, Foreign, fields_of, lines_of, refuse
 from flows.tlc.gunzip import DamagedGzip, beginning, inflated
 from flows.tlc.matching import Shape, match
 from flows.tlc.missing import Missing
-from flows.tlc.pipeline import ahead, closing_if_open
+from flows.tlc.pipeline import ahead, closing_if_open, mapped
 from flows.tlc.reading import recognise
 from flows.tlc.schema import KINDS
 from flows.tlc.sources import Ending
 from flows.tlc.trips import SchemaRule, TripMonth
 
-BLOCK = 3 << 20  # bytes of CSV parsed at once
+BLOCK = 3 << 20  # bytes of CSV parsed at once by one thread
+_PARSERS = min(4, pa.cpu_count())  # threads; the stages after them use the other cores of a larger machine
 _SNIFFED = 64 << 10  # bytes of CSV that show how many fields a row has
 _DISK_BLOCK = 512  # bytes; the block size of a disk is this or a multiple of it
 _LONGEST_HEADER = 16 << 10  # bytes; TLC's longest header has about 400
@@ -144,11 +145,26 @@ class _Rows:
         self._trip_month, self._shape, self._missing = trip_month, shape, missing
         self._foreign = Foreign(trip_month)
 
-    def chunk(self, block: bytes, first_row: int) -> Chunk:
-        """Return a block's rows. Use Arrow if it reads the block as any CSV reader would; otherwise read line by line."""
+    def read(self, block: bytes) -> tuple[bytes, pa.Table | None]:
+        """Return a block, and its rows if Arrow reads it as any CSV reader would. Any thread may call this, in any order."""
+        if _LONE_RETURN.search(block) or (b'"' in block and not _PLAINLY_QUOTED.fullmatch(block)):
+            return block, None
+        # Arrow reads 0x10 as 16. If the block has an x, or a number in an odd spelling, read all as text: `clean` checks it.
+        for typed in (False,) if b"x" in block or b"X" in block else (True, False):
+            with suppress(pa.ArrowInvalid):
+                return block, self._parse(block, typed=typed) if block.strip(b"\r\n") else _table(self._shape, [], ())
+        return block, None
+
+    def chunk(self, block: bytes, read: pa.Table | None, first_row: int) -> Chunk:
+        """Return the chunk of a block, of which `read` has the rows. If it is None, read line by line. Takes blocks in order."""
         self._foreign.look_at(block, first_row)
         lines = cache(lambda: lines_of(block))
-        chunk = self._by_arrow(block, first_row, lines) or self._line_by_line(lines(), first_row)
+        if read is None:
+            chunk = self._line_by_line(lines(), first_row)
+        else:
+            if read.num_rows:
+                self._foreign.row()
+            chunk = self._clean(read, pa.arange(first_row, first_row + read.num_rows), lambda i: lines()[i])
         numbers = chunk.rejects.column("row_number").to_pylist()
         return replace(
             chunk,
@@ -157,21 +173,6 @@ class _Rows:
             stretch=self._foreign.largest,
             repeated=self._foreign.repeated,
         )
-
-    def _by_arrow(self, block: bytes, first_row: int, lines: Callable[[], list[bytes]]) -> Chunk | None:
-        if _LONE_RETURN.search(block) or (b'"' in block and not _PLAINLY_QUOTED.fullmatch(block)):
-            return None
-        # Arrow reads 0x10 as 16. If the block has an x, or a number in an odd spelling, read all as text: `clean` checks it.
-        for typed in (False,) if b"x" in block or b"X" in block else (True, False):
-            try:
-                table = self._parse(block, typed=typed) if block.strip(b"\r\n") else _table(self._shape, [], ())
-            except pa.ArrowInvalid:
-                continue
-            numbers = pa.arange(first_row, first_row + table.num_rows)
-            if table.num_rows:
-                self._foreign.row()
-            return self._clean(table, numbers, lambda i: lines()[i])
-        return None
 
     def _parse(self, block: bytes, *, typed: bool) -> pa.Table:
         """Return the block as Arrow reads it. Numbers have numeric types if `typed`; everything else is text.
@@ -281,12 +282,12 @@ def csv_chunks(
 
         def parsed() -> Iterator[Chunk]:
             row, size_so_far = 1, len(whole) - len(first)
-            for block in chain([first], blocks):
+            for block, table in mapped(rows.read, chain([first], blocks), _PARSERS):
                 size_so_far += len(block)
                 if header in block:
                     before = block[: block.rfind(b"\n", 0, block.index(header)) + 1]
                     refuse_joined(trip_month, row + len(lines_of(before)))
-                chunk = rows.chunk(block, row)
+                chunk = rows.chunk(block, table, row)
                 row += chunk.source_rows
                 if block and not block.endswith((b"\n", b"\r")):
                     _require_whole_row(trip_month, chunk, row - 1, size_so_far)

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.tlc.pipeline import ahead
+from flows.tlc.pipeline import ahead, mapped
 
 
 def alive() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "ahead"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(("ahead", "mapped"))]
 
 
 @given(st.lists(st.one_of(st.none(), st.integers())), st.integers(1, 5))
@@ -117,3 +117,68 @@ def test_an_error_on_closing_the_source_reaches_the_consumer_without_a_hang() ->
 
 def test_a_list_which_has_no_close_is_accepted() -> None:
     assert list(ahead([1, 2, 3])) == [1, 2, 3]
+
+
+@given(st.lists(st.integers()), st.integers(1, 4))
+def test_mapped_results_come_in_the_order_of_their_items(items: list[int], threads: int) -> None:
+    assert list(mapped(lambda n: (n, n + 1), iter(items), threads)) == [(n, n + 1) for n in items]
+    assert alive() == []
+
+
+def test_mapped_items_are_worked_on_at_the_same_time() -> None:
+    both = threading.Barrier(2)
+    assert list(mapped(lambda n: n + both.wait(10) * 0, range(6), 2)) == list(range(6))
+
+
+def test_an_error_of_mapped_work_comes_after_the_results_before_it() -> None:
+    results = mapped(lambda n: 6 // n, [3, 2, 0, 1], 2)
+    assert [next(results), next(results)] == [2, 3]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert alive() == []
+
+
+def test_an_error_of_the_mapped_items_reaches_the_consumer() -> None:
+    def make() -> Iterator[int]:
+        yield 1
+        raise ValueError("bad")
+
+    with pytest.raises(ValueError, match="bad"):
+        list(mapped(abs, make(), 3))
+    assert alive() == []
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_at_most_one_item_more_than_the_threads_is_in_work(threads: int) -> None:
+    made = 0
+
+    def make() -> Iterator[int]:
+        nonlocal made
+        for n in range(1000):
+            made += 1
+            yield n
+
+    results = mapped(abs, make(), threads)
+    assert next(results) == 0
+    assert made == threads + 1
+    results.close()
+    assert made == threads + 1
+    assert alive() == []
+
+
+def test_a_consumer_of_mapped_items_that_stops_early_closes_their_source() -> None:
+    closed = threading.Event()
+
+    def make() -> Iterator[int]:
+        try:
+            yield from range(1000)
+        finally:
+            closed.set()
+
+    results = mapped(abs, ahead(make()), 2)
+    assert next(results) == 0
+    results.close()
+    assert closed.wait(10)
+    for thread in alive():
+        thread.join(10)
+    assert alive() == []
