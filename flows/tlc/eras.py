@@ -4,9 +4,10 @@ If TLC adds a column, add it to `schema.TRIP_COLUMNS`, and add an era here that 
 The facts come from the published files themselves. Case and blanks of names differ between eras, so they are ignored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
 
 from flows.tlc.errors import SchemaMismatch
@@ -181,7 +182,8 @@ def plain(name: str) -> str:
     return name.strip().casefold()
 
 
-def meanings_of(color: str) -> dict[str, Column]:
+@cache
+def meanings_of(color: str) -> Mapping[str, Column]:
     """Return every name that a column of the color's files has had, with the canonical column it means."""
     known = {plain(column.name): column for column in TRIP_COLUMNS[color]}
     return known | {plain(old): known[plain(now)] for old, now in ALIASES.get(color, {}).items()}
@@ -238,6 +240,7 @@ def era_like(trip_month: TripMonth, ending: Ending, names: Sequence[str]) -> Era
     return era_of(trip_month, ending)
 
 
+@cache
 def since(era: Era, column: Column) -> str:
     """Return the first month of the last unbroken period, up to `era`, in which files had `column`.
 
