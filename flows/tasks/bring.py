@@ -12,7 +12,7 @@ from flows.tasks.progress import meter
 from flows.tasks.report import report
 from flows.tasks.stores import is_checked, load_block, open_store
 from flows.tlc.addresses import shown, stored
-from flows.tlc.errors import TripDataError
+from flows.tlc.errors import Gone, TripDataError
 from flows.tlc.manifest import Manifest, Outcome, Present, RawFile, StagedCopy, StagedMonth
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import Terms, TripMonth
@@ -25,16 +25,25 @@ def bring(trip_month: TripMonth, origin: Origin, into: Target) -> Outcome:
             # Called, not submitted: a submitted task may run on another machine, and the claim belongs to this process.
             claim(trip_month, into, claims)
         looked = submit(look_up, trip_month, origin, into, is_checked(into)).result()
-        manifest, why = looked.unchanged, looked.why
-        if manifest is None:
-            raw = extract(looked.found, into) if isinstance(looked.found, PublishedFile) else looked.found
-            _require_edition(looked, raw)
-            if same := looked.loaded_from(raw):
-                manifest = submit(remember, same, raw, into).result()
-                why = looked.why_same_bytes
-            else:
-                staged = submit(transform, raw, looked.terms, into).result()
-                return submit(load, staged, looked.present, into, started_by()).result()
+        try:
+            return _bring(trip_month, looked, into)
+        except Gone as gone:  # most likely, another run replaced the month in the lake after the look-up
+            get_run_logger().warning("%s: looking it up once more (%s)", trip_month, gone)
+            looked = submit(look_up, trip_month, origin, into, True).result()
+            return _bring(trip_month, looked, into)
+
+
+def _bring(trip_month: TripMonth, looked: LookedUp, into: Target) -> Outcome:
+    manifest, why = looked.unchanged, looked.why
+    if manifest is None:
+        raw = extract(looked.found, into) if isinstance(looked.found, PublishedFile) else looked.found
+        _require_edition(looked, raw)
+        if same := looked.loaded_from(raw):
+            manifest = submit(remember, same, raw, into).result()
+            why = looked.why_same_bytes
+        else:
+            staged = submit(transform, raw, looked.terms, into).result()
+            return submit(load, staged, looked.present, into, started_by()).result()
     get_run_logger().info("%s %s", trip_month, why)
     return Outcome(store=into.store, status="unchanged", manifest=manifest)
 
