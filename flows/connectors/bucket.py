@@ -19,6 +19,7 @@ from google.api_core.exceptions import (
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage import Blob
 from google.cloud.storage.exceptions import InvalidResponse
+from requests.adapters import HTTPAdapter
 
 from flows.tlc.errors import Gone, MisconfiguredBlock, Overtaken
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # One request carries this many bytes. With one request per file, the client's timeout of 60 s would break large uploads over
 # slow connections.
 CHUNK = 8 << 20
+_CONNECTIONS = 64  # kept open: months that are loaded at once have a few each; above the default, ten, urllib3 warns
 _LARGEST_TEXT = 16 << 20  # bytes; a manifest has some thousands
 TIMEOUT = (15, 300)  # seconds to connect, seconds to wait for an answer
 
@@ -64,6 +66,8 @@ class Bucket:
         self.block = block
         with self._explained("reached"):
             client = block.gcp_credentials.get_cloud_storage_client()
+        for scheme in ("https://", "http://"):
+            client._http.mount(scheme, HTTPAdapter(pool_maxsize=_CONNECTIONS))
         self._bucket: StorageBucket = client.bucket(block.bucket)
 
     @contextmanager

@@ -21,6 +21,8 @@ from flows.tlc.addresses import escaped
 from flows.tlc.errors import MisconfiguredBlock
 
 _KEEP = 600  # seconds
+# The run that the current run is a part of, after that run has checked its stores.
+_whole_run: ContextVar[str] = ContextVar("whole_run", default="")
 # The blocks that `python -m blocks.register` makes.
 _REGISTERED = {
     ("gcs-bucket", GCS_BUCKET),
@@ -42,12 +44,12 @@ def open_store(target: Target) -> Any:
 
 
 def _shared(make: Callable[..., Any], *names: Any) -> Any:
-    """Return what `make` makes of these names. The tasks of a run share it.
+    """Return what `make` makes of these names. The tasks of a run share it, and so do the runs that are a part of it.
 
     Loading a block, and connecting to Google with a new token, take longer than many a task. After ten minutes both are done
     again: a person may have edited the block.
     """
-    run = this_run()
+    run = _whole_run.get() or this_run()
     return _made(run, int(time.monotonic() // _KEEP), make, *names) if run else make(*names)
 
 
@@ -147,7 +149,8 @@ def require_usable(*targets: Target) -> None:
 
 
 def mark_checked(targets: Iterable[Target]) -> None:
-    """Record that this run has checked the stores."""
+    """Record that this run has checked the stores. From now on, the runs that are a part of it share them."""
+    _whole_run.set(_whole_run.get() or this_run())
     _checked.set(_checked.get() | {*targets})
 
 
