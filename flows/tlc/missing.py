@@ -1,5 +1,6 @@
 """Find out how a file spells a missing value: TLC leaves it empty, R writes NA, databases NULL or \\N, pandas nan."""
 
+import re
 from collections.abc import Iterable
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from flows.tlc.schema import MISSING
 from flows.tlc.trips import TripMonth
 
 _WORDS = frozenset(MISSING) - {""}
+_ANY_WORD = re.compile("|".join(map(re.escape, _WORDS)).encode())
 
 
 class Missing:
@@ -32,7 +34,7 @@ class Missing:
 
     def learn_from_lines(self, first: Iterable[bytes]) -> None:
         """Learn the words from the first lines of a CSV."""
-        for line in first:
+        for line in filter(_ANY_WORD.search, first):
             fields = fields_of(line)
             if len(fields) == len(self._names):
                 for name, field in zip(self._names, fields, strict=True):

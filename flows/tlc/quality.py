@@ -5,8 +5,9 @@ A rule is a row of `RULES`; add a row to add a rule. `pickups.py` decides whethe
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import isfinite
 from typing import Any, Literal
 
@@ -83,7 +84,7 @@ class Profiler:
 
     def __init__(self, trip_month: TripMonth) -> None:
         self._money = money(trip_month.color)
-        self._rules = [rule for rule in RULES if trip_month.color in rule.colors.split()]
+        self._rules = tuple(rule for rule in RULES if trip_month.color in rule.colors.split())
         self._totals_of = _totals_of(trip_month.color, self._rules)
         self._totals: Counter[str] = Counter()
         self.pickups = Pickups(trip_month)
@@ -104,7 +105,8 @@ class Profiler:
         )
 
 
-def _totals_of(color: str, rules: Sequence[Rule]) -> Callable[[pa.Table], dict[str, Any]]:
+@cache
+def _totals_of(color: str, rules: tuple[Rule, ...]) -> Callable[[pa.Table], dict[str, Any]]:
     """Return a function that counts the trips of a table that meet each rule, and sums each column in US$."""
     from pyarrow import acero  # it imports pandas
 

@@ -242,6 +242,8 @@ def _table(shape: Shape, rows: list[list[str]], missing: Collection[str]) -> pa.
 
 def _unnamed_fields(shape: Shape, first: list[bytes]) -> int:
     """Return how many empty fields the first rows have beyond the header's: none, or the number that the era allows."""
+    if not shape.era.unnamed:
+        return 0
     expected = len(shape.names) + shape.era.unnamed
     padded = sum(len(fields_of(line)) == expected for line in first)
     return shape.era.unnamed if padded * 2 > len(first) else 0

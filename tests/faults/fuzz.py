@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -276,7 +276,7 @@ def _require_csv(data: bytes, ending: Ending, rows: int, trips: pa.Table) -> Non
     numbers = trips["row_number"].to_pylist()
     if numbers != sorted(set(numbers)) or (numbers and not 1 <= numbers[0] <= numbers[-1] <= rows):
         raise Wrong("row numbers repeat or exceed the row count")
-    fields = {number: next(csv.reader([published[number - 1].decode()])) for number in numbers}
+    fields = {number: _fields(published[number - 1]) for number in numbers}
     for column in trips.schema:
         if column.name.casefold() not in names or names.count(column.name.casefold()) > 1:
             continue
@@ -286,6 +286,11 @@ def _require_csv(data: bytes, ending: Ending, rows: int, trips: pa.Table) -> Non
             text = fields[number][at].strip()
             if not _means(text, value) and not (value is None and word == text):
                 raise Wrong(f"row {number}, {column.name}: {value!r} loaded, {text!r} published")
+
+
+@lru_cache(1 << 16)
+def _fields(line: bytes) -> list[str]:
+    return next(csv.reader([line.decode()]))
 
 
 # The column that stores the published text of a coded column if the text is not a code.
@@ -298,6 +303,7 @@ _WORDS = {"cmt": 1, "vts": 2} | {
 }
 
 
+@lru_cache(1 << 18, typed=True)  # most values of two inputs are the same
 def _means(text: str, value: object) -> bool:
     """Return whether a published text has this value."""
     if text.lower() in _WORDS or text.lower() == "no charge":
