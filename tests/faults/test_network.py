@@ -218,7 +218,9 @@ def test_a_run_survives_one_failure_of_a_storage_operation(failure: str, operati
     random = chance(f"{failure} {operation}")
     with StrictLake(os.environ["STORAGE_EMULATOR_HOST"]) as strict, Gate(strict.url) as gate:
         for skip in (0, random.randrange(1, 3)):  # the first call of the operation, and a later one
-            with survived(lab, "lake", over=True, part="storage", fault=f"{operation}: {failure}") as run:
+            with survived(
+                lab, "lake", over=True, part="storage", fault=f"lake: {failure}, at each operation in turn"
+            ) as run:
                 rule = RETRIES[failure](method, path)
                 rule.skip = skip
                 gate.rules, gate.happened = [rule], []
