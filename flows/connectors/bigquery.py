@@ -15,6 +15,7 @@ from google.api_core.retry import Retry
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import bigquery
 
+from flows.connectors.bucket import keep_connections
 from flows.tlc.errors import MisconfiguredBlock, SchemaMismatch
 from flows.tlc.schema import KINDS, Column
 
@@ -53,6 +54,8 @@ class BigQuery:
         self._block = block
         self._client: bigquery.Client = block.get_bigquery_client()
         self.dataset = bigquery.DatasetReference(self._client.project, dataset)
+        with self._explained():
+            keep_connections(self._client)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -19,9 +19,8 @@ from google.api_core.exceptions import (
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage import Blob
 from google.cloud.storage.exceptions import InvalidResponse
-from requests.adapters import HTTPAdapter
 
-from flows.tlc.errors import Gone, MisconfiguredBlock, Overtaken
+from flows.tlc.errors import Gone, MisconfiguredBlock, Overtaken, Vanished
 
 if TYPE_CHECKING:
     from google.cloud.storage import Bucket as StorageBucket
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 # One request carries this many bytes. With one request per file, the client's timeout of 60 s would break large uploads over
 # slow connections.
 CHUNK = 8 << 20
-_CONNECTIONS = 64  # kept open: months that are loaded at once have a few each; above the default, ten, urllib3 warns
+_CONNECTIONS = 64  # idle connections that are kept. With the default of ten, urllib3 warns if many months load at once.
 _LARGEST_TEXT = 16 << 20  # bytes; a manifest has some thousands
 TIMEOUT = (15, 300)  # seconds to connect, seconds to wait for an answer
 
@@ -58,6 +57,12 @@ def _named() -> Iterator[None]:
         raise from_http_status(status, str(error), response=error.response) from error  # type: ignore[no-untyped-call]
 
 
+def keep_connections(client: Any) -> None:
+    """Let one of Google's clients keep enough idle connections for many months at once."""
+    for scheme in ("https://", "http://"):
+        client._http.get_adapter(scheme).init_poolmanager(_CONNECTIONS, _CONNECTIONS)
+
+
 class Bucket:
     """The objects of a bucket by key. Reads and writes are streams; a write can require a generation as its precondition."""
 
@@ -66,8 +71,7 @@ class Bucket:
         self.block = block
         with self._explained("reached"):
             client = block.gcp_credentials.get_cloud_storage_client()
-        for scheme in ("https://", "http://"):
-            client._http.mount(scheme, HTTPAdapter(pool_maxsize=_CONNECTIONS))
+            keep_connections(client)
         self._bucket: StorageBucket = client.bucket(block.bucket)
 
     @contextmanager
@@ -136,10 +140,10 @@ class Bucket:
         return self.stat(key).generation == generation
 
     def require(self, key: str, generation: int) -> Object:
-        """Return the object `key`. Raise `Gone` unless it has this generation."""
+        """Return the object `key`. Raise `Vanished` unless it has this generation."""
         present = self.stat(key)
         if present.generation != generation:
-            raise Gone(f"{self.uri(key)} was replaced during this run. Run again.")
+            raise Vanished(f"{self.uri(key)} was replaced during this run. Run again.")
         return present
 
     def listing(self, prefix: str) -> dict[str, Object]:
@@ -150,7 +154,7 @@ class Bucket:
             return {key: self._object(key, blob) for key, blob in keys}
 
     def read(self, key: str, generation: int, position: int = 0) -> Iterator[bytes]:
-        """Yield the bytes of this generation of an object from `position` on. Raise `Gone` if it does not exist."""
+        """Yield the bytes of this generation of an object from `position` on. Raise `Vanished` if it does not exist."""
         blob = self._bucket.blob(self.path(key), generation=generation)
         try:
             with self._explained("read"), blob.open("rb", chunk_size=CHUNK, timeout=TIMEOUT) as file:
@@ -158,7 +162,7 @@ class Bucket:
                 while piece := file.read(CHUNK):
                     yield piece
         except NotFound as error:
-            raise Gone(f"{self.uri(key)} was deleted or replaced during this run. Run again.") from error
+            raise Vanished(f"{self.uri(key)} was deleted or replaced during this run. Run again.") from error
 
     def read_text(self, key: str) -> str | None:
         """Return the text of a small object, or None if it does not exist. Raise `ValueError` if it is large, or not text."""
@@ -225,7 +229,7 @@ class Bucket:
         """Copy a staged object to `key` inside the store, with new metadata, and return the copy.
 
         Raises:
-            Gone: The staged object does not exist at `generation`.
+            Vanished: The staged object does not exist at `generation`.
             Overtaken: The object `key` is not at generation `replaces` (0: absent).
         """
         source = self._bucket.blob(self.path(staged), generation=generation)
@@ -240,7 +244,7 @@ class Bucket:
                     if token is None:
                         return self._object(key, blob)
             except NotFound as error:
-                raise Gone(f"{self.uri(staged)} is no longer in the lake; run again.") from error
+                raise Vanished(f"{self.uri(staged)} is no longer in the lake; run again.") from error
 
     def delete(self, key: str, generation: int | None = None) -> None:
         """Delete an object if it exists. Raise `Overtaken` if `generation` is given and the object has another one."""
@@ -273,7 +277,9 @@ class Bucket:
                 try:
                     data = bytes(blob.download_as_bytes(start=start, end=stop - 1, checksum=None, timeout=TIMEOUT))
                 except NotFound as error:
-                    raise Gone(f"{self.uri(present.key)} was replaced while it was being read. Run again.") from error
+                    raise Vanished(
+                        f"{self.uri(present.key)} was replaced while it was being read. Run again."
+                    ) from error
             on_read(len(data))
             return data
 

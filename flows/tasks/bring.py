@@ -12,7 +12,7 @@ from flows.tasks.progress import meter
 from flows.tasks.report import report
 from flows.tasks.stores import is_checked, load_block, open_store
 from flows.tlc.addresses import shown, stored
-from flows.tlc.errors import Gone, TripDataError
+from flows.tlc.errors import TripDataError, Vanished
 from flows.tlc.manifest import Manifest, Outcome, Present, RawFile, StagedCopy, StagedMonth
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import Terms, TripMonth
@@ -26,14 +26,15 @@ def bring(trip_month: TripMonth, origin: Origin, into: Target) -> Outcome:
             claim(trip_month, into, claims)
         looked = submit(look_up, trip_month, origin, into, is_checked(into)).result()
         try:
-            return _bring(trip_month, looked, into)
-        except Gone as gone:  # most likely, another run replaced the month in the lake after the look-up
-            get_run_logger().warning("%s: looking it up once more (%s)", trip_month, gone)
-            looked = submit(look_up, trip_month, origin, into, True).result()
-            return _bring(trip_month, looked, into)
+            return _load_found(trip_month, looked, into)
+        except Vanished as vanished:
+            get_run_logger().warning("%s: it is looked up once more, because of this: %s", trip_month, vanished)
+            looked = submit(look_up, trip_month, origin, into, checked=False).result()
+            return _load_found(trip_month, looked, into)
 
 
-def _bring(trip_month: TripMonth, looked: LookedUp, into: Target) -> Outcome:
+def _load_found(trip_month: TripMonth, looked: LookedUp, into: Target) -> Outcome:
+    """Load the month as it was found, unless the store has it already."""
     manifest, why = looked.unchanged, looked.why
     if manifest is None:
         raw = extract(looked.found, into) if isinstance(looked.found, PublishedFile) else looked.found

@@ -11,7 +11,8 @@ from prefect import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.tasks.report import report_months
-from flows.tlc.errors import MonthsFailed, TripDataError, UnknownMonth
+from flows.tasks.stores import forget_stores
+from flows.tlc.errors import MisconfiguredBlock, MonthsFailed, TripDataError, UnknownMonth
 from flows.tlc.manifest import Outcome, total
 from flows.tlc.trips import TripMonth, in_words, requested_months
 
@@ -106,6 +107,8 @@ def each_month(
         for trip_month, end in ends_of_months:
             if isinstance(end, Exception):
                 failed.append((str(trip_month), reason_of(trip_month, end)))
+                if isinstance(end, MisconfiguredBlock):
+                    forget_stores()  # somebody may correct the block while the other months are loaded
                 get_run_logger().error("could not be loaded: %s", failed[-1][1])
             else:
                 done.append(end)

@@ -21,8 +21,8 @@ from flows.tlc.addresses import escaped
 from flows.tlc.errors import MisconfiguredBlock
 
 _KEEP = 600  # seconds
-# The run that the current run is a part of, after that run has checked its stores.
-_whole_run: ContextVar[str] = ContextVar("whole_run", default="")
+# The id of the run whose blocks and clients are shared: this run, or its outermost parent that checked them.
+_sharing_run: ContextVar[str] = ContextVar("sharing_run", default="")
 # The blocks that `python -m blocks.register` makes.
 _REGISTERED = {
     ("gcs-bucket", GCS_BUCKET),
@@ -46,16 +46,21 @@ def open_store(target: Target) -> Any:
 def _shared(make: Callable[..., Any], *names: Any) -> Any:
     """Return what `make` makes of these names. The tasks of a run share it, and so do the runs that are a part of it.
 
-    Loading a block, and connecting to Google with a new token, take longer than many a task. After ten minutes both are done
-    again: a person may have edited the block.
+    Loading a block, and connecting to Google with a new token, take longer than many a task. After ten minutes, or after
+    `forget_stores`, both are done again: a person may have edited the block.
     """
-    run = _whole_run.get() or this_run()
+    run = _sharing_run.get() or this_run()
     return _made(run, int(time.monotonic() // _KEEP), make, *names) if run else make(*names)
 
 
 @lru_cache(maxsize=16)
 def _made(run: str, period: int, make: Callable[..., Any], *names: Any) -> Any:
     return make(*names)
+
+
+def forget_stores() -> None:
+    """Load blocks again when they are needed next."""
+    _made.cache_clear()
 
 
 def _load(slug: str, name: str) -> Any:
@@ -150,7 +155,7 @@ def require_usable(*targets: Target) -> None:
 
 def mark_checked(targets: Iterable[Target]) -> None:
     """Record that this run has checked the stores. From now on, the runs that are a part of it share them."""
-    _whole_run.set(_whole_run.get() or this_run())
+    _sharing_run.set(_sharing_run.get() or this_run())
     _checked.set(_checked.get() | {*targets})
 
 

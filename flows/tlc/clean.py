@@ -47,7 +47,9 @@ class Chunk:
     source_rows: int
     filtered: Counter[str] = field(default_factory=Counter)  # trips dropped, by filter
     shape: Shape | None = None
-    share: float = 0.0  # of the file, from 0 to 1: what was read up to the end of this chunk; 0 if unknown
+    share: float = (
+        0.0  # of the file, from 0 to 1: what was read when this chunk was made, or a little more; 0 if unknown
+    )
     extra: pa.Table | None = None  # the columns that the schema does not know, for the same trips
     # If all rejected values of a column are one word: the word and its count. It most likely means a missing value.
     misfits: Counter[str] = field(default_factory=Counter)

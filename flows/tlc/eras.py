@@ -182,10 +182,14 @@ def plain(name: str) -> str:
     return name.strip().casefold()
 
 
-@cache
 def meanings_of(color: str) -> Mapping[str, Column]:
     """Return every name that a column of the color's files has had, with the canonical column it means."""
-    known = {plain(column.name): column for column in TRIP_COLUMNS[color]}
+    return _meanings_of(color, TRIP_COLUMNS[color])
+
+
+@cache
+def _meanings_of(color: str, columns: tuple[Column, ...]) -> Mapping[str, Column]:
+    known = {plain(column.name): column for column in columns}
     return known | {plain(old): known[plain(now)] for old, now in ALIASES.get(color, {}).items()}
 
 
@@ -240,7 +244,6 @@ def era_like(trip_month: TripMonth, ending: Ending, names: Sequence[str]) -> Era
     return era_of(trip_month, ending)
 
 
-@cache
 def since(era: Era, column: Column) -> str:
     """Return the first month of the last unbroken period, up to `era`, in which files had `column`.
 

@@ -167,6 +167,13 @@ class Gone(TripDataError):
     """
 
 
+class Vanished(Gone):
+    """An object of the lake was replaced or deleted during this run.
+
+    Nothing at first: a run looks the month up once more. If it fails all the same, run it again.
+    """
+
+
 class VerificationFailed(TripDataError):
     """A store does not have what was published: rows, objects or manifests were changed by something else.
 

@@ -71,18 +71,27 @@ def ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
 def mapped(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
     """Yield `work(item)` for each item, in the order of `items`, while this many threads work ahead.
 
-    At most one item more than `threads` is in work or waits. An error of `work` or of `items` is raised here, after the results
-    before it. If the consumer stops early, the threads stop after their current items, and `items` are closed.
+    At most `threads` + 1 results are in progress, or finished and not yet yielded. An error of `work` or of `items` is raised
+    here, after the results before it. If the consumer stops early, the threads stop after their current items.
     """
+    error: list[Exception] = []
+
+    def until_error() -> Iterator[T]:
+        try:
+            yield from items
+        except Exception as caught:
+            error.append(caught)
+
     pool = ThreadPoolExecutor(threads, thread_name_prefix="mapped")
     waiting: deque[Future[R]] = deque()
     try:
-        with closing_if_open(items):
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
+        for item in until_error():
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > threads:
                 yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+        if error:
+            raise error[0]
     finally:
         pool.shutdown(cancel_futures=True)

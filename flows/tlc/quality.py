@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from flows.tlc.manifest import Profile
 from flows.tlc.pickups import Pickups, pickup
-from flows.tlc.schema import TRIP_COLUMNS
+from flows.tlc.schema import TRIP_COLUMNS, Column
 from flows.tlc.trips import COLORS, TripMonth
 
 
@@ -85,7 +85,7 @@ class Profiler:
     def __init__(self, trip_month: TripMonth) -> None:
         self._money = money(trip_month.color)
         self._rules = tuple(rule for rule in RULES if trip_month.color in rule.colors.split())
-        self._totals_of = _totals_of(trip_month.color, self._rules)
+        self._totals_of = _totals_of(trip_month.color, TRIP_COLUMNS[trip_month.color], self._rules)
         self._totals: Counter[str] = Counter()
         self.pickups = Pickups(trip_month)
 
@@ -106,7 +106,9 @@ class Profiler:
 
 
 @cache
-def _totals_of(color: str, rules: tuple[Rule, ...]) -> Callable[[pa.Table], dict[str, Any]]:
+def _totals_of(
+    color: str, columns: tuple[Column, ...], rules: tuple[Rule, ...]
+) -> Callable[[pa.Table], dict[str, Any]]:
     """Return a function that counts the trips of a table that meet each rule, and sums each column in US$."""
     from pyarrow import acero  # it imports pandas
 
@@ -114,7 +116,7 @@ def _totals_of(color: str, rules: tuple[Rule, ...]) -> Callable[[pa.Table], dict
         return acero.Declaration("project", acero.ProjectNodeOptions(list(columns.values()), list(columns)))
 
     named = {"pickup": _field(pickup(color)), "dropoff": _field(dropoff(color))}
-    own = {name: _field(name) for name in (*(column.name for column in TRIP_COLUMNS[color]), "file_month")}
+    own = {name: _field(name) for name in (*(column.name for column in columns), "file_month")}
     counts = {rule.name: rule.condition().cast(pa.int64()) for rule in rules}
     sums = {name: _field(name) for name in money(color)}
     totals = acero.AggregateNodeOptions([(name, "sum", None, name) for name in (*counts, *sums)])

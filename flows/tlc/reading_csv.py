@@ -1,7 +1,7 @@
 """Read a CSV file, plain or gzip, as a stream of chunks.
 
-Each chunk is a block of the file that ends at a line end. The size of a block bounds the memory. The functions take bytes
-and never open a file.
+Each chunk is a block of the file that ends at a line end. The size of a block, and the number of blocks that are parsed ahead,
+bound the memory. The functions take bytes and never open a file.
 """
 
 import csv
@@ -145,7 +145,7 @@ class _Rows:
         self._trip_month, self._shape, self._missing = trip_month, shape, missing
         self._foreign = Foreign(trip_month)
 
-    def read(self, block: bytes) -> tuple[bytes, pa.Table | None]:
+    def parse_block(self, block: bytes) -> tuple[bytes, pa.Table | None]:
         """Return a block, and its rows if Arrow reads it as any CSV reader would. Any thread may call this, in any order."""
         if _LONE_RETURN.search(block) or (b'"' in block and not _PLAINLY_QUOTED.fullmatch(block)):
             return block, None
@@ -155,16 +155,16 @@ class _Rows:
                 return block, self._parse(block, typed=typed) if block.strip(b"\r\n") else _table(self._shape, [], ())
         return block, None
 
-    def chunk(self, block: bytes, read: pa.Table | None, first_row: int) -> Chunk:
-        """Return the chunk of a block, of which `read` has the rows. If it is None, read line by line. Takes blocks in order."""
+    def chunk(self, block: bytes, table: pa.Table | None, first_row: int) -> Chunk:
+        """Return the chunk of a block. `table` has its rows, or is None: then read line by line. Call it in block order."""
         self._foreign.look_at(block, first_row)
         lines = cache(lambda: lines_of(block))
-        if read is None:
+        if table is None:
             chunk = self._line_by_line(lines(), first_row)
         else:
-            if read.num_rows:
+            if table.num_rows:
                 self._foreign.row()
-            chunk = self._clean(read, pa.arange(first_row, first_row + read.num_rows), lambda i: lines()[i])
+            chunk = self._clean(table, pa.arange(first_row, first_row + table.num_rows), lambda i: lines()[i])
         numbers = chunk.rejects.column("row_number").to_pylist()
         return replace(
             chunk,
@@ -282,22 +282,23 @@ def csv_chunks(
         missing.learn_from_lines(sniffed)
         rows = _Rows(trip_month, shape, missing)
 
-        def parsed() -> Iterator[Chunk]:
+        def chunks() -> Iterator[Chunk]:
             row, size_so_far = 1, len(whole) - len(first)
-            for block, table in mapped(rows.read, chain([first], blocks), _PARSERS):
-                size_so_far += len(block)
-                if header in block:
-                    before = block[: block.rfind(b"\n", 0, block.index(header)) + 1]
-                    refuse_joined(trip_month, row + len(lines_of(before)))
-                chunk = rows.chunk(block, table, row)
-                row += chunk.source_rows
-                if block and not block.endswith((b"\n", b"\r")):
-                    _require_whole_row(trip_month, chunk, row - 1, size_so_far)
-                yield replace(chunk, shape=shape, share=read / size if size else 0.0)
+            with closing(mapped(rows.parse_block, chain([first], blocks), _PARSERS)) as parsed_blocks:
+                for block, table in parsed_blocks:
+                    size_so_far += len(block)
+                    if header in block:
+                        before = block[: block.rfind(b"\n", 0, block.index(header)) + 1]
+                        refuse_joined(trip_month, row + len(lines_of(before)))
+                    chunk = rows.chunk(block, table, row)
+                    row += chunk.source_rows
+                    if block and not block.endswith((b"\n", b"\r")):
+                        _require_whole_row(trip_month, chunk, row - 1, size_so_far)
+                    yield replace(chunk, shape=shape, share=read / size if size else 0.0)
             missing.require_one_meaning()
 
-        with closing(ahead(parsed())) as chunks:
-            yield from chunks
+        with closing(ahead(chunks())) as ready:
+            yield from ready
 
 
 def _require_whole_row(trip_month: TripMonth, chunk: Chunk, row_number: int, size: int) -> None:

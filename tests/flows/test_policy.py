@@ -21,8 +21,9 @@ from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.stores.database import Database
 from flows.stores.lake import Lake
+from flows.tasks import stores as store_tasks
 from flows.tasks.policy import started_by
-from flows.tlc.errors import MonthsFailed, UnreadableFile
+from flows.tlc.errors import MisconfiguredBlock, MonthsFailed, UnreadableFile
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import LAKE, POSTGRES, Runs, database_of, dying, tasks_with_retries, until
 from tests.stores import Stores, as_published, same, with_passengers
@@ -225,6 +226,33 @@ def test_a_run_checks_its_store_once(
     else:
         etl_parent_flow(month.color, month.year, [month.month], **runs.places(etl_parent_flow))
     assert len(checked) == 1
+
+
+def test_the_months_of_a_parent_run_share_its_block_until_one_finds_it_misconfigured(
+    month: TripMonth, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, present, loaded = store_tasks._load, Lake.present, list[str]()
+
+    def counted(slug: str, name: str) -> Any:
+        loaded.append(name)
+        return load(slug, name)
+
+    def load_months(*numbers: int) -> int:
+        loaded.clear()
+        places = runs.places(etl_parent_flow)
+        etl_parent_flow(month.color, month.year, list(numbers), at_once=1, **places, return_state=True)
+        return loaded.count(LAKE)
+
+    def misconfigured_once(store: Lake, trip_month: TripMonth) -> Any:
+        monkeypatch.setattr(Lake, "present", present)
+        raise MisconfiguredBlock("as if its key was revoked")
+
+    monkeypatch.setattr(store_tasks, "_load", counted)
+    other = month.month % 12 + 1
+    assert load_months(month.month, other) == 1
+    assert load_months(month.month, other) == 1
+    monkeypatch.setattr(Lake, "present", misconfigured_once)
+    assert load_months(month.month, other) == 2
 
 
 def test_a_claim_is_retried_and_released(

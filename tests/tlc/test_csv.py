@@ -441,9 +441,9 @@ def test_valid_files_are_recognised_by_their_first_bytes() -> None:
         recognise(GREEN, ending, head, "http://h/x")
 
 
-def _in_blocks(data: bytes, block: int, piece: int) -> Read:
+def _in_blocks(data: bytes, block: int, piece: int, parsers: int = 2) -> Read:
     pieces = [data[at : at + piece] for at in range(0, len(data), piece)]
-    with patch.object(reading_csv, "BLOCK", block):
+    with patch.object(reading_csv, "BLOCK", block), patch.object(reading_csv, "_PARSERS", parsers):
         return read_csv(pieces, FHV)
 
 
@@ -549,14 +549,26 @@ def test_every_block_size_gives_the_rows_that_pythons_csv_module_reads(
     assert read.tally.source_rows == len(loaded) + len(quarantined)
 
 
-def test_a_small_block_size_splits_the_file() -> None:
+@pytest.mark.parametrize("parsers", [1, 2, 4])
+def test_a_small_block_size_splits_the_file(parsers: int) -> None:
     data = csv_file(*[FHV_LINE] * 100, header=FHV_HEADER)
-    assert len(_in_blocks(data, 300, 100).chunks) > 10
-    assert len(_in_blocks(data, 1 << 20, 100).chunks) == 1
+    many = _in_blocks(data, 300, 100, parsers)
+    assert len(many.chunks) > 10
+    assert many.values("row_number") == list(range(1, 101))
+    assert len(_in_blocks(data, 1 << 20, 100, parsers).chunks) == 1
+
+
+def test_damage_is_reported_before_the_end_of_a_file_that_is_cut_off() -> None:
+    whole = gzip.compress(csv_file(*[VALID] * 200, "\0" * 600, *[VALID] * 200))
+    with (
+        patch.object(reading_csv, "BLOCK", 1000),
+        pytest.raises(UnreadableFile, match=r"row 201 begins a run of NUL bytes"),
+    ):
+        list(csv_chunks(GREEN, ".csv.gz", [whole[:-4]]))
 
 
 def _alive() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "ahead"]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("ahead", "mapped"))]
 
 
 class _Pieces:

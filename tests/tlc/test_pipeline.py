@@ -138,13 +138,16 @@ def test_an_error_of_mapped_work_comes_after_the_results_before_it() -> None:
     assert alive() == []
 
 
-def test_an_error_of_the_mapped_items_reaches_the_consumer() -> None:
+@pytest.mark.parametrize("threads", [1, 4])
+def test_an_error_of_the_mapped_items_comes_after_the_results_before_it(threads: int) -> None:
     def make() -> Iterator[int]:
-        yield 1
+        yield from (1, 2)
         raise ValueError("bad")
 
+    results = mapped(abs, make(), threads)
+    assert [next(results), next(results)] == [1, 2]
     with pytest.raises(ValueError, match="bad"):
-        list(mapped(abs, make(), 3))
+        next(results)
     assert alive() == []
 
 
@@ -163,22 +166,4 @@ def test_at_most_one_item_more_than_the_threads_is_in_work(threads: int) -> None
     assert made == threads + 1
     results.close()
     assert made == threads + 1
-    assert alive() == []
-
-
-def test_a_consumer_of_mapped_items_that_stops_early_closes_their_source() -> None:
-    closed = threading.Event()
-
-    def make() -> Iterator[int]:
-        try:
-            yield from range(1000)
-        finally:
-            closed.set()
-
-    results = mapped(abs, ahead(make()), 2)
-    assert next(results) == 0
-    results.close()
-    assert closed.wait(10)
-    for thread in alive():
-        thread.join(10)
     assert alive() == []
