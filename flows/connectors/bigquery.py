@@ -1,5 +1,6 @@
 """BigQuery: a dataset, its tables and its jobs. A table's rows are replaced atomically."""
 
+import datetime as dt
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _FRAME = 500_000  # rows per data frame, which is one load job; BigQuery allows 1,500 load jobs per table and day
 # If two transactions write to the same table at once, BigQuery aborts one of them, even if they write different months.
 _UNTIL_ALONE = Retry(predicate=lambda error: "due to concurrent update" in str(error), initial=2, timeout=900)
+_RECENT = dt.timedelta(hours=1)
 _PASSING = {"quotaExceeded", "rateLimitExceeded", "jobRateLimitExceeded", "backendError"}
 
 NO_SUCH = (NotFound, BadRequest)
@@ -45,6 +47,10 @@ def _replacing(wanted: Iterable[Column]) -> bigquery.LoadJobConfig:
         schema=_fields(wanted),
         write_disposition=bigquery.WriteDisposition.WRITE_TRUNCATE,
     )
+
+
+def _is_recent(ended: dt.datetime | None) -> bool:
+    return ended is not None and dt.datetime.now(dt.UTC) - ended < _RECENT
 
 
 class BigQuery:
@@ -157,8 +163,8 @@ class BigQuery:
         """Replace a table, or a partition `table$id`, with a load job that reads `uri` itself.
 
         The job's id contains `job_name`. A retry, or another run of the same load, therefore finds the first job and does not
-        load twice. A failed job's id cannot be used again. If the first job failed, or if `loaded()` does not find its rows, the
-        load gets the next id.
+        load twice. A failed job's id cannot be used again. The load gets the next id if the first job failed or is old, or if
+        `loaded()` does not find its rows: somebody may have changed or restored the table since.
         """
         config = _replacing(wanted)
         config.create_disposition = bigquery.CreateDisposition.CREATE_NEVER
@@ -172,7 +178,7 @@ class BigQuery:
                     )
                 except Conflict:
                     job = self._client.get_job(job_id, location=location)
-                    if self._succeeded(job) and loaded():
+                    if self._succeeded(job) and _is_recent(job.ended) and loaded():
                         return
                     continue
                 job.result()

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 _IN_MEMORY = 8 << 20  # bytes of rejects in memory; more go to disk
 _ROOM = "SET LOCAL work_mem = '128MB'; SET LOCAL maintenance_work_mem = '256MB'"  # so that nothing spills to disk
 _NONE_YET = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)  # or a table of an older version
+_IS_ATTACHED = "EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s))"
 _OF_MONTH = "SELECT * FROM {table} WHERE color = %s AND file_month = %s"
 
 # Each color's number in this project's advisory locks. Never change one: different versions must exclude each other. The
@@ -98,13 +99,13 @@ class Database:
         return Present(manifest=self.remembered(trip_month))
 
     def remembered(self, trip_month: TripMonth) -> Manifest | None:
-        """Return the month's row of `loads`; None if there is none or the month's partition is gone."""
+        """Return the month's row of `loads`; None if there is none, or if the month's partition is gone or detached."""
         with self.postgres.transaction() as cursor:
             try:
                 rows = self.postgres.rows(
                     cursor,
-                    "SELECT * FROM loads WHERE color = %s AND file_month = %s AND to_regclass(%s) IS NOT NULL",
-                    (trip_month.color, trip_month.file_month, trip_month.postgres_partition),
+                    composed(f"{_OF_MONTH} AND {_IS_ATTACHED}", table="loads"),
+                    (*_key_of(trip_month), trip_month.postgres_partition, trip_month.color),
                 )
             except _NONE_YET:
                 return None
@@ -267,10 +268,7 @@ class Database:
 
     def _is_attached(self, cursor: "Cursor", trip_month: TripMonth) -> bool:
         """Return whether the month has a partition in its color's table."""
-        cursor.execute(
-            "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s))",
-            (trip_month.postgres_partition, trip_month.color),
-        )
+        cursor.execute(f"SELECT {_IS_ATTACHED}", (trip_month.postgres_partition, trip_month.color))
         return bool(value(cursor))
 
     def _publish_rejects(self, cursor: "Cursor", manifest: Manifest, staging: str) -> None:
@@ -353,7 +351,7 @@ class Database:
                 raise TripDataError(
                     f"{trip_month} is not in Postgres; there is nothing to withdraw. Nothing was changed."
                 )
-            again = bool(manifest.withdrawn_at)
+            again = bool(manifest.withdrawn_at) and not self._is_attached(cursor, trip_month)
             if not again:
                 manifest = manifest.withdrawn(run_id, by)
                 run(cursor, "DROP TABLE {partition}", partition=trip_month.postgres_partition)

@@ -120,6 +120,7 @@ class Lake(LakeManifests):
         if staged.raw.key != raw_key:
             # The raw file is published after the month's object. This copy keeps its bytes if the run dies in between.
             self.copy_edition(self.bucket.stat(staged.raw.key), raw_key)
+        self.require_edition(staged.raw.sha256, raw_key)
         while True:
             before = self.remembered(trip_month)
             if replaces and (was := self.current(trip_month)):

@@ -13,7 +13,7 @@ from flows.connectors import scratch
 from flows.connectors.bucket import Bucket, Object
 from flows.connectors.web import Download
 from flows.tlc.addresses import shown, stored
-from flows.tlc.errors import Gone, Overtaken, UnknownEdition
+from flows.tlc.errors import Gone, Overtaken, UnknownEdition, Vanished
 from flows.tlc.manifest import Manifest, RawFile, Verified
 from flows.tlc.pipeline import Add, ahead
 from flows.tlc.sources import ENDINGS, Ending, PublishedFile
@@ -181,6 +181,15 @@ class RawZone:
                 self.bucket.copy(
                     present.key, present.generation, edition_key(raw_key, sha256), 0, facts, content_type(raw_key)
                 )
+
+    def require_edition(self, sha256: str, raw_key: str) -> None:
+        """Raise `Vanished` unless the raw zone has the file with this digest, as `raw_key` or as an edition of it."""
+        for key in (raw_key, edition_key(raw_key, sha256)):
+            if self.bucket.stat(key).metadata.get("sha256") == sha256:
+                return
+        raise Vanished(
+            f"{self.bucket.uri(raw_key)} was deleted or replaced during this run. Nothing was published; run again."
+        )
 
     def delete_edition(self, edition: Edition) -> None:
         """Delete every object of an edition. Raise `Overtaken` if another run replaced one of them."""

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _LOADS, _HISTORY = "loads", "loads_history"
 _OF_MONTH = "WHERE color = @color AND file_month = @file_month"
+_IN_PARTITION = (
+    "file_month BETWEEN @file_month AND LAST_DAY(@file_month)"  # also rows that were moved to another day by hand
+)
 
 
 class Warehouse:
@@ -83,7 +86,8 @@ class Warehouse:
 
     def _count(self, trip_month: TripMonth) -> int:
         query = f"SELECT COUNT(*) AS n FROM {self._table(trip_month.color)} WHERE file_month = @file_month"  # noqa: S608
-        return int(self.bigquery.query(query, {"file_month": ("DATE", trip_month.file_month)})[0]["n"])
+        rows = self.bigquery.query_if_there(query, {"file_month": ("DATE", trip_month.file_month)})
+        return int(rows[0]["n"]) if rows else 0
 
     def page(self, manifest: Manifest) -> str:
         """Return the URL of the object that the month was loaded from, in Google's console."""
@@ -197,7 +201,7 @@ class Warehouse:
         replace = (
             f"MERGE {self._table(trip_month.color)} t USING {self._table(staging)} s ON FALSE"  # noqa: S608
             f" WHEN NOT MATCHED BY TARGET THEN INSERT ({names}) VALUES ({names})"
-            " WHEN NOT MATCHED BY SOURCE AND t.file_month = @file_month THEN DELETE"
+            f" WHEN NOT MATCHED BY SOURCE AND t.{_IN_PARTITION} THEN DELETE"
         )
         self._remember(manifest, replace)
 
@@ -228,17 +232,20 @@ class Warehouse:
         )
 
     def withdraw(self, trip_month: TripMonth, run_id: str, by: str = "") -> Outcome:
-        """Delete a month's rows and mark its row in `loads`, in one transaction."""
+        """Delete a month's rows and mark its row in `loads`, in one transaction.
+
+        A second call deletes rows that a load job wrote afterwards, because its run was killed, or was not cancelled.
+        """
         manifest = None
         with suppress(*NO_SUCH):
             manifest = next(iter(self._of_month(_LOADS, trip_month)), None)
         if manifest is None:
             raise TripDataError(f"{trip_month} is not in BigQuery; there is nothing to withdraw. Nothing was changed.")
-        again = bool(manifest.withdrawn_at)
+        again = bool(manifest.withdrawn_at) and not self._count(trip_month)
         if not again:
             self._ensure_loads()
             manifest = manifest.withdrawn(run_id, by)
-            delete = f"DELETE FROM {self._table(trip_month.color)} WHERE file_month = @file_month"  # noqa: S608
+            delete = f"DELETE FROM {self._table(trip_month.color)} WHERE {_IN_PARTITION}"  # noqa: S608
             self._remember(manifest, delete)
         done = not again or (run_id and manifest.flow_run_id == run_id)
         return Outcome(store="warehouse", status="withdrawn" if done else "unchanged", manifest=manifest)
@@ -260,15 +267,14 @@ class Warehouse:
         row = manifest.row()
         values = ", ".join(f"@{name} AS `{name}`" for name in row)
         names = ", ".join(f"`{name}`" for name in row)
-        updates = ", ".join(f"`{name}` = s.`{name}`" for name in row)
         append = (
             f"INSERT INTO {self._table(_HISTORY)} ({names}) SELECT {names} FROM {self._table(_LOADS)} {_OF_MONTH}"  # noqa: S608
             f" AND published_at NOT IN (SELECT published_at FROM {self._table(_HISTORY)} {_OF_MONTH})"
         )
-        remember = (
-            f"MERGE {self._table(_LOADS)} t USING (SELECT {values}) s"  # noqa: S608
-            " ON t.color = s.color AND t.file_month = s.file_month"
-            f" WHEN MATCHED THEN UPDATE SET {updates} WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({names})"
+        remember = (  # one row, even if there were two
+            f"MERGE {self._table(_LOADS)} t USING (SELECT {values}) s ON FALSE"  # noqa: S608
+            f" WHEN NOT MATCHED BY TARGET THEN INSERT ({names}) VALUES ({names})"
+            " WHEN NOT MATCHED BY SOURCE AND t.color = @color AND t.file_month = @file_month THEN DELETE"
         )
         kinds = {column.name: KINDS[column.kind].bigquery for column in LOADS_COLUMNS}
         return (append, remember, append), {name: (kinds[name], value) for name, value in row.items()}

@@ -12,7 +12,7 @@ from flows.tasks.progress import meter
 from flows.tasks.report import report
 from flows.tasks.stores import is_checked, load_block, open_store
 from flows.tlc.addresses import shown, stored
-from flows.tlc.errors import TripDataError, Vanished
+from flows.tlc.errors import Overtaken, TripDataError, Vanished
 from flows.tlc.manifest import Manifest, Outcome, Present, RawFile, StagedCopy, StagedMonth
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import Terms, TripMonth
@@ -150,8 +150,10 @@ def load(staged: StagedMonth | StagedCopy, present: Present, into: Target, by: s
 @task(name="remember", task_run_name="remember {raw.trip_month} in {into.title}", **RETRIES)
 def remember(manifest: Manifest, raw: RawFile | Manifest, into: Target) -> Manifest:
     """Write into the manifest that the same bytes were published again."""
-    seen = manifest.seen_at(raw)
-    open_store(into).remember(seen)
+    store, seen = open_store(into), manifest.seen_at(raw)
+    if (now := store.remembered(raw.trip_month)) and now.fault != manifest.fault:
+        raise Overtaken(f"{raw.trip_month}: verify found a fault during this run ({now.fault}). Run again.")
+    store.remember(seen)
     return seen
 
 

@@ -230,7 +230,9 @@ def surplus(
 
 @task(name="delete editions", task_run_name="delete editions", **RETRIES)
 def delete_editions(target: Target, editions: "Sequence[Edition]") -> None:
-    """Delete editions from the lake's raw zone."""
+    """Delete editions from the lake's raw zone, except those that the lake has been loaded with meanwhile."""
     lake: Lake = open_store(target)
     for edition in editions:
-        lake.delete_edition(edition)
+        now = lake.remembered(edition.trip_month)
+        if now is None or now.sha256 != edition.sha256:
+            lake.delete_edition(edition)

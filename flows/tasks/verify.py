@@ -83,20 +83,45 @@ def _mend(trip_month: TripMonth, into: Target, found: Findings) -> str:
     if manifest is None:  # the month vanished: its history has the last manifest
         manifest = next(reversed(open_store(into).history(trip_month)), None)
     words = [f"python flows/{_FLOWS[into.store]}.py {trip_month.color} {trip_month.year} {trip_month.month}"]
+    if found.manifest and found.manifest.withdrawn_at:
+        words = [f"{words[0].replace(_FLOWS[into.store], 'withdraw')} --stores {into.store}"]
+        options = [
+            ("--block-name", into.lake_block, GCS_BUCKET), ("--credentials-block", into.credentials_block, GCP_CREDENTIALS),
+            ("--dataset", into.dataset, DATASET), ("--postgres-block", into.database_block, POSTGRES),
+        ]  # fmt: skip
+        return _command("", words, options)
+    edition = manifest.pinned if manifest and _has_edition(into, manifest) else ""
     if manifest and kind.files != "lake":
-        words += [f"--edition {manifest.pinned}"] if manifest.pinned else _source(manifest)
+        words += [f"--edition {edition}"] if edition else _source(manifest)
         words += [f"--rows {manifest.rule}"] if manifest.rule != kind.rows else []
         if into.store == "lake" and manifest.new_columns:
             words.append("--schema accept_new_columns")
     own = (into.database_block, POSTGRES) if into.store == "database" else (into.lake_block, GCS_BUCKET)
     options = [("--block-name", *own)]
+    if into.store == "database" and edition:
+        options += [("--lake-block", into.lake_block, GCS_BUCKET)]
     if kind.files == "lake":
         options += [
             ("--credentials-block", into.credentials_block, GCP_CREDENTIALS), ("--dataset", into.dataset, DATASET),
             ("--via", into.via, "load_job"),
         ]  # fmt: skip
-    words += [f"{option} {shlex.quote(given)}" for option, given, default in options if given != default]
-    return (f"move {found.remove} away, then run " if found.remove else "run ") + " ".join(words)
+    return _command(found.remove, words, options)
+
+
+def _command(remove: str, words: Sequence[str], options: Sequence[tuple[str, str, str]]) -> str:
+    """Return a sentence with a command. Of the options, it has those that are given and differ from their default."""
+    given = [f"{option} {shlex.quote(value)}" for option, value, default in options if value != default]
+    return (f"move {remove} away, then run " if remove else "run ") + " ".join([*words, *given])
+
+
+def _has_edition(into: Target, manifest: Manifest) -> bool:
+    """Return whether the lake still has the edition to which a month is pinned."""
+    try:
+        return bool(
+            manifest.pinned and open_store(into.with_store("lake")).edition(manifest.trip_month, manifest.pinned)
+        )
+    except TripDataError:
+        return False
 
 
 def _source(manifest: Manifest) -> list[str]:

@@ -12,13 +12,14 @@ from flows.catalog import catalog
 from flows.connectors.bucket import Bucket
 from flows.etl_web_gcs import etl_parent_flow
 from flows.prune_editions import prune_editions
+from flows.stores import Target
 from flows.stores.lake import Lake
 from flows.stores.raw_zone import RawZone
-from flows.tasks.editions import Listing
-from flows.tlc.errors import MonthsFailed, TripDataError, UnknownEdition
+from flows.tasks.editions import Listing, delete_editions
+from flows.tlc.errors import MonthsFailed, TripDataError, UnknownEdition, Vanished
 from flows.tlc.manifest import Changes
-from flows.tlc.trips import TripMonth, edition_key
-from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs, dying, lake_of
+from flows.tlc.trips import Terms, TripMonth, edition_key
+from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs, dying, lake_of, no_progress
 from tests.stores import Stores, same
 
 ENDING = ".parquet"
@@ -276,3 +277,28 @@ def test_a_damaged_month_that_is_pinned_is_loaded_from_its_edition_again(
     lake.remember(lake.required(month).model_copy(update={"fault": "found by a verification"}))
     [outcome] = backfill(months=[str(month)], into=["lake"], source=ours.official, **AT_HOME)
     assert (outcome.manifest.sha256, outcome.manifest.pinned, outcome.manifest.fault) == (first, first[:12], "")
+
+
+def test_an_edition_that_is_deleted_during_its_load_is_not_published(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    first = two_editions(ours, runs, month)[0][:12]
+    lake = lake_of(LAKE)
+    before, raw = ours.in_lake(month), lake.edition(month, first)
+    staged = lake.stage(raw, Terms(), "by-hand", no_progress)
+    [edition] = [e for e in lake.editions(month) if e.name == first]
+    lake.delete_edition(edition)
+    with pytest.raises(Vanished, match=r"was deleted or replaced during this run\. Nothing was published"):
+        lake.publish(staged, lake.present(month), "by-hand")
+    assert same(ours.in_lake(month), before)
+
+
+def test_an_edition_that_was_loaded_after_it_was_chosen_is_not_deleted(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    first = two_editions(ours, runs, month)[0][:12]
+    lake = lake_of(LAKE)
+    editions = lake.editions(month)
+    runs.lake(month, edition=first)
+    delete_editions.fn(Target("lake", LAKE), [e for e in editions if e.name == first])
+    assert first in [edition.name for edition in lake.editions(month)]

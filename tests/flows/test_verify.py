@@ -13,9 +13,13 @@ import pytest
 from google.cloud import bigquery
 
 from flows.bring_up_to_date import bring_up_to_date
+from flows.connectors.bucket import Bucket
+from flows.ingest_data import ingest_data
+from flows.stores import Target
 from flows.stores.verify import CHECKS
-from flows.stores.verify.findings import Findings
-from flows.tlc.errors import MonthsFailed, TripDataError, VerificationFailed
+from flows.stores.verify.findings import Check, Findings
+from flows.tasks.bring import remember
+from flows.tlc.errors import MonthsFailed, Overtaken, TripDataError, VerificationFailed
 from flows.tlc.manifest import Present
 from flows.tlc.trips import Store, Terms, TripMonth
 from flows.tlc.verify import Depth, Verified
@@ -27,6 +31,7 @@ from tests.flows.conftest import (
     Program,
     Runs,
     database_of,
+    dying,
     lake_of,
     no_progress,
     warehouse_of,
@@ -378,12 +383,12 @@ def test_rows_of_bigquery_without_a_month_are_found_with_the_statement_that_dele
     loaded: TripMonth, ours: Stores
 ) -> None:
     table = f"{ours.dataset}.{loaded.color}"
-    for month in ("NULL", "DATE '1999-01-01'"):
+    for month in ("NULL", "DATE '1999-01-01'", "DATE '2098-01-01'"):
         warehouse_query(ours, f"INSERT INTO {table} (file_month, row_number) VALUES ({month}, 1)")
     with pytest.raises(VerificationFailed) as failed:
         verified(ours, loaded, ["warehouse"], "counts")
     text = str(failed.value)
-    assert f"{loaded.color} in the warehouse: 2 rows of {loaded.color} belong to no month" in text
+    assert f"{loaded.color} in the warehouse: 3 rows of {loaded.color} belong to no month" in text
     assert f"{loaded} in the" not in text  # the months are not blamed
     warehouse_query(ours, text.rpartition("To mend it: run in BigQuery: ")[2])
     assert [result.status for result in verified(ours, loaded, ["warehouse"], "counts")] == ["verified"]
@@ -405,3 +410,103 @@ def test_a_month_in_which_every_row_was_edited_is_counted_and_the_first_rows_are
     first, second = words.split("; row ")[:2]
     assert {"fare_amount", "tolls_amount", "tip_amount", "store_and_fwd_flag"} <= set(re.findall(r"\w+", first))
     assert second.endswith(picked_up)
+
+
+def test_rows_of_postgres_in_the_default_partition_are_found_with_the_statement_that_detaches_it(
+    loaded: TripMonth, ours: Stores
+) -> None:
+    other, table = ("yellow" if loaded.color == "green" else "green"), loaded.color
+    ours.query(f"CREATE TABLE {table}_rest PARTITION OF {table} DEFAULT")
+    try:
+        assert [result.status for result in verified(ours, loaded, ["database"], "counts")] == ["verified"]
+        ours.query(f"INSERT INTO {table} (file_month, row_number) VALUES ('2098-01-01', 1)")
+        assert database_check().strays([other]) == []
+        with pytest.raises(VerificationFailed, match=f"1 rows of {table} belong to no month.*{table}_rest") as failed:
+            verified(ours, loaded, ["database"], "counts")
+        ours.query(str(failed.value).rpartition("To mend it: run in Postgres: ")[2])
+        assert [result.status for result in verified(ours, loaded, ["database"], "counts")] == ["verified"]
+    finally:
+        ours.query(f"DROP TABLE {table}_rest")
+
+
+def database_check() -> Check:
+    return CHECKS["database"](database_of(POSTGRES), None)
+
+
+def test_a_month_that_is_pinned_in_one_store_only_is_not_compared_with_the_lake(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake(month)
+    first = ours.manifest(month)["sha256"][:12]
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    runs.lake(month)
+    runs.postgres(month, edition=first, lake_block=LAKE)
+    [_, result] = verified(ours, month, ["lake", "database"], "rows")
+    assert (result.status, result.not_compared) == (
+        "not compared", "a person chose another edition than the lake's, or for the lake"
+    )  # fmt: skip
+    assert ours.loads(month)["fault"] == ""
+
+
+def test_a_withdrawal_that_died_is_completed_by_the_recommended_command(
+    loaded: TripMonth, ours: Stores, program: Program
+) -> None:
+    with dying(Bucket, "delete", when="before", times=1) as died, suppress(Exception):
+        lake_of(LAKE).withdraw(loaded, "by-hand")
+    assert died
+    with pytest.raises(VerificationFailed, match="but the month was withdrawn") as failed:
+        verified(ours, loaded, ["lake"], "counts")
+    advice = str(failed.value).rpartition("To mend it: ")[2]
+    assert advice.startswith(f"run python flows/withdraw.py {loaded.color} {loaded.year} {loaded.month} --stores lake")
+    run_advice(Verified("lake", loaded, ("",), mend=advice), program)
+    assert not ours.blob(loaded.key).exists()
+    assert [result.status for result in verified(ours, loaded, ["lake"], "counts")] == ["not compared"]
+
+
+def test_a_month_that_is_twice_in_bigquerys_loads_is_there_once_after_the_recommended_command(
+    loaded: TripMonth, ours: Stores, program: Program
+) -> None:
+    where = f"WHERE color = '{loaded.color}' AND file_month = '{loaded.file_month}'"
+    warehouse_query(ours, f"INSERT INTO loads SELECT * FROM loads {where}")
+    with pytest.raises(VerificationFailed, match="loads has 2 rows of the month instead of 1") as failed:
+        verified(ours, loaded, ["warehouse"], "counts")
+    advice = str(failed.value).rpartition("To mend it: ")[2]
+    run_advice(Verified("warehouse", loaded, ("",), mend=advice), program)
+    assert [result.status for result in verified(ours, loaded, ["warehouse"], "rows")] == ["verified"]
+
+
+def test_the_advice_names_an_edition_only_if_the_lake_has_it(month: TripMonth, ours: Stores, runs: Runs) -> None:
+    runs.lake(month)
+    edition = ours.manifest(month)["sha256"][:12]
+    runs.postgres(month, edition=edition, lake_block=LAKE)
+    ours.query(f"DELETE FROM {month.postgres_partition} WHERE row_number < 3")
+    with pytest.raises(VerificationFailed, match=rf"--edition {edition} .*--lake-block {LAKE}"):
+        verified(ours, month, ["database"], "counts")
+    ours.blob(month.raw_key(".parquet")).delete()
+    with pytest.raises(VerificationFailed) as failed:
+        verified(ours, month, ["database"], "counts")
+    assert "--edition" not in str(failed.value)
+
+
+def test_a_fault_that_is_found_during_a_run_is_not_erased_by_it(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.lake(month)
+    lake = lake_of(LAKE)
+    manifest = lake.required(month)
+    CHECKS["lake"](lake, lake).mark(manifest, "damaged")
+    with pytest.raises(Overtaken, match="verify found a fault during this run"):
+        remember.fn(manifest, lake.raw_of(manifest), Target("lake", LAKE))
+    assert ours.manifest(month)["fault"] == "damaged"
+
+
+def test_a_month_whose_partition_is_detached_is_not_reported_as_loaded(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.postgres_by_hand(month)
+    ours.query(f"ALTER TABLE {month.color} DETACH PARTITION {month.postgres_partition}")
+    state = runs.of(ingest_data, month)
+    with pytest.raises(MonthsFailed, match=f"the database has a table '{month.postgres_partition}' that is not"):
+        state.result()
+    ours.query(f"DROP TABLE {month.postgres_partition}")
+    assert runs.postgres(month).status == "loaded"

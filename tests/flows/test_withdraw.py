@@ -223,3 +223,48 @@ def test_months_of_an_older_version_get_a_history_without_a_reload(month: TripMo
     assert ours.query(
         "SELECT count(*) FROM loads_history WHERE color = %s AND file_month = %s", month.color, month.file_month
     ) == [(2,)]
+
+
+def test_a_load_job_that_ends_after_a_withdrawal_is_undone_by_the_next(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(month)
+    runs.warehouse(month)
+    warehouse = warehouse_of(CREDENTIALS, ours.dataset)
+    manifest = warehouse.lake.required(month)
+    warehouse.withdraw(month, "first")
+    [late] = warehouse._of_month("loads", month)
+    warehouse._load_from_lake(manifest, late)  # as if its run was killed
+    assert ours.in_warehouse(month).num_rows == manifest.loaded
+    assert warehouse.withdraw(month, "second").status == "withdrawn"
+    assert ours.in_warehouse(month).num_rows == 0
+    assert warehouse.withdraw(month, "third").status == "unchanged"
+
+
+def test_a_withdrawal_from_bigquery_deletes_rows_that_were_moved_to_another_day(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.lake_by_hand(month)
+    runs.warehouse(month)
+    table = f"{ours.dataset}.{month.color}"
+    moved = f"DATE '{month.file_month:%Y-%m}-09'"
+    bigquery.Client().query_and_wait(
+        f"UPDATE {table} SET file_month = {moved} WHERE file_month = '{month.file_month}' AND row_number = 1"
+    )
+    warehouse_of(CREDENTIALS, ours.dataset).withdraw(month, "by-hand")
+    [row] = bigquery.Client().query_and_wait(
+        f"SELECT COUNT(*) AS n FROM {table} WHERE file_month IN ('{month.file_month}', {moved})"
+    )
+    assert row["n"] == 0
+
+
+def test_a_withdrawn_month_of_postgres_that_has_trips_again_is_withdrawn_again(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    runs.postgres_by_hand(month)
+    ours.query(
+        "UPDATE loads SET withdrawn_at = now() WHERE color = %s AND file_month = %s", month.color, month.file_month
+    )
+    database = database_of(POSTGRES)
+    assert [database.withdraw(month, run).status for run in ("first", "second")] == ["withdrawn", "unchanged"]
+    assert ours.query("SELECT to_regclass(%s)", month.postgres_partition) == [(None,)]

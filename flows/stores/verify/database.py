@@ -1,5 +1,6 @@
 """Verify months of Postgres: compare the partition with `loads`, and its rows with the lake's trips."""
 
+import datetime as dt
 import io
 import re
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 _WINDOW = 16_384  # rows that are compared at once: about 4 MB
 _LAST = 2**63 - 1  # the largest row number that Postgres can have
+_PARTITIONS = (
+    "SELECT relname::text FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid"
+    " WHERE inhparent = to_regclass(%s) ORDER BY relname"
+)
 _HAS_LOADS = "SELECT to_regclass('loads') IS NOT NULL"
 _EXACT = "SET LOCAL extra_float_digits = 1; SET LOCAL datestyle = 'ISO'"  # numbers and times as text
 # Arrow cannot read datetimes such as 'infinity'. The query replaces them with a datetime that no trip has.
@@ -65,8 +70,20 @@ class DatabaseCheck:
         return {TripMonth(color, month.year, month.month) for color, month in cursor.fetchall()}
 
     def strays(self, colors: Iterable[str]) -> list[Verified]:
-        """Return none: in Postgres, each row is in the partition of its month."""
-        return []
+        """Return the rows in partitions that this project did not make: of future months, or the default partition."""
+        found, now = [], dt.datetime.now(dt.UTC).date()
+        with self.store.postgres.transaction() as cursor:
+            for color in dict.fromkeys(colors):
+                cursor.execute(_PARTITIONS, (color,))
+                for (name,) in cursor.fetchall():
+                    if (month := _month_of(name)) and month.color == color and month.file_month <= now:
+                        continue
+                    run(cursor, "SELECT count(*) FROM {name}", name=name)
+                    if rows := value(cursor):
+                        text = f"{rows:,} rows of {color} belong to no month: they are in the partition {name}"
+                        detach = f'run in Postgres: ALTER TABLE {color} DETACH PARTITION "{name}"'
+                        found.append(Verified("database", color, (text,), mend=detach))
+        return found
 
     def verify(self, trip_month: TripMonth, depth: Depth, run_id: str) -> Findings:
         """Check the partition and its counts. At greater depth, compare each row with the lake's. Read one snapshot."""

@@ -67,6 +67,8 @@ def reference(lake: "Lake", manifest: Manifest) -> Reference:
         why = "the lake's month is itself damaged"
     elif ours.sha256 != manifest.sha256 and ours.url != manifest.url:
         why = "the lake has the month from another source"
+    elif ours.sha256 != manifest.sha256 and (ours.pinned or manifest.pinned):
+        why = "a person chose another edition than the lake's, or for the lake"
     elif ours.sha256 != manifest.sha256:
         difference = f"made from another edition (sha256 {manifest.sha256[:12]}…) than the lake's month"
     elif ours.rule not in ("all", manifest.rule):

@@ -46,10 +46,13 @@ class WarehouseCheck:
         return {month for month in months if month}
 
     def strays(self, colors: Iterable[str]) -> list[Verified]:
-        """Return the rows whose `file_month` is null, or is no month of TLC's files."""
+        """Return the rows whose `file_month` is null, in the future, or no month of TLC's files."""
         found = []
         for color in dict.fromkeys(colors):
-            rows = {month: n for month, n in self._rows(color).items() if _month_of(color, month) is None}
+            now = dt.datetime.now(dt.UTC).date()
+            rows = {
+                day: n for day, n in self._rows(color).items() if day is None or day > now or not _month_of(color, day)
+            }
             if rows:
                 where = " OR ".join(f"file_month = '{day}'" if day else "file_month IS NULL" for day in rows)
                 delete = f"run in BigQuery: DELETE FROM {self._name(color)} WHERE {where}"  # noqa: S608 - for a person
