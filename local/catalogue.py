@@ -314,7 +314,7 @@ def rows_of_table(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("rows per second, published", f"{report['rows_per_s']:,}"),
         ("peak memory of the back-fill", f"{report['peak_mb']:,} MB"),
         ("fixed cost per month", "too few months" if fixed is None else f"{fixed:.2f} s"),
-        ("cost per million rows", "too few months" if per_row is None else f"{per_row:.1f} s"),
+        ("cost per million rows", f"{per_row:.1f} s" if per_row else "too few rows to measure it"),
         ("the same back-fill again", f"{report['nothing_to_do_s']:,.0f} s"),
         ("differences between files and stores", f"{len(report['findings']):,}"),
     ]  # fmt: skip
