@@ -68,7 +68,12 @@ def test_every_store_has_a_verification():
 
 
 def test_every_task_is_submitted_by_the_function_that_notices_a_crash_of_prefect():
-    others = {"policy.py", "months.py", "machines.py"}  # that function, a pool of threads, and Dask's client
+    others = {
+        "policy.py",
+        "months.py",
+        "pipeline.py",
+        "machines.py",
+    }  # that function, two pools of threads, and Dask's client
     found = [p.name for p in (ROOT / "flows").rglob("*.py") if ".submit(" in p.read_text(encoding="utf-8")]
     assert set(found) == others
 

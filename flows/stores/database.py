@@ -24,7 +24,7 @@ from flows.connectors.web import Download
 from flows.stores.kept_file import KeptFile
 from flows.tlc.attention import warnings_of
 from flows.tlc.catalog import Also, ListedMonth
-from flows.tlc.errors import MisconfiguredBlock, NotReconciled, TripDataError
+from flows.tlc.errors import MisconfiguredBlock, NotReconciled, TripDataError, Vanished
 from flows.tlc.manifest import (
     LOADS_COLUMNS,
     Changes,
@@ -185,7 +185,7 @@ class Database:
             fed = arrow_schema(trip_month.color)
             fed = fed.remove(fed.get_field_index(KEY[0].name))
             with closing(ahead(encode(tables(), fed))) as pieces:
-                staging = self._copy(trip_month, pieces, rejects)
+                staging = self._copy(trip_month, pieces, rejects, _made_from(raw.sha256, terms.rows))
         return stream.staged(key=staging, pinned=terms.pinned)
 
     def ensure_tables(self, color: str) -> None:
@@ -201,10 +201,11 @@ class Database:
             ):
                 self.postgres.ensure_table(cursor, table, wanted, key, partitioned)
 
-    def _copy(self, trip_month: TripMonth, pieces: Iterable[bytes], rejects: IO[bytes]) -> str:
+    def _copy(self, trip_month: TripMonth, pieces: Iterable[bytes], rejects: IO[bytes], made_from: str) -> str:
         """COPY encoded trips, without `file_month`, into a new staging table, and then the rejects into another. Return its name.
 
-        The table has no key yet: building the index once at the end is faster than updating it for each row.
+        The table has no key yet: building the index once at the end is faster than updating it for each row. Its comment is
+        `made_from`. The tables are created first: the lock of LIKE on the color's table must not last as long as the COPY.
         """
         staging = f"{trip_month.postgres_partition}_staging"
         names: dict[str, str | sql.Composable] = {
@@ -215,6 +216,7 @@ class Database:
             "fed_rejects": listed(names_of(QUARANTINE_COLUMNS)),
             "color": sql.Literal(trip_month.color),
             "month": sql.Literal(trip_month.file_month),
+            "made_from": sql.Literal(made_from),
         }
         with self.postgres.transaction() as cursor:
             for statement in (
@@ -225,7 +227,10 @@ class Database:
                 "ALTER TABLE {staged_rejects} ALTER color SET DEFAULT {color}, ALTER file_month SET DEFAULT {month}",
             ):
                 run(cursor, statement, **names)
-            # FREEZE is safe: the table is invisible until this transaction ends. Vacuum then need not rewrite the rows.
+        with self.postgres.transaction() as cursor:
+            # FREEZE is safe: nobody reads the table before this transaction ends. Vacuum then need not rewrite the rows.
+            run(cursor, "TRUNCATE {staging}", **names)
+            run(cursor, "COMMENT ON TABLE {staging} IS {made_from}", **names)
             copy = composed("COPY {staging} ({fed}) FROM STDIN (FORMAT binary, FREEZE)", **names)
             self.postgres.copy(cursor, copy, pieces)
             rejects.seek(0)
@@ -252,6 +257,11 @@ class Database:
         partition = trip_month.postgres_partition
         with self.postgres.transaction() as cursor:
             cursor.execute(_ROOM)
+            cursor.execute("SELECT obj_description(to_regclass(%s), 'pg_class')", (staging,))
+            if value(cursor) != _made_from(manifest.sha256, manifest.rule):  # this run lost its claim
+                raise Vanished(
+                    f"{trip_month}: another run changed {staging} during this run. Nothing was published; run again."
+                )
             if self._is_attached(cursor, trip_month):
                 published = self._merge(cursor, trip_month, staging)
             else:
@@ -386,6 +396,10 @@ class Database:
 
 def _key_of(trip_month: TripMonth) -> tuple[str, dt.date]:
     return trip_month.color, trip_month.file_month
+
+
+def _made_from(sha256: str, rows: str) -> str:
+    return f"{rows} rows of {sha256}"
 
 
 def _rejects_table(staging: str) -> str:

@@ -27,6 +27,7 @@ from flows.tlc.errors import (
     TooManyRejects,
     TripDataError,
     UnreadableFile,
+    Vanished,
     WrongMonth,
 )
 from flows.tlc.manifest import Changes, Manifest, Outcome, Present, RawFile, StagedMonth, Status
@@ -120,7 +121,6 @@ class Lake(LakeManifests):
         if staged.raw.key != raw_key:
             # The raw file is published after the month's object. This copy keeps its bytes if the run dies in between.
             self.copy_edition(self.bucket.stat(staged.raw.key), raw_key)
-        self.require_edition(staged.raw.sha256, raw_key)
         while True:
             before = self.remembered(trip_month)
             if replaces and (was := self.current(trip_month)):
@@ -132,6 +132,7 @@ class Lake(LakeManifests):
             noted = {"staged": staged.key, "replaces": replaces, **dict(changes)}
             packed = manifest.packed()
             carried = {MANIFEST: packed} if len(packed) <= _ROOM else {}
+            self.require_edition(staged.raw.sha256, raw_key)
             try:
                 metadata = {name: str(fact) for name, fact in noted.items()} | carried
                 published = self.bucket.copy(
@@ -150,10 +151,16 @@ class Lake(LakeManifests):
                         before = before.model_copy(update={"loaded": rows_before})
                     break
                 other = self._manifest_of_the_other(trip_month, there)
-                if other and other.has_bytes(staged.raw, staged.rule):
+                if other or not there:
                     self._delete_staged(staged.key, *side_keys.values())
+                if other and other.has_bytes(staged.raw, staged.rule):
                     return Outcome(store="lake", status="unchanged", manifest=other)
-                replaces = there.generation  # the other run died before it wrote the manifest, or loaded another file
+                if other or not there:
+                    how = "loaded from another file" if other else "withdrawn, or its object was deleted,"
+                    raise Vanished(
+                        f"{trip_month} was {how} during this run. Nothing was published; run again."
+                    ) from None
+                replaces = there.generation  # the other run died before it wrote the manifest
         manifest = manifest.model_copy(update={"generation": published.generation})
         for key, staged_side in side_keys.items():
             self._publish_side_object(staged_side, key, published)

@@ -56,10 +56,15 @@ class Web:
 
     source: Source
     terms: Terms
+    unattended: bool = False
+    """Whether nobody named the month. Then a pin or a withdrawal, which a person decided, stays."""
 
     def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
         """Ask the source for the month. Raise `NotPublished`, or `RefusedMonth` if it was published before."""
         present = store.present(trip_month)
+        if self.unattended and (decided := _decided(trip_month, store, present.manifest)):
+            why = f"was {'withdrawn from' if decided.withdrawn_at else 'pinned in'} {STORES[store.name].title} during this run"
+            return LookedUp(present=present, found=decided, unchanged=decided, why=f"{why}; it is not updated")
         published = _published(trip_month, self.source.url(trip_month), self.source.ending, store, present.manifest)
         pinned = present.manifest.pinned if present.manifest else ""
         if present.covers(published, self.terms.rows) and not pinned:  # this run removes a pin
@@ -147,6 +152,12 @@ class Again:
 
 Origin = Web | FromEdition | FromLake | Again
 """Where a store's months come from. `look_up` compares the month there with the month in the store."""
+
+
+def _decided(trip_month: TripMonth, store: MonthStore, manifest: Manifest | None) -> Manifest | None:
+    """Return the manifest of a month that a person pinned in the store, or withdrew from it."""
+    last = manifest or next(reversed(store.history(trip_month)), None)
+    return last if last and (last.pinned or last.withdrawn_at) else None
 
 
 def _published(

@@ -84,8 +84,8 @@ class Warehouse:
         values: Values = {"color": ("STRING", trip_month.color), "file_month": ("DATE", trip_month.file_month)}
         return self._manifests(table, _OF_MONTH, values)
 
-    def _count(self, trip_month: TripMonth) -> int:
-        query = f"SELECT COUNT(*) AS n FROM {self._table(trip_month.color)} WHERE file_month = @file_month"  # noqa: S608
+    def _count(self, trip_month: TripMonth, where: str = "file_month = @file_month") -> int:
+        query = f"SELECT COUNT(*) AS n FROM {self._table(trip_month.color)} WHERE {where}"  # noqa: S608
         rows = self.bigquery.query_if_there(query, {"file_month": ("DATE", trip_month.file_month)})
         return int(rows[0]["n"]) if rows else 0
 
@@ -241,7 +241,7 @@ class Warehouse:
             manifest = next(iter(self._of_month(_LOADS, trip_month)), None)
         if manifest is None:
             raise TripDataError(f"{trip_month} is not in BigQuery; there is nothing to withdraw. Nothing was changed.")
-        again = bool(manifest.withdrawn_at) and not self._count(trip_month)
+        again = bool(manifest.withdrawn_at) and not self._count(trip_month, _IN_PARTITION)
         if not again:
             self._ensure_loads()
             manifest = manifest.withdrawn(run_id, by)

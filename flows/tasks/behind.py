@@ -69,7 +69,7 @@ class Stores:
             elif loaded and loaded.pinned:  # a person chose this edition
                 origin = FromEdition(loaded.pinned, terms)
             else:
-                origin = Web(source, terms)
+                origin = Web(source, terms, unattended=True)
             outcome = bring(month.trip_month, origin, self.targets[store])
             on_store(outcome)
             warnings += tuple(f"{store}: {warning}" for warning in outcome.warnings)

@@ -233,6 +233,6 @@ def delete_editions(target: Target, editions: "Sequence[Edition]") -> None:
     """Delete editions from the lake's raw zone, except those that the lake has been loaded with meanwhile."""
     lake: Lake = open_store(target)
     for edition in editions:
-        now = lake.remembered(edition.trip_month)
+        now = lake.current(edition.trip_month)
         if now is None or now.sha256 != edition.sha256:
             lake.delete_edition(edition)

@@ -89,7 +89,7 @@ def _mend(trip_month: TripMonth, into: Target, found: Findings) -> str:
             ("--block-name", into.lake_block, GCS_BUCKET), ("--credentials-block", into.credentials_block, GCP_CREDENTIALS),
             ("--dataset", into.dataset, DATASET), ("--postgres-block", into.database_block, POSTGRES),
         ]  # fmt: skip
-        return _command("", words, options)
+        return _command(found.remove, words, options)
     edition = manifest.pinned if manifest and _has_edition(into, manifest) else ""
     if manifest and kind.files != "lake":
         words += [f"--edition {edition}"] if edition else _source(manifest)

@@ -5,7 +5,7 @@ TripDataError   a person has to act; a retry would fail in the same way, so no t
 ├── machine     MisconfiguredBlock, UnsafeScratch, DiskFull
 ├── source      NotPublished (with RefusedMonth), AskAgainLater, Overdue
 ├── file        UnreadableFile, SchemaMismatch, TooManyRejects, WrongMonth
-├── store       NotReconciled, Gone, VerificationFailed
+├── store       NotReconciled, Gone (with Vanished), VerificationFailed
 └── run         MonthsFailed
 PassingError    the cause may go away by itself; tasks are retried
 └── server      Unreachable, Overtaken
@@ -168,7 +168,7 @@ class Gone(TripDataError):
 
 
 class Vanished(Gone):
-    """An object of the lake was replaced or deleted during this run.
+    """An object or a staging table of the month was replaced or deleted during this run.
 
     Nothing at first: a run looks the month up once more. If it fails all the same, run it again.
     """

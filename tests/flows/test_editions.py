@@ -10,17 +10,21 @@ from flows.backfill import backfill
 from flows.bring_up_to_date import bring_up_to_date
 from flows.catalog import catalog
 from flows.connectors.bucket import Bucket
+from flows.connectors.web import look_up, source_of
 from flows.etl_web_gcs import etl_parent_flow
 from flows.prune_editions import prune_editions
 from flows.stores import Target
 from flows.stores.lake import Lake
+from flows.stores.origins import Origin
 from flows.stores.raw_zone import RawZone
+from flows.tasks import behind
 from flows.tasks.editions import Listing, delete_editions
 from flows.tlc.errors import MonthsFailed, TripDataError, UnknownEdition, Vanished
-from flows.tlc.manifest import Changes
+from flows.tlc.manifest import Changes, Outcome, Present
 from flows.tlc.trips import Terms, TripMonth, edition_key
 from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs, dying, lake_of, no_progress
 from tests.stores import Stores, same
+from tests.strict_lake import StrictLake
 
 ENDING = ".parquet"
 AT_HOME = {"block_name": LAKE}
@@ -302,3 +306,64 @@ def test_an_edition_that_was_loaded_after_it_was_chosen_is_not_deleted(
     runs.lake(month, edition=first)
     delete_editions.fn(Target("lake", LAKE), [e for e in editions if e.name == first])
     assert first in [edition.name for edition in lake.editions(month)]
+
+
+def test_a_slow_run_does_not_replace_a_newer_edition(
+    month: TripMonth, ours: Stores, runs: Runs, strict_lake: StrictLake
+) -> None:
+    lake = lake_of(LAKE)
+    republish(ours, month, 1)
+    raw = lake.extract(look_up(source_of(ours.official), month), no_progress)
+    staged = lake.stage(raw, Terms(), "slow", no_progress)
+    second = republish(ours, month, 2)
+    runs.lake_by_hand(month)
+    newer = ours.in_lake(month)
+    with pytest.raises(Vanished, match="was loaded from another file during this run"):
+        lake.publish(staged, Present(), "slow")
+    assert same(ours.in_lake(month), newer)
+    assert ours.manifest(month)["sha256"] == second
+
+
+def test_an_edition_that_is_deleted_while_it_is_compared_is_not_published(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = two_editions(ours, runs, month)[0][:12]
+    lake, before, compare = lake_of(LAKE), ours.in_lake(month), Lake._changes
+    [edition] = [e for e in lake.editions(month) if e.name == first]
+
+    def deleting(store: Lake, *arguments: Any) -> Changes:
+        changes = compare(store, *arguments)
+        delete_editions.fn(Target("lake", LAKE), [edition])
+        return changes
+
+    monkeypatch.setattr(Lake, "_changes", deleting)
+    staged = lake.stage(lake.edition(month, first), Terms(), "by-hand", no_progress)
+    with pytest.raises(Vanished, match="was deleted or replaced during this run"):
+        lake.publish(staged, lake.present(month), "by-hand")
+    assert same(ours.in_lake(month), before)
+
+
+@pytest.mark.parametrize("decision", ["pinned", "withdrawn"])
+def test_a_decision_during_an_update_of_all_months_stays(
+    decision: str, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = two_editions(ours, runs, month)[0][:12]
+    republish(ours, month, 3)
+    bring = behind.bring
+
+    def late(trip_month: TripMonth, origin: Origin, into: Target) -> Outcome:
+        if trip_month == month:
+            if decision == "pinned":
+                runs.lake(month, edition=first)
+            else:
+                lake_of(LAKE).withdraw(month, "by-hand")
+        return bring(trip_month, origin, into)
+
+    monkeypatch.setattr(behind, "bring", late)
+    this = f"{month.file_month:%Y-%m}"
+    with suppress(MonthsFailed):  # other tests spoil months of the same color
+        bring_up_to_date(
+            [month.color], since=this, until=this, into=["lake"], source=ours.official, expect_within=0, **AT_HOME
+        )
+    manifest = ours.manifest(month)
+    assert (manifest["pinned"] == first) if decision == "pinned" else manifest["withdrawn_at"]

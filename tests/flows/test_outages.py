@@ -6,9 +6,10 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from google.cloud import bigquery
@@ -24,8 +25,8 @@ from flows.stores.database import Database
 from flows.stores.warehouse import Warehouse
 from flows.tasks import survey
 from flows.tlc.catalog import ListedMonth
-from flows.tlc.errors import MisconfiguredBlock, Overtaken, Unreachable
-from flows.tlc.manifest import Present, RawFile
+from flows.tlc.errors import MisconfiguredBlock, Overtaken, Unreachable, Vanished
+from flows.tlc.manifest import Present, RawFile, StagedMonth
 from flows.tlc.trips import Rows, Terms, TripMonth, Via
 from local.servers.stack import Stack
 from tests.flows.conftest import (
@@ -88,13 +89,17 @@ def test_if_two_runs_publish_a_month_at_once_the_object_and_its_manifest_agree(
                 return lake.extract(file, no_progress)
         return lake.extract(file, no_progress)
 
+    def publish(month: StagedMonth) -> None:
+        with suppress(Vanished):  # the other run has another rule; a flow looks the month up once more
+            lake.publish(month, Present(), "")
+
     with ThreadPoolExecutor() as threads:
         raw, *others = threads.map(extract, rules)
     assert others == [raw]
     staged = [lake.stage(raw, Terms(rule), f"run-{n}", no_progress) for n, rule in enumerate(rules)]
     strict_lake.meddle = meet(month)
     with ThreadPoolExecutor() as threads:
-        list(threads.map(lambda month: lake.publish(month, Present(), ""), staged))
+        list(threads.map(publish, staged))
     assert f"data/{month.key}" in strict_lake.refused
     everybody = published(ours, month)
     expected = {"all": everybody, "with_passengers": with_passengers(everybody)}
@@ -419,3 +424,37 @@ def test_a_file_from_another_source_replaces_the_month(ours: Stores, runs: Runs)
         assert same(ours.in_lake(month), expected)
         assert same(ours.in_postgres(month), with_passengers(expected))
         assert ours.manifest(month)["url"] == source.format(**vars(month))
+
+
+def test_a_run_that_lost_its_claim_does_not_publish_the_rows_of_another(month: TripMonth, ours: Stores) -> None:
+    store = database_of(POSTGRES)
+    staged = []
+    for edition in (1, 2, 1):  # the first run stages again after the second, which has the claim now
+        ours.site.republish(f"{month.stem}.parquet", edition)
+        raw = store.extract(look_up(source_of(ours.official), month), no_progress)
+        staged.append(store.stage(raw, Terms(), f"run {edition}", no_progress))
+    with pytest.raises(Vanished, match=f"another run changed {month.postgres_partition}_staging"):
+        store.publish(staged[1], Present(), "run 2")
+    assert store.remembered(month) is None
+    assert store.publish(staged[2], Present(), "run 1").status == "loaded"
+    with pytest.raises(Vanished, match="another run changed"):  # the staging table is gone
+        store.publish(staged[1], Present(), "run 2")
+
+
+def test_a_month_that_is_staged_does_not_block_changes_of_its_table(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.postgres_by_hand(month)
+    encode, locked = database.encode, []
+
+    def locking(*arguments: Any) -> Iterator[bytes]:
+        pieces = encode(*arguments)
+        yield next(pieces)  # the COPY has begun
+        ours.query(f"SET lock_timeout = '5s'; LOCK TABLE {month.color} IN ACCESS EXCLUSIVE MODE; SELECT 1")
+        locked.append(month)
+        yield from pieces
+
+    monkeypatch.setattr(database, "encode", locking)
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    runs.postgres_by_hand(month)
+    assert locked

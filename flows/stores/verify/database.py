@@ -103,7 +103,7 @@ class DatabaseCheck:
             is_there, attached = cursor.fetchone() or (False, False)
             if manifest and manifest.withdrawn_at:
                 there = [f"the table {partition} exists, but the month was withdrawn"] if is_there else []
-                return Findings(manifest, there, "withdrawn")
+                return Findings(manifest, there, "withdrawn", f"table {partition}" if is_there and not attached else "")
             if manifest is None and not is_there:
                 found.differences.append(f"the table {partition} and its row in loads are missing")
             elif manifest is None:
