@@ -227,15 +227,20 @@ class Database:
                 "ALTER TABLE {staged_rejects} ALTER color SET DEFAULT {color}, ALTER file_month SET DEFAULT {month}",
             ):
                 run(cursor, statement, **names)
-        with self.postgres.transaction() as cursor:
-            # FREEZE is safe: nobody reads the table before this transaction ends. Vacuum then need not rewrite the rows.
-            run(cursor, "TRUNCATE {staging}", **names)
-            run(cursor, "COMMENT ON TABLE {staging} IS {made_from}", **names)
-            copy = composed("COPY {staging} ({fed}) FROM STDIN (FORMAT binary, FREEZE)", **names)
-            self.postgres.copy(cursor, copy, pieces)
-            rejects.seek(0)
-            copy = composed("COPY {staged_rejects} ({fed_rejects}) FROM STDIN (FORMAT csv)", **names)
-            cursor.copy_expert(copy, rejects)
+        try:
+            with self.postgres.transaction() as cursor:
+                # FREEZE is safe: nobody reads the table before this transaction ends. Vacuum then need not rewrite the rows.
+                run(cursor, "TRUNCATE {staging}", **names)
+                run(cursor, "COMMENT ON TABLE {staging} IS {made_from}", **names)
+                copy = composed("COPY {staging} ({fed}) FROM STDIN (FORMAT binary, FREEZE)", **names)
+                self.postgres.copy(cursor, copy, pieces)
+                rejects.seek(0)
+                copy = composed("COPY {staged_rejects} ({fed_rejects}) FROM STDIN (FORMAT csv)", **names)
+                cursor.copy_expert(copy, rejects)
+        except BaseException:  # the next run of the month drops the tables if this cannot
+            with suppress(psycopg2.Error, SQLAlchemyError), self.postgres.transaction() as cursor:
+                run(cursor, "DROP TABLE IF EXISTS {staging}, {staged_rejects}", **names)
+            raise
         return staging
 
     def publish(self, staged: StagedMonth, present: Present, run_id: str, by: str = "") -> Outcome:
@@ -299,6 +304,7 @@ class Database:
             "ALTER TABLE {staging} RENAME TO {partition}",
             "ALTER TABLE {partition} ADD PRIMARY KEY (file_month, row_number)",
             "ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES IN ({month})",
+            "COMMENT ON TABLE {partition} IS NULL",
         ):
             try:
                 run(cursor, statement, table=trip_month.color, staging=staging, partition=partition, month=month)

@@ -155,9 +155,11 @@ Origin = Web | FromEdition | FromLake | Again
 
 
 def _decided(trip_month: TripMonth, store: MonthStore, manifest: Manifest | None) -> Manifest | None:
-    """Return the manifest of a month that a person pinned in the store, or withdrew from it."""
-    last = manifest or next(reversed(store.history(trip_month)), None)
-    return last if last and (last.pinned or last.withdrawn_at) else None
+    """Return the manifest of a month that a person pinned in the store, or withdrew from it. A month that vanished is neither."""
+    if manifest:
+        return manifest if manifest.pinned else None
+    last = next(reversed(store.history(trip_month)), None)
+    return last if last and last.withdrawn_at else None
 
 
 def _published(

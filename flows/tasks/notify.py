@@ -125,10 +125,9 @@ def message(flow_name: str, run: FlowRun, state: State[Any], result: object) -> 
     ]
     outcomes = _outcomes(result)
     for store in dict.fromkeys(outcome.store for outcome in outcomes):
-        published, loaded = (
-            sum(getattr(o.manifest, count) for o in outcomes if o.store == store) for count in ("source_rows", "loaded")
-        )
-        lines.append(f"rows: {published:,} published, {loaded:,} in the {store}")
+        ours = [outcome for outcome in outcomes if outcome.store == store]
+        published, there = sum(o.manifest.source_rows for o in ours), sum(o.in_store for o in ours)
+        lines.append(f"rows: {published:,} published, {there:,} in the {store}")
     lines += [f"  - {outcome}" for outcome in outcomes]
     if not state.is_completed():
         text = _without_secrets(state.message or "unknown")

@@ -367,3 +367,15 @@ def test_a_decision_during_an_update_of_all_months_stays(
         )
     manifest = ours.manifest(month)
     assert (manifest["pinned"] == first) if decision == "pinned" else manifest["withdrawn_at"]
+
+
+def test_a_pinned_month_that_vanished_is_loaded_again(month: TripMonth, ours: Stores, runs: Runs) -> None:
+    first = two_editions(ours, runs, month)[0][:12]
+    runs.lake(month, edition=first)
+    ours.blob(month.key).delete()
+    this = f"{month.file_month:%Y-%m}"
+    with suppress(MonthsFailed):  # other tests spoil months of the same color
+        bring_up_to_date(
+            [month.color], since=this, until=this, into=["lake"], source=ours.official, expect_within=0, **AT_HOME
+        )
+    assert ours.in_lake(month).num_rows == ours.manifest(month)["loaded"]

@@ -21,7 +21,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunNotificationPolicyFilter
 from prefect.client.schemas.objects import FlowRun, FlowRunNotificationPolicy
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 from prefect.utilities.callables import get_call_parameters
 
 from blocks import MAIL, NOTIFICATIONS, TAG
@@ -32,6 +32,7 @@ from flows.etl_web_gcs import etl_parent_flow, etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.tasks import bring, notify
 from flows.tasks.notify import notifications, notify_run_ended
+from flows.tlc.manifest import Outcome
 from flows.tlc.trips import TripMonth
 from local import demo
 from local.servers.stack import Stack
@@ -349,3 +350,13 @@ def test_a_program_sends_a_notification_if_the_variable_is_set(
     assert done.returncode == 0, done.stderr
     [message] = notified.messages
     assert "not on any server: PREFECT_API_URL is not set" in body(message)
+
+
+def test_the_message_about_a_withdrawal_says_that_the_store_has_no_row_of_the_month(
+    month: TripMonth, runs: Runs
+) -> None:
+    loaded = runs.lake_by_hand(month).manifest
+    outcome = Outcome(store="lake", status="withdrawn", manifest=loaded.withdrawn("run"))
+    run = FlowRun(flow_id=uuid4(), name="r", parameters={})
+    text = notify.message("withdraw", run, Completed(), [outcome])
+    assert f"rows: {loaded.source_rows:,} published, 0 in the lake" in text
