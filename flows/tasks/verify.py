@@ -82,9 +82,11 @@ def _mend(trip_month: TripMonth, into: Target, found: Findings) -> str:
     kind, manifest = STORES[into.store], found.manifest
     if manifest is None:  # the month vanished: its history has the last manifest
         manifest = next(reversed(open_store(into).history(trip_month)), None)
-    words = [f"python flows/{_FLOWS[into.store]}.py {trip_month.color} {trip_month.year} {trip_month.month}"]
-    if found.manifest and found.manifest.withdrawn_at:
-        words = [f"{words[0].replace(_FLOWS[into.store], 'withdraw')} --stores {into.store}"]
+    withdrawn = found.manifest is not None and found.manifest.withdrawn_at is not None
+    program = "withdraw" if withdrawn else _FLOWS[into.store]
+    words = [f"python flows/{program}.py {trip_month.color} {trip_month.year} {trip_month.month}"]
+    if withdrawn:
+        words.append(f"--stores {into.store}")
         options = [
             ("--block-name", into.lake_block, GCS_BUCKET), ("--credentials-block", into.credentials_block, GCP_CREDENTIALS),
             ("--dataset", into.dataset, DATASET), ("--postgres-block", into.database_block, POSTGRES),
