@@ -58,7 +58,7 @@ def bring_up_to_date(
         dataset: BigQuery dataset; created in the bucket's location if it does not exist.
         postgres_block: Name of the SqlAlchemyConnector block that is the database.
         at_once: How many months are processed at the same time.
-        until: Last month to load, such as 2021-12 or 2021; empty for the current month.
+        until: Last month to load or check, such as 2021-12 or 2021; empty for the current month.
         expect_within: Fail at the end if a color's newest published month is more than this many months ago; 0 for no check.
     """
     if at_most < 1 or not into:
@@ -72,8 +72,9 @@ def bring_up_to_date(
 
     target = Target("lake", block_name, credentials_block, dataset, postgres_block)
     stores = list_stores(target, into, colors)
-    # A month outside the window that was loaded from another source is not checked.
-    found = stores.compare(publisher, oldest_first([*window, *stores.loaded_from(publisher, colors)]))
+    # An older month that was loaded from another source is not checked.
+    loaded = [month for month in stores.loaded_from(publisher, colors) if month.file_month <= window[-1].file_month]
+    found = stores.compare(publisher, oldest_first([*window, *loaded]))
     due = [month for month in found if month.behind]
     taken, waiting = due[:at_most], due[at_most:]
     _log(found, taken, waiting)

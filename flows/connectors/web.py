@@ -134,26 +134,26 @@ def _describes_a_file(head: httpx.Response) -> bool:
 def look_up_all(source: Source, trip_months: Iterable[TripMonth]) -> dict[TripMonth, PublishedFile | Exception]:
     """Return what `look_up` returns or raises for each month, with `_ASKING` look-ups in parallel.
 
-    If a source is down, or asks to wait, make no further look-up. The remaining months get the same error.
+    If `_ASKING` look-ups in a row do not reach the source, or if it asks to wait, make no further look-up. The remaining months
+    get the same error.
     """
-    answered = False
-    lost: list[Exception] = []  # once it has `_ASKING` errors, no further look-up is made
+    lost: list[Exception] = []  # in a row; once it has `_ASKING` errors, no further look-up is made
 
     def ask(trip_month: TripMonth) -> PublishedFile | Exception:
-        nonlocal answered
         if len(lost) >= _ASKING:
             return lost[-1]
+        answer: PublishedFile | Exception
         try:
-            found = look_up(source, trip_month)
+            answer = look_up(source, trip_month)
         except Exception as error:
-            if isinstance(error, AskAgainLater):
-                lost.extend([error] * _ASKING)
-            elif isinstance(error, Unreachable) and not answered:
-                lost.append(error)
-            answered = answered or isinstance(error, NotPublished)
-            return error
-        answered = True
-        return found
+            answer = error
+        if isinstance(answer, AskAgainLater):
+            lost.extend([answer] * _ASKING)
+        elif isinstance(answer, Unreachable):
+            lost.append(answer)
+        elif len(lost) < _ASKING:
+            lost.clear()
+        return answer
 
     with ThreadPoolExecutor(_ASKING, thread_name_prefix="look-up") as pool:
         months = list(trip_months)

@@ -145,11 +145,15 @@ class LakeManifests(RawZone):
 
 
 def manifest_of(present: Object, written: Manifest | None) -> Manifest | None:
-    """Return the written manifest if it names this generation, else the copy in the object's metadata.
+    """Return the written manifest if it belongs to this object, else the copy in the object's metadata.
 
-    Return None if the month is being withdrawn.
+    It belongs to the object if it names its generation, or if the copy is of the same publication: then the lake was moved or
+    restored, and only the written manifest has what came after publishing, such as a pin. Return None if the month is being
+    withdrawn.
     """
     if written and written.generation == present.generation:
         return None if written.withdrawn_at else written
     carried = Manifest.unpacked(present.metadata.get(MANIFEST, ""))
+    if carried and written and (written.published_at, written.sha256) == (carried.published_at, carried.sha256):
+        carried = written
     return carried and carried.model_copy(update={"generation": present.generation})

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,9 +63,15 @@ class Web:
     def look_up(self, trip_month: TripMonth, store: Any) -> LookedUp:
         """Ask the source for the month. Raise `NotPublished`, or `RefusedMonth` if it was published before."""
         present = store.present(trip_month)
-        if self.unattended and (decided := _decided(trip_month, store, present.manifest)):
-            why = f"was {'withdrawn from' if decided.withdrawn_at else 'pinned in'} {STORES[store.name].title} during this run"
-            return LookedUp(present=present, found=decided, unchanged=decided, why=f"{why}; it is not updated")
+        last: Manifest | None = None
+        if self.unattended:
+            last = present.manifest or next(reversed(store.history(trip_month)), None)
+        if last and (last.withdrawn_at or (last.pinned and present.manifest)):
+            why = f"was {'withdrawn from' if last.withdrawn_at else 'pinned in'} {STORES[store.name].title} during this run"
+            return LookedUp(present=present, found=last, unchanged=last, why=f"{why}; it is not updated")
+        if last and last.pinned:  # the month vanished
+            with suppress(UnknownEdition):
+                return FromEdition(last.pinned, Terms(last.rule, last.schema_rule)).look_up(trip_month, store)
         published = _published(trip_month, self.source.url(trip_month), self.source.ending, store, present.manifest)
         pinned = present.manifest.pinned if present.manifest else ""
         if present.covers(published, self.terms.rows) and not pinned:  # this run removes a pin
@@ -152,14 +159,6 @@ class Again:
 
 Origin = Web | FromEdition | FromLake | Again
 """Where a store's months come from. `look_up` compares the month there with the month in the store."""
-
-
-def _decided(trip_month: TripMonth, store: MonthStore, manifest: Manifest | None) -> Manifest | None:
-    """Return the manifest of a month that a person pinned in the store, or withdrew from it. A month that vanished is neither."""
-    if manifest:
-        return manifest if manifest.pinned else None
-    last = next(reversed(store.history(trip_month)), None)
-    return last if last and last.withdrawn_at else None
 
 
 def _published(

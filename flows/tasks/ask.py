@@ -1,6 +1,7 @@
 """Query the lake: find the tables that a query needs, log the bytes that were read, and show the answer."""
 
 import csv
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -79,10 +80,14 @@ def show(found: Answer, sql: str) -> None:
     else:
         lines = csv.writer(sys.stdout, lineterminator="\n")
         lines.writerows([found.names, *found.rows])
-    rows = [dict(zip(found.names, map(_plain, row), strict=True)) for row in found.rows]
+    names = [name if found.names.count(name) == 1 else f"{name} ({at})" for at, name in enumerate(found.names, 1)]
+    rows = [dict(zip(names, map(_plain, row), strict=True)) for row in found.rows]
     more = f" (the first {MOST} rows)" if found.more else ""
     create_table_artifact(rows, key="query-lake", description=f"{sql}{more}")
 
 
 def _plain(value: Any) -> int | float | str | None:
-    return value if isinstance(value, int | float | None) else escaped(str(value), _LONGEST)
+    """Return a value for JSON, which has no number for infinity and NaN."""
+    if value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return escaped(str(value), _LONGEST)

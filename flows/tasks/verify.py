@@ -85,13 +85,15 @@ def _mend(trip_month: TripMonth, into: Target, found: Findings) -> str:
     withdrawn = found.manifest is not None and found.manifest.withdrawn_at is not None
     program = "withdraw" if withdrawn else _FLOWS[into.store]
     words = [f"python flows/{program}.py {trip_month.color} {trip_month.year} {trip_month.month}"]
+    if withdrawn and found.remove:
+        return f"move {found.remove} away"
     if withdrawn:
         words.append(f"--stores {into.store}")
         options = [
             ("--block-name", into.lake_block, GCS_BUCKET), ("--credentials-block", into.credentials_block, GCP_CREDENTIALS),
             ("--dataset", into.dataset, DATASET), ("--postgres-block", into.database_block, POSTGRES),
         ]  # fmt: skip
-        return _command(found.remove, words, options)
+        return _command("", words, options)
     edition = manifest.pinned if manifest and _has_edition(into, manifest) else ""
     if manifest and kind.files != "lake":
         words += [f"--edition {edition}"] if edition else _source(manifest)

@@ -47,7 +47,9 @@ def months_between(colors: Iterable[str], since: str, until: str, today: dt.date
     first = bound_of("since", since, 1) if since else min(FIRST_MONTH.values())
     named = bound_of("until", until, 12) if until else (now.year, now.month)
     if first > named and until:
-        raise UnknownMonth(f"until ({until}) is before since ({since or '{}-{:02d}'.format(*first)}).")
+        raise UnknownMonth(
+            f"until ({until}) is before since ({since or '{}-{:02d}'.format(*first)}); give another of them."
+        )
     last = min(named, (now.year, now.month))
     if first > last:
         raise UnknownMonth(f"since ({since}) is in the future.")
@@ -125,8 +127,14 @@ class Found:
 
     @property
     def source_error(self) -> Exception | None:
-        """Return the error if the source gave no answer, or refuses a month that was published before; else None."""
+        """Return the error if the source gave no answer, or refuses a month that was published before; else None.
+
+        A refusal is no error if a person withdrew the month and no store of the run has it: the publisher may have done so, too.
+        """
         if isinstance(self.answer, NotPublished):
+            there = [manifest for manifest in self.manifests.values() if manifest]
+            if there and all(manifest.withdrawn_at for manifest in there):
+                return None
             return refusal(self.trip_month, self.url, self.answer, self.known, self.manifests)
         return self.unanswered
 

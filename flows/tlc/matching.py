@@ -10,7 +10,7 @@ import pyarrow as pa
 from flows.tlc.addresses import escaped
 from flows.tlc.eras import Era, era_like, indexes_of, lacking_in, meanings_of, meant_in, plain, since
 from flows.tlc.errors import SchemaMismatch
-from flows.tlc.schema import KEY, TRIP_COLUMNS, Column, Kind
+from flows.tlc.schema import CODINGS, KEY, TRIP_COLUMNS, Column, Kind
 from flows.tlc.sources import Ending
 from flows.tlc.trips import SchemaRule, TripMonth
 
@@ -176,7 +176,8 @@ def differences(color: str, names: Sequence[str]) -> list[str]:
     meant = {name: meanings.get(plain(name)) for name in names}
     renamed = [f"{_code(name)} → `{column.name}`" for name, column in meant.items() if column and column.name != name]
     found = set(meant.values())
-    absent = [f"`{column.name}`" for column in TRIP_COLUMNS[color] if column not in found]
+    made = {coding.original for name, coding in CODINGS.items() if name in {column.name for column in found if column}}
+    absent = [f"`{c.name}`" for c in TRIP_COLUMNS[color] if c not in found and c.name not in made]
     more = [_code(name) for name, column in meant.items() if column is None]
     lists = {"renamed": renamed, "not in the file, so null": absent, "in the file, without trip data": more}
     return [f"{what}: {', '.join(columns)}" for what, columns in lists.items() if columns] or [

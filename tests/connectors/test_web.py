@@ -16,7 +16,7 @@ import pytest
 from flows.connectors import request, transfer, web
 from flows.connectors.guard import Client
 from flows.connectors.request import ATTEMPTS, LONGEST_WAIT
-from flows.connectors.web import Download, look_up, source_of
+from flows.connectors.web import Download, look_up, look_up_all, source_of
 from flows.tlc.errors import AskAgainLater, NotPublished, TripDataError, Unreachable, UnreadableFile
 from flows.tlc.sources import PublishedFile, Source
 from flows.tlc.trips import TripMonth
@@ -140,6 +140,24 @@ def test_a_server_that_stays_down_is_unreachable_which_a_task_retries(site: Site
     assert not isinstance(raised.value, TripDataError)
     assert len(site.requests) == ATTEMPTS
     assert len(waits) == ATTEMPTS - 1
+
+
+def test_a_source_that_goes_down_is_not_asked_for_every_month(site: Site) -> None:
+    months = [TripMonth("green", year, month) for year in (2020, 2021) for month in range(1, 13)]
+    for month in months[2:]:
+        site.fault(f"/trip-data/{month.stem}.parquet", status=503, times=None)
+    found = look_up_all(official(site), months)
+    assert [month for month in months if isinstance(found[month], PublishedFile)] == months[:2]
+    assert all(isinstance(found[month], Unreachable) for month in months[2:])
+    assert len({request.path for request in site.requests}) < 12
+
+
+def test_months_that_cannot_be_reached_between_others_do_not_stop_the_look_ups(site: Site) -> None:
+    months = [TripMonth("green", year, month) for year in (2020, 2021) for month in range(1, 13)]
+    for month in months[::6]:
+        site.fault(f"/trip-data/{month.stem}.parquet", status=503, times=None)
+    found = look_up_all(official(site), months)
+    assert [month for month in months if isinstance(found[month], Unreachable)] == months[::6]
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,20 @@ def test_a_month_from_another_source_is_not_replaced(own: Stores, runs: Runs) ->
     assert own.objects_of(month) == before
 
 
+def test_until_is_the_last_month_that_is_checked(own: Stores) -> None:
+    bring(own, "fhv", "2021-01", until="2021-02")
+    for month in ("2021-01", "2021-02"):
+        own.site.republish(f"fhv_tripdata_{month}.parquet", 2)
+    assert summaries(bring(own, "fhv", "2020-12", until="2021-01", at_most=2)) == [
+        "fhv 2020-12 lake loaded",
+        "fhv 2021-01 lake replaced",
+    ]
+    assert summaries(bring(own, "fhv", "2021-03", until="2021-03")) == [
+        "fhv 2021-02 lake replaced",
+        "fhv 2021-03 lake loaded",
+    ]
+
+
 def test_a_month_that_fails_does_not_stop_the_others_and_the_error_names_it(own: Stores, runs: Runs) -> None:
     own.site.fault("*/yellow_tripdata_2024-01*", methods=["GET"], body="html", times=None)
     own.site.fault("*/yellow_tripdata_2024-02*", status=401, times=None)

@@ -369,13 +369,30 @@ def test_a_decision_during_an_update_of_all_months_stays(
     assert (manifest["pinned"] == first) if decision == "pinned" else manifest["withdrawn_at"]
 
 
-def test_a_pinned_month_that_vanished_is_loaded_again(month: TripMonth, ours: Stores, runs: Runs) -> None:
-    first = two_editions(ours, runs, month)[0][:12]
-    runs.lake(month, edition=first)
+@pytest.mark.parametrize("lost", [False, True], ids=["", "with its edition"])
+def test_a_pinned_month_that_vanished_is_loaded_again(lost: bool, month: TripMonth, ours: Stores, runs: Runs) -> None:
+    first, second = two_editions(ours, runs, month)
+    runs.lake(month, edition=first[:12])
+    before = ours.in_lake(month)
     ours.blob(month.key).delete()
+    if lost:
+        for key in (month.raw_key(ENDING), edition_key(month.raw_key(ENDING), first)):
+            ours.blob(key).delete()
     this = f"{month.file_month:%Y-%m}"
     with suppress(MonthsFailed):  # other tests spoil months of the same color
         bring_up_to_date(
             [month.color], since=this, until=this, into=["lake"], source=ours.official, expect_within=0, **AT_HOME
         )
-    assert ours.in_lake(month).num_rows == ours.manifest(month)["loaded"]
+    manifest = ours.manifest(month)
+    assert (manifest["pinned"], manifest["sha256"]) == (("", second) if lost else (first[:12], first))
+    assert lost or same(ours.in_lake(month), before)
+
+
+def test_a_pin_of_the_present_edition_stays_if_the_lake_is_moved(month: TripMonth, ours: Stores, runs: Runs) -> None:
+    first = runs.lake(month).manifest
+    runs.lake(month, edition=first.edition)
+    ours.blob(month.key).bucket.copy_blob(ours.blob(month.key), ours.blob(month.key).bucket, f"data/{month.key}")
+    moved = lake_of(LAKE).current(month)
+    assert moved
+    assert moved.generation == ours.objects()[month.key] != first.generation
+    assert moved.pinned == first.edition

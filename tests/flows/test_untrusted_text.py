@@ -1,5 +1,7 @@
 """Text from outside has no effect where it is shown: in the UI, on a terminal, in a shell, in a notification."""
 
+import json
+import math
 import re
 import shlex
 from http.server import BaseHTTPRequestHandler
@@ -73,6 +75,18 @@ class _Headers(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         pass
+
+
+def test_the_table_of_an_answer_has_every_column_and_is_valid_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[Any] = []
+    monkeypatch.setattr("flows.tasks.ask.create_table_artifact", lambda rows, **about: tables.append(rows))
+    answer = ask.Answer(["n", "fare", "n"], [(1, math.inf, 2), (3, math.nan, None), (5, 2.5, 6)], more=False)
+    show(answer, "select …")
+    assert json.loads(json.dumps(tables[0], allow_nan=False)) == [
+        {"n (1)": 1, "fare": "inf", "n (3)": 2},
+        {"n (1)": 3, "fare": "nan", "n (3)": None},
+        {"n (1)": 5, "fare": 2.5, "n (3)": 6},
+    ]
 
 
 def test_a_version_that_could_be_none_is_not_taken_from_a_server(own_servers: None) -> None:

@@ -319,6 +319,11 @@ def test_a_withdrawn_month_is_correct_unless_it_has_trips(loaded: TripMonth, our
         assert (found.differences, found.not_compared) == ([], "withdrawn")
     ours.blob(loaded.key).upload_from_string(b"by another program")
     assert in_words(check(ours, "lake", loaded)).endswith("exists, but the month was withdrawn")
+    with pytest.raises(VerificationFailed) as failed:
+        verified(ours, loaded, ["lake"], "counts")
+    assert str(failed.value).endswith(f"To mend it: move gs://{ours.bucket}/data/{loaded.key} away")
+    ours.blob(loaded.key).delete()
+    assert [result.status for result in verified(ours, loaded, ["lake"], "counts")] == ["not compared"]
 
 
 VANISH: dict[Store, Edit] = {

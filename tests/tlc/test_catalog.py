@@ -61,9 +61,9 @@ def test_a_range_without_a_month_is_refused():
     for until in ("", "2031"):
         with pytest.raises(UnknownMonth, match=r"^since \(2030\) is in the future\.$"):
             months_between(["yellow"], "2030", until, TODAY)
-    with pytest.raises(UnknownMonth, match=r"^until \(2021\) is before since \(2022\)\.$"):
+    with pytest.raises(UnknownMonth, match=r"^until \(2021\) is before since \(2022\); give another of them\.$"):
         months_between(["yellow"], "2022", "2021", TODAY)
-    with pytest.raises(UnknownMonth, match=r"^until \(2008\) is before since \(2009-01\)\.$"):
+    with pytest.raises(UnknownMonth, match=r"^until \(2008\) is before since \(2009-01\); give another of them\.$"):
         months_between(["yellow"], "", "2008", TODAY)
     with pytest.raises(UnknownMonth, match=r"no month up to 2009-02: .* begin with green 2013-08, fhvhv 2019-02"):
         months_between(["green", "fhvhv"], "2008-01", "2009-02", TODAY)
@@ -195,6 +195,7 @@ def test_a_month_is_known_to_be_published_from_tlcs_counts_or_the_mirrors_range(
 
 
 FORBIDDEN = NotPublished("no", 403)
+WITHDRAWN = MANIFEST.model_copy(update={"withdrawn_at": NOW})
 
 
 @pytest.mark.parametrize(
@@ -218,6 +219,14 @@ FORBIDDEN = NotPublished("no", 403)
         ),
         (NotPublished("no"), {"lake": MANIFEST}, "", f"but there is no file at {URL}: it was moved or deleted"),
         (PUBLISHED, {"lake": MANIFEST}, "9 rows", None),
+        (FORBIDDEN, {"lake": WITHDRAWN, "warehouse": WITHDRAWN}, "9 rows", None),
+        (FORBIDDEN, {"lake": WITHDRAWN, "database": None}, "9 rows", None),
+        (
+            FORBIDDEN,
+            {"lake": WITHDRAWN, "database": MANIFEST},
+            "9 rows",
+            "(10 rows in the database, 2024-01-01; 9 rows)",
+        ),
     ],
 )
 def test_the_refusal_of_a_published_month_is_an_error(answer, stored, known, words):

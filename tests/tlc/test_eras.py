@@ -8,7 +8,7 @@ import pytest
 
 from flows.tlc.eras import ALIASES, ERAS, Era, era_of
 from flows.tlc.errors import SchemaMismatch
-from flows.tlc.matching import match
+from flows.tlc.matching import differences, match
 from flows.tlc.schema import TRIP_COLUMNS
 from flows.tlc.sources import Ending
 from flows.tlc.trips import SchemaRule, TripMonth
@@ -106,6 +106,12 @@ def test_a_parquet_may_have_the_columns_of_the_months_csv_era(era: Era) -> None:
     assert shape.canonical == match(month, ".csv", names).canonical
     assert shape.empty == tuple(era.empty.split())
     assert shape.new == ()
+
+
+def test_a_column_that_is_made_from_a_texts_code_is_not_called_absent() -> None:
+    [_, absent] = differences("yellow", _of("yellow", "csv", "2009-01").columns.split())
+    assert absent.startswith("not in the file, so null: `PULocationID`, `DOLocationID`, ")
+    assert "_text" not in absent
 
 
 def test_a_month_without_a_csv_era_must_have_the_columns_of_its_parquet_era() -> None:

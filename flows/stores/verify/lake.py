@@ -59,7 +59,9 @@ class LakeCheck:
         uri, present = store.bucket.uri(trip_month.key), store.bucket.stat(trip_month.key)
         written = store.written_of(trip_month)
         if written and written.withdrawn_at:
-            return Findings(written, [f"{uri} exists, but the month was withdrawn"] if present else [], "withdrawn")
+            foreign = uri if present and "staged" not in present.metadata else ""
+            there = [f"{uri} exists, but the month was withdrawn"] if present else []
+            return Findings(written, there, "withdrawn", foreign)
         if not present:
             return Findings(written, [f"{uri} is missing"])
         manifest = store.current(trip_month)
