@@ -15,6 +15,7 @@ import pytest
 from distributed import Client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
 from prefect_gcp import GcpCredentials
 from prefect_gcp.cloud_storage import GcsBucket
 from rich.console import Console
@@ -144,7 +145,7 @@ def require_ended(own: Stores, process: "subprocess.Popen[bytes]", folder: Path,
     assert process.returncode == 0, log
     require_exact(own, [TripMonth("green", year, n) for n in range(1, 13)])
     # A slow run may have been marked as crashed by mistake. Then it ends by itself.
-    until(lambda: not [run for run in runs() if run.state_type in (StateType.RUNNING, StateType.PENDING)])
+    until(lambda: not any(map(is_active, runs())))
     return log
 
 
@@ -221,6 +222,35 @@ def test_a_worker_of_a_dask_cluster_is_killed_half_way(own: Stores, server: Stac
             log = require_ended(own, process, tmp_path, year)
         # Either another worker was free and Dask started the batch again, or the batch sent no heartbeat.
         assert "marked as crashed: " in log, log
+
+
+@pytest.mark.parametrize("spread", ["here", "queue", "dask"])
+def test_a_backfill_that_is_cancelled_stops_on_all_machines_and_can_be_resumed(
+    spread: Literal["here", "queue", "dask"], own: Stores, server: Stack, tmp_path: Path
+) -> None:
+    year = next(YEARS)
+    demo.prepare(server.environment(), Console(quiet=True), "agent")
+    with tried("machines", f"a back-fill with `--spread {spread}` is cancelled through the API") as trial:
+        with ExitStack() as on:
+            for n in range(2 if spread == "queue" else 0):
+                on.enter_context(machine(tmp_path / f"m{n}", server, *command("agent", n)))
+            process = start_backfill(own, server, tmp_path, year, "--spread", spread, "--machines", 2)
+            on.callback(process.kill)
+            until(lambda: loaded(own, year) >= 2 or process.poll() is not None, 600)
+            cancelled = next(run for run in runs() if is_active(run) and PART_OF_ANOTHER not in run.tags)
+            client("set_flow_run_state", cancelled.id, Cancelling())
+            process.wait(120)
+            until(lambda: not any(map(is_active, runs())), 120)
+            ended = [run for run in runs() if run.id == cancelled.id or BATCHES_OF.format(id=cancelled.id) in run.tags]
+            assert {run.state_type for run in ended} == {StateType.CANCELLED}
+            assert len(ended) == (1 if spread == "here" else 3)
+            assert loaded(own, year) < 12
+        with trial.recovering():
+            require_ended(own, start_backfill(own, server, tmp_path, year), tmp_path, year)
+
+
+def is_active(run: FlowRun) -> bool:
+    return run.state_type in (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
 
 
 def ports(pid: int) -> set[str]:
