@@ -153,10 +153,11 @@ def _asked(lab: Lab) -> bool:
 
 
 @pytest.fixture
-def stalled(lab: Lab, on_server: Stack) -> Iterator[None]:
-    """Make the site stop sending in the middle of the file."""
+def stalled(lab: Lab, on_server: Stack, tmp_path: Path) -> Iterator[None]:
+    """Start an agent whose runs find no file of an earlier run, so that each downloads the month."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIPS_ALLOW_SOURCES", "file,private")
+        patch.setenv("TRIPS_SCRATCH", str(tmp_path / "scratch"))
         on_server.stop("agent")
         on_server.start("agent")
         lab.ours.site.forget_requests()
