@@ -1,5 +1,6 @@
 """A back-fill over machines: processes with folders of their own that share only the servers. One is killed half-way."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -37,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = "machine-tests"
 SILENT_AFTER = 30
 ON_POSTGRES = "PREFECT_API_DATABASE_CONNECTION_URL"
+SERVERS = itertools.count()
 YEARS = iter(range(2014, 2024))  # each test takes a year of green months
 
 
@@ -58,12 +60,12 @@ def server(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def own(server: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
     """Stores of this module's own, and their blocks on the Prefect server."""
-    with stores(tmp_path_factory.mktemp("site"), NAME, rows=3000) as made:
+    with stores(tmp_path_factory.mktemp("site"), f"{NAME}-{next(SERVERS)}", rows=3000) as made:
         demo.prepare(server.environment(), Console(quiet=True))
         with temporary_settings({PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
             credentials = GcpCredentials()
             credentials.save(NAME, overwrite=True)
-            GcsBucket(bucket=NAME, bucket_folder="data", gcp_credentials=credentials).save(NAME, overwrite=True)
+            GcsBucket(bucket=made.bucket, bucket_folder="data", gcp_credentials=credentials).save(NAME, overwrite=True)
             postgres_block(made.postgres_url).save(NAME, overwrite=True)
             yield made
 
