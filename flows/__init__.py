@@ -56,3 +56,9 @@
 
 Imports go down only: flows → tasks → stores → connectors → tlc.
 """
+
+import atexit
+import gc
+
+# Python's last collections would look at every object of Prefect, which takes a second: leave them out.
+atexit.register(gc.freeze)

@@ -31,12 +31,12 @@ NOT_NEEDED = (
 
 # Prefect is imported once; each program is imported in a copy of that process.
 _IMPORT_EACH = """
-import os, sys, prefect
+import gc, os, sys, prefect
 before = set(sys.modules)
 for program in sys.argv[1:]:
     if not (child := os.fork()):
         __import__(f"flows.{program}")
-        print(program, *(set(sys.modules) - before), flush=True)
+        print(program, *(set(sys.modules) - before), f"gc={gc.isenabled()}", flush=True)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 """
@@ -56,3 +56,25 @@ def test_importing_a_program_imports_no_client_library_and_no_pandas(
 ) -> None:
     assert not imported_by[program].intersection(NOT_NEEDED)
     assert f"flows.{program}" in imported_by[program]
+    assert "gc=True" in imported_by[program]
+
+
+_HELP_OF_EACH = """
+import contextlib, gc, os, runpy, sys, prefect
+for program in sys.argv[1:]:
+    if not (child := os.fork()):
+        sys.argv[1:] = ["--help"]
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(sys.stderr):
+            runpy.run_path(f"flows/{program}.py", run_name="__main__")
+        print(program, gc.isenabled(), gc.get_freeze_count() > 100_000, flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_program_collects_garbage_but_not_among_what_it_imported() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _HELP_OF_EACH, *PROGRAMS], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [f"{program} True True" for program in PROGRAMS]
+    assert done.stderr.count("Usage:") == len(PROGRAMS)

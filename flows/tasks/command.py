@@ -1,5 +1,6 @@
 """Run a flow as a program: its parameters come from the command line, and its exit status shows whether it succeeded."""
 
+import gc
 import inspect
 import itertools
 import json
@@ -37,6 +38,8 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
         flow: The flow.
         show: Prints the flow's result; None if the log already shows it.
     """
+    gc.freeze()  # what is imported now stays: no collection needs to look at it
+    gc.enable()
     described = flow.fn.__doc__ or ""
     help_texts = _help_texts(described)
 
