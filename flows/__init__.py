@@ -59,6 +59,11 @@ Imports go down only: flows → tasks → stores → connectors → tlc.
 
 import atexit
 import gc
+import sys
 
-# Python's last collections would look at every object of Prefect, which takes a second: leave them out.
-atexit.register(gc.freeze)
+
+@atexit.register
+def _spare_the_last_collections() -> None:
+    """Let Python end without a look at every object of Prefect, which takes a second."""
+    if "duckdb" not in sys.modules:  # DuckDB prints what is left of its objects
+        gc.freeze()

@@ -104,6 +104,31 @@ def task_runner() -> BaseTaskRunner:
     return DaskTaskRunner(address=scheduler)
 
 
+class _Counters(dict[str, int]):
+    """Prefect's counters of the runs of each task, all of which begin at `first`."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self._first = first
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __missing__(self, key: str) -> int:
+        return self._first
+
+
+def _count_on(context: FlowRunContext) -> None:
+    """If a person retries the run, number its tasks and its child runs so that none has a number of an earlier attempt.
+
+    Prefect finds the earlier ones by task and number. A retry loads only the missing months, so the number may belong to another
+    month: Prefect would take that month's result. A child run that ended well would not run again, and its result is not stored.
+    """
+    attempt = context.flow_run.run_count if context.flow_run else 0
+    if attempt > 1 and not isinstance(context.task_run_dynamic_keys, _Counters):
+        context.task_run_dynamic_keys = _Counters(attempt * 100_000)
+
+
 def submit(task: "Task[P, R]", *arguments: P.args, **named: P.kwargs) -> "PrefectFuture[R, Sync]":
     """Submit a task and return its future, once Prefect has created the task's run.
 
@@ -113,8 +138,10 @@ def submit(task: "Task[P, R]", *arguments: P.args, **named: P.kwargs) -> "Prefec
     Raises:
         CrashedRun: Prefect ended the flow run.
     """
-    future: PrefectFuture[R, Sync] = task.submit(*arguments, **named)
     context = FlowRunContext.get()
+    if context:
+        _count_on(context)
+    future: PrefectFuture[R, Sync] = task.submit(*arguments, **named)
     while not future._submitted.is_set():
         if context and context.background_tasks.cancel_scope.cancel_called:
             raise CrashedRun(f"Prefect could not start the task {task.name!r} and ended the run: see its log.")
