@@ -64,6 +64,6 @@ import sys
 
 @atexit.register
 def _spare_the_last_collections() -> None:
-    """Let Python end without a look at every object of Prefect, which takes a second."""
+    """Freeze all objects. At its end, Python would examine every object of Prefect, which takes a second."""
     if "duckdb" not in sys.modules:  # DuckDB prints what is left of its objects
         gc.freeze()

@@ -10,7 +10,7 @@ from pathlib import Path
 if not __package__:  # run as a file: Python looks for modules in the file's folder, not in the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 if __name__ == "__main__":
-    gc.disable()  # for the imports, of which it would take a quarter of the time; `run_as_program` enables it
+    gc.disable()  # collections take a quarter of the time of the imports; `run_as_program` turns them on again
 
 from prefect import flow, get_run_logger
 
@@ -75,7 +75,7 @@ def bring_up_to_date(
 
     target = Target("lake", block_name, credentials_block, dataset, postgres_block)
     stores = list_stores(target, into, colors)
-    # An older month that was loaded from another source is not checked.
+    # Also check the months before `since` that were loaded from this source, but none after `until`.
     loaded = [month for month in stores.loaded_from(publisher, colors) if month.file_month <= window[-1].file_month]
     found = stores.compare(publisher, oldest_first([*window, *loaded]))
     due = [month for month in found if month.behind]

@@ -7,7 +7,7 @@ from pathlib import Path
 if not __package__:  # run as a file: Python looks for modules in the file's folder, not in the project's
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 if __name__ == "__main__":
-    gc.disable()  # for the imports, of which it would take a quarter of the time; `run_as_program` enables it
+    gc.disable()  # collections take a quarter of the time of the imports; `run_as_program` turns them on again
 
 from prefect import flow
 

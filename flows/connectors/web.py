@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 import re
+import threading
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -38,6 +39,7 @@ from flows.tlc.trips import TripMonth
 
 PIECE = 1 << 20  # bytes yielded at once
 _ASKING = 4  # parallel look-ups: hundreds at once would look like an attack
+_IN_A_ROW = 16  # failed look-ups; each takes up to a quarter of a minute
 _HEAD_WITHIN = 20.0  # seconds until an answer to a HEAD is complete; some servers never answer a HEAD
 _NO_RANGES = {400, 416, 501}  # status codes of servers that refuse a Range but answer without one
 _HUNG = (httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError)
@@ -134,25 +136,29 @@ def _describes_a_file(head: httpx.Response) -> bool:
 def look_up_all(source: Source, trip_months: Iterable[TripMonth]) -> dict[TripMonth, PublishedFile | Exception]:
     """Return what `look_up` returns or raises for each month, with `_ASKING` look-ups in parallel.
 
-    If `_ASKING` look-ups in a row do not reach the source, or if it asks to wait, make no further look-up. The remaining months
-    get the same error.
+    If a source is down, or asks to wait, make no further look-up. It is down after some failures in a row: `_ASKING` before its
+    first answer, `_IN_A_ROW` afterwards. The error of each remaining month says so.
     """
-    lost: list[Exception] = []  # in a row; once it has `_ASKING` errors, no further look-up is made
+    lock = threading.Lock()
+    down: Exception | None = None
+    failures, most = 0, _ASKING
 
     def ask(trip_month: TripMonth) -> PublishedFile | Exception:
-        if len(lost) >= _ASKING:
-            return lost[-1]
+        nonlocal down, failures, most
+        if down:
+            return type(down)(f"{trip_month} was not looked up: {down}")
         answer: PublishedFile | Exception
         try:
             answer = look_up(source, trip_month)
         except Exception as error:
             answer = error
-        if isinstance(answer, AskAgainLater):
-            lost.extend([answer] * _ASKING)
-        elif isinstance(answer, Unreachable):
-            lost.append(answer)
-        elif len(lost) < _ASKING:
-            lost.clear()
+        with lock:
+            if isinstance(answer, Unreachable):
+                failures += 1
+            elif isinstance(answer, PublishedFile | NotPublished):
+                failures, most = 0, _IN_A_ROW
+            if isinstance(answer, AskAgainLater) or (isinstance(answer, Unreachable) and failures >= most):
+                down = down or answer
         return answer
 
     with ThreadPoolExecutor(_ASKING, thread_name_prefix="look-up") as pool:

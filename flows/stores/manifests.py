@@ -147,13 +147,13 @@ class LakeManifests(RawZone):
 def manifest_of(present: Object, written: Manifest | None) -> Manifest | None:
     """Return the written manifest if it belongs to this object, else the copy in the object's metadata.
 
-    It belongs to the object if it names its generation, or if the copy is of the same publication: then the lake was moved or
-    restored, and only the written manifest has what came after publishing, such as a pin. Return None if the month is being
-    withdrawn.
+    It belongs to the object if it names the object's generation. A moved or restored object has another generation. Then the
+    manifest belongs to it if the copy is of the same load. The copy lacks later changes, such as a pin. Return None if the month
+    is being withdrawn.
     """
     if written and written.generation == present.generation:
         return None if written.withdrawn_at else written
     carried = Manifest.unpacked(present.metadata.get(MANIFEST, ""))
-    if carried and written and (written.published_at, written.sha256) == (carried.published_at, carried.sha256):
+    if carried and written and (written.started_at, written.sha256) == (carried.started_at, carried.sha256):
         carried = written
     return carried and carried.model_copy(update={"generation": present.generation})

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +29,8 @@ class LookedUp(BaseModel):
     """The store's manifest of the month, if there is nothing to do."""
     why: str = ""
     """Why there is nothing to do: the rest of a sentence that begins with the month's name."""
+    lost: str = ""
+    """What a person decided about the month and this run cannot keep, as text."""
     terms: Terms = Terms()
     sha256: str = ""
     """The SHA-256 that the file must have; "" if any edition is accepted."""
@@ -69,9 +70,14 @@ class Web:
         if last and (last.withdrawn_at or (last.pinned and present.manifest)):
             why = f"was {'withdrawn from' if last.withdrawn_at else 'pinned in'} {STORES[store.name].title} during this run"
             return LookedUp(present=present, found=last, unchanged=last, why=f"{why}; it is not updated")
-        if last and last.pinned:  # the month vanished
-            with suppress(UnknownEdition):
-                return FromEdition(last.pinned, Terms(last.rule, last.schema_rule)).look_up(trip_month, store)
+        terms, lost = self.terms, ""
+        if last and not present.manifest:  # the month vanished
+            terms = Terms(last.rule, last.schema_rule)
+            if last.pinned:
+                try:
+                    return FromEdition(last.pinned, terms).look_up(trip_month, store)
+                except UnknownEdition as error:
+                    lost = f"the month vanished, and so did the edition that it was pinned to; it is not pinned any more: {error}"
         published = _published(trip_month, self.source.url(trip_month), self.source.ending, store, present.manifest)
         pinned = present.manifest.pinned if present.manifest else ""
         if present.covers(published, self.terms.rows) and not pinned:  # this run removes a pin
@@ -79,7 +85,7 @@ class Web:
             accepted = f"; its new columns ({', '.join(new)}) were accepted" if new else ""
             why = f"is unchanged at its source and in {STORES[store.name].title}{accepted}; nothing to do"
             return LookedUp(present=present, found=published, unchanged=present.manifest, why=why)
-        return LookedUp(present=present, found=published, terms=self.terms)
+        return LookedUp(present=present, found=published, terms=terms, lost=lost)
 
 
 @dataclass(frozen=True)

@@ -92,9 +92,9 @@ def log_found(found: Iterable[Found], taken: Iterable[Found]) -> None:
     """Log the months that are not published, those that a person decided about, and the reason to load each other month."""
     log = get_run_logger()
     for month in found:
-        if isinstance(month.answer, NotPublished) and not month.source_error:
-            log.info("%s", month.answer)
         if decided := pinned_or_withdrawn(month):
             log.info("%s is %s; it is not updated", month.trip_month, decided)
+        elif isinstance(month.answer, NotPublished) and not month.source_error:
+            log.info("%s", month.answer)
     for month in taken:
         log.info("%s: %s", month.trip_month, ", ".join(f"{store}: {month.status(store)}" for store in month.behind))

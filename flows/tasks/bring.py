@@ -36,6 +36,8 @@ def bring(trip_month: TripMonth, origin: Origin, into: Target) -> Outcome:
 def _load_found(trip_month: TripMonth, looked: LookedUp, into: Target) -> Outcome:
     """Load the month as it was found, unless the store has it already."""
     manifest, why = looked.unchanged, looked.why
+    if looked.lost:
+        get_run_logger().warning("%s: %s", trip_month, looked.lost)
     if manifest is None:
         raw = extract(looked.found, into) if isinstance(looked.found, PublishedFile) else looked.found
         _require_edition(looked, raw)

@@ -38,8 +38,9 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
         flow: The flow.
         show: Prints the flow's result; None if the log already shows it.
     """
-    gc.freeze()  # what is imported now stays: no collection needs to look at it
-    gc.enable()
+    if not gc.isenabled():  # the program turned it off for its imports
+        gc.freeze()  # what was imported stays: no collection needs to examine it
+        gc.enable()
     described = flow.fn.__doc__ or ""
     help_texts = _help_texts(described)
 

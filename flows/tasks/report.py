@@ -70,7 +70,10 @@ def _lines(outcome: Outcome, before: Manifest | None, page: str) -> Iterator[str
     yield f"- transfer check: {_CHECKED[manifest.verified]}"
     yield f"- looks like: {manifest.era}"
     yield from (
-        f"- {line}" for line in differences(month.color, [c for c in manifest.columns if c not in manifest.new_columns])
+        f"- {line}"
+        for line in differences(
+            month.color, [c for c in manifest.columns if c not in manifest.new_columns], manifest.era
+        )
     )
     if manifest.key:
         yield f"- object: [`{manifest.key}`]({page}), generation {manifest.generation}"

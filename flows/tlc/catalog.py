@@ -48,7 +48,7 @@ def months_between(colors: Iterable[str], since: str, until: str, today: dt.date
     named = bound_of("until", until, 12) if until else (now.year, now.month)
     if first > named and until:
         raise UnknownMonth(
-            f"until ({until}) is before since ({since or '{}-{:02d}'.format(*first)}); give another of them."
+            f"until ({until}) is before since ({since or '{}-{:02d}'.format(*first)}); give an earlier since or a later until."
         )
     last = min(named, (now.year, now.month))
     if first > last:
@@ -129,7 +129,8 @@ class Found:
     def source_error(self) -> Exception | None:
         """Return the error if the source gave no answer, or refuses a month that was published before; else None.
 
-        A refusal is no error if a person withdrew the month and no store of the run has it: the publisher may have done so, too.
+        A refusal is no error if a person withdrew the month and no store of the run has it. Then the publisher may have withdrawn
+        it, too.
         """
         if isinstance(self.answer, NotPublished):
             there = [manifest for manifest in self.manifests.values() if manifest]

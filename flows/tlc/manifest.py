@@ -203,7 +203,12 @@ class Manifest(Changes, Reading, Origin):
     def withdrawn(self, flow_run_id: str, started_by: str = "") -> "Manifest":
         """Return a copy of the manifest, marked as withdrawn now by this flow run."""
         now = dt.datetime.now(dt.UTC)
-        gone: dict[str, Any] = {**dict(Changes(removed=self.loaded)), "pinned": "", "flow_run_id": flow_run_id}
+        gone: dict[str, Any] = {
+            **dict(Changes(removed=self.loaded)),
+            "pinned": "",
+            "fault": "",
+            "flow_run_id": flow_run_id,
+        }
         gone |= {
             "package_version": package_version(),
             "started_by": started_by,

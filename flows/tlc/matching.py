@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from flows.tlc.addresses import escaped
-from flows.tlc.eras import Era, era_like, indexes_of, lacking_in, meanings_of, meant_in, plain, since
+from flows.tlc.eras import ERAS, Era, era_like, indexes_of, lacking_in, meanings_of, meant_in, plain, since
 from flows.tlc.errors import SchemaMismatch
 from flows.tlc.schema import CODINGS, KEY, TRIP_COLUMNS, Column, Kind
 from flows.tlc.sources import Ending
@@ -170,14 +170,18 @@ def match(
     return Shape(era, tuple(names), tuple(known), tuple(known.values()), empty, unknown, counting)
 
 
-def differences(color: str, names: Sequence[str]) -> list[str]:
-    """Return texts on how a file with columns `names` differs from the canonical schema: renamed, absent, additional."""
+def differences(color: str, names: Sequence[str], era: str = "") -> list[str]:
+    """Return texts on how a file with columns `names` differs from the canonical schema: renamed, absent, additional.
+
+    `era` is the name of its era. The columns that keep the texts of coded columns are not absent in an era that has such texts.
+    """
     meanings = meanings_of(color)
     meant = {name: meanings.get(plain(name)) for name in names}
     renamed = [f"{_code(name)} → `{column.name}`" for name, column in meant.items() if column and column.name != name]
     found = set(meant.values())
-    made = {coding.original for name, coding in CODINGS.items() if name in {column.name for column in found if column}}
-    absent = [f"`{c.name}`" for c in TRIP_COLUMNS[color] if c not in found and c.name not in made]
+    coded = " ".join(known.coded for known in ERAS if known.name == era).split()
+    kept = {CODINGS[name].original for name in coded}
+    absent = [f"`{c.name}`" for c in TRIP_COLUMNS[color] if c not in found and c.name not in kept]
     more = [_code(name) for name, column in meant.items() if column is None]
     lists = {"renamed": renamed, "not in the file, so null": absent, "in the file, without trip data": more}
     return [f"{what}: {', '.join(columns)}" for what, columns in lists.items() if columns] or [

@@ -142,22 +142,34 @@ def test_a_server_that_stays_down_is_unreachable_which_a_task_retries(site: Site
     assert len(waits) == ATTEMPTS - 1
 
 
-def test_a_source_that_goes_down_is_not_asked_for_every_month(site: Site) -> None:
-    months = [TripMonth("green", year, month) for year in (2020, 2021) for month in range(1, 13)]
-    for month in months[2:]:
-        site.fault(f"/trip-data/{month.stem}.parquet", status=503, times=None)
-    found = look_up_all(official(site), months)
-    assert [month for month in months if isinstance(found[month], PublishedFile)] == months[:2]
-    assert all(isinstance(found[month], Unreachable) for month in months[2:])
-    assert len({request.path for request in site.requests}) < 12
+MANY = [TripMonth("green", year, month) for year in (2018, 2019, 2020, 2021) for month in range(1, 13)]
 
 
-def test_months_that_cannot_be_reached_between_others_do_not_stop_the_look_ups(site: Site) -> None:
-    months = [TripMonth("green", year, month) for year in (2020, 2021) for month in range(1, 13)]
-    for month in months[::6]:
+@pytest.mark.parametrize(("answered", "most"), [(0, 4), (2, 16)])
+def test_a_source_that_goes_down_is_not_asked_for_every_month(answered: int, most: int, site: Site) -> None:
+    for month in MANY[answered:]:
         site.fault(f"/trip-data/{month.stem}.parquet", status=503, times=None)
-    found = look_up_all(official(site), months)
-    assert [month for month in months if isinstance(found[month], Unreachable)] == months[::6]
+    found = look_up_all(official(site), MANY)
+    assert [month for month in MANY if isinstance(found[month], PublishedFile)] == MANY[:answered]
+    assert all(isinstance(found[month], Unreachable) for month in MANY[answered:])
+    asked = {request.path for request in site.requests}
+    assert answered + most <= len(asked) < answered + most + web._ASKING
+    assert str(found[MANY[-1]]).startswith("green 2021-12 was not looked up: ")
+
+
+def test_a_short_outage_costs_only_the_months_that_it_met(site: Site) -> None:
+    met = [*MANY[4:16], *MANY[20:30]]
+    for month in met:
+        site.fault(f"/trip-data/{month.stem}.parquet", status=503, times=None)
+    found = look_up_all(official(site), MANY)
+    assert [month for month in MANY if isinstance(found[month], Unreachable)] == met
+
+
+def test_a_source_that_asks_for_a_pause_is_not_asked_again(site: Site) -> None:
+    site.fault("/trip-data/green_tripdata_2018-06.parquet", status=429, retry_after=100_000, times=None)
+    found = look_up_all(official(site), MANY)
+    assert isinstance(found[MANY[5]], AskAgainLater)
+    assert all(isinstance(found[month], AskAgainLater) for month in MANY[9:])
 
 
 @pytest.mark.parametrize(

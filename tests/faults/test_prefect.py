@@ -153,7 +153,7 @@ def _asked(lab: Lab) -> bool:
 
 
 @pytest.fixture
-def stalled(lab: Lab, on_server: Stack, tmp_path: Path) -> Iterator[None]:
+def fresh_agent(lab: Lab, on_server: Stack, tmp_path: Path) -> Iterator[None]:
     """Start an agent whose runs find no file of an earlier run, so that each downloads the month."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIPS_ALLOW_SOURCES", "file,private")
@@ -163,11 +163,13 @@ def stalled(lab: Lab, on_server: Stack, tmp_path: Path) -> Iterator[None]:
         lab.ours.site.forget_requests()
         yield
     lab.ours.site.heal()
+    on_server.stop("agent")
+    on_server.start("agent")
 
 
 @pytest.mark.parametrize("flow", ["etl_web_gcs", "ingest_data"])
 def test_a_cancelled_run_stops_and_leaves_the_old_month(
-    flow: FlowName, lab: Lab, on_server: Stack, stalled: None
+    flow: FlowName, lab: Lab, on_server: Stack, fresh_agent: None
 ) -> None:
     expected, allowed = lab.expected(flow, over=True), lab.states(flow, over=True)
     lab.ours.site.forget_requests()
@@ -195,7 +197,7 @@ def _slow_download(lab: Lab) -> dict[str, Any]:
     return expected
 
 
-def test_a_month_is_loaded_after_the_agent_was_killed(lab: Lab, on_server: Stack, stalled: None) -> None:
+def test_a_month_is_loaded_after_the_agent_was_killed(lab: Lab, on_server: Stack, fresh_agent: None) -> None:
     expected = _slow_download(lab)
     with tried("prefect", "the agent is killed while a run is at work, and started again") as trial:
         _deployed("ingest_data", lab)
@@ -211,7 +213,7 @@ def test_a_month_is_loaded_after_the_agent_was_killed(lab: Lab, on_server: Stack
         require_whole(lab, expected)
 
 
-def test_a_run_survives_an_edit_of_its_deployment(lab: Lab, on_server: Stack, stalled: None) -> None:
+def test_a_run_survives_an_edit_of_its_deployment(lab: Lab, on_server: Stack, fresh_agent: None) -> None:
     expected = _slow_download(lab)
     with tried("prefect", "a deployment is edited while its run is at work") as trial:
         run = _deployed("ingest_data", lab)
@@ -222,7 +224,7 @@ def test_a_run_survives_an_edit_of_its_deployment(lab: Lab, on_server: Stack, st
         require_whole(lab, expected)
 
 
-def test_late_scheduled_runs_load_the_month_once(lab: Lab, on_server: Stack, stalled: None) -> None:
+def test_late_scheduled_runs_load_the_month_once(lab: Lab, on_server: Stack, fresh_agent: None) -> None:
     """After an outage of the agent, Prefect starts every run that it missed, however late, and at the same time."""
     expected = lab.expected("ingest_data", over=True)
     lab.prepare("ingest_data", over=True)

@@ -23,6 +23,7 @@ from flows.tlc.errors import Overdue, RefusedMonth, TripDataError
 from flows.tlc.manifest import Outcome
 from flows.tlc.sources import TEMPLATES
 from flows.tlc.trips import TripMonth
+from flows.withdraw import withdraw
 from local.servers.site import Site
 from tests.flows.conftest import CREDENTIALS, ROOT, Runs, Started, postgres_block
 from tests.stores import Stores, own_database
@@ -185,6 +186,22 @@ def test_a_run_fails_with_the_reason_if_the_source_refuses_a_month_that_a_store_
     assert own.in_lake(other).num_rows
     assert own.objects_of(stored) == before
     assert '"month": "yellow 2023-06", "status": "failed: yellow 2023-06 was published before' in tables(runs)
+
+
+def test_a_month_that_was_withdrawn_and_that_the_source_refuses_is_left_out(
+    own: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TEMPLATES, "official", own.official)  # TLC's own months are known to be published
+    month = TripMonth("fhv", 2022, 1)
+    bring(own, "fhv", "2022-01", until="2022-01")
+    withdraw("fhv", 2022, [1], stores=["lake"], block_name=NAME)
+    own.site.fault(f"*/{month.stem}*", status=403, times=None)
+    try:
+        assert bring(own, "fhv", "2022-01", until="2022-01") == []
+    finally:
+        own.site.heal()
+    assert "fhv 2022-01 is withdrawn in the lake; it is not updated" in runs.logs()
+    assert "fhv 2022-01 is not published" not in runs.logs()
 
 
 @pytest.mark.usefixtures("blocked")

@@ -108,10 +108,17 @@ def test_a_parquet_may_have_the_columns_of_the_months_csv_era(era: Era) -> None:
     assert shape.new == ()
 
 
-def test_a_column_that_is_made_from_a_texts_code_is_not_called_absent() -> None:
-    [_, absent] = differences("yellow", _of("yellow", "csv", "2009-01").columns.split())
-    assert absent.startswith("not in the file, so null: `PULocationID`, `DOLocationID`, ")
-    assert "_text" not in absent
+@pytest.mark.parametrize(("first", "coded"), [("2009-01", True), ("2010-01", True), ("2015-01", False)])
+def test_a_column_that_keeps_the_texts_of_a_code_is_called_absent_only_if_the_era_has_no_such_texts(
+    first: str, coded: bool
+) -> None:
+    era = _of("yellow", "csv", first)
+    [absent] = [
+        line for line in differences("yellow", era.columns.split(), era.name) if line.startswith("not in the file")
+    ]
+    assert ("`vendor_text`" not in absent) == coded
+    assert ("`payment_text`" not in absent) == coded
+    assert "`cbd_congestion_fee`" in absent
 
 
 def test_a_month_without_a_csv_era_must_have_the_columns_of_its_parquet_era() -> None:
