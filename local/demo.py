@@ -6,6 +6,7 @@ rows at the end itself, in the stores and in the published files.
 
 import argparse
 import asyncio
+import gc
 import hashlib
 import io
 import json
@@ -140,6 +141,7 @@ def _work_in(env: Mapping[str, str]) -> None:
     """Prepare a process of the pool. Prefect reads its settings at import: the environment must be complete first."""
     os.environ.clear()
     os.environ.update(env, PREFECT_LOGGING_LEVEL="WARNING")
+    gc.disable()  # collections take a quarter of the time of the imports
 
 
 def _start(words: Sequence[str]) -> str:
