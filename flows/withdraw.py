@@ -1,4 +1,4 @@
-"""Take months out of stores, so that a later load can restore them: `python flows/withdraw.py green 2021 1 --stores lake`."""
+"""Take months out of stores: `python flows/withdraw.py green 2021 1 --stores lake`."""
 
 import gc
 import sys
@@ -39,7 +39,7 @@ def withdraw(
     since: Bound = "",
     until: Bound = "",
 ) -> list[Outcome]:
-    """Take months out of stores. The published files stay in the lake's raw zone, and any later load restores a month.
+    """Take months out of stores. The raw zone keeps their files. etl-web-gcs, etl-gcs-bq and ingest-data restore a month.
 
     Args:
         color: Whose trips: yellow and green taxis, for-hire vehicles (fhv), high-volume for-hire vehicles (fhvhv).
