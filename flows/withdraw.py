@@ -12,7 +12,7 @@ if __name__ == "__main__":
 from prefect import flow
 
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
-from flows.stores import Target
+from flows.stores import STORES, Target
 from flows.tasks.command import run_as_program
 from flows.tasks.editions import withdraw_month
 from flows.tasks.months import chosen_months, each_month, named_for_months
@@ -59,7 +59,8 @@ def withdraw(
         raise TripDataError("stores is empty; name at least one, such as lake. Nothing was started.")
     target = Target("lake", block_name, credentials_block, dataset, postgres_block)
     # The lake comes last: no other store then has a month that the lake has lost.
-    targets = [target.with_store(store) for store in ("warehouse", "database", "lake") if store in stores]
+    in_order = sorted(STORES, key=lambda store: store == "lake")
+    targets = [target.with_store(store) for store in in_order if store in stores]
     require_usable(*targets)
 
     def withdraw_everywhere(trip_month: TripMonth) -> Outcome:
