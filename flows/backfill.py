@@ -23,7 +23,7 @@ from flows.tasks.batches import BATCHES_OF, Batches
 from flows.tasks.behind import Stores, list_stores, log_found
 from flows.tasks.board import Board, RunIsOver
 from flows.tasks.command import run_as_program
-from flows.tasks.dead_runs import crash_dead_backfills
+from flows.tasks.dead_runs import SILENT_AFTER, crash_dead_backfills
 from flows.tasks.machines import machines_of
 from flows.tasks.months import each_month, end_of_months, reason_of
 from flows.tasks.policy import flow_options, this_run
@@ -65,7 +65,7 @@ def backfill(
     batch: AtLeastOne = 8,
     deployment: str = "backfill/ny-taxi backfill",
     dask: str = "",
-    silent_after: AtLeastOne = 120,
+    silent_after: AtLeastOne = SILENT_AFTER,
 ) -> list[Outcome]:
     """Bring every month of a range that is missing or re-published into the stores. Run it again to resume it.
 

@@ -23,6 +23,8 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Crashed
 
+SILENT_AFTER = 120
+"""The default of `silent_after`: seconds without a heartbeat after which a run counts as dead."""
 _ACTIVE = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 _NOT_ENDED = [*_ACTIVE, StateType.SCHEDULED, StateType.PAUSED]
 
@@ -85,7 +87,8 @@ async def crash_dead_backfills(me: UUID, tag_of: str) -> None:
         for run in runs:
             heartbeat = dt.datetime.fromisoformat(boards[run.id]["updated"]) if run.id in boards else run.updated
             silent = (now - heartbeat).total_seconds() if heartbeat else 0.0
-            if silent > float(run.parameters.get("silent_after", 0)) > 0:
+            # The server knows only the parameters that were given: a run of a deployment may have none.
+            if silent > float(run.parameters.get("silent_after", SILENT_AFTER)):
                 why = f"its process is gone: no heartbeat for {silent:,.0f} s"
                 await mark_crashed(client, run, why)
                 await cancel(client, tag_of.format(id=run.id))

@@ -10,14 +10,14 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Completed, Pending, Scheduled
+from prefect.states import Completed, Pending, Running, Scheduled
 
 from flows import backfill as program
 from flows.backfill import backfill
-from flows.tasks import batches
+from flows.tasks import batches, dead_runs
 from flows.tasks.batches import Batches
 from flows.tasks.board import Board
-from flows.tasks.dead_runs import boards_of, cancel, runs_tagged
+from flows.tasks.dead_runs import boards_of, cancel, crash_dead_backfills, runs_tagged
 from flows.tasks.machines import Queue
 from flows.tasks.policy import this_run
 from flows.tlc.trips import TripMonth
@@ -147,3 +147,25 @@ def test_a_heartbeat_is_sent_while_the_stores_and_the_source_are_compared(monkey
     monkeypatch.setattr(program, "list_stores", slow)
     with pytest.raises(Compared):
         backfill("2019-01", "2019-01", ["green"])
+
+
+@flow(name="backfill")
+def other_backfill(silent_after: int = 0) -> None:
+    """A back-fill that is never run, with the name of the real one."""
+
+
+def test_a_dead_run_that_was_started_with_no_parameters_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of a deployment has only the parameters that were given: the default of `silent_after` counts."""
+    monkeypatch.setattr(dead_runs, "SILENT_AFTER", 0.2)
+
+    @flow
+    async def mark() -> list[str]:
+        async with get_client() as client:
+            given: list[dict[str, Any]] = [{}, {"silent_after": 60}]
+            runs = [await client.create_flow_run(other_backfill, parameters=p, state=Running()) for p in given]
+            await asyncio.sleep(0.5)
+            me = await client.create_flow_run(batch, state=Running())
+            await crash_dead_backfills(me.id, "none-{id}")
+            return [str((await client.read_flow_run(run.id)).state_name) for run in runs]
+
+    assert asyncio.run(mark()) == ["Crashed", "Running"]
