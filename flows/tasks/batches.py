@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -57,6 +58,7 @@ class Batches:
         self._at_most, self._size = parameters["machines"], parameters["batch"]
         self._silent_after = float(parameters["silent_after"])
         self._running: list[Batch] = []
+        self._next: Batch | None = None  # its start failed, or its answer was lost: try it again with the same tag
         self._waiting: deque[TripMonth] = deque()
         self._tries: Counter[TripMonth] = Counter()
         self.failed: dict[TripMonth, str] = {}
@@ -135,13 +137,13 @@ class Batches:
                 await asyncio.sleep(_POLL)
 
     async def _start(self, client: PrefectClient) -> None:
-        months = [self._waiting[n] for n in range(min(self._size, len(self._waiting)))]
-        batch = Batch(months)
-        parameters = self._parameters | {"months": [str(month) for month in months]}
+        batch = self._next = self._next or Batch([*islice(self._waiting, self._size)])
+        parameters = self._parameters | {"months": [str(month) for month in batch.months]}
         tags = [PART_OF_ANOTHER, BATCHES_OF.format(id=self._of_run), batch.tag]
         await self._machines.start(client, parameters, tags)
+        self._next, batch.changed_at = None, time.monotonic()
         self._running.append(batch)
-        for month in months:
+        for month in batch.months:
             self._waiting.popleft()
             self._tries[month] += 1
 
@@ -158,7 +160,7 @@ class Batches:
         if heartbeat != batch.heartbeat:
             batch.heartbeat, batch.changed_at = heartbeat, time.monotonic()
         silent = time.monotonic() - batch.changed_at
-        for run in runs[:-1]:
+        for run in () if self._machines.creates_runs else runs[:-1]:
             if not is_final(run):  # Dask started the batch again
                 await self._crash(client, run, "its Dask worker died; another worker has the batch now")
         last = runs[-1] if runs else None

@@ -30,7 +30,7 @@ class Machines(Protocol):
     """Whether a batch has a flow run as soon as it is started. Otherwise the machine that begins it creates the run."""
 
     async def start(self, client: PrefectClient, parameters: Mapping[str, Any], tags: Sequence[str]) -> None:
-        """Start a batch, or put it into the queue."""
+        """Start a batch, or put it into the queue. A second call with the same tags starts nothing else."""
 
     def lost(self, tag: str) -> str:
         """Return why a batch cannot continue; "" if it can, or if that is unknown."""
@@ -70,7 +70,10 @@ class Queue:
 
     async def start(self, client: PrefectClient, parameters: Mapping[str, Any], tags: Sequence[str]) -> None:
         """Put a run of the deployment into the queue."""
-        await client.create_flow_run_from_deployment(self._deployment.id, parameters=dict(parameters), tags=tags)
+        # The client sends its request again if the answer is lost; the key makes the server create one run only.
+        await client.create_flow_run_from_deployment(
+            self._deployment.id, parameters=dict(parameters), tags=tags, idempotency_key=tags[-1]
+        )
 
     def lost(self, tag: str) -> str:
         """Return "": only heartbeats show whether an agent's run is alive."""

@@ -1,6 +1,7 @@
 """How a back-fill follows its batches: a busy server, runs that vanish, two boards of one run, cancellation."""
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -9,7 +10,7 @@ import httpx
 import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Completed, Pending, Running, Scheduled
 
 from flows import backfill as program
@@ -58,6 +59,27 @@ async def run_that_loads_nothing(client: PrefectClient, tags: Sequence[str]) -> 
     await client.create_flow_run(batch, tags=tags, state=Completed(message="did nothing"))
 
 
+async def write_board(client: PrefectClient, run: FlowRun, progress: Mapping[TripMonth, str]) -> None:
+    """Write the board of a batch's run: the progress of each month."""
+    rows = [{"month": str(m), "status": status, "rows": 1, "note": ""} for m, status in progress.items()]
+    about = {"key": f"backfill-{run.id}", "type": "table", "flow_run_id": str(run.id), "data": json.dumps(rows)}
+    await client._client.post("/artifacts/", json=about)
+
+
+def run_with(state: State[Any], progress: Mapping[TripMonth, str]) -> Start:
+    """Return the start of a run that has a state and a board."""
+
+    async def start(client: PrefectClient, tags: Sequence[str]) -> None:
+        run = await client.create_flow_run(batch, tags=tags, state=Pending())
+        await write_board(client, run, progress)
+        await client.set_flow_run_state(run.id, state, force=True)
+
+    return start
+
+
+run_that_loads = run_with(Completed(), {MONTH: "done"})
+
+
 def followed(*starts: Start) -> tuple[dict[TripMonth, str], list[dict[str, Any]]]:
     """Follow batches of one month, and return the failures and the board."""
 
@@ -87,6 +109,51 @@ def test_a_server_that_wants_fewer_requests_and_a_deleted_run_do_not_stop_a_back
         "rows": "",
         "note": "",
     } in board
+
+
+def test_a_batch_whose_start_was_not_answered_is_started_again_with_the_same_tags() -> None:
+    seen: list[Sequence[str]] = []
+
+    async def unanswered(client: PrefectClient, tags: Sequence[str]) -> None:
+        seen.append(tags)
+        raise httpx.ReadTimeout("the answer was lost")
+
+    async def answered(client: PrefectClient, tags: Sequence[str]) -> None:
+        seen.append(tags)
+        await run_that_loads(client, tags)
+
+    failed, board = followed(unanswered, answered)
+    assert not failed
+    assert seen[0] == seen[1]
+
+
+def test_a_batch_of_the_queue_that_is_started_twice_has_one_run() -> None:
+    async def starts() -> int:
+        async with get_client() as client:
+            queue = Queue.__new__(Queue)  # without a server that other processes reach
+            queue._deployment = await client.read_deployment(
+                await client.create_deployment(await client.create_flow(batch), "of-these-tests")
+            )
+            for _ in range(2):
+                await queue.start(client, {}, ["of-a-back-fill", "started-twice"])
+            return len(await runs_tagged(client, "started-twice"))
+
+    assert asyncio.run(starts()) == 1
+
+
+def test_no_run_of_the_queue_is_crashed_because_its_batch_has_a_newer_one() -> None:
+    async def two_runs(client: PrefectClient, tags: Sequence[str]) -> None:
+        first = await client.create_flow_run(batch, tags=tags, state=Running())
+        await run_that_loads(client, tags)
+        ids.append(first.id)
+
+    async def state() -> str:
+        async with get_client() as client:
+            return str((await client.read_flow_run(ids[0])).state_name)
+
+    ids: list[UUID] = []
+    assert not followed(two_runs)[0]
+    assert asyncio.run(state()) == "Running"
 
 
 def test_only_runs_that_have_not_ended_are_cancelled() -> None:
