@@ -28,7 +28,7 @@ from flows.tlc.trips import TripMonth
 BATCHES_OF = "backfill-{id}"
 """The tag of all batches of a back-fill, by the id of its flow run."""
 _POLL = 2.0  # seconds between two checks of the batches
-_TRIES = 3  # how many batches may try a month
+_TRIES = 3  # how many batches may try a month; a batch that began no month counts as a try of each
 
 
 @dataclass
@@ -143,9 +143,8 @@ class Batches:
         await self._machines.start(client, parameters, tags)
         self._next, batch.changed_at = None, time.monotonic()
         self._running.append(batch)
-        for month in batch.months:
+        for _ in batch.months:
             self._waiting.popleft()
-            self._tries[month] += 1
 
     async def _check_batch(self, client: PrefectClient, batch: Batch) -> None:
         """Copy the progress of a batch to the board. If it ended or died, remove it and decide about its months."""
@@ -197,21 +196,22 @@ class Batches:
     def _end(self, batch: Batch, seen: set[TripMonth] | None, why: str) -> None:
         """Decide about the months of an ended batch. `seen`: the months on the board of its last run; None without a board."""
         self._running.remove(batch)
-        for month in reversed(batch.months):
-            line = self._board.line(month)
+        for month in batch.months:
             if seen is not None and month not in seen:  # every store already had it when the run began
                 self._board.set(month, "done")
-            elif line.progress == "failed":
+        # A try of at least one month: a batch that dies again and again comes to an end.
+        begun = [month for month in batch.months if self._board.line(month).progress != "waits"]
+        self._tries.update(begun if seen is not None and begun else batch.months)
+        for month in batch.months:
+            line = self._board.line(month)
+            if line.progress == "failed":
                 self.failed[month] = line.note
             elif line.progress != "done":
                 self._wait_again(month, why)
 
     def _wait_again(self, trip_month: TripMonth, why: str) -> None:
         if self._tries[trip_month] < _TRIES:
-            if self._tries[trip_month]:
-                self._waiting.appendleft(trip_month)
-            else:
-                self._waiting.append(trip_month)
+            self._waiting.append(trip_month)
             self._board.set(trip_month, "waits")
         else:
             self.failed[trip_month] = f"{trip_month}: tried {_TRIES} times without success; {why}"

@@ -11,7 +11,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Completed, Pending, Running, Scheduled
+from prefect.states import Completed, Crashed, Pending, Running, Scheduled
 
 from flows import backfill as program
 from flows.backfill import backfill
@@ -39,10 +39,10 @@ class Machines(Queue):
     advice = ""
 
     def __init__(self, starts: Sequence[Start]) -> None:
-        self._starts = iter(starts)
+        self.starts = iter(starts)
 
     async def start(self, client: PrefectClient, parameters: Mapping[str, Any], tags: Sequence[str]) -> None:
-        await next(self._starts)(client, tags)
+        await next(self.starts)(client, tags)
 
 
 async def too_many_requests(client: PrefectClient, tags: Sequence[str]) -> None:
@@ -80,15 +80,19 @@ def run_with(state: State[Any], progress: Mapping[TripMonth, str]) -> Start:
 run_that_loads = run_with(Completed(), {MONTH: "done"})
 
 
-def followed(*starts: Start) -> tuple[dict[TripMonth, str], list[dict[str, Any]]]:
-    """Follow batches of one month, and return the failures and the board."""
+def followed(
+    *starts: Start, months: Sequence[TripMonth] = (MONTH,), batch: int = 8
+) -> tuple[dict[TripMonth, str], list[dict[str, Any]]]:
+    """Follow batches, one at a time, and return the failures and the board."""
 
     @flow(name="back-fill-of-these-tests")
     def follow() -> tuple[dict[TripMonth, str], list[dict[str, Any]]]:
         with Board(10) as board:
-            board.plan({MONTH: 0})
-            own = Batches(Machines(starts), board, {"machines": 1, "batch": 8, "silent_after": 120}, this_run())
-            own._load([MONTH])
+            board.plan(dict.fromkeys(months, 0))
+            machines = Machines(starts)
+            own = Batches(machines, board, {"machines": 1, "batch": batch, "silent_after": 120}, this_run())
+            own._load(months)
+            assert next(machines.starts, None) is None, "a batch was not needed"
             return own.failed, board.rows()
 
     return follow()
@@ -111,6 +115,30 @@ def test_a_server_that_wants_fewer_requests_and_a_deleted_run_do_not_stop_a_back
     } in board
 
 
+def test_a_month_that_did_not_run_when_its_batch_died_is_not_tried() -> None:
+    """The first month ends each batch that has it. The others go on without it."""
+    bad, *good = months = [TripMonth("green", 2019, n) for n in (1, 2, 3)]
+    dies = run_with(Crashed(message="killed"), {bad: "running"} | dict.fromkeys(good, "waits"))
+    loads = run_with(Completed(), dict.fromkeys(good, "done"))
+    failed, _ = followed(dies, dies, dies, loads, months=months)
+    assert list(failed) == [bad]
+    assert "tried 3 times without success" in failed[bad]
+
+
+def test_months_of_a_dead_batch_are_started_again_after_all_others() -> None:
+    months = [TripMonth("green", 2019, n) for n in (1, 2)]
+    dies = run_with(Crashed(message="killed"), {months[0]: "running"})
+    failed, _ = followed(dies, *(run_with(Completed(), {m: "done"}) for m in reversed(months)), months=months, batch=1)
+    assert not failed
+
+
+@pytest.mark.parametrize("progress", [{}, {"green 2019-01": "waits", "green 2019-02": "waits"}])
+def test_a_batch_that_dies_for_ever_before_its_first_month_ends(progress: dict[Any, str]) -> None:
+    months = [TripMonth("green", 2019, n) for n in (1, 2)]
+    failed, _ = followed(*[run_with(Crashed(message="killed"), progress)] * 3, months=months)
+    assert list(failed) == months
+
+
 def test_a_batch_whose_start_was_not_answered_is_started_again_with_the_same_tags() -> None:
     seen: list[Sequence[str]] = []
 
@@ -122,8 +150,7 @@ def test_a_batch_whose_start_was_not_answered_is_started_again_with_the_same_tag
         seen.append(tags)
         await run_that_loads(client, tags)
 
-    failed, board = followed(unanswered, answered)
-    assert not failed
+    assert not followed(unanswered, answered)[0]
     assert seen[0] == seen[1]
 
 
@@ -157,14 +184,15 @@ def test_no_run_of_the_queue_is_crashed_because_its_batch_has_a_newer_one() -> N
 
 
 def test_only_runs_that_have_not_ended_are_cancelled() -> None:
-    async def states() -> list[str]:
+    async def ends() -> list[str]:
         async with get_client() as client:
-            for state in (Completed(), Scheduled(), Pending()):
+            states: list[State[Any]] = [Completed(), Scheduled(), Pending()]
+            for state in states:
                 await client.create_flow_run(batch, tags=["to-cancel"], state=state)
             await cancel(client, "to-cancel")
             return sorted(str(run.state and run.state.name) for run in await runs_tagged(client, "to-cancel"))
 
-    assert asyncio.run(states()) == ["Cancelled", "Cancelling", "Completed"]
+    assert asyncio.run(ends()) == ["Cancelled", "Cancelling", "Completed"]
 
 
 def test_the_board_that_a_run_still_updates_counts() -> None:
@@ -225,7 +253,6 @@ def test_a_dead_run_that_was_started_with_no_parameters_is_marked(monkeypatch: p
     """A run of a deployment has only the parameters that were given: the default of `silent_after` counts."""
     monkeypatch.setattr(dead_runs, "SILENT_AFTER", 0.2)
 
-    @flow
     async def mark() -> list[str]:
         async with get_client() as client:
             given: list[dict[str, Any]] = [{}, {"silent_after": 60}]
@@ -235,4 +262,8 @@ def test_a_dead_run_that_was_started_with_no_parameters_is_marked(monkeypatch: p
             await crash_dead_backfills(me.id, "none-{id}")
             return [str((await client.read_flow_run(run.id)).state_name) for run in runs]
 
-    assert asyncio.run(mark()) == ["Crashed", "Running"]
+    @flow
+    def run() -> list[str]:
+        return asyncio.run(mark())
+
+    assert run() == ["Crashed", "Running"]
