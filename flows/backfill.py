@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -101,39 +102,47 @@ def backfill(
         stores = list_stores(target, into, sorted({month.color for month in chosen}))
         return stores, stores.compare(publisher, chosen)
 
-    # The board is there first: its heartbeat shows that the run is alive while a slow source is asked for all months.
-    with machines_of(spread, deployment, dask, machines) as others, Board(min(10.0, silent_after / 6)) as board:
+    def mark_dead() -> None:
         if not months:  # not in a batch: the run that started it does this
             asyncio.run(crash_dead_backfills(UUID(this_run()), BATCHES_OF))
-        stores, found = look()
-        work = {month.trip_month: month for month in found if month.behind or month.source_error}
-        log_found(found, [month for month in work.values() if month.behind])
-        get_run_logger().info("%s months checked, %s to load", len(found), len(work))
-        board.plan({m: month.published.size or 0 if month.published else 0 for m, month in work.items()})
 
-        def load(trip_month: TripMonth) -> Outcome:
-            board.require_not_over()
-            board.set(trip_month, "running")
-            month = work[trip_month]
+    try:
+        # The board is there first and last. Its heartbeat shows that the run is alive while a slow source is asked for all
+        # months, and its end finds out whether somebody cancelled the run.
+        with Board(min(10.0, silent_after / 6)) as board, machines_of(spread, deployment, dask, machines) as others:
+            mark_dead()
+            stores, found = look()
+            work = {month.trip_month: month for month in found if month.behind or month.source_error}
+            log_found(found, [month for month in work.values() if month.behind])
+            get_run_logger().info("%s months checked, %s to load", len(found), len(work))
+            board.plan({m: month.published.size or 0 if month.published else 0 for m, month in work.items()})
+
+            def load(trip_month: TripMonth) -> Outcome:
+                board.require_not_over()
+                board.set(trip_month, "running")
+                month = work[trip_month]
+                try:
+                    outcome = stores.update(publisher, month, month.behind, lambda o: board.add(trip_month, o))
+                except Exception as error:
+                    board.set(trip_month, "waits")
+                    board.require_not_over(ask=True)  # Prefect refuses every task of a cancelled run
+                    board.set(trip_month, "failed", reason_of(trip_month, error))
+                    raise
+                board.set(trip_month, "done", " ".join(outcome.warnings))
+                return outcome
+
             try:
-                outcome = stores.update(publisher, month, month.behind, lambda o: board.add(trip_month, o))
-            except Exception as error:
-                board.set(trip_month, "waits")
-                board.require_not_over(ask=True)  # Prefect refuses every task of a cancelled run
-                board.set(trip_month, "failed", reason_of(trip_month, error))
-                raise
-            board.set(trip_month, "done", " ".join(outcome.warnings))
-            return outcome
-
-        try:
-            if others is None:
-                return each_month("backfill", list(work), at_once, load, lambda key, done, failed: None)
-            batches = Batches(others, board, flow_run.parameters, this_run())
-            return end_of_months("backfill", *batches.load(work, look), lambda key, done, failed: None)
-        except RunIsOver:
-            # A flow that returns a state ends in this state.
-            state: Any = Cancelled(message="the steps in progress were finished; no other step was started")
-            return cast(list[Outcome], state)
+                if others is None:
+                    return each_month("backfill", list(work), at_once, load, lambda key, done, failed: None)
+                batches = Batches(others, board, flow_run.parameters, this_run())
+                return end_of_months("backfill", *batches.load(work, look), lambda key, done, failed: None)
+            finally:
+                with suppress(Exception):  # it must not hide the end of the months
+                    mark_dead()  # a back-fill that died just before this one began is silent only now
+    except RunIsOver:
+        # A flow that returns a state ends in this state. Prefect refuses every other end of a cancelled run.
+        state: Any = Cancelled(message="the steps in progress were finished; no other step was started")
+        return cast(list[Outcome], state)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 from prefect import get_run_logger
@@ -17,7 +17,15 @@ from prefect.client.schemas.objects import FlowRun
 
 from flows.tasks.behind import Stores
 from flows.tasks.board import Board
-from flows.tasks.dead_runs import boards_of, cancel, is_final, is_scheduled, mark_crashed, runs_tagged
+from flows.tasks.dead_runs import (
+    boards_of,
+    cancel,
+    crash_dead_backfills,
+    is_final,
+    is_scheduled,
+    mark_crashed,
+    runs_tagged,
+)
 from flows.tasks.machines import Machines
 from flows.tasks.months import reason_of
 from flows.tasks.notify import PART_OF_ANOTHER
@@ -118,10 +126,16 @@ class Batches:
             await cancel(client, BATCHES_OF.format(id=self._of_run))
 
     async def _follow(self) -> None:
+        looked = time.monotonic()
         async with get_client() as client:
             while self._waiting or self._running:
                 self._board.require_not_over()
                 try:
+                    if (
+                        time.monotonic() - looked > self._silent_after
+                    ):  # a back-fill may have died just before this one began
+                        await crash_dead_backfills(UUID(self._of_run), BATCHES_OF)
+                        looked = time.monotonic()
                     while self._waiting and len(self._running) < self._at_most:
                         await self._start(client)
                     for batch in list(self._running):

@@ -49,6 +49,8 @@ class Line:
 class Board:
     """The months of a back-fill. Use it with `with`: the block shows the board and sends heartbeats.
 
+    The end of the block raises `RunIsOver` if this run was cancelled or marked as crashed.
+
     Args:
         every: Seconds between two heartbeats.
     """
@@ -168,6 +170,8 @@ class Board:
         self._closing.set()
         self._thread.join()
         self._live.__exit__(kind, error, trace)
+        if kind is None or issubclass(kind, Exception):  # after a cancellation, Prefect refuses other ends of the run
+            self.require_not_over()
 
     async def _beat(self) -> None:
         """Send heartbeats until the block ends, and one more at its end."""
@@ -185,7 +189,8 @@ class Board:
             closing = closing or await asyncio.to_thread(self._closing.wait, self._every)
 
     async def _heartbeat(self, client: PrefectClient) -> None:
-        """Write the artifact, and find out whether the run is over."""
+        """Find out whether the run is over, and write the artifact."""
+        await self._check_run(client)
         facts = {"data": json.dumps(self.rows()), "description": self.summary}
         if self._artifact:
             try:
@@ -199,7 +204,6 @@ class Board:
         else:
             about = {"key": f"backfill-{self._run}", "type": "table", "flow_run_id": self._run}
             self._artifact = (await client._client.post("/artifacts/", json=about | facts)).json()["id"]
-        await self._check_run(client)
 
 
 _WORDS: Mapping[Progress, str] = {"done": "done", "running": "running", "failed": "failed", "waits": "waiting"}

@@ -75,21 +75,26 @@ async def crash_dead_backfills(me: UUID, tag_of: str) -> None:
     """Mark other back-fills as crashed if their last heartbeat is older than their `silent_after`, and cancel their batches.
 
     Args:
-        me: The current run, which is not marked.
+        me: The current run. It is not marked, and neither are its batches, which it follows itself.
         tag_of: Template of the tag of a run's batches, with `{id}`.
     """
     async with get_client() as client:
-        now = (await client.read_flow_run(me)).updated or dt.datetime.now(dt.UTC)  # since then, this run is Running
-        active = _filter(_ACTIVE)
+        mine, active = await client.read_flow_run(me), _filter(_ACTIVE)
         flows = FlowFilter(name=FlowFilterName(any_=["backfill"]))
-        runs = [run for run in await client.read_flow_runs(flow_filter=flows, flow_run_filter=active) if run.id != me]
-        boards = await boards_of(client, runs)
+        found = await client.read_flow_runs(flow_filter=flows, flow_run_filter=active)
+        runs = [run for run in found if run.id != me and tag_of.format(id=me) not in run.tags]
+        boards = await boards_of(client, [mine, *runs])
+        now = _heartbeat(mine, boards) or dt.datetime.now(dt.UTC)
         for run in runs:
-            heartbeat = dt.datetime.fromisoformat(boards[run.id]["updated"]) if run.id in boards else run.updated
-            silent = (now - heartbeat).total_seconds() if heartbeat else 0.0
+            silent = (now - (_heartbeat(run, boards) or now)).total_seconds()
             # The server knows only the parameters that were given: a run of a deployment may have none.
             if silent > float(run.parameters.get("silent_after", SILENT_AFTER)):
                 why = f"its process is gone: no heartbeat for {silent:,.0f} s"
                 await mark_crashed(client, run, why)
                 await cancel(client, tag_of.format(id=run.id))
                 get_run_logger().warning("another back-fill, %r, is marked as crashed: %s", run.name, why)
+
+
+def _heartbeat(run: FlowRun, boards: Mapping[UUID, Mapping[str, Any]]) -> dt.datetime | None:
+    """Return when a run wrote its board last. Without a board, return when its state changed last."""
+    return dt.datetime.fromisoformat(boards[run.id]["updated"]) if run.id in boards else run.updated

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -11,7 +12,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Completed, Crashed, Pending, Running, Scheduled
+from prefect.states import Cancelling, Completed, Crashed, Pending, Running, Scheduled
 
 from flows import backfill as program
 from flows.backfill import backfill
@@ -81,16 +82,16 @@ run_that_loads = run_with(Completed(), {MONTH: "done"})
 
 
 def followed(
-    *starts: Start, months: Sequence[TripMonth] = (MONTH,), batch: int = 8
+    *starts: Start, months: Sequence[TripMonth] = (MONTH,), batch: int = 8, silent_after: float = 120
 ) -> tuple[dict[TripMonth, str], list[dict[str, Any]]]:
     """Follow batches, one at a time, and return the failures and the board."""
 
     @flow(name="back-fill-of-these-tests")
     def follow() -> tuple[dict[TripMonth, str], list[dict[str, Any]]]:
-        with Board(10) as board:
+        with Board(min(10.0, silent_after / 6)) as board:
             board.plan(dict.fromkeys(months, 0))
             machines = Machines(starts)
-            own = Batches(machines, board, {"machines": 1, "batch": batch, "silent_after": 120}, this_run())
+            own = Batches(machines, board, {"machines": 1, "batch": batch, "silent_after": silent_after}, this_run())
             own._load(months)
             assert next(machines.starts, None) is None, "a batch was not needed"
             return own.failed, board.rows()
@@ -174,13 +175,9 @@ def test_no_run_of_the_queue_is_crashed_because_its_batch_has_a_newer_one() -> N
         await run_that_loads(client, tags)
         ids.append(first.id)
 
-    async def state() -> str:
-        async with get_client() as client:
-            return str((await client.read_flow_run(ids[0])).state_name)
-
     ids: list[UUID] = []
     assert not followed(two_runs)[0]
-    assert asyncio.run(state()) == "Running"
+    assert state_of(ids[0]) == "Running"
 
 
 def test_only_runs_that_have_not_ended_are_cancelled() -> None:
@@ -267,3 +264,80 @@ def test_a_dead_run_that_was_started_with_no_parameters_is_marked(monkeypatch: p
         return asyncio.run(mark())
 
     assert run() == ["Crashed", "Running"]
+
+
+def state_of(run: UUID) -> str:
+    async def read() -> str:
+        async with get_client() as client:
+            return str((await client.read_flow_run(run)).state_name)
+
+    return asyncio.run(read())
+
+
+def run_that_just_died() -> UUID:
+    async def create() -> UUID:
+        async with get_client() as client:
+            run: FlowRun = await client.create_flow_run(other_backfill, parameters={"silent_after": 1}, state=Running())
+            return run.id
+
+    return asyncio.run(create())
+
+
+def test_a_backfill_that_died_just_before_is_marked_while_batches_are_followed() -> None:
+    """Its last heartbeat is too new when the next one begins. The batches of the next one are not marked in the same way."""
+    dead = run_that_just_died()
+
+    async def run_that_dies(client: PrefectClient, tags: Sequence[str]) -> None:
+        await client.create_flow_run(other_backfill, parameters={"silent_after": 1}, tags=tags, state=Running())
+
+    failed, board = followed(run_that_dies, run_that_loads, silent_after=2)
+    assert state_of(dead) == "Crashed"
+    assert not failed
+    assert board[1]["status"].endswith("its process or machine died")
+
+
+class NothingToLoad:
+    """Stores that have every month. `while_compared` runs while they are compared with the source."""
+
+    def __init__(self, while_compared: Callable[[], object]) -> None:
+        self._while_compared = while_compared
+
+    def compare(self, source: Any, months: Any) -> list[Any]:
+        self._while_compared()
+        return []
+
+
+def test_a_backfill_that_died_just_before_is_marked_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = run_that_just_died()
+    stores = NothingToLoad(lambda: time.sleep(2))
+    monkeypatch.setattr(program, "list_stores", lambda *arguments: stores)
+    assert backfill("2019-01", "2019-01", ["green"], silent_after=1) == []
+    assert state_of(dead) == "Crashed"
+
+
+def test_a_batch_marks_no_other_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = run_that_just_died()
+    stores = NothingToLoad(lambda: time.sleep(2))
+    monkeypatch.setattr(program, "list_stores", lambda *arguments: stores)
+    assert backfill(months=["green 2019-01"], silent_after=1) == []
+    assert state_of(dead) == "Running"
+
+
+@pytest.mark.parametrize("error", [None, ValueError("Prefect refuses every task of a cancelled run")])
+def test_a_backfill_that_is_cancelled_outside_of_its_months_ends_as_cancelled(
+    error: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask(run: UUID) -> None:
+        async with get_client() as client:
+            await client.set_flow_run_state(run, Cancelling(), force=True)
+
+    def cancel_this_run() -> None:
+        ids.append(UUID(this_run()))
+        asyncio.run(ask(ids[0]))
+        if error:
+            raise error
+
+    ids: list[UUID] = []
+    monkeypatch.setattr(program, "list_stores", lambda *arguments: NothingToLoad(cancel_this_run))
+    assert backfill("2019-01", "2019-01", ["green"], return_state=True).is_cancelled()
+    assert state_of(ids[0]) == "Cancelled"
