@@ -156,3 +156,9 @@ STORES: Mapping[Store, Kind] = {
     "warehouse": Kind("BigQuery", _warehouse, files="lake"),
     "database": Kind("Postgres", _database, rows="with_passengers", exclusive=True),
 }
+
+
+def with_lake(named: Iterable[Store]) -> list[Store]:
+    """Return the named stores in the order of loading. Add the lake if a store is loaded from it."""
+    wanted = set(named)
+    return [s for s in STORES if s in wanted or (s == "lake" and any(STORES[each].files == "lake" for each in wanted))]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from prefect import get_run_logger
 
 from flows.connectors.known_months import known_publication
-from flows.stores import STORES, Target
+from flows.stores import STORES, Target, with_lake
 from flows.stores.origins import FromEdition, FromLake, Origin, Web
 from flows.tasks.bring import bring
 from flows.tasks.policy import submit
@@ -80,9 +80,7 @@ class Stores:
 
 def list_stores(target: Target, into: Iterable[Store], colors: Sequence[str]) -> Stores:
     """Check the stores and list their months. Add the lake if a store is loaded from it, because it must be up to date, too."""
-    named = set(into)
-    wanted = {*named, *(["lake"] if any(STORES[store].files == "lake" for store in named) else [])}
-    targets = {store: target.with_store(store) for store in STORES if store in wanted}
+    targets = {store: target.with_store(store) for store in with_lake(into)}
     listed = {store: submit(list_months, target, colors, "withdrawn").result() for store, target in targets.items()}
     mark_checked(targets.values())
     return Stores(targets, listed)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, get_args
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.connectors.known_months import known_file
+from flows.stores import with_lake
 from flows.tlc.catalog import months_between
 from flows.tlc.errors import TripDataError
 from flows.tlc.plan import Figures, Plan
@@ -22,12 +24,12 @@ _STORES: tuple[Store, ...] = get_args(Store)
 _MACHINES = (1, 4, 16)
 
 
-def plan_of(since: str, until: str, colors: list[str], into: list[Store], figures: Figures) -> tuple[Plan, int]:
+def plan_of(since: str, until: str, colors: list[str], into: Iterable[Store], figures: Figures) -> tuple[Plan, int]:
     """Return the plan for the months with known files, and the number of all other months."""
     months = months_between(colors, since, until)
     files = {month: known_file(month.url(TEMPLATES["official"])) for month in months}
     known = {month: file for month, file in files.items() if file}
-    return Plan(known, into, figures), len(files) - len(known)
+    return Plan(known, with_lake(into), figures), len(files) - len(known)
 
 
 def show(plan: Plan, unknown: int) -> None:

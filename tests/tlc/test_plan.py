@@ -39,6 +39,14 @@ def test_more_machines_are_faster_until_something_else_is_full() -> None:
     assert slow.size * 2 == plan.size
 
 
+def test_a_plan_for_the_warehouse_has_the_lake_that_it_is_loaded_from() -> None:
+    months = ("--since", "2024-01", "--until", "2024-01")
+    alone = run(*months, "--into", "warehouse")
+    assert alone.stdout == run(*months, "--into", "warehouse", "--into", "lake").stdout
+    assert "lake" in plan_of("2024-01", "2024-01", ["green"], ["warehouse"], Figures())[0].work
+    assert "lake" not in plan_of("2024-01", "2024-01", ["green"], ["database"], Figures())[0].work
+
+
 def test_a_machines_own_figures_replace_the_defaults(tmp_path: Path) -> None:
     records = [
         {"work": "web_to_lake_parquet", "contender": "ours", "rows": 1_000_000, "net_s": 10.0},
