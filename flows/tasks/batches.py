@@ -30,6 +30,7 @@ from flows.tasks.machines import Machines
 from flows.tasks.months import reason_of
 from flows.tasks.notify import PART_OF_ANOTHER
 from flows.tlc.catalog import Found
+from flows.tlc.errors import MonthsFailed
 from flows.tlc.manifest import Outcome, Status
 from flows.tlc.trips import TripMonth
 
@@ -81,6 +82,9 @@ class Batches:
         Args:
             work: The months, as compared with the stores.
             look: Lists the stores and compares them with the source again.
+
+        Raises:
+            MonthsFailed: `look` failed after some months had failed.
         """
         self.failed = {
             m: reason_of(m, month.source_error) for m, month in work.items() if month.source_error and not month.behind
@@ -89,15 +93,34 @@ class Batches:
         stores: Stores | None = None
         while left:
             self._load(left)
-            stores, found = look()
-            left = [
-                m.trip_month for m in found if m.behind and m.trip_month in work and m.trip_month not in self.failed
-            ]
+            try:
+                stores, found = look()
+            except Exception as error:
+                if not self.failed:
+                    raise
+                self._show_failures()
+                reasons = "".join(f"\n  - {reason}" for reason in self.failed.values())
+                raise MonthsFailed(
+                    f"the stores could not be compared with the source again: {str(error) or type(error).__name__}. Before that,"
+                    f" {len(self.failed)} of {len(work)} months could not be loaded:{reasons}"
+                ) from error
+            again = [month for month in found if month.trip_month in work and month.trip_month not in self.failed]
+            left = [month.trip_month for month in again if month.behind]
+            for month in again:
+                if month.source_error and not month.behind and self._is_behind(work[month.trip_month], stores):
+                    self.failed[month.trip_month] = reason_of(month.trip_month, month.source_error)
+        self._show_failures()
+        done = [self._outcome(work[m], stores) for m in work if stores and m not in self.failed]
+        return [outcome for outcome in done if outcome], [(str(m), reason) for m, reason in self.failed.items()]
+
+    def _show_failures(self) -> None:
         for trip_month, reason in self.failed.items():
             self._board.set(trip_month, "failed", reason)
             self._log.error("could not be loaded: %s", reason)
-        done = [self._outcome(work[m], stores) for m in work if stores and m not in self.failed]
-        return [outcome for outcome in done if outcome], [(str(m), reason) for m, reason in self.failed.items()]
+
+    def _is_behind(self, month: Found, stores: Stores) -> bool:
+        """Return whether a store that had to be loaded still has what it had before."""
+        return any(stores.manifest(store, month.trip_month) == month.manifests[store] for store in month.behind)
 
     def _outcome(self, month: Found, stores: Stores) -> Outcome | None:
         """Return the outcome in the last store that was behind. Return None if the source no longer has the month."""

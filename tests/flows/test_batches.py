@@ -22,8 +22,13 @@ from flows.tasks.board import Board
 from flows.tasks.dead_runs import boards_of, cancel, crash_dead_backfills, runs_tagged
 from flows.tasks.machines import Queue
 from flows.tasks.policy import this_run
+from flows.tlc.catalog import Found
+from flows.tlc.errors import MonthsFailed
+from flows.tlc.manifest import Manifest
+from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import until
+from tests.tlc.test_catalog import MANIFEST
 
 MONTH = TripMonth("green", 2019, 1)
 Start = Callable[[PrefectClient, Sequence[str]], Any]
@@ -62,7 +67,7 @@ async def run_that_loads_nothing(client: PrefectClient, tags: Sequence[str]) -> 
 
 async def write_board(client: PrefectClient, run: FlowRun, progress: Mapping[TripMonth, str]) -> None:
     """Write the board of a batch's run: the progress of each month."""
-    rows = [{"month": str(m), "status": status, "rows": 1, "note": ""} for m, status in progress.items()]
+    rows = [{"month": str(m), "status": status, "rows": 1, "note": "a note"} for m, status in progress.items()]
     about = {"key": f"backfill-{run.id}", "type": "table", "flow_run_id": str(run.id), "data": json.dumps(rows)}
     await client._client.post("/artifacts/", json=about)
 
@@ -264,6 +269,59 @@ def test_a_dead_run_that_was_started_with_no_parameters_is_marked(monkeypatch: p
         return asyncio.run(mark())
 
     assert run() == ["Crashed", "Running"]
+
+
+FEBRUARY = TripMonth("green", 2019, 2)
+
+
+def compared(month: TripMonth, error: Exception | None = None) -> Found:
+    """Return a month that no store has. `error`: the source's, if it does not answer."""
+    url = f"https://source/{month.stem}.parquet"
+    file = PublishedFile(trip_month=month, url=url, ending=".parquet", etag='"a"', last_modified=None, size=100)
+    return Found(month, url, error or file, {"lake": None})
+
+
+def loaded(look: Callable[[], tuple[Any, list[Found]]], *starts: Start) -> tuple[list[Any], list[tuple[str, str]]]:
+    """Load two months in batches of one, then compare the stores again with `look`. Return the outcomes and the failures."""
+
+    @flow(name="back-fill-of-these-tests")
+    def load() -> tuple[list[Any], list[tuple[str, str]]]:
+        with Board(10) as board:
+            work = {month: compared(month) for month in (MONTH, FEBRUARY)}
+            board.plan(dict.fromkeys(work, 0))
+            parameters = {"machines": 1, "batch": 1, "silent_after": 120}
+            return Batches(Machines(starts), board, parameters, this_run()).load(work, look)
+
+    return load()
+
+
+fails = run_with(Completed(), {MONTH: "failed"})
+loads_february = run_with(Completed(), {FEBRUARY: "done"})
+
+
+def test_failed_months_are_named_if_the_stores_cannot_be_compared_again() -> None:
+    def look() -> tuple[Any, list[Found]]:
+        raise ValueError("the lake is down")
+
+    with pytest.raises(
+        MonthsFailed, match=r"again: the lake is down\. .* 1 of 2 months could not be loaded:\n  - a note"
+    ):
+        loaded(look, fails, loads_february)
+    with pytest.raises(ValueError, match="the lake is down"):
+        loaded(look, run_that_loads, loads_february)
+
+
+def test_a_month_without_an_answer_of_the_source_fails_unless_the_stores_have_it_now() -> None:
+    class Listed:
+        def manifest(self, store: str, month: TripMonth) -> Manifest | None:
+            return MANIFEST if month == MONTH else None
+
+    def look() -> tuple[Any, list[Found]]:
+        return Listed(), [compared(month, OSError("no answer")) for month in (MONTH, FEBRUARY)]
+
+    outcomes, failures = loaded(look, run_that_loads, loads_february)
+    assert failures == [("green 2019-02", "green 2019-02: no answer")]
+    assert len(outcomes) == 1
 
 
 def state_of(run: UUID) -> str:
