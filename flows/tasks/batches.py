@@ -24,6 +24,7 @@ from flows.tasks.dead_runs import (
     is_final,
     is_scheduled,
     mark_crashed,
+    runs_left,
     runs_tagged,
 )
 from flows.tasks.machines import Machines
@@ -145,8 +146,12 @@ class Batches:
             raise
 
     async def _cancel(self) -> None:
+        """Cancel the batches. If the machines are stopped next, wait until the steps in progress are finished."""
+        tag, end = BATCHES_OF.format(id=self._of_run), time.monotonic() + self._machines.patience
         async with get_client() as client:
-            await cancel(client, BATCHES_OF.format(id=self._of_run))
+            await cancel(client, tag)
+            while time.monotonic() < end and await runs_left(client, tag):
+                await asyncio.sleep(_POLL)
 
     async def _follow(self) -> None:
         looked = time.monotonic()

@@ -59,10 +59,15 @@ async def mark_crashed(client: PrefectClient, run: FlowRun, why: str) -> None:
         await client.set_flow_run_state(run.id, Crashed(message=why), force=True)
 
 
+async def runs_left(client: PrefectClient, tag: str) -> list[FlowRun]:
+    """Return the runs with a tag that have not ended."""
+    # The server returns 200 runs at most, so ask only for these.
+    return await client.read_flow_runs(flow_run_filter=_filter(_NOT_ENDED, tags=FlowRunFilterTags(all_=[tag])))
+
+
 async def cancel(client: PrefectClient, tag: str) -> None:
     """Cancel the runs with a tag that have not ended. A run that has not started ends at once."""
-    # The server returns 200 runs at most, so ask only for those that have not ended.
-    for run in await client.read_flow_runs(flow_run_filter=_filter(_NOT_ENDED, tags=FlowRunFilterTags(all_=[tag]))):
+    for run in await runs_left(client, tag):
         with suppress(ObjectNotFound):
             await client.set_flow_run_state(run.id, Cancelling())
 

@@ -29,6 +29,9 @@ class Machines(Protocol):
     creates_runs: bool
     """Whether a batch has a flow run as soon as it is started. Otherwise the machine that begins it creates the run."""
 
+    patience: float
+    """Seconds to wait for the end of cancelled runs before `close`, because it would kill them; 0 if they live on."""
+
     async def start(self, client: PrefectClient, parameters: Mapping[str, Any], tags: Sequence[str]) -> None:
         """Start a batch, or put it into the queue. A second call with the same tags starts nothing else."""
 
@@ -59,6 +62,7 @@ class Queue:
     """The agents or workers that take the runs of a deployment from its work queue."""
 
     creates_runs = True
+    patience = 0.0
 
     def __init__(self, deployment: str) -> None:
         require_server("queue")
@@ -97,6 +101,7 @@ class Dask:
 
         logging.getLogger("distributed").setLevel(logging.WARNING)
         self._cluster: Any = None
+        self.patience = 0.0 if address else 60.0
         if not address:
             # One thread per process: one run at a time. The run itself processes several months at once.
             self._cluster = LocalCluster(  # type: ignore[no-untyped-call]

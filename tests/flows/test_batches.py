@@ -4,6 +4,8 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from threading import Thread
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +14,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Cancelling, Completed, Crashed, Pending, Running, Scheduled
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, Running, Scheduled
 
 from flows import backfill as program
 from flows.backfill import backfill
@@ -20,7 +22,7 @@ from flows.tasks import batches, dead_runs
 from flows.tasks.batches import Batches
 from flows.tasks.board import Board
 from flows.tasks.dead_runs import boards_of, cancel, crash_dead_backfills, runs_tagged
-from flows.tasks.machines import Queue
+from flows.tasks.machines import Dask, Queue
 from flows.tasks.policy import this_run
 from flows.tlc.catalog import Found
 from flows.tlc.errors import MonthsFailed
@@ -352,6 +354,58 @@ def test_a_backfill_that_died_just_before_is_marked_while_batches_are_followed()
     assert state_of(dead) == "Crashed"
     assert not failed
     assert board[1]["status"].endswith("its process or machine died")
+
+
+@pytest.mark.parametrize(("patience", "state"), [(30, "Cancelled"), (0, "Cancelling"), (0.2, "Cancelling")])
+def test_machines_that_are_stopped_after_a_cancellation_let_the_runs_end_first(
+    patience: float, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run takes a second to end. The back-fill waits for it, but not for ever."""
+    monkeypatch.setattr(Machines, "patience", patience)
+    ids: list[UUID] = []
+
+    def end_later() -> None:
+        async def end() -> None:
+            async with get_client() as client:
+                while (await client.read_flow_run(ids[0])).state_name != "Cancelling":
+                    await asyncio.sleep(0.05)
+                await asyncio.sleep(1)
+                await client.set_flow_run_state(ids[0], Cancelled())
+
+        asyncio.run(end())
+
+    ending = Thread(target=copy_context().run, args=(end_later,))  # a copy of the context has Prefect's settings
+
+    async def run_that_is_slow_to_end(client: PrefectClient, tags: Sequence[str]) -> None:
+        ids.append((await client.create_flow_run(batch, tags=tags, state=Running())).id)
+        ending.start()
+        raise KeyboardInterrupt
+
+    @flow(name="back-fill-that-is-interrupted")
+    def interrupted() -> str:
+        with Board(10) as board:
+            board.plan({MONTH: 0})
+            machines = Machines([run_that_is_slow_to_end])
+            own = Batches(machines, board, {"machines": 1, "batch": 8, "silent_after": 120}, this_run())
+            with pytest.raises(KeyboardInterrupt):
+                own._load([MONTH])
+            return state_of(ids[0])
+
+    try:
+        assert interrupted() == state
+    finally:
+        ending.join()
+
+
+@pytest.mark.parametrize(("address", "waits"), [("", True), ("tcp://10.0.0.5:8786", False)])
+def test_only_dask_workers_of_this_machine_are_waited_for(
+    address: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster is a stand-in: a real one takes seconds to start, and only its kind matters."""
+    monkeypatch.setattr("flows.tasks.machines.require_server", lambda spread: None)
+    for name in ("Client", "LocalCluster"):
+        monkeypatch.setattr(f"distributed.{name}", lambda *arguments, **named: "a cluster")
+    assert bool(Dask(address, 2).patience) == waits
 
 
 class NothingToLoad:
