@@ -159,9 +159,8 @@ class Batches:
             while self._waiting or self._running:
                 self._board.require_not_over()
                 try:
-                    if (
-                        time.monotonic() - looked > self._silent_after
-                    ):  # a back-fill may have died just before this one began
+                    # A back-fill that died just before this one began is silent only now.
+                    if time.monotonic() - looked > self._silent_after:
                         await crash_dead_backfills(UUID(self._of_run), BATCHES_OF)
                         looked = time.monotonic()
                     while self._waiting and len(self._running) < self._at_most:
