@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from flows.tlc.addresses import escaped
 from flows.tlc.errors import UnreadableFile
-from flows.tlc.gunzip import DamagedGzip, beginning, inflated
+from flows.tlc.gunzip import DamagedGzip, ImplausibleGzip, beginning, inflated
 from flows.tlc.sources import Ending
 
 _GZIP = b"\x1f\x8b"
@@ -29,7 +29,7 @@ def decoded(about: object, url: str, ending: Ending, header: str | None, pieces:
     Bytes that are not gzip stay as they are, whatever the header says.
 
     Raises:
-        UnreadableFile: The encoding is not gzip, or the gzip data is damaged or incomplete.
+        UnreadableFile: The encoding is not gzip, or the gzip data is damaged, incomplete or implausible.
     """
     named = encodings(header)
     if not named:
@@ -65,4 +65,8 @@ def _inflated(about: object, url: str, pieces: Iterable[bytes]) -> Iterator[byte
         raise UnreadableFile(
             f"{about}: {url} is sent with Content-Encoding gzip, and {error}."
             " Nothing was loaded; run again. If that does not help, download the file and name it with file://."
+        ) from error
+    except ImplausibleGzip as error:
+        raise UnreadableFile(
+            f"{about}: {url} is sent with Content-Encoding gzip: {error}. Nothing was loaded; check the source."
         ) from error

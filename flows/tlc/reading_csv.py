@@ -19,7 +19,7 @@ from flows.tlc.clean import MAX_REJECTED, Chunk, clean, rejects_table
 from flows.tlc.eras import meant_by
 from flows.tlc.errors import UnreadableFile
 from flows.tlc.foreign import LONGEST_LINE, Foreign, fields_of, lines_of, refuse_joined, require_no_header
-from flows.tlc.gunzip import DamagedGzip, beginning, inflated
+from flows.tlc.gunzip import DamagedGzip, ImplausibleGzip, beginning, inflated
 from flows.tlc.matching import Shape, match
 from flows.tlc.missing import Missing
 from flows.tlc.pipeline import ahead, closing_if_open, mapped
@@ -33,8 +33,6 @@ _PARSERS = min(4, pa.cpu_count())  # threads; the stages after them use the othe
 _SNIFFED = 64 << 10  # bytes of CSV that show how many fields a row has
 _DISK_BLOCK = 512  # bytes; the block size of a disk is this or a multiple of it
 _LONGEST_HEADER = 16 << 10  # bytes; TLC's longest header has about 400
-# The text may be 100 times as large as the compressed bytes; 1 GiB is always allowed. TLC's CSVs shrink to an eighth.
-_GUNZIPPED = 100, 1 << 30
 _HEAD = 512  # bytes of inflated text that show what it is
 
 
@@ -46,27 +44,13 @@ _FETCH_AGAIN = (
 
 
 def _gunzip(trip_month: TripMonth, compressed: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the text of a gzip file. Refuse text that is too large for its compressed size."""
-    read = made = 0
-    times, least = _GUNZIPPED
-
-    def counted() -> Iterator[bytes]:
-        nonlocal read
-        for data in compressed:
-            read += len(data)
-            yield data
-
+    """Yield the text of a gzip file. Raise `UnreadableFile` if it is damaged, or not packed like trips."""
     try:
-        for text in inflated(counted()):
-            made += len(text)
-            if made > max(least, times * read):
-                raise UnreadableFile(
-                    f"{trip_month}: {read:,} bytes of gzip contain more than {made:,} bytes of text; no trip file"
-                    " shrinks so much. Nothing was loaded; check the source."
-                )
-            yield text
+        yield from inflated(compressed)
     except DamagedGzip as error:
         raise UnreadableFile(f"{trip_month}: {error}.{_FETCH_AGAIN}") from error
+    except ImplausibleGzip as error:
+        raise UnreadableFile(f"{trip_month}: {error}. Nothing was loaded; check the source.") from error
 
 
 def _text(trip_month: TripMonth, ending: Ending, data: Iterable[bytes]) -> Iterator[bytes]:

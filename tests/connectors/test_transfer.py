@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import google_crc32c
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from flows.connectors import request, web
 from flows.connectors.request import ATTEMPTS
 from flows.connectors.web import Download, look_up, zone_file
+from flows.tlc import gunzip
 from flows.tlc.errors import AskAgainLater, NotPublished, Unreachable, UnreadableFile
 from flows.tlc.manifest import Verified
 from flows.tlc.sources import LARGEST, Source
@@ -193,6 +195,17 @@ def test_a_parquet_file_that_a_server_compresses_for_transfer_is_resumed(big: Si
     big.fault(PATH, encoding="gzip", cut_after=400_000, times=3, methods=("GET",))
     big.fault(PATH, encoding="gzip", times=None)
     assert b"".join(Download(look_up(official(big), MONTH))) == BODY
+
+
+def test_a_content_encoding_with_a_very_high_ratio_is_refused(big: Site) -> None:
+    big.put(CSV, gzip.compress(month_csv(big) + b"0,0\n" * (2 << 20)))
+    big.fault(f"/legacy/{CSV}", headers={"Content-Encoding": "gzip"}, times=None)
+    download = Download(look_up(legacy(big, ".csv"), MONTH))
+    with (
+        patch.object(gunzip, "LIMIT", (100, 1 << 20)),
+        pytest.raises(UnreadableFile, match="no trip file shrinks so much"),
+    ):
+        list(download)
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, br"])

@@ -5,6 +5,7 @@ import datetime as dt
 import gzip
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from unittest.mock import patch
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flows.tlc import reading_csv
+from flows.tlc import gunzip, reading_csv
 from flows.tlc.clean import Chunk
 from flows.tlc.errors import SchemaMismatch, TooManyRejects, UnreadableFile
 from flows.tlc.reading import recognise
@@ -393,6 +394,20 @@ def test_gzip_with_any_number_of_members_is_read_in_chunks_of_any_size(data: byt
 def test_truncated_or_damaged_gzip_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(UnreadableFile, match=f"green 2021-01: the gzip .* {message}.* fetch it again"):
         read_csv(data, ending=".csv.gz")
+
+
+def test_gzip_with_a_long_run_of_empty_members_is_refused() -> None:
+    few = gzip.compress(WHOLE[:5000]) + gzip.compress(b"") * 900 + gzip.compress(WHOLE[5000:])
+    assert read_csv(few, ending=".csv.gz").values("VendorID") == list(range(1, 200))
+    with pytest.raises(UnreadableFile, match=r"more than 1,000 members in a row without text.* check the source"):
+        read_csv(gzip.compress(WHOLE) + gzip.compress(b"") * 2_000, ending=".csv.gz")
+
+
+def test_gzip_of_many_small_members_takes_little_time() -> None:
+    data = gzip.compress(b"a") * 200_000  # 4 MB in one piece; a copy of the rest after each member takes a minute
+    began = time.process_time()
+    assert sum(map(len, gunzip.inflated([data]))) == 200_000
+    assert time.process_time() - began < 10
 
 
 @given(st.integers(10, 600), st.integers(1, 255))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flows.tlc import reading_csv
+from flows.tlc import gunzip, reading_csv
 from flows.tlc.clean import MAX_REJECTED, Tally
 from flows.tlc.errors import TooManyRejects, TripDataError, UnreadableFile
 from flows.tlc.reading_csv import csv_chunks
@@ -194,14 +194,14 @@ def test_reading_stops_at_the_number_of_bad_lines_that_stops_any_month() -> None
 @pytest.mark.parametrize("inside", [b"\n", b"0", b"2,2021-01-01 00:00:00,\n"], ids=["empty lines", "zeros", "lines"])
 def test_a_gzip_bomb_is_refused(inside: bytes) -> None:
     bomb = gzip.compress(csv_file(_trip(0)) + inside * ((64 << 20) // len(inside)), compresslevel=1)
-    with patch.object(reading_csv, "_GUNZIPPED", (100, 1 << 20)), pytest.raises(TripDataError):
+    with patch.object(gunzip, "LIMIT", (100, 1 << 20)), pytest.raises(TripDataError):
         _tallied([bomb[at : at + 10_000] for at in range(0, len(bomb), 10_000)], ".csv.gz")
 
 
 def test_gzip_with_a_very_high_ratio_is_refused() -> None:
     bomb = gzip.compress(csv_file(*[_trip(0)] * 400_000))
     message = r"bytes of gzip contain more than [0-9,]+ bytes of text"
-    with patch.object(reading_csv, "_GUNZIPPED", (100, 1 << 20)), pytest.raises(UnreadableFile, match=message):
+    with patch.object(gunzip, "LIMIT", (100, 1 << 20)), pytest.raises(UnreadableFile, match=message):
         _tallied(bomb, ".csv.gz")
 
 
