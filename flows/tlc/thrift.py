@@ -47,15 +47,20 @@ class _Reader:
         while head := self._byte():
             field = field + (head >> 4) if head >> 4 else self._integer()
             kind = head & 0x0F
-            fields[field] = kind == 1 if kind in (1, 2) else self._value(kind, depth)
+            fields[field] = self._value(kind, depth)
         return fields
 
-    def _value(self, kind: int, depth: int) -> Any:
+    def _count(self) -> None:
         self._left -= 1
         if self._left < 0:
             raise TooManyValues("it has too many values")
+
+    def _value(self, kind: int, depth: int) -> Any:
+        self._count()
         if depth > _DEEPEST:
             raise BadThrift("its structs are nested too deeply")
+        if kind in (1, 2):  # in a struct, a boolean's type is its value
+            return kind == 1
         if kind in (4, 5, 6):
             return self._integer()
         if kind == 8:
@@ -65,6 +70,8 @@ class _Reader:
         if kind in (9, 10):
             head = self._byte()
             size = head >> 4 if head >> 4 < 15 else self._varint()
+            if size > len(self._data) - self.at:  # each element has at least one byte
+                raise IndexError
             return [self._element(head & 0x0F, depth + 1) for _ in range(size)]
         if kind not in _SIZES:
             raise BadThrift(f"it has a field of type {kind}")
@@ -72,7 +79,10 @@ class _Reader:
         return None
 
     def _element(self, kind: int, depth: int) -> Any:
-        return self._byte() == 1 if kind in (1, 2) else self._value(kind, depth)
+        if kind not in (1, 2):
+            return self._value(kind, depth)
+        self._count()
+        return self._byte() == 1
 
     def _byte(self) -> int:
         byte = self._data[self.at]
