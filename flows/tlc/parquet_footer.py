@@ -20,6 +20,8 @@ MOST_ROWS = 100_000_000
 LONGEST_FOOTER = 16 << 20  # bytes; the footer of a month with 1,000 row groups has 4 MiB
 MOST_VALUES = 2_000_000  # in a footer; the footer of a month with 1,000 row groups has half as many
 _MOST_PAGES = 1_000_000  # in a file; writers make one page per 20,000 rows or per MiB of a column
+_MOST_TEXTS = 50_000_000  # in the dictionaries of a file; examining so many takes some twenty seconds
+_PER_TEXT = 24  # bytes in Arrow's memory of a text in a dictionary, besides its own
 _PER_VALUE = 16  # bytes of a number in a page, with its definition level
 _LZO = 3  # a codec of the format's specification
 _MOST_AT_ONCE = 256 << 20  # bytes of pages and dictionaries in memory while one row group is read
@@ -248,7 +250,9 @@ class _PageReader:
     def __init__(self, footer: Footer, file: BinaryIO | pa.NativeFile) -> None:
         self._file = file
         self._pages_left = _MOST_PAGES
-        self._texts_left = _MOST_PAGES + footer.rows * len(footer.leaves)
+        # More than values: pandas writes each category into the dictionary of each row group, used or not.
+        self._texts = min(_MOST_PAGES + footer.rows * len(footer.leaves), _MOST_TEXTS)
+        self._texts_left = self._texts
 
     def width(self, group: Group) -> int:
         """Return the most bytes that a row of the group takes, according to its pages."""
@@ -272,7 +276,7 @@ class _PageReader:
         """Return two sizes in bytes of a column chunk, according to its pages.
 
         The first is the most that a value takes: the largest mean over a page, or the longest dictionary text. The second is the
-        size of the largest page and the dictionary together.
+        size in memory of the largest page and the dictionary together.
         """
         textual = chunk.leaf.type == _BYTE_ARRAY
         width = max(_WIDEST_NUMBER, chunk.leaf.width)
@@ -294,7 +298,7 @@ class _PageReader:
         if values != chunk.values:
             raise Contradiction(f"its pages have {values:,} values, the footer says {chunk.values:,}")
         if dictionary:
-            largest += dictionary.uncompressed
+            largest += dictionary.uncompressed + (_PER_TEXT * dictionary.values if textual else 0)
             if textual and largest <= _MOST_AT_ONCE:
                 width = max(width, self._longest(dictionary, chunk.codec))
         return width, largest
@@ -302,7 +306,7 @@ class _PageReader:
     def _longest(self, dictionary: Page, codec: int) -> int:
         self._texts_left -= dictionary.values
         if self._texts_left < 0:
-            raise TooMuch("the dictionaries up to here have more texts than the file has values")
+            raise TooMuch(f"the dictionaries up to here have more than {self._texts:,} texts")
         longest = longest_text(dictionary, self._file, codec)
         if longest is None:
             return dictionary.uncompressed

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows.tlc import parquet_footer
 from flows.tlc.errors import SchemaMismatch, UnreadableFile
 from tests.tlc.parquet_edit import BINARY, I32, LIST, STRUCT, Edited, set_value
 from tests.tlc.published import TRIP, parquet_file, read_parquet, table
@@ -100,6 +102,17 @@ def inflates() -> bytes:
     return small.data
 
 
+def empty_texts() -> bytes:
+    """Return a file with a dictionary of 12 million empty texts: 48 MB in the file's own format, and 288 MB more in memory."""
+    small = Edited(parquet_file(table(1), compression="zstd"))
+    page = small.chunks[0][FLAG][0]
+    page.body = pa.compress(bytes(4 * 12_000_000), "zstd", asbytes=True)
+    set_value(page.header, 2, 4 * 12_000_000)
+    set_value(page.header, 3, len(page.body))
+    set_value(page.header[7][1], 1, 12_000_000)
+    return small.data
+
+
 def many_columns() -> bytes:
     out = io.BytesIO()
     pq.write_table(pa.table({f"{n}{'x' * 100}": [1] for n in range(20_000)}), out, store_schema=False)
@@ -142,6 +155,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "long texts like the one before": (spelled_out("DELTA_BYTE_ARRAY", 60_000, 5_000), "MB of text"),
     "a page that says 2 GB": (says_two_gigabytes, "its pages need more than 256 MB at the same time"),
     "a page of 400 MB of zeros": (inflates, "its pages need more than 256 MB at the same time"),
+    "12 million empty texts": (empty_texts, "its pages need more than 256 MB at the same time"),
     "20,000 columns": (many_columns, "the file has 20,000 columns"),
     "a million row groups": (many_row_groups, "its footer has more than 2,000,000 values"),
     "20 MB of metadata": (long_metadata, "its footer has 20 MB, the limit is 16 MB"),
@@ -173,6 +187,20 @@ def test_the_longest_allowed_text_is_loaded_and_a_longer_one_is_refused() -> Non
             UnreadableFile, match=r"row group 1 of 1, column 'store_and_fwd_flag': it has a text of 65,537 bytes"
         ):
             read_parquet(parquet_file(longer, **options))
+
+
+def test_dictionaries_with_too_many_texts_are_refused_before_they_are_read() -> None:
+    data = parquet_file(table(300, store_and_fwd_flag=[str(n) for n in range(300)]))
+    with patch.object(parquet_footer, "_MOST_TEXTS", 299), pytest.raises(UnreadableFile, match="more than 299 texts"):
+        read_parquet(data)
+
+
+def test_a_dictionary_may_have_more_texts_than_its_column_has_values() -> None:
+    """Arrow writes all categories of a categorical column into each row group."""
+    flag = pa.DictionaryArray.from_arrays(pa.array([7], pa.int32()), pa.array([str(n) for n in range(300)]))
+    trips = table(1)
+    trips = trips.set_column(FLAG, "store_and_fwd_flag", flag)
+    assert read_parquet(parquet_file(trips)).values("store_and_fwd_flag") == ["7"]
 
 
 def test_a_row_group_with_six_times_the_rows_needs_hardly_more_memory(tmp_path: Path) -> None:
