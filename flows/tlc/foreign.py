@@ -22,6 +22,9 @@ _LONG = 256  # bytes; a shorter stretch does not count
 _ROWS_LOST = 5  # rows of mean size; a stretch of foreign text as long as these refuses the file
 _SPAN = 1 << 10  # bytes, about ten rows: equal stretches of this length do not occur by chance
 _ONE_IN = 64  # one in so many lines is compared; this finds a repeated part of some hundred rows
+_MOST_COMPARED = (
+    1_000_000  # places; the largest month has 370,000, but a file can choose its bytes so that each line is one
+)
 _HEADER_NAMES = 3  # a line with at least so many column names is a header
 
 _FILLS = {
@@ -166,8 +169,11 @@ class Foreign:
             row, span = row_number + line, block[end - _SPAN : end]
             if len(set(span.split(b"\n"))) <= span.count(b"\n") // 2:
                 continue  # most of these rows are equal, which sound files have too
-            earlier = self._seen.setdefault(hash(span), row)
-            if earlier != row and not self.repeated:
+            earlier = self._seen.get(hash(span))
+            if earlier is None:
+                if len(self._seen) < _MOST_COMPARED:
+                    self._seen[hash(span)] = row
+            elif earlier != row and not self.repeated:
                 self.repeated = (row, earlier)
 
     def _count_blank_lines(self, block: bytes, row_number: int, *, inside: bool) -> None:

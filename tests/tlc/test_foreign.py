@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flows.tlc import gunzip, reading_csv
+from flows.tlc import foreign, gunzip, reading_csv
 from flows.tlc.clean import MAX_REJECTED, Tally
 from flows.tlc.errors import TooManyRejects, TripDataError, UnreadableFile
 from flows.tlc.reading_csv import csv_chunks
@@ -58,6 +58,15 @@ FOREIGN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no line ends": (lambda was: was.replace(b"\r\n", b""), "rows that lost their line ends"),
     "blanks for line ends": (lambda was: was.replace(b"\r\n", b"  "), "rows that lost their line ends"),
 }  # fmt: skip
+
+
+def test_the_number_of_places_that_are_remembered_is_limited() -> None:
+    with patch.object(foreign, "_MOST_COMPARED", 5):
+        checks = foreign.Foreign(GREEN)
+        checks.look_at(MONTH, 1)
+        assert len(checks._seen) == 5
+        checks.look_at(MONTH, ROWS)  # what is remembered still shows a repetition
+        assert checks.repeated
 
 
 def _damaged(kind: str, at: int, size: int) -> bytes:
