@@ -21,7 +21,11 @@ _CLOSED: dict[str, Any] = {
 }
 LONGEST = 600.0  # seconds that a query may take
 # DuckDB draws a progress bar on standard output while a query is slow. Only the answer may appear there.
-_SETTINGS = "SET enable_progress_bar = false; SET lock_configuration = true"
+# DuckDB allows every connection the files of its own database: in memory these are ./:memory: and ./:memory:.wal.
+_SETTINGS = (
+    "SET enable_progress_bar = false; SET disabled_filesystems = 'LocalFileSystem'; SET lock_configuration = true"
+)
+_READING = {"SELECT", "EXPLAIN", "MULTI"}  # types of statement; MULTI is PIVOT
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,12 @@ def read_by(sql: str, tables: Iterable[str]) -> list[str]:
     return [table for table in tables if table in names]
 
 
+def _require_select(connection: Any, sql: str) -> None:
+    kinds = [statement.type.name for statement in connection.extract_statements(sql)]
+    if len(kinds) != 1 or kinds[0] not in _READING:
+        raise Unanswerable(f"the query must be one SELECT statement, not {', '.join(kinds[:5]) or 'empty'}.")
+
+
 def answer(sql: str, tables: "Mapping[str, ds.Dataset | pa.Table]", most: int) -> Answer:
     """Run a query over `tables` and return at most `most` rows. Raise `Unanswerable` if it fails, or takes too long."""
     duckdb = _duckdb()
@@ -63,6 +73,7 @@ def answer(sql: str, tables: "Mapping[str, ds.Dataset | pa.Table]", most: int) -
     try:
         clock.start()
         connection.execute(_SETTINGS)
+        _require_select(connection, sql)
         for name, table in tables.items():
             connection.register(name, table)
         result = connection.execute(sql)

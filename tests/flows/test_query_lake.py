@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
@@ -23,6 +24,7 @@ from flows.load_zones import load_zones
 from flows.query_lake import query_lake
 from flows.stores.lake import Lake
 from flows.tasks.command import run_as_program
+from flows.tlc.errors import Unanswerable
 from flows.tlc.schema import KINDS, columns
 from flows.tlc.trips import COLORS, TripMonth
 from tests.flows.conftest import ROOT, Program, Runs, postgres_block
@@ -191,13 +193,31 @@ class TestPublished:
         ("select totl from green", "totl"),
         ("select count(*) from yellow", "no month of yellow is in the lake .*run etl-web-gcs first"),
         ("select * from read_csv('/etc/hostname'), green", "disabled by configuration"),
-        ("copy (select 1 from green) to 'x.csv'", "disabled by configuration"),
-        ("set enable_external_access = true; select 1 from green", "Cannot|locked"),
-        ("install httpfs; select 1 from green", "disabled by configuration"),
+        ("copy (select 1 from green) to 'x.csv'", "must be one SELECT statement, not COPY"),
+        ("set enable_external_access = true; select 1 from green", "must be one SELECT statement, not SET, SELECT"),
+        ("install httpfs; select 1 from green", "must be one SELECT statement, not LOAD, SELECT"),
     ],
 )
 def test_the_error_of_an_invalid_query_names_the_reason(sql: str, reason: str, asked: Asked) -> None:
     assert re.search(reason, asked.reason(sql))
+
+
+@pytest.mark.parametrize("place", [":memory:", ":memory:.wal", "x.csv"])
+def test_no_query_writes_a_file(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy = f"copy (select 1) to '{place}'"
+    with pytest.raises(Unanswerable, match="must be one SELECT statement, not COPY"):
+        answer(copy, {}, 1)
+    with pytest.raises(Unanswerable, match="disabled by configuration"):  # EXPLAIN ANALYZE runs the statement
+        answer(f"explain analyze {copy}", {}, 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "sql", ["with a as (select 1 b) from a", "values (1)", "explain select 1", "pivot (select 1 b) on b"]
+)
+def test_every_kind_of_statement_that_only_reads_is_answered(sql: str) -> None:
+    assert answer(sql, {}, 1).rows
 
 
 def test_without_duckdb_the_error_says_how_to_get_it(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
