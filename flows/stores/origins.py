@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from flows.connectors.known_months import known_publication
 from flows.connectors.web import published_at, source_of
 from flows.stores import STORES, MonthStore
+from flows.tlc.addresses import escaped
 from flows.tlc.catalog import refusal
 from flows.tlc.errors import NotPublished, TripDataError, UnknownEdition, VerificationFailed
 from flows.tlc.manifest import Manifest, Present, RawFile
@@ -82,7 +83,7 @@ class Web:
         pinned = present.manifest.pinned if present.manifest else ""
         if present.covers(published, self.terms.rows) and not pinned:  # this run removes a pin
             new = present.manifest.new_columns if present.manifest else ()
-            accepted = f"; its new columns ({', '.join(new)}) were accepted" if new else ""
+            accepted = f"; its new columns ({escaped(', '.join(new))}) were accepted" if new else ""
             why = f"is unchanged at its source and in {STORES[store.name].title}{accepted}; nothing to do"
             return LookedUp(present=present, found=published, unchanged=present.manifest, why=why)
         return LookedUp(present=present, found=published, terms=terms, lost=lost)

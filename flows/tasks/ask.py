@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from flows.connectors.ask import Answer, answer, read_by
 from flows.stores import Target
 from flows.tasks.policy import RETRIES
-from flows.tasks.report import as_cell
+from flows.tasks.report import as_cell, as_markdown, plain_rows
 from flows.tasks.stores import open_store
 from flows.tlc import zones
 from flows.tlc.addresses import escaped
@@ -83,7 +83,7 @@ def show(found: Answer, sql: str) -> None:
     names = [name if found.names.count(name) == 1 else f"{name} ({at})" for at, name in enumerate(found.names, 1)]
     rows = [dict(zip(names, map(_plain, row), strict=True)) for row in found.rows]
     more = f" (the first {MOST} rows)" if found.more else ""
-    create_table_artifact(rows, key="query-lake", description=f"{sql}{more}")
+    create_table_artifact(plain_rows(rows), key="query-lake", description=f"{as_markdown(sql)}{more}")
 
 
 def _plain(value: Any) -> int | float | str | None:

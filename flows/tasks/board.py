@@ -25,6 +25,7 @@ from rich import box
 from rich.table import Table
 
 from flows.tasks.progress import live_table
+from flows.tasks.report import as_cell, plain_rows
 from flows.tlc.manifest import Outcome
 from flows.tlc.trips import TripMonth
 
@@ -147,14 +148,15 @@ class Board:
             first = [("all", summary), *self._incidents]
             months = [(str(m), line.progress, line.rows, line.note) for m, line in self._lines.items()]
         table: list[dict[str, Any]] = [{"month": what, "status": text, "rows": "", "note": ""} for what, text in first]
-        return table + [dict(zip(("month", "status", "rows", "note"), month, strict=True)) for month in months]
+        table += [dict(zip(("month", "status", "rows", "note"), month, strict=True)) for month in months]
+        return plain_rows(table)
 
     def _on_terminal(self) -> Table:
         table = Table("month", "status", "rows", "note", title=self.summary, title_justify="left", box=box.SIMPLE)
         with self._lock:
             seen = [(m, line) for m, line in self._lines.items() if line.progress in ("failed", "running")][-_SHOWN:]
         for trip_month, line in seen:
-            table.add_row(str(trip_month), line.progress, f"{line.rows:,}" if line.rows else "", line.note)
+            table.add_row(str(trip_month), line.progress, f"{line.rows:,}" if line.rows else "", as_cell(line.note))
         return table
 
     def __enter__(self) -> Self:

@@ -11,7 +11,7 @@ from flows.tasks.policy import CACHE_FOR, RETRIES, cached_by, started_by, submit
 from flows.tasks.progress import meter
 from flows.tasks.report import report
 from flows.tasks.stores import is_checked, load_block, open_store
-from flows.tlc.addresses import shown, stored
+from flows.tlc.addresses import escaped, shown, stored
 from flows.tlc.errors import Overtaken, TripDataError, Vanished
 from flows.tlc.manifest import Manifest, Outcome, Present, RawFile, StagedCopy, StagedMonth
 from flows.tlc.sources import PublishedFile
@@ -174,5 +174,5 @@ def _report(outcome: Outcome, store: MonthStore) -> None:
     if manifest.new_columns and outcome.store == "lake":
         log.warning(
             "%s: TLC has NEW COLUMNS: %s. Only %s has them, as published; docs/eras.md explains how to add them",
-            outcome.trip_month, ", ".join(manifest.new_columns), manifest.extra_key,
+            outcome.trip_month, escaped(", ".join(manifest.new_columns)), manifest.extra_key,
         )  # fmt: skip

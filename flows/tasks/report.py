@@ -1,7 +1,7 @@
 """Report runs in the UI: one markdown artifact per month, one table per parent run."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -20,6 +20,11 @@ _MARKUP = {ord(letter): f"&#{ord(letter)};" for letter in "&<>[]|"}
 def as_markdown(text: str) -> str:
     """Return text from outside, such as a column's name, without HTML, links, images and ends of table cells."""
     return escaped(text, _LONGEST).translate(_MARKUP)
+
+
+def plain_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a table artifact with all texts as plain text: the UI shows them as markdown."""
+    return [{name: as_markdown(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows]
 
 
 def as_cell(value: object) -> Text:
@@ -127,4 +132,4 @@ def report_months(key: str, done: Sequence[Outcome], failed: Sequence[tuple[str,
         counts = ("published", "in store", "left out", "quarantined")
         sums = {name: sum(row.get(name, 0) for row in rows) for name in counts}
         rows.append({"month": "all", "status": f"{len(done)} of {len(rows)} done"} | sums)
-    create_table_artifact(rows, key=key, description=total(done) if done else "No month is done")
+    create_table_artifact(plain_rows(rows), key=key, description=total(done) if done else "No month is done")

@@ -13,7 +13,7 @@ from flows.connectors.known_months import known_file, known_publication
 from flows.connectors.web import look_up_all
 from flows.stores import Target
 from flows.tasks.policy import RETRIES, TIMEOUT
-from flows.tasks.report import as_cell, markdown_table
+from flows.tasks.report import as_cell, markdown_table, plain_rows
 from flows.tasks.stores import open_store
 from flows.tlc.catalog import DECIDED_BY_A_PERSON, Also, Entry, Found, ListedMonth, entry_of
 from flows.tlc.errors import NotPublished
@@ -70,7 +70,7 @@ def report_stores(
         for month in found
     ]
     sums = f"; {total(done)}" if done else ""
-    create_table_artifact(rows, key=key, description=f"Months that were checked{sums}")
+    create_table_artifact(plain_rows(rows), key=key, description=f"Months that were checked{sums}")
 
 
 def pinned_or_withdrawn(month: Found) -> str:

@@ -14,6 +14,7 @@ from flows.stores import STORES, Target
 from flows.stores.verify import CHECKS
 from flows.stores.verify.findings import Check, Findings
 from flows.tasks.policy import RETRIES, this_run
+from flows.tasks.report import plain_rows
 from flows.tasks.stores import open_store
 from flows.tlc.addresses import shown, stored
 from flows.tlc.errors import Gone, TripDataError
@@ -163,4 +164,4 @@ def report_verified(key: str, results: Sequence[Verified], failed: Sequence[tupl
         for month, reason in failed
     ]
     differ = sum(result.status == "differs" for result in results)
-    create_table_artifact(rows, key=key, description=f"{differ} of {len(rows)} differ")
+    create_table_artifact(plain_rows(rows), key=key, description=f"{differ} of {len(rows)} differ")

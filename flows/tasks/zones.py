@@ -8,6 +8,7 @@ from prefect.artifacts import create_table_artifact
 from flows.connectors import web
 from flows.stores import Target
 from flows.tasks.policy import RETRIES, this_run
+from flows.tasks.report import plain_rows
 from flows.tasks.stores import open_store
 from flows.tlc.addresses import shown
 from flows.tlc.zones import ZoneFile, ZonesOutcome, read_zones
@@ -34,4 +35,5 @@ def load_zones_into(file: ZoneFile, into: Target) -> ZonesOutcome:
 
 def report_zones(outcomes: Sequence[ZonesOutcome]) -> None:
     """Report a run: one row per store with the outcome for its zones."""
-    create_table_artifact([outcome.model_dump() for outcome in outcomes], key="zones", description="Zones of this run")
+    rows = plain_rows(outcome.model_dump() for outcome in outcomes)
+    create_table_artifact(rows, key="zones", description="Zones of this run")

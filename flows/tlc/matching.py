@@ -67,7 +67,7 @@ _LONGEST_CELL = 60  # characters of a name or a type in it
 
 
 def _cell(text: str) -> str:
-    return text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}…"
+    return escaped(text, _LONGEST_CELL)
 
 
 def _as_text(differences: Sequence[Difference]) -> str:

@@ -4,27 +4,32 @@ import json
 import math
 import re
 import shlex
+import threading
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Failed
+from rich.console import Console
 
 from flows.connectors import ask, bucket
 from flows.connectors.web import look_up, source_of
 from flows.tasks.ask import show
+from flows.tasks.board import Board, Line
 from flows.tasks.editions import Listing, print_listing
 from flows.tasks.notify import message
-from flows.tasks.report import markdown_table
+from flows.tasks.report import as_markdown, markdown_table, plain_rows
 from flows.tasks.stores import load_block
 from flows.tasks.verify import _source
-from flows.tlc.errors import MisconfiguredBlock, Unanswerable
-from flows.tlc.matching import differences
+from flows.tlc.errors import MisconfiguredBlock, SchemaMismatch, Unanswerable
+from flows.tlc.matching import differences, match
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import LAKE, Runs, lake_of
 from tests.loopback import Loopback
 from tests.stores import Stores
+from tests.tlc.published import TRIP
 
 IMAGE = "<img src=http://evil.example/x>![x](http://evil.example/y)"
 TERMINAL = "\x1b]0;title\x07\x1b[31m[/x] [link=http://evil.example]click[/link]"
@@ -35,6 +40,34 @@ def test_html_images_and_links_in_a_table_of_the_ui_are_text() -> None:
     assert not re.search(r"<|\[|\n\n", table.replace("\n\n| ", ""))
     assert "&#60;img" in table
     assert table.strip().splitlines()[-1].count("|") == 2
+
+
+def test_the_texts_of_every_table_in_the_ui_are_plain_text() -> None:
+    rows = plain_rows([{"month": "green 2021-01", "status": f"failed: {IMAGE}", "published": 7, "left out": None}])
+    assert rows == [
+        {"month": "green 2021-01", "status": as_markdown(f"failed: {IMAGE}"), "published": 7, "left out": None}
+    ]
+    assert not re.search(r"[<\[]", rows[0]["status"])
+
+
+def test_a_note_on_the_board_is_plain_text_on_the_terminal_and_in_the_ui(capsys: pytest.CaptureFixture[str]) -> None:
+    board = Board.__new__(Board)  # without a run
+    board._lock, board._sizes, board._begun, board._incidents = threading.Lock(), {}, 0.0, []
+    board._lines = {TripMonth("green", 2021, 1): Line("failed", 0, TERMINAL + IMAGE)}
+    Console(width=300).print(board._on_terminal())
+    printed = capsys.readouterr().out
+    assert "[/x] [link=http://evil.example]click[/link]" in printed
+    assert "\x1b]" not in printed
+    note = board.rows()[-1]["note"]
+    assert note == as_markdown(TERMINAL + IMAGE)
+
+
+def test_a_type_of_a_parquet_file_is_escaped_in_the_error() -> None:
+    types = [pa.timestamp("us", "\x1b[31m\nforged")] * len(TRIP)
+    with pytest.raises(SchemaMismatch) as refused:
+        match(TripMonth("green", 2021, 1), ".parquet", list(TRIP), types)
+    assert r"\x1b[31m\nforged" in str(refused.value)
+    assert "\x1b" not in str(refused.value)
 
 
 def test_a_column_name_cannot_end_the_code_that_it_is_shown_as() -> None:
