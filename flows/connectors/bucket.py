@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
+import requests
 from google.api_core.exceptions import (
     Forbidden,
     GoogleAPIError,
     NotFound,
     PreconditionFailed,
+    RetryError,
     Unauthorized,
     from_http_status,
 )
@@ -20,7 +22,7 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage import Blob
 from google.cloud.storage.exceptions import InvalidResponse
 
-from flows.tlc.errors import Gone, MisconfiguredBlock, Overtaken, Vanished
+from flows.tlc.errors import Gone, MisconfiguredBlock, Overtaken, Unreachable, Vanished
 
 if TYPE_CHECKING:
     from google.cloud.storage import Bucket as StorageBucket
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 CHUNK = 8 << 20
 _CONNECTIONS = 64  # idle connections that are kept. With the default of ten, urllib3 warns if many months load at once.
 _LARGEST_TEXT = 16 << 20  # bytes; a manifest has some thousands
+_NO_ANSWER = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, RetryError)
 TIMEOUT = (15, 300)  # seconds to connect, seconds to wait for an answer
 
 
@@ -57,6 +60,13 @@ def _named() -> Iterator[None]:
         raise from_http_status(status, str(error), response=error.response) from error  # type: ignore[no-untyped-call]
 
 
+def _silent(error: Exception) -> str:
+    cause = error.cause if isinstance(error, RetryError) and error.cause else error
+    request = getattr(cause, "request", None)
+    host = urlsplit(request.url or "").netloc if request is not None else "Google Cloud Storage"
+    return f"{host} does not answer ({type(cause).__name__})"
+
+
 def keep_connections(client: Any) -> None:
     """Let one of Google's clients keep enough idle connections for many months at once."""
     for scheme in ("https://", "http://"):
@@ -76,13 +86,18 @@ class Bucket:
 
     @contextmanager
     def _explained(self, doing: str, key: str = "") -> Iterator[None]:
-        """Convert the client's errors: no access becomes `MisconfiguredBlock`, a failed precondition `Overtaken`."""
+        """Convert the client's errors.
+
+        No access becomes `MisconfiguredBlock`, a failed precondition `Overtaken`, no answer `Unreachable`.
+        """
         name = self.block.bucket
         try:
             with _named():
                 yield
         except PreconditionFailed as error:
             raise self._overtaken(key) from error
+        except _NO_ANSWER as error:  # its text has the address of an upload, with which anyone can write the object
+            raise Unreachable(f"bucket {name!r} could not be {doing}: {_silent(error)}. Run again.") from None
         except TransportError:  # the token server cannot be reached; the credentials may be right
             raise
         except (Forbidden, Unauthorized, GoogleAuthError) as error:

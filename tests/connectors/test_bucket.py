@@ -1,0 +1,36 @@
+"""A bucket that does not answer: the error is retried and does not have the address of the upload, which is a secret."""
+
+import traceback
+from types import SimpleNamespace
+
+import pytest
+import requests
+from google.api_core.exceptions import RetryError
+
+from flows.connectors.bucket import Bucket
+from flows.tlc.errors import PassingError, Unreachable
+
+ASKED = requests.Request("PUT", "https://storage.example:4443/upload?upload_id=canary")
+SILENT = requests.ConnectionError("Max retries exceeded with url: /upload?upload_id=canary", request=ASKED)
+
+EXPIRED = RetryError("Timeout of 120s exceeded", SILENT)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("error", "host", "kind"),
+    [
+        (SILENT, "storage.example:4443", "ConnectionError"),
+        (requests.ReadTimeout("/upload?upload_id=canary", request=ASKED), "storage.example:4443", "ReadTimeout"),
+        (EXPIRED, "storage.example:4443", "ConnectionError"),
+        (requests.ConnectionError("upload_id=canary"), "Google Cloud Storage", "ConnectionError"),
+    ],
+    ids=["connection", "timeout", "after the client's retries", "without a request"],
+)
+def test_the_error_names_the_host_and_not_the_address(error: Exception, host: str, kind: str) -> None:
+    bucket = Bucket.__new__(Bucket)  # without a client
+    bucket.block = SimpleNamespace(bucket="taxi")
+    with pytest.raises(Unreachable) as raised, bucket._explained("written"):
+        raise error
+    assert str(raised.value) == f"bucket 'taxi' could not be written: {host} does not answer ({kind}). Run again."
+    assert "canary" not in "".join(traceback.format_exception(raised.value))
+    assert isinstance(raised.value, PassingError)
