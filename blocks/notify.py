@@ -20,9 +20,8 @@ from blocks.environment import NO_SERVER, BadValue, no_server, require_api_key
 # The state of a failed run can also have the name TimedOut.
 STATES = {"completed": ["Completed"], "failed": ["Failed", "TimedOut"], "crashed": ["Crashed"]}
 
-# All that the server knows at that moment. It knows neither the number of rows nor the duration.
+# The server knows neither the number of rows nor the duration. It knows the parameters, but `source` may have a signature in it.
 TEMPLATE = """{flow_name} / {flow_run_name}: {flow_run_state_name} at {flow_run_state_timestamp}
-parameters: {flow_run_parameters}
 message: {flow_run_state_message}
 run: {flow_run_url}"""
 

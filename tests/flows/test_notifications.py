@@ -238,6 +238,7 @@ def test_an_e_mail_is_sent(ours: Stores) -> None:
         notify_by(made)
     [mail] = [email.message_from_string(m.body, policy=email.policy.default) for m in box.messages]
     assert (mail["to"], mail["subject"]) == ("data@example.com", "trips")
+    assert [part.get_content_type() for part in mail.walk()] == ["text/plain"]  # names and errors could be HTML
     assert "all is well" in mail.as_string()
 
 
@@ -316,7 +317,7 @@ def test_the_server_notifies_about_completed_and_failed_runs_of_deployments(
     completed, failed = sorted(map(body, messages), key=lambda text: "Failed" in text)
     for text, run, month, state in ((completed, ids[0], 12, "Completed"), (failed, ids[1], 11, "Failed")):
         assert f"ingest-data / green 2020-{month}: {state} at " in text
-        assert f"'months': [{month}]" in text
+        assert "months" not in text  # `source` may have a signature in it, so the server sends no parameters
         assert f"run: {env['PREFECT_UI_URL']}/flow-runs/flow-run/{run}" in text
     assert "Nothing was loaded." in failed
     log = (orchestrator.state / "log" / "prefect.log").read_text("utf-8")
