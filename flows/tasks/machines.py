@@ -5,16 +5,19 @@ Both run the same flow for a batch of months. Both use the same Prefect server. 
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pkgutil import resolve_name
 from typing import Any, Protocol
 
-from prefect import tags
+from prefect import runtime, tags
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
+from flows.tasks.policy import SCHEDULER
 from flows.tlc.errors import TripDataError
 from flows.tlc.trips import Spread
 
@@ -97,6 +100,7 @@ class Dask:
 
     def __init__(self, address: str, processes: int) -> None:
         require_server("dask")
+        _require_own(address)
         from distributed import Client, LocalCluster  # imported here because the import takes a second
 
         logging.getLogger("distributed").setLevel(logging.WARNING)
@@ -105,7 +109,13 @@ class Dask:
         if not address:
             # One thread per process: one run at a time. The run itself processes several months at once.
             self._cluster = LocalCluster(  # type: ignore[no-untyped-call]
-                n_workers=processes, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+                n_workers=processes,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address=None,
+                security=True
+                if find_spec("cryptography")
+                else None,  # TLS, so that other users of the machine cannot connect
             )
         try:
             self._client: Any = Client(self._cluster or address, timeout=30)  # type: ignore[no-untyped-call]
@@ -146,6 +156,19 @@ def run_batch(parameters: Mapping[str, Any], names: Sequence[str]) -> None:
     flow: Callable[..., Any] = resolve_name(_FLOW)
     with tags(*names):
         flow(**parameters, return_state=True)
+
+
+def _require_own(address: str) -> None:
+    """Raise `TripDataError` if the run of a deployment names a scheduler that the operator did not set.
+
+    Everyone who may start a run chooses the address. A client unpickles what the scheduler sends, so it could run any code.
+    """
+    if address and runtime.deployment.id and address != os.environ.get(SCHEDULER):
+        raise TripDataError(
+            "dask names a scheduler that this process may not connect to. The run of a deployment uses only the one that the"
+            f" operator sets as {SCHEDULER} in the environment of the process that runs the flow (docs/secrets.md). Leave dask"
+            " empty for processes on that machine, or start the back-fill on a command line. Nothing was started."
+        )
 
 
 def require_server(spread: str) -> None:

@@ -29,6 +29,7 @@ from flows.tlc.errors import TripDataError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+SCHEDULER = "TRIPS_DASK_SCHEDULER"  # in the environment: the address of a Dask cluster
 CACHE_FOR = dt.timedelta(days=1)
 TIMEOUT = 6 * 60 * 60  # seconds; enough for the largest month over a slow connection
 
@@ -96,7 +97,7 @@ def task_runner() -> BaseTaskRunner:
 
     `TRIPS_DASK_SCHEDULER` has the address of the cluster's scheduler.
     """
-    scheduler = os.environ.get("TRIPS_DASK_SCHEDULER")
+    scheduler = os.environ.get(SCHEDULER)
     if not scheduler:
         return ConcurrentTaskRunner()  # type: ignore[no-untyped-call]
     from prefect_dask.task_runners import DaskTaskRunner  # imported here because the import takes a second

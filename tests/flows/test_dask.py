@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 from distributed import Client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.tasks.machines import Dask, machines_of
+from flows.tlc.errors import TripDataError
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import LAKE, ROOT, Program
 from tests.stores import Stores, as_published, same
 
 MONTHS = [TripMonth("fhv", 2019, 3), TripMonth("fhv", 2019, 4)]  # no other test uses them
+
+ADDRESS = "tcp://10.0.0.5:8786"
 
 pytestmark = pytest.mark.operations
 
@@ -71,3 +76,28 @@ def test_the_workers_of_a_dask_cluster_load_the_months(scheduler: str, ours: Sto
         worked = client.run(lambda dask_worker: len(dask_worker.state.log))
     assert len(worked) == 2
     assert all(worked.values())
+
+
+@pytest.mark.parametrize(
+    ("started", "operators", "allowed"),
+    [("by a deployment", "", False), ("by a deployment", "tcp://h:1", False), ("by a deployment", ADDRESS, True),
+     ("on a command line", "", True)],
+)  # fmt: skip
+def test_the_run_of_a_deployment_connects_only_to_the_scheduler_of_its_operator(
+    started: str, operators: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if started == "by a deployment":
+        monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "e6f5b3a2")
+    monkeypatch.setenv("TRIPS_DASK_SCHEDULER", operators)
+    monkeypatch.setitem(sys.modules, "distributed", None)  # so an allowed run fails at this import
+    refused = pytest.raises(TripDataError, match=r"the operator sets as TRIPS_DASK_SCHEDULER .* Nothing was started\.")
+    server = temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"})
+    with server, pytest.raises(ImportError) if allowed else refused, machines_of("dask", "", ADDRESS, 1):
+        pass
+
+
+def test_the_cluster_of_one_machine_is_encrypted(own_servers: None) -> None:
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}), machines_of("dask", "", "", 1) as made:
+        assert isinstance(made, Dask)
+        assert made._cluster.scheduler_address.startswith("tls://127.0.0.1:")
+        assert made._client.submit(sum, [1, 2]).result(timeout=60) == 3
