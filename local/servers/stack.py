@@ -385,6 +385,8 @@ class Stack:
             "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
             "PREFECT_SERVER_API_PORT": str(port),
+            # Prefect's default lets every web page that somebody opens on this machine read the API, with the secrets of blocks.
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",
         }
         return _Web(command, f"http://127.0.0.1:{port}/api/health", method="GET", **options)
 

@@ -215,6 +215,11 @@ class TestCompose:
         required = set(re.findall(r"\$\{(\w+):\?", COMPOSE_TEXT))
         assert required == set(re.findall(r"^([A-Z_]+)=$", example, re.MULTILINE))
 
+    def test_only_pages_of_the_ui_may_read_prefects_api(self):
+        environment = SERVICES["prefect"]["environment"]
+        ui = environment["PREFECT_UI_URL"]
+        assert environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == f"{ui},{ui.replace('127.0.0.1', 'localhost')}"
+
     def test_git_ignores_the_file_with_passwords(self):
         subprocess.run(["git", "check-ignore", "-q", "docker/.env"], cwd=ROOT, check=True)
 

@@ -31,6 +31,18 @@ def test_every_address_is_on_the_loopback_interface(stack: Stack) -> None:
     assert hosts == {"127.0.0.1"}
 
 
+def test_only_pages_of_the_ui_may_read_the_api(server: Stack) -> None:
+    port = urlsplit(server.env["PREFECT_API_URL"]).port
+
+    def allowed_to(origin: str) -> str | None:
+        answer = httpx.get(f"{server.env['PREFECT_API_URL']}/health", headers={"Origin": origin}, trust_env=False)
+        return answer.headers.get("Access-Control-Allow-Origin")
+
+    for origin in (f"http://127.0.0.1:{port}", f"http://localhost:{port}"):
+        assert allowed_to(origin) == origin
+    assert allowed_to("http://evil.example") is None
+
+
 def test_the_lake_works_with_googles_client_and_has_the_bucket(stack: Stack) -> None:
     bucket = storage.Client().bucket(stack.env["LAKE_BUCKET"])
     bucket.blob("test_stack/hello.txt").upload_from_string("hello")
