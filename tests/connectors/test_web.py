@@ -153,7 +153,7 @@ def test_a_source_that_goes_down_is_not_asked_for_every_month(answered: int, mos
     assert [month for month in MANY if isinstance(found[month], PublishedFile)] == MANY[:answered]
     assert all(isinstance(found[month], Unreachable) for month in MANY[answered:])
     asked = {request.path for request in site.requests}
-    assert answered + most <= len(asked) < answered + most + web._ASKING
+    assert answered + most <= len(asked) <= answered + most + 2 * web._ASKING  # some were in progress
     assert str(found[MANY[-1]]).startswith("green 2021-12 was not looked up: ")
 
 
