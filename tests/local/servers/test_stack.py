@@ -36,7 +36,8 @@ def test_only_pages_of_the_ui_may_read_the_api(server: Stack) -> None:
 
     def allowed_to(origin: str) -> str | None:
         answer = httpx.get(f"{server.env['PREFECT_API_URL']}/health", headers={"Origin": origin}, trust_env=False)
-        return answer.headers.get("Access-Control-Allow-Origin")
+        found: str | None = answer.headers.get("Access-Control-Allow-Origin")
+        return found
 
     for origin in (f"http://127.0.0.1:{port}", f"http://localhost:{port}"):
         assert allowed_to(origin) == origin
