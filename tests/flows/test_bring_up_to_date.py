@@ -114,16 +114,16 @@ def test_a_month_from_another_source_is_not_replaced(own: Stores, runs: Runs) ->
 
 
 def test_until_is_the_last_month_that_is_checked(own: Stores) -> None:
-    bring(own, "fhv", "2021-01", until="2021-02")
+    bring(own, "yellow", "2021-01", until="2021-02")
     for month in ("2021-01", "2021-02"):
-        own.site.republish(f"fhv_tripdata_{month}.parquet", 2)
-    assert summaries(bring(own, "fhv", "2020-12", until="2021-01", at_most=2)) == [
-        "fhv 2020-12 lake loaded",
-        "fhv 2021-01 lake replaced",
+        own.site.republish(f"yellow_tripdata_{month}.parquet", 2)
+    assert summaries(bring(own, "yellow", "2020-12", until="2021-01", at_most=2)) == [
+        "yellow 2020-12 lake loaded",
+        "yellow 2021-01 lake replaced",
     ]
-    assert summaries(bring(own, "fhv", "2021-03", until="2021-03")) == [
-        "fhv 2021-02 lake replaced",
-        "fhv 2021-03 lake loaded",
+    assert summaries(bring(own, "yellow", "2021-03", until="2021-03")) == [
+        "yellow 2021-02 lake replaced",
+        "yellow 2021-03 lake loaded",
     ]
 
 

@@ -55,7 +55,7 @@ print(loaded, re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_t
 
 BLOCKS = {"database": POSTGRES}
 ROWS = 400_000  # smaller months do not fill all buffers
-MOST = 120  # MB; measured for a CSV: 57 and 84. Keeping the additional 1,200,000 trips would take 190.
+MOST = 120  # MB
 
 
 def save(path: Path, trips: pa.Table, times: int, **how: Any) -> None:
@@ -80,16 +80,17 @@ def peak(store: str, source: str, month: TripMonth, rows: int, environment: dict
 def test_a_csv_four_times_as_large_needs_hardly_more_memory(
     ours: Stores, prefect_api: dict[str, str], tmp_path: Path
 ) -> None:
-    month = TripMonth("yellow", 2021, 5)
+    month, rows = TripMonth("yellow", 2021, 5), 2 * ROWS  # the buffers of all threads are full with these
     path = tmp_path / f"{month.stem}.csv.gz"
-    write_month(path, "yellow", month.year, month.month, rows=ROWS)
+    write_month(path, "yellow", month.year, month.month, rows=rows)
     ours.site.put(path.name, path)
-    small = peak("lake", ours.mirror, month, ROWS, prefect_api)
+    small = peak("lake", ours.mirror, month, rows, prefect_api)
     content = path.read_bytes()
     path.write_bytes(content + gzip.compress(gzip.decompress(content).partition(b"\n")[2], 1) * 3)
     ours.site.put(path.name, path)
-    large = peak("lake", ours.mirror, month, 4 * ROWS, prefect_api)
-    assert large - small < MOST, (small, large)
+    large = peak("lake", ours.mirror, month, 4 * rows, prefect_api)
+    # Measured: 86 to 113. Keeping the additional 2,400,000 trips would take 380.
+    assert large - small < 1.5 * MOST, (small, large)
 
 
 STEPS = {
