@@ -54,7 +54,7 @@ class MonthStore(Protocol):
     def withdraw(self, trip_month: TripMonth, run_id: str, by: str = "") -> Outcome:
         """Delete a month's rows and mark its manifest as withdrawn, atomically for readers.
 
-        Change nothing if it is withdrawn already. Any later load of the month restores it.
+        Change nothing if it is withdrawn already. A load that names the month restores it.
 
         Raises:
             TripDataError: The store does not have the month.

@@ -32,7 +32,7 @@ SyncStatus = Literal[
 Also = Literal["", "withdrawn"]
 _LAGS: tuple[SyncStatus, ...] = ("new", "re-published", "other source", "behind the lake", "damaged")
 DECIDED_BY_A_PERSON: tuple[SyncStatus, ...] = ("pinned", "withdrawn")
-"""A person decided about such a month. Only a run that names the month changes it."""
+"""A person decided about such a month. `bring-up-to-date` and `backfill` do not change it."""
 _FORBIDDEN = 403  # HTTP status: the server, or a proxy, does not say whether the file exists
 _IN_ORDER: tuple[Store, ...] = get_args(Store)
 
