@@ -97,9 +97,8 @@ def mail(environment: Environment) -> NotificationBlock:
     url = required(environment, "NOTIFY_MAIL_URL", "mailtos://user:password@example.com?smtp=smtp.example.com&to=...")
     if not url.startswith(("mailto://", "mailtos://")):
         raise BadValue("NOTIFY_MAIL_URL must begin with mailtos:// (or mailto://, without encryption).")
-    if (
-        "format=" not in url.partition("?")[2]
-    ):  # by default Apprise sends HTML, in which names and errors could be links
+    # By default Apprise sends HTML. Names and errors could be links in it.
+    if "format=" not in url.partition("?")[2]:
         url += f"{'&' if '?' in url else '?'}format=text"
     return _apprise(SlackWebhook, "NOTIFY_MAIL_URL", url=url)
 

@@ -113,9 +113,7 @@ class Dask:
                 threads_per_worker=1,
                 host="127.0.0.1",
                 dashboard_address=None,
-                security=True
-                if find_spec("cryptography")
-                else None,  # TLS, so that other users of the machine cannot connect
+                security=bool(find_spec("cryptography")) or None,  # TLS: other users of the machine cannot connect
             )
         try:
             self._client: Any = Client(self._cluster or address, timeout=30)  # type: ignore[no-untyped-call]

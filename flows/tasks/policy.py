@@ -106,7 +106,7 @@ def task_runner() -> BaseTaskRunner:
 
 
 class _Counters(dict[str, int]):
-    """Prefect's counters of the runs of each task, all of which begin at `first`."""
+    """Counters by task, in place of those that Prefect numbers task runs with. Each counter begins at `first`."""
 
     def __init__(self, first: int) -> None:
         super().__init__()

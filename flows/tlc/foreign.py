@@ -22,9 +22,7 @@ _LONG = 256  # bytes; a shorter stretch does not count
 _ROWS_LOST = 5  # rows of mean size; a stretch of foreign text as long as these refuses the file
 _SPAN = 1 << 10  # bytes, about ten rows: equal stretches of this length do not occur by chance
 _ONE_IN = 64  # one in so many lines is compared; this finds a repeated part of some hundred rows
-_MOST_COMPARED = (
-    1_000_000  # places; the largest month has 370,000, but a file can choose its bytes so that each line is one
-)
+_MOST_COMPARED = 1_000_000  # places; the largest month has 370,000, but a hostile file can make each line one
 _HEADER_NAMES = 3  # a line with at least so many column names is a header
 
 _FILLS = {
