@@ -12,11 +12,12 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, BinaryIO
 
+from flows.connectors.arriving import Arriving
 from flows.tlc.errors import DiskFull, UnsafeScratch
 from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.sources import ENDINGS, PublishedFile
@@ -180,8 +181,15 @@ def _make_room(limit: int = DEFAULT_LIMIT) -> None:
                     os.unlink(name, dir_fd=here)
 
 
-def keep(published: PublishedFile, read: Callable[[PublishedFile], Iterable[bytes]]) -> RawFile:
-    """Fetch a file into the cache and return its facts. Give the file its name only when it is complete."""
+def keep(
+    published: PublishedFile,
+    read: Callable[[PublishedFile], Iterable[bytes]],
+    arriving: Arriving | None = None,
+) -> RawFile:
+    """Fetch a file into the cache and return its facts. Give the file its name only when it is complete.
+
+    Another thread can read its bytes from `arriving` meanwhile.
+    """
     what = str(published.trip_month)
     require_room(published.size, what)
     place = folder()
@@ -190,12 +198,19 @@ def keep(published: PublishedFile, read: Callable[[PublishedFile], Iterable[byte
     descriptor, half = tempfile.mkstemp(dir=place, prefix=_FETCHING)
     try:
         with disk_full_explained(what), os.fdopen(descriptor, "wb") as file:
+            if arriving:
+                arriving.begin(file)
             for piece in read(published):
                 digest.update(piece)
                 size += file.write(piece)
+                if arriving:
+                    file.flush()
+                    arriving.grow(len(piece))
                 if shutil.disk_usage(descriptor).free < _SPARE:  # the file's size may be unknown before it is fetched
                     raise _full(what)
         raw = _raw(published, size, digest.hexdigest())
+        if arriving:
+            arriving.end(raw.sha256)
         Path(half).replace(place / raw.key)
     except BaseException:
         Path(half).unlink(missing_ok=True)
@@ -254,8 +269,25 @@ def pieces(file: BinaryIO, piece: int = 1 << 20) -> Iterator[bytes]:
 
 
 @contextmanager
-def temporary_file(size: int, what: str) -> Iterator[IO[bytes]]:
+def temporary_file(size: int | None, what: str) -> Iterator[IO[bytes]]:
     """Yield an unnamed file on the scratch disk. Raise `DiskFull` if the disk has no room for it, now or while it is written."""
     require_room(size, what)
     with disk_full_explained(what), tempfile.TemporaryFile(dir=folder()) as file:
         yield file
+
+
+@contextmanager
+def copied(size: int | None, what: str, arriving: Arriving | None) -> Iterator[Callable[[bytes], None]]:
+    """Yield a function that appends pieces to a temporary file, for the reader of `arriving`.
+
+    A copy only saves time, so nothing is raised: without a reader it does nothing, and without room the reader gives up.
+    """
+    if arriving is None:
+        yield lambda piece: None
+        return
+    with ExitStack() as open_files:
+        try:
+            arriving.begin(open_files.enter_context(temporary_file(size, what)))
+        except (DiskFull, UnsafeScratch, OSError):
+            arriving.stop()
+        yield arriving.write

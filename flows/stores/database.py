@@ -17,6 +17,7 @@ from sqlalchemy import Engine, NullPool
 from sqlalchemy.exc import SQLAlchemyError
 
 from flows.connectors import scratch
+from flows.connectors.arriving import Arriving
 from flows.connectors.copy_format import encode, write_rejects
 from flows.connectors.known_months import last_known_rows
 from flows.connectors.postgres import UPDATED, Postgres, composed, listed, names_of, run, value
@@ -141,10 +142,10 @@ class Database:
 
     # The published file, in this machine's scratch folder.
 
-    def extract(self, published: PublishedFile, add: Add) -> RawFile:
-        """Fetch the published file into this machine's scratch folder."""
+    def extract(self, published: PublishedFile, add: Add, arriving: Arriving | None = None) -> RawFile:
+        """Fetch the published file into this machine's scratch folder. Another thread can read it from `arriving` meanwhile."""
         download = Download(published, add)
-        raw = scratch.keep(published, lambda _: download)
+        raw = scratch.keep(published, lambda _: download, arriving)
         return raw.model_copy(update={"verified": download.verified})
 
     def has(self, raw: RawFile) -> bool:
@@ -166,11 +167,11 @@ class Database:
 
     # Stage and publish a month.
 
-    def stage(self, raw: RawFile, terms: Terms, run: str, add: Add) -> StagedMonth:
+    def stage(self, raw: RawFile, terms: Terms, run: str, add: Add, arriving: Arriving | None = None) -> StagedMonth:
         """COPY a raw file's trips into the month's staging table. Parsing and copying overlap."""
         trip_month = raw.trip_month
         self.ensure_tables(trip_month.color)
-        stream = MonthStream(raw, self._content(raw), terms.rows, terms.schema, add)
+        stream = MonthStream(raw, arriving or self._content(raw), terms.rows, terms.schema, add)
         with (
             scratch.disk_full_explained(str(trip_month)),
             SpooledTemporaryFile(_IN_MEMORY, dir=str(scratch.folder())) as rejects,
@@ -185,7 +186,11 @@ class Database:
             fed = arrow_schema(trip_month.color)
             fed = fed.remove(fed.get_field_index(KEY[0].name))
             with closing(ahead(encode(tables(), fed))) as pieces:
-                staging = self._copy(trip_month, pieces, rejects, _made_from(raw.sha256, terms.rows))
+
+                def made_from() -> str:
+                    return _made_from(arriving.sha256 if arriving else raw.sha256, terms.rows)
+
+                staging = self._copy(trip_month, pieces, rejects, made_from)
         return stream.staged(key=staging, pinned=terms.pinned)
 
     def ensure_tables(self, color: str) -> None:
@@ -201,11 +206,14 @@ class Database:
             ):
                 self.postgres.ensure_table(cursor, table, wanted, key, partitioned)
 
-    def _copy(self, trip_month: TripMonth, pieces: Iterable[bytes], rejects: IO[bytes], made_from: str) -> str:
+    def _copy(
+        self, trip_month: TripMonth, pieces: Iterable[bytes], rejects: IO[bytes], made_from: Callable[[], str]
+    ) -> str:
         """COPY encoded trips, without `file_month`, into a new staging table, and then the rejects into another. Return its name.
 
         The table has no key yet: building the index once at the end is faster than updating it for each row. Its comment is
-        `made_from`. The tables are created first: the lock of LIKE on the color's table must not last as long as the COPY.
+        `made_from()`, called after the last piece. The tables are created first: the lock of LIKE on the color's table must not
+        last as long as the COPY.
         """
         staging = f"{trip_month.postgres_partition}_staging"
         names: dict[str, str | sql.Composable] = {
@@ -216,7 +224,6 @@ class Database:
             "fed_rejects": listed(names_of(QUARANTINE_COLUMNS)),
             "color": sql.Literal(trip_month.color),
             "month": sql.Literal(trip_month.file_month),
-            "made_from": sql.Literal(made_from),
         }
         with self.postgres.transaction() as cursor:
             for statement in (
@@ -231,17 +238,26 @@ class Database:
             with self.postgres.transaction() as cursor:
                 # FREEZE is safe: nobody reads the table before this transaction ends. Vacuum then need not rewrite the rows.
                 run(cursor, "TRUNCATE {staging}", **names)
-                run(cursor, "COMMENT ON TABLE {staging} IS {made_from}", **names)
                 copy = composed("COPY {staging} ({fed}) FROM STDIN (FORMAT binary, FREEZE)", **names)
                 self.postgres.copy(cursor, copy, pieces)
+                run(cursor, "COMMENT ON TABLE {staging} IS {text}", staging=staging, text=sql.Literal(made_from()))
                 rejects.seek(0)
                 copy = composed("COPY {staged_rejects} ({fed_rejects}) FROM STDIN (FORMAT csv)", **names)
                 cursor.copy_expert(copy, rejects)
         except BaseException:  # the next run of the month drops the tables if this cannot
-            with suppress(psycopg2.Error, SQLAlchemyError), self.postgres.transaction() as cursor:
-                run(cursor, "DROP TABLE IF EXISTS {staging}, {staged_rejects}", **names)
+            with suppress(psycopg2.Error, SQLAlchemyError):
+                self._drop(staging)
             raise
         return staging
+
+    def _drop(self, staging: str) -> None:
+        with self.postgres.transaction() as cursor:
+            tables = listed([staging, _rejects_table(staging)])
+            run(cursor, "DROP TABLE IF EXISTS {tables}", tables=tables)
+
+    def discard(self, staged: StagedMonth) -> None:
+        """Drop the staging tables of a month that is not published."""
+        self._drop(staged.key)
 
     def publish(self, staged: StagedMonth, present: Present, run_id: str, by: str = "") -> Outcome:
         """Publish a staged month and its row in `loads` in one transaction. Readers see the old month or the new one."""

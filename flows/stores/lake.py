@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from flows.connectors import scratch
+from flows.connectors.arriving import Arriving
 from flows.connectors.bucket import Bucket, Object
 from flows.connectors.known_months import last_known_rows
 from flows.stores.manifests import MANIFEST, LakeManifests, manifest_of
@@ -58,18 +59,20 @@ class Lake(LakeManifests):
 
     # Stage and publish a month.
 
-    def stage(self, raw: RawFile, terms: Terms, run: str, add: Add) -> StagedMonth:
+    def stage(self, raw: RawFile, terms: Terms, run: str, add: Add, arriving: Arriving | None = None) -> StagedMonth:
         """Write a raw file's trips to a staged object, quarantined rows to a second one, and new columns to a third.
 
         Only a few row groups are in memory at a time, whatever the month's size. Nothing is staged from a refused file.
         """
         self._sweep()
-        stream = MonthStream(raw, self.content(raw), terms.rows, terms.schema, add)
+        stream = MonthStream(raw, arriving or self.content(raw), terms.rows, terms.schema, add)
         try:
             return self._write(stream, run).model_copy(update={"pinned": terms.pinned})
         except (UnreadableFile, SchemaMismatch, TooManyRejects, WrongMonth):
-            # Keep an edition that a person chose, or that was published earlier.
-            if not terms.pinned and raw.sha256 not in {manifest.sha256 for manifest in self.history(raw.trip_month)}:
+            # Keep an edition that a person chose, or that was published earlier. One that still arrives is not in the lake.
+            if not (arriving or terms.pinned) and raw.sha256 not in {
+                manifest.sha256 for manifest in self.history(raw.trip_month)
+            }:
                 self.forget(raw, run)
             raise
 
@@ -99,6 +102,10 @@ class Lake(LakeManifests):
             for piece in files.enter_context(closing(ahead(parquet_pieces(tables(), schema), depth=1))):
                 month.write(piece)
         return stream.staged(key=key, generation=self.bucket.written(key).generation, **side_keys)
+
+    def discard(self, staged: StagedMonth) -> None:
+        """Delete the staged objects of a month that is not published."""
+        self._delete_staged(staged.key, staged.quarantine_key, staged.extra_key)
 
     def _sweep(self) -> None:
         """Delete staged objects and cached results of all months that are older than a day."""

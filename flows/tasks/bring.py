@@ -1,12 +1,13 @@
 """Bring one month into one store: look it up, extract it, transform it, load it. Each step is a task with retries."""
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
 from prefect import get_run_logger, task
 
 from flows.stores import STORES, MonthStore, Target
 from flows.stores.origins import LookedUp, Origin
+from flows.tasks.early import early, early_staging
 from flows.tasks.policy import CACHE_FOR, RETRIES, cached_by, started_by, submit, this_run
 from flows.tasks.progress import meter
 from flows.tasks.report import report
@@ -39,14 +40,15 @@ def _load_found(trip_month: TripMonth, looked: LookedUp, into: Target) -> Outcom
     if looked.lost:
         get_run_logger().warning("%s: %s", trip_month, looked.lost)
     if manifest is None:
-        raw = extract(looked.found, into) if isinstance(looked.found, PublishedFile) else looked.found
-        _require_edition(looked, raw)
-        if same := looked.loaded_from(raw):
-            manifest = submit(remember, same, raw, into).result()
-            why = looked.why_same_bytes
-        else:
-            staged = submit(transform, raw, looked.terms, into).result()
-            return submit(load, staged, looked.present, into, started_by()).result()
+        with early_staging(looked.found, looked.terms, into):
+            raw = extract(looked.found, into) if isinstance(looked.found, PublishedFile) else looked.found
+            _require_edition(looked, raw)
+            if same := looked.loaded_from(raw):
+                manifest = submit(remember, same, raw, into).result()
+                why = looked.why_same_bytes
+            else:
+                staged = submit(transform, raw, looked.terms, into).result()
+                return submit(load, staged, looked.present, into, started_by()).result()
     get_run_logger().info("%s %s", trip_month, why)
     return Outcome(store=into.store, status="unchanged", manifest=manifest)
 
@@ -125,7 +127,9 @@ def still_there(raw: RawFile, into: Target) -> bool:
 def extract_file(published: PublishedFile, into: Target) -> dict[str, Any]:
     """Copy the published file, byte for byte, to where the store reads it. Return a `RawFile` as JSON, for the cache."""
     with meter(f"extract {published.trip_month}", "bytes") as progress:
-        raw: RawFile = open_store(into).extract(published, progress.add)
+        store, staging = open_store(into), early(published.trip_month, into)
+        with staging.fed(store) if staging else nullcontext() as arriving:
+            raw: RawFile = store.extract(published, progress.add, arriving)
     get_run_logger().info("%s: %s bytes as published are in %s", published.trip_month, f"{raw.size:,}", raw.key)
     result = raw.model_dump(mode="json")
     result["published"]["url"] = stored(raw.published.url)
@@ -136,8 +140,11 @@ def extract_file(published: PublishedFile, into: Target) -> dict[str, Any]:
 def transform(raw: RawFile | Manifest, terms: Terms, into: Target) -> StagedMonth | StagedCopy:
     """Stage canonical trips, and quarantine the rows that cannot be converted. No reader sees them yet."""
     with meter(f"transform {raw.trip_month}") as progress:
-        staged: StagedMonth | StagedCopy = open_store(into).stage(raw, terms, this_run() or "local", progress.add)
-    return staged
+        staging = early(raw.trip_month, into)
+        if isinstance(raw, RawFile) and staging and (staged := staging.take(raw, progress.add)):
+            return staged
+        staged_now: StagedMonth | StagedCopy = open_store(into).stage(raw, terms, this_run() or "local", progress.add)
+        return staged_now
 
 
 @task(name="load", task_run_name="load {staged.trip_month} → {into.title}", **RETRIES)

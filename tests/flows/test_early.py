@@ -1,0 +1,186 @@
+"""A month is staged while its file is extracted. If that fails, it is staged afterwards; nothing else changes."""
+
+import logging
+import os
+import threading
+from typing import Any
+
+import pytest
+
+from flows.connectors import scratch
+from flows.connectors.arriving import Arriving
+from flows.connectors.bucket import Bucket
+from flows.connectors.web import Download
+from flows.etl_web_gcs import etl_web_gcs
+from flows.ingest_data import ingest_data
+from flows.stores.database import Database
+from flows.stores.lake import Lake
+from flows.tasks.early import EarlyStaging
+from flows.tlc.errors import DiskFull
+from flows.tlc.manifest import RawFile, StagedMonth
+from flows.tlc.trips import TripMonth
+from tests.flows.conftest import Runs, dying
+from tests.stores import Stores, as_published, same, with_passengers
+
+
+class Staged:
+    """Records each call of `stage` of a store, and whether the file was still arriving."""
+
+    def __init__(self, store: type, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.early: list[bool] = []
+        self.results: list[StagedMonth] = []
+        real = store.stage
+
+        def stage(*arguments: Any) -> StagedMonth:
+            self.early.append(isinstance(arguments[-1], Arriving))
+            staged: StagedMonth = real(*arguments)
+            self.results.append(staged)
+            return staged
+
+        monkeypatch.setattr(store, "stage", stage)
+
+
+def no_staging_left(ours: Stores, month: TripMonth) -> bool:
+    tables = ours.query("SELECT relname FROM pg_class WHERE relname LIKE %s", "%staging%")
+    objects = [key for key in ours.objects("staging/") if month.stem in key]
+    return not objects and not [name for (name,) in tables if month.postgres_partition in name]
+
+
+@pytest.fixture(params=["lake csv", "lake parquet", "postgres"])
+def into(request: pytest.FixtureRequest, ours: Stores, runs: Runs, mirrored_month: TripMonth) -> Any:
+    """Return a function that loads a month, its store's class, and a function that compares the store with the file."""
+    month = mirrored_month
+    ending = ".csv.gz" if request.param == "lake csv" else ".parquet"
+    source = ours.mirror if ending == ".csv.gz" else ours.official
+
+    def expected() -> Any:
+        trips = as_published(ours.site.file(f"{month.stem}{ending}"), month)
+        return with_passengers(trips) if request.param == "postgres" else trips
+
+    if request.param == "postgres":
+        return (
+            month,
+            ending,
+            Database,
+            lambda: runs.postgres(month, source=source),
+            lambda: same(ours.in_postgres(month), expected()),
+        )
+    return month, ending, Lake, lambda: runs.lake(month, source=source), lambda: same(ours.in_lake(month), expected())
+
+
+def test_a_month_is_staged_while_its_file_is_extracted(
+    into: Any, ours: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    month, _, store, load, is_as_published = into
+    staged = Staged(store, monkeypatch)
+    read: list[str] = []
+    real = Bucket.read
+    monkeypatch.setattr(Bucket, "read", lambda self, key, *more: read.append(key) or real(self, key, *more))
+    manifest = load().manifest
+    assert staged.early == [True]
+    assert is_as_published()
+    assert not [key for key in read if key.startswith("raw/")]  # the file was not read again
+    assert manifest.sha256
+    assert manifest.size
+    assert no_staging_left(ours, month)
+    assert load().status == "unchanged"
+
+
+def test_if_early_staging_fails_the_month_is_staged_again(
+    into: Any, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    month, _, store, load, is_as_published = into
+    real = store.stage
+
+    def stage(self: Any, raw: RawFile, *arguments: Any) -> StagedMonth:
+        if isinstance(arguments[-1], Arriving):
+            raise ZeroDivisionError
+        staged: StagedMonth = real(self, raw, *arguments)
+        return staged
+
+    monkeypatch.setattr(store, "stage", stage)
+    assert load().status == "loaded"
+    assert is_as_published()
+    assert f"{month} is staged again: ZeroDivisionError" in runs.logs()
+    assert no_staging_left(ours, month)
+
+
+def test_an_extraction_that_is_retried_begins_a_new_staging(
+    into: Any, ours: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    month, _, store, load, is_as_published = into
+    staged = Staged(store, monkeypatch)
+    with dying(Download, "__iter__", when="before", times=1) as died:
+        load()
+    assert died
+    assert staged.early in ([True], [True, True])
+    assert is_as_published()
+    assert no_staging_left(ours, month)
+
+
+def test_a_staging_whose_upload_fails_is_discarded(
+    mirrored_month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged = Staged(Lake, monkeypatch)
+    complete = threading.Event()
+    real = EarlyStaging._stage
+
+    def stage(self: EarlyStaging, arriving: Arriving) -> None:
+        real(self, arriving)
+        complete.set()
+
+    monkeypatch.setattr(EarlyStaging, "_stage", stage)
+    add_metadata = Bucket.add_metadata
+    failed: list[str] = []
+
+    def fails_once(*arguments: Any) -> Any:
+        if not failed:
+            assert complete.wait(60)
+            failed.append("the month is staged, and its raw file is not complete")
+            raise ConnectionError("cut off")
+        return add_metadata(*arguments)
+
+    monkeypatch.setattr(Bucket, "add_metadata", fails_once)
+    runs.lake(mirrored_month)
+    assert staged.early == [True, True]
+    assert no_staging_left(ours, mirrored_month)
+
+
+@pytest.mark.parametrize("store", ["lake", "postgres"])
+def test_a_file_with_the_same_bytes_leaves_no_staging(
+    store: str, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = runs.lake if store == "lake" else runs.postgres
+    load(month)
+    monkeypatch.setattr(ours.site, "etag", lambda path: '"touched"')
+    path = ours.site.file(f"{month.stem}.parquet")
+    os.utime(path, (0, path.stat().st_mtime + 60))
+    staged = Staged(Lake if store == "lake" else Database, monkeypatch)
+    assert load(month).status == "unchanged"
+    assert staged.early == [True]
+    assert no_staging_left(ours, month)
+
+
+def test_without_room_for_a_copy_a_csv_is_loaded_into_the_lake_all_the_same(
+    mirrored_month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise DiskFull("no room")
+
+    staged = Staged(Lake, monkeypatch)
+    monkeypatch.setattr(scratch, "require_room", full)
+    assert runs.lake(mirrored_month, source=ours.mirror).status == "loaded"
+    assert staged.early == [False]
+
+
+@pytest.mark.parametrize("flow", [etl_web_gcs, ingest_data], ids=["lake", "postgres"])
+def test_a_file_that_is_refused_early_is_refused_with_the_same_error_and_nothing_is_staged(
+    flow: Any, month: TripMonth, ours: Stores, runs: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = TripMonth(month.color, month.year, month.month % 12 + 1)
+    ours.site.put(f"{month.stem}.parquet", ours.site.file(f"{other.stem}.parquet"))
+    caplog.set_level(logging.INFO)
+    error = str(runs.of(flow, month).result(raise_on_failure=False))
+    assert "this is the file of another month" in error
+    assert "staged again" not in caplog.text
+    assert no_staging_left(ours, month)
