@@ -15,7 +15,7 @@ from flows.stores import Target
 from flows.tasks.policy import RETRIES, TIMEOUT
 from flows.tasks.report import as_cell, markdown_table, plain_rows
 from flows.tasks.stores import open_store
-from flows.tlc.catalog import DECIDED_BY_A_PERSON, Also, Entry, Found, ListedMonth, entry_of
+from flows.tlc.catalog import Also, Entry, Found, ListedMonth, entry_of
 from flows.tlc.errors import NotPublished
 from flows.tlc.manifest import Outcome, total
 from flows.tlc.sources import PublishedFile, Source
@@ -75,8 +75,7 @@ def report_stores(
 
 def pinned_or_withdrawn(month: Found) -> str:
     """Return as text in which stores a month is pinned or withdrawn; "" if in none."""
-    stores = [] if month.unanswered else month.manifests
-    return ", ".join(f"{status} in the {s}" for s in stores if (status := month.status(s)) in DECIDED_BY_A_PERSON)
+    return ", ".join(f"{decided} in the {store}" for store in month.manifests if (decided := month.decided(store)))
 
 
 def entries_of(

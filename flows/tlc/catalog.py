@@ -129,15 +129,25 @@ class Found:
     def source_error(self) -> Exception | None:
         """Return the error if the source gave no answer, or refuses a month that was published before; else None.
 
-        A refusal is no error if a person withdrew the month and no store of the run has it. Then the publisher may have withdrawn
-        it, too.
+        A refusal is no error if a person pinned or withdrew the month in every store that has it. Then the publisher may have
+        withdrawn it. BigQuery's month counts as decided if the lake's is.
         """
         if isinstance(self.answer, NotPublished):
-            there = [manifest for manifest in self.manifests.values() if manifest]
-            if there and all(manifest.withdrawn_at for manifest in there):
+            there = [store for store, manifest in self.manifests.items() if manifest]
+            if there and all(self.decided(store) or (store == "warehouse" and self.decided("lake")) for store in there):
                 return None
             return refusal(self.trip_month, self.url, self.answer, self.known, self.manifests)
         return self.unanswered
+
+    def decided(self, store: Store) -> SyncStatus | None:
+        """Return what a person decided about a store's month: pinned, withdrawn, or None."""
+        manifest = self.manifests.get(store)
+        if manifest is None or self.unanswered:
+            return None
+        if manifest.pinned and self.published is None:
+            return "pinned"
+        status = self.status(store)
+        return status if status in DECIDED_BY_A_PERSON else None
 
     def status(self, store: Store) -> SyncStatus:
         """Return how a store's month compares with the source. BigQuery's months are compared with the lake's."""

@@ -188,20 +188,27 @@ def test_a_run_fails_with_the_reason_if_the_source_refuses_a_month_that_a_store_
     assert '"month": "yellow 2023-06", "status": "failed: yellow 2023-06 was published before' in tables(runs)
 
 
-def test_a_month_that_was_withdrawn_and_that_the_source_refuses_is_left_out(
-    own: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("number", "decision"), [(1, "withdrawn"), (2, "pinned")])
+def test_a_month_that_was_withdrawn_or_pinned_and_that_the_source_refuses_is_left_out(
+    number: int, decision: str, own: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TEMPLATES, "official", own.official)  # TLC's own months are known to be published
-    month = TripMonth("fhv", 2022, 1)
-    bring(own, "fhv", "2022-01", until="2022-01")
-    withdraw("fhv", 2022, [1], stores=["lake"], block_name=NAME)
+    month = TripMonth("fhv", 2022, number)
+    bring(own, "fhv", f"2022-0{number}", until=f"2022-0{number}")
+    if decision == "withdrawn":
+        withdraw("fhv", 2022, [number], stores=["lake"], block_name=NAME)
+    else:
+        edition = own.manifest(month)["sha256"][:12]
+        assert etl_web_gcs("fhv", 2022, number, NAME, edition=edition).status == "unchanged"
+    before = own.objects_of(month)
     own.site.fault(f"*/{month.stem}*", status=403, times=None)
     try:
-        assert bring(own, "fhv", "2022-01", until="2022-01") == []
+        assert bring(own, "fhv", f"2022-0{number}", until=f"2022-0{number}") == []
     finally:
         own.site.heal()
-    assert "fhv 2022-01 is withdrawn in the lake; it is not updated" in runs.logs()
-    assert "fhv 2022-01 is not published" not in runs.logs()
+    assert f"{month} is {decision} in the lake; it is not updated" in runs.logs()
+    assert f"{month} is not published" not in runs.logs()
+    assert own.objects_of(month) == before
 
 
 @pytest.mark.usefixtures("blocked")

@@ -196,6 +196,7 @@ def test_a_month_is_known_to_be_published_from_tlcs_counts_or_the_mirrors_range(
 
 FORBIDDEN = NotPublished("no", 403)
 WITHDRAWN = MANIFEST.model_copy(update={"withdrawn_at": NOW})
+PINNED = MANIFEST.model_copy(update={"pinned": "0123456789ab"})
 
 
 @pytest.mark.parametrize(
@@ -221,6 +222,10 @@ WITHDRAWN = MANIFEST.model_copy(update={"withdrawn_at": NOW})
         (PUBLISHED, {"lake": MANIFEST}, "9 rows", None),
         (FORBIDDEN, {"lake": WITHDRAWN, "warehouse": WITHDRAWN}, "9 rows", None),
         (FORBIDDEN, {"lake": WITHDRAWN, "database": None}, "9 rows", None),
+        (FORBIDDEN, {"lake": PINNED, "warehouse": MANIFEST, "database": PINNED}, "9 rows", None),
+        (FORBIDDEN, {"lake": WITHDRAWN, "database": PINNED}, "9 rows", None),
+        (FORBIDDEN, {"lake": PINNED, "database": MANIFEST}, "9 rows", "10 rows in the database, 2024-01-01; 9 rows)"),
+        (ConnectionError("down"), {"lake": PINNED}, "9 rows", "down"),
         (
             FORBIDDEN,
             {"lake": WITHDRAWN, "database": MANIFEST},
