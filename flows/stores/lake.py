@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from prefect_gcp.cloud_storage import GcsBucket
 
 _ROW_GROUP = 128 << 10  # rows
+_BATCH = 32 << 10  # rows read at once
 _ROOM = 3 << 10  # characters of a manifest; Google allows 8 KiB of metadata per object, compatible servers allow less
 _OTHERS_TIME = 30.0  # seconds to wait for the manifest of another run that has published its object
 
@@ -254,14 +255,14 @@ class Lake(LakeManifests):
     # Read trips, for other stores and for queries.
 
     def trips(self, key: str, generation: int) -> Iterator[pa.Table]:
-        """Yield the trips of a canonical object, one row group at a time, from a temporary copy on disk."""
+        """Yield the trips of a canonical object, `_BATCH` rows at a time, from a temporary copy on disk."""
         with scratch.temporary_file(self.bucket.stat(key).size, self.bucket.uri(key)) as file:
             self.bucket.download(key, file)
             self.bucket.require(key, generation)
             file.seek(0)
             parquet = pq.ParquetFile(file, pre_buffer=False)
-            for group in range(parquet.num_row_groups):
-                yield parquet.read_row_group(group)
+            for batch in parquet.iter_batches(_BATCH):
+                yield pa.Table.from_batches([batch])
 
     def footer(self, manifest: Manifest) -> pq.FileMetaData:
         """Return the Parquet footer of a published month."""

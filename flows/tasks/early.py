@@ -69,27 +69,27 @@ class EarlyStaging:
             shown = rows
             if not self._thread.is_alive():
                 break
-        if self._staged is not None and arriving.sha256 == raw.sha256:
-            staged, self._staged = self._staged.model_copy(update={"raw": raw}), None
-            return staged
-        if self._error and not isinstance(self._error, NoMoreBytes | TripDataError):
+        staged = self._staged if arriving.sha256 == raw.sha256 else None
+        if staged is not None:
+            self._staged = None  # it must not be discarded
+        elif self._error and not isinstance(self._error, NoMoreBytes | TripDataError):
             # A `TripDataError` is raised again by the task.
             get_run_logger().info("%s is staged again: %s", raw.trip_month, type(self._error).__name__)
         self.close()
-        return None
+        return staged.model_copy(update={"raw": raw}) if staged else None
 
     def close(self) -> None:
         """Stop the thread, and discard what it staged and nobody took."""
-        if self._arriving is None:
+        arriving, self._arriving = self._arriving, None
+        if arriving is None:
             return
-        self._arriving.stop()
+        arriving.stop()
         self._thread.join()
-        self._arriving.close()
-        self._arriving = None
-        if self._staged is not None:
+        arriving.close()
+        staged, self._staged = self._staged, None
+        if staged:
             with suppress(Exception):  # a later run deletes it
-                self._store.discard(self._staged)
-            self._staged = None
+                self._store.discard(staged)
 
 
 _open: dict[tuple[str, TripMonth, Store], EarlyStaging] = {}

@@ -30,6 +30,8 @@ def _any_of(changed: Iterable[pa.ChunkedArray], rows: int) -> pa.ChunkedArray:
 
 def _in_both(old: pa.Table, new: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Return the rows with keys that both tables have: those of `old`, then those of `new`, in the same order."""
+    if old.column("row_number").equals(new.column("row_number")):  # the usual case; it copies nothing
+        return old, new
     where = pc.index_in(new.column("row_number"), value_set=old.column("row_number").combine_chunks())
     return old.take(where.drop_null()), new.filter(pc.is_valid(where))
 
