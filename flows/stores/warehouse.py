@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from flows.connectors.bigquery import NO_SUCH, BigQuery, Values
 from flows.stores.lake import Lake
+from flows.tlc.addresses import escaped
 from flows.tlc.attention import warnings_of
 from flows.tlc.catalog import Also, ListedMonth
 from flows.tlc.errors import Gone, NotReconciled, SchemaMismatch, TripDataError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from prefect_gcp import GcpCredentials
 
 _LOADS, _HISTORY = "loads", "loads_history"
+_LONGEST = 2000  # characters of names and types in an error
 _OF_MONTH = "WHERE color = @color AND file_month = @file_month"
 _IN_PARTITION = (
     "file_month BETWEEN @file_month AND LAST_DAY(@file_month)"  # also rows that were moved to another day by hand
@@ -295,6 +297,6 @@ def _require_same_types(trip_month: TripMonth, published: pa.Schema) -> None:
     wrong += [f"{name}: unknown to the canonical schema" for name in published.names if name not in wanted.names]
     if wrong:
         raise SchemaMismatch(
-            f"{trip_month}: the lake's file is not canonical ({'; '.join(wrong)})."
+            f"{trip_month}: the lake's file is not canonical ({escaped('; '.join(wrong), _LONGEST)})."
             " Load the month into the lake again with this version."
         )

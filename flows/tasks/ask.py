@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MOST = 1000  # rows of an answer to show
 _LONGEST = 4000  # characters of a value in the UI
+_LONGEST_NAME = 300  # characters of a column's name in the UI
 
 
 @task(name="ask lake", task_run_name="ask lake", **RETRIES)
@@ -80,7 +81,8 @@ def show(found: Answer, sql: str) -> None:
     else:
         lines = csv.writer(sys.stdout, lineterminator="\n")
         lines.writerows([found.names, *found.rows])
-    names = [name if found.names.count(name) == 1 else f"{name} ({at})" for at, name in enumerate(found.names, 1)]
+    plain = [escaped(name, _LONGEST_NAME) for name in found.names]  # PIVOT makes names of the values of trips
+    names = [name if plain.count(name) == 1 else f"{name} ({at})" for at, name in enumerate(plain, 1)]
     rows = [dict(zip(names, map(_plain, row), strict=True)) for row in found.rows]
     more = f" (the first {MOST} rows)" if found.more else ""
     create_table_artifact(plain_rows(rows), key="query-lake", description=f"{as_markdown(sql)}{more}")

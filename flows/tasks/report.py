@@ -23,8 +23,12 @@ def as_markdown(text: str) -> str:
 
 
 def plain_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of a table artifact with all texts as plain text: the UI shows them as markdown."""
-    return [{name: as_markdown(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows]
+    """Return the rows of a table artifact with all texts as plain text: the UI shows cells as markdown, and names as they are."""
+
+    def plain(cell: Any) -> Any:
+        return as_markdown(cell) if isinstance(cell, str) else cell
+
+    return [{escaped(name, _LONGEST): plain(cell) for name, cell in row.items()} for row in rows]
 
 
 def as_cell(value: object) -> Text:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from flows.connectors import ask, bucket
 from flows.connectors.web import look_up, source_of
+from flows.stores.warehouse import _require_same_types
 from flows.tasks.ask import show
 from flows.tasks.board import Board, Line
 from flows.tasks.editions import Listing, print_listing
@@ -50,6 +51,11 @@ def test_the_texts_of_every_table_in_the_ui_are_plain_text() -> None:
     assert not re.search(r"[<\[]", rows[0]["status"])
 
 
+def test_the_names_of_columns_of_every_table_in_the_ui_are_one_line_of_printable_text() -> None:
+    [row] = plain_rows([{"\x1b[31m\n\u202e": 7, "a < b": 1}])
+    assert row == {r"\x1b[31m\n\u202e": 7, "a < b": 1}  # the UI shows names without markdown, so they need no entities
+
+
 def test_a_note_on_the_board_is_plain_text_on_the_terminal_and_in_the_ui(capsys: pytest.CaptureFixture[str]) -> None:
     board = Board.__new__(Board)  # without a run
     board._lock, board._sizes, board._begun, board._incidents = threading.Lock(), {}, 0.0, []
@@ -68,6 +74,15 @@ def test_a_type_of_a_parquet_file_is_escaped_in_the_error() -> None:
         match(TripMonth("green", 2021, 1), ".parquet", list(TRIP), types)
     assert r"\x1b[31m\nforged" in str(refused.value)
     assert "\x1b" not in str(refused.value)
+
+
+def test_a_column_of_the_lakes_file_is_escaped_in_the_error_of_the_warehouse() -> None:
+    columns = pa.schema([(TERMINAL, pa.int8()), ("total_amount", pa.struct([("\x1b", pa.int8())]))])
+    with pytest.raises(SchemaMismatch) as refused:
+        _require_same_types(TripMonth("green", 2021, 1), columns)
+    assert r"\x1b]0;title\x07" in str(refused.value)
+    assert "struct<\\x1b: int8>" in str(refused.value)
+    assert str(refused.value).isprintable()
 
 
 def test_a_column_name_cannot_end_the_code_that_it_is_shown_as() -> None:
@@ -120,6 +135,16 @@ def test_the_table_of_an_answer_has_every_column_and_is_valid_json(monkeypatch: 
         {"n (1)": 3, "fare": "nan", "n (3)": None},
         {"n (1)": 5, "fare": 2.5, "n (3)": 6},
     ]
+
+
+def test_columns_whose_names_look_the_same_in_the_ui_are_all_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[Any] = []
+    monkeypatch.setattr("flows.tasks.ask.create_table_artifact", lambda rows, **about: tables.append(rows))
+    flags = pa.table({"flag": ["\x07", r"\x07", "y" * 5000, "y" * 6000], "n": [1, 2, 3, 4]})
+    show(ask.answer("PIVOT flags ON flag USING sum(n)", {"flags": flags}, 10), "PIVOT …")
+    [row] = tables[0]
+    assert set(row.values()) == {1, 2, 3, 4}
+    assert all(name.isprintable() and len(name) < 320 for name in row)
 
 
 def test_a_version_that_could_be_none_is_not_taken_from_a_server(own_servers: None) -> None:
