@@ -24,23 +24,25 @@ from flows.tasks.notify import message
 from flows.tasks.report import as_markdown, markdown_table, plain_rows
 from flows.tasks.stores import load_block
 from flows.tasks.verify import _source
+from flows.tlc.addresses import escaped
 from flows.tlc.errors import MisconfiguredBlock, SchemaMismatch, Unanswerable
 from flows.tlc.matching import differences, match
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import LAKE, Runs, lake_of
+from tests.flows.test_new_columns import put
 from tests.loopback import Loopback
 from tests.stores import Stores
-from tests.tlc.published import TRIP
+from tests.tlc.published import TRIP, parquet_file, table
 
 IMAGE = "<img src=http://evil.example/x>![x](http://evil.example/y)"
 TERMINAL = "\x1b]0;title\x07\x1b[31m[/x] [link=http://evil.example]click[/link]"
 
 
 def test_html_images_and_links_in_a_table_of_the_ui_are_text() -> None:
-    table = "\n".join(markdown_table(("name",), [(f"{IMAGE}|\n",)]))
-    assert not re.search(r"<|\[|\n\n", table.replace("\n\n| ", ""))
-    assert "&#60;img" in table
-    assert table.strip().splitlines()[-1].count("|") == 2
+    lines = "\n".join(markdown_table(("name",), [(f"{IMAGE}|\n",)]))
+    assert not re.search(r"<|\[|\n\n", lines.replace("\n\n| ", ""))
+    assert "&#60;img" in lines
+    assert lines.strip().splitlines()[-1].count("|") == 2
 
 
 def test_the_texts_of_every_table_in_the_ui_are_plain_text() -> None:
@@ -206,3 +208,25 @@ def test_a_manifest_that_another_program_made_huge_is_not_read_into_memory(
         lake.bucket.read_text(month.manifest_key)
     assert lake.written_of(month) is None
     assert runs.lake(month).manifest.loaded > 0  # the copy in the object's metadata counts
+
+
+def accepted(ours: Stores, runs: Runs, month: TripMonth) -> str:
+    """Load a month twice whose file has a column with control characters in its name. Return the log lines about it."""
+    source = put(ours, month, parquet_file(table(20, month, **{TERMINAL: [1] * 20})))
+    assert runs.lake(month, source=source, schema="accept_new_columns").manifest.new_columns == (TERMINAL,)
+    assert runs.lake(month, source=source).status == "unchanged"
+    return "\n".join(line for line in runs.logs().splitlines() if str(month) in line)
+
+
+def test_the_log_names_new_columns_without_control_characters(ours: Stores, runs: Runs) -> None:
+    log = accepted(ours, runs, TripMonth("green", 2022, 11))
+    assert f"TLC has NEW COLUMNS: {escaped(TERMINAL)}. Only" in log
+    assert TERMINAL not in log
+
+
+def test_the_reason_for_not_loading_a_month_names_its_new_columns_without_control_characters(
+    ours: Stores, runs: Runs
+) -> None:
+    log = accepted(ours, runs, TripMonth("green", 2022, 12))
+    assert f"its new columns ({escaped(TERMINAL)}) were accepted" in log
+    assert TERMINAL not in log
