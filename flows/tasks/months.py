@@ -1,5 +1,8 @@
 """Load many months in one run, several at once. A month that fails does not stop the others."""
 
+import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,13 +11,17 @@ from contextvars import copy_context
 from typing import TypeVar
 
 from prefect import get_run_logger
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 
+from flows.tasks.policy import in_agents_process
 from flows.tasks.report import report_months
 from flows.tasks.stores import forget_stores
 from flows.tlc.errors import MisconfiguredBlock, MonthsFailed, TripDataError, UnknownMonth
 from flows.tlc.manifest import Outcome, total
 from flows.tlc.trips import TripMonth, in_words, requested_months
+
+_GRACE = 5.0  # seconds from SIGTERM to the end of the process; without it, Prefect waits 30 seconds
 
 
 def named(template: str) -> Callable[[], str]:
@@ -64,7 +71,8 @@ def several_at_once(
 ) -> Generator[tuple[TripMonth, T | Exception], None, None]:
     """Yield each month with the result or the error of `work`, in order. Work on `at_once` months at the same time.
 
-    Use it with `closing`. A run that is interrupted or cancelled finishes the months in progress, and starts no other.
+    Use it with `closing`. A run that is interrupted finishes the months in progress, and starts no other. If an agent or a worker
+    cancels its run, the process ends after `_GRACE` seconds: a step cannot be interrupted, and may take an hour.
     """
     if at_once < 1:
         raise TripDataError(f"at_once is {at_once}; it must be at least 1.")
@@ -78,11 +86,24 @@ def several_at_once(
             except Exception as error:
                 end = error
             yield trip_month, end
-    except BaseException:  # Ctrl-C, or somebody cancelled the run
-        get_run_logger().warning("interrupted: the months in progress are finished; no other month is started")
+    except BaseException as interrupt:  # Ctrl-C, or somebody cancelled the run
+        if isinstance(interrupt, TerminationSignal) and in_agents_process():
+            _end_soon()
+        else:
+            get_run_logger().warning("interrupted: the months in progress are finished; no other month is started")
         pool.shutdown(cancel_futures=True)  # if months were still running, Prefect's engine would wait for ever
         raise
     pool.shutdown()
+
+
+def _end_soon() -> None:
+    """Kill this process after `_GRACE` seconds. No store has a part of a month then, because each publishes atomically."""
+    get_run_logger().warning(
+        "stopped: the months in progress have %.0f seconds to end; a month that does not end stays as it was", _GRACE
+    )
+    killer = threading.Timer(_GRACE, os.kill, (os.getpid(), signal.SIGKILL))
+    killer.daemon = True
+    killer.start()
 
 
 Report = Callable[[str, Sequence[Outcome], Sequence[tuple[str, str]]], None]

@@ -54,14 +54,19 @@ def this_run() -> str:
     return str(flow_run.get_id() or "")
 
 
+def in_agents_process() -> bool:
+    """Return whether an agent or a worker started this process, for a run of a deployment."""
+    return "PREFECT__FLOW_RUN_ID" in os.environ
+
+
 def started_by() -> str:
     """Return who started this process's run, for the history: a schedule, a deployment, or a user.
 
     Call it in the flow: a task may run on another machine.
     """
-    if of_deployment := os.environ.get("PREFECT__FLOW_RUN_ID"):  # an agent or a worker started this process
+    if in_agents_process():
         with suppress(Exception):  # the month must not fail if the server does not answer
-            return _started_by(of_deployment)
+            return _started_by(os.environ["PREFECT__FLOW_RUN_ID"])
         return "a deployment"
     with suppress(KeyError, OSError):  # a container's user may have no name
         return getpass.getuser()

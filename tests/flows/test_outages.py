@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from google.cloud import bigquery
@@ -308,6 +309,26 @@ def test_an_interrupted_run_starts_no_further_month_and_ends(times: int, ours: S
     assert process.returncode != 0
     asked = {n for n in months for request in ours.site.requests if f"{color}_tripdata_{year}-{n:02d}" in request.path}
     assert asked <= {1, 2}
+
+
+def test_a_run_that_an_agent_stops_ends_within_seconds_although_a_step_is_in_progress(
+    ours: Stores, start: Started
+) -> None:
+    month = TripMonth("fhv", 2015, 12)  # no other test uses it
+    ours.site.fault(f"*{month.stem}*", methods=("GET",), stall=60)
+    process = start(
+        "etl_web_gcs", month.color, month.year, month.month, "--block-name", LAKE, "--source", ours.official,
+        PREFECT__FLOW_RUN_ID=str(uuid4()),
+    )  # fmt: skip
+    until(lambda: any(month.stem in r.path and r.method == "GET" for r in ours.site.requests))
+    stopped = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=50)
+    assert time.monotonic() - stopped < 20
+    assert process.returncode == -signal.SIGKILL
+    assert "the months in progress have 5 seconds to end" in log
+    ours.site.heal()
+    assert not ours.objects(month.manifest_key)
 
 
 def test_the_garbage_collector_does_not_finish_a_failed_upload(
