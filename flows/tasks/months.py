@@ -99,7 +99,7 @@ def several_at_once(
 def _end_soon() -> None:
     """Kill this process after `_GRACE` seconds. No store has a part of a month then, because each publishes atomically."""
     get_run_logger().warning(
-        "stopped: the months in progress have %.0f seconds to end; a month that does not end stays as it was", _GRACE
+        "stopped: the months in progress have %.0f seconds to end; run again to load those that do not", _GRACE
     )
     killer = threading.Timer(_GRACE, os.kill, (os.getpid(), signal.SIGKILL))
     killer.daemon = True
