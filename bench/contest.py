@@ -5,7 +5,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -157,8 +157,7 @@ class Contest:
         entries = [entry for entry in self._entries() if entry.work.startswith(works)]
         if self._size.empties == "one for all":
             entries = [replace(entry, empty=entry.empty and "ours_lake") for entry in entries]
-        empties = dict.fromkeys(entry.empty for entry in entries if entry.empty)
-        entries = [Entry("empty_flow", name, partial(self._empty_flow, name)) for name in empties] + entries
+        entries = list(self._with_empty_flows(entries))
         results: list[list[Run]] = [[] for _ in entries]
         for repeat in range(self._size.repeats):
             for entry, of_entry in zip(entries, results, strict=True):
@@ -171,6 +170,15 @@ class Contest:
             if entry.work == "empty_flow":
                 empty_s[entry.contender] = records[-1].wall_s
         return records
+
+    def _with_empty_flows(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """Yield the entries, and each empty flow before the first entry that needs it, so that both meet the same other load."""
+        done = {""}
+        for entry in entries:
+            if entry.empty not in done:
+                done.add(entry.empty)
+                yield Entry("empty_flow", entry.empty, partial(self._empty_flow, entry.empty))
+            yield entry
 
     def _empty_flow(self, name: str, _repeat: int) -> Sequence[str]:
         return _empty_flow(name, self._size.months)
