@@ -7,7 +7,7 @@
 | which months need an update   | `bring_up_to_date.py`, `tasks/behind.py` |
 | how stores differ from a source | `catalog.py`, `tlc/catalog.py` |
 | the steps that bring one month into one store      | `tasks/bring.py`                  |
-| how a month is staged while its file still arrives | `tasks/early.py`, `connectors/arriving.py` |
+| how a month is staged while its file still arrives | `tasks/early.py`, `connectors/growing_file.py` |
 | what a month is compared with before it is fetched | `stores/origins.py`               |
 | a step's retries, timeout, cache                   | `tasks/policy.py`                 |
 | how several months run at once, and how they fail  | `tasks/months.py`                 |

@@ -17,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from flows.connectors.arriving import Arriving
+from flows.connectors.growing_file import GrowingFile
 from flows.tlc.errors import DiskFull, UnsafeScratch
 from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.sources import ENDINGS, PublishedFile
@@ -184,11 +184,11 @@ def _make_room(limit: int = DEFAULT_LIMIT) -> None:
 def keep(
     published: PublishedFile,
     read: Callable[[PublishedFile], Iterable[bytes]],
-    arriving: Arriving | None = None,
+    growing: GrowingFile | None = None,
 ) -> RawFile:
     """Fetch a file into the cache and return its facts. Give the file its name only when it is complete.
 
-    Another thread can read its bytes from `arriving` meanwhile.
+    Another thread can read its bytes from `growing` meanwhile.
     """
     what = str(published.trip_month)
     require_room(published.size, what)
@@ -198,19 +198,19 @@ def keep(
     descriptor, half = tempfile.mkstemp(dir=place, prefix=_FETCHING)
     try:
         with disk_full_explained(what), os.fdopen(descriptor, "wb") as file:
-            if arriving:
-                arriving.begin(file)
+            if growing:
+                growing.begin(file)
             for piece in read(published):
                 digest.update(piece)
                 size += file.write(piece)
-                if arriving:
+                if growing:
                     file.flush()
-                    arriving.grow(len(piece))
+                    growing.grow(len(piece))
                 if shutil.disk_usage(descriptor).free < _SPARE:  # the file's size may be unknown before it is fetched
                     raise _full(what)
         raw = _raw(published, size, digest.hexdigest())
-        if arriving:
-            arriving.end(raw.sha256)
+        if growing:
+            growing.complete(raw.sha256)
         Path(half).replace(place / raw.key)
     except BaseException:
         Path(half).unlink(missing_ok=True)
@@ -277,17 +277,25 @@ def temporary_file(size: int | None, what: str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def copied(size: int | None, what: str, arriving: Arriving | None) -> Iterator[Callable[[bytes], None]]:
-    """Yield a function that appends pieces to a temporary file, for the reader of `arriving`.
+def spooled(size: int | None, what: str, growing: GrowingFile | None) -> Iterator[Callable[[bytes], None]]:
+    """Yield a function that appends pieces to a temporary file, which another thread reads as `growing`.
 
-    A copy only saves time, so nothing is raised: without a reader it does nothing, and without room the reader gives up.
+    The file only saves time, so nothing is raised: without `growing` it is not written, and without room it is given up.
     """
-    if arriving is None:
+    if growing is None:
         yield lambda piece: None
         return
+    file: IO[bytes] | None = None
+
+    def append(piece: bytes) -> None:
+        if file and shutil.disk_usage(file.fileno()).free < _SPARE:
+            growing.discard()
+        growing.append(piece)
+
     with ExitStack() as open_files:
         try:
-            arriving.begin(open_files.enter_context(temporary_file(size, what)))
+            file = open_files.enter_context(temporary_file(size, what))
+            growing.begin(file)
         except (DiskFull, UnsafeScratch, OSError):
-            arriving.stop()
-        yield arriving.write
+            growing.abort()
+        yield append

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from blocks import DATASET, GCP_CREDENTIALS, GCS_BUCKET, POSTGRES
-from flows.connectors.arriving import Arriving
+from flows.connectors.growing_file import GrowingFile
 from flows.tlc.catalog import Also, ListedMonth
 from flows.tlc.manifest import Manifest, Outcome, Present, RawFile, StagedMonth
 from flows.tlc.pipeline import Add
@@ -68,14 +68,14 @@ class MonthStore(Protocol):
 class FileStore(MonthStore, Protocol):
     """A store that is loaded from published files."""
 
-    def extract(self, published: PublishedFile, add: Add, arriving: Arriving | None = None) -> RawFile:
-        """Copy a published file, byte for byte, to where `stage` reads it. Show its bytes to the reader of `arriving`, too."""
+    def extract(self, published: PublishedFile, add: Add, growing: GrowingFile | None = None) -> RawFile:
+        """Copy a published file, byte for byte, to where `stage` reads it. Let another thread read it as `growing` meanwhile."""
 
-    def stage(self, raw: Any, terms: Terms, run: str, add: Add, arriving: Arriving | None = None) -> Any:
-        """Write a month to staging. Read `arriving`, if given, in place of `raw`, of which only `published` is known then."""
+    def stage(self, raw: Any, terms: Terms, run: str, add: Add, growing: GrowingFile | None = None) -> Any:
+        """Write a month to staging. Read the bytes from `growing` if it is given: then only `raw.published` is set."""
 
     def discard(self, staged: StagedMonth) -> None:
-        """Delete the staging of a month that is not published."""
+        """Delete the staging of a month that will not be published."""
 
     def has(self, raw: RawFile) -> bool:
         """Return whether an extracted file still exists."""

@@ -17,8 +17,8 @@ from sqlalchemy import Engine, NullPool
 from sqlalchemy.exc import SQLAlchemyError
 
 from flows.connectors import scratch
-from flows.connectors.arriving import Arriving
 from flows.connectors.copy_format import encode, write_rejects
+from flows.connectors.growing_file import GrowingFile
 from flows.connectors.known_months import last_known_rows
 from flows.connectors.postgres import UPDATED, Postgres, composed, listed, names_of, run, value
 from flows.connectors.web import Download
@@ -142,10 +142,10 @@ class Database:
 
     # The published file, in this machine's scratch folder.
 
-    def extract(self, published: PublishedFile, add: Add, arriving: Arriving | None = None) -> RawFile:
-        """Fetch the published file into this machine's scratch folder. Another thread can read it from `arriving` meanwhile."""
+    def extract(self, published: PublishedFile, add: Add, growing: GrowingFile | None = None) -> RawFile:
+        """Fetch the published file into this machine's scratch folder. Another thread can read it as `growing` meanwhile."""
         download = Download(published, add)
-        raw = scratch.keep(published, lambda _: download, arriving)
+        raw = scratch.keep(published, lambda _: download, growing)
         return raw.model_copy(update={"verified": download.verified})
 
     def has(self, raw: RawFile) -> bool:
@@ -167,11 +167,11 @@ class Database:
 
     # Stage and publish a month.
 
-    def stage(self, raw: RawFile, terms: Terms, run: str, add: Add, arriving: Arriving | None = None) -> StagedMonth:
+    def stage(self, raw: RawFile, terms: Terms, run: str, add: Add, growing: GrowingFile | None = None) -> StagedMonth:
         """COPY a raw file's trips into the month's staging table. Parsing and copying overlap."""
         trip_month = raw.trip_month
         self.ensure_tables(trip_month.color)
-        stream = MonthStream(raw, arriving or self._content(raw), terms.rows, terms.schema, add)
+        stream = MonthStream(raw, growing or self._content(raw), terms.rows, terms.schema, add)
         with (
             scratch.disk_full_explained(str(trip_month)),
             SpooledTemporaryFile(_IN_MEMORY, dir=str(scratch.folder())) as rejects,
@@ -188,7 +188,7 @@ class Database:
             with closing(ahead(encode(tables(), fed))) as pieces:
 
                 def made_from() -> str:
-                    return _made_from(arriving.sha256 if arriving else raw.sha256, terms.rows)
+                    return _made_from(growing.sha256 if growing else raw.sha256, terms.rows)
 
                 staging = self._copy(trip_month, pieces, rejects, made_from)
         return stream.staged(key=staging, pinned=terms.pinned)
@@ -256,7 +256,7 @@ class Database:
             run(cursor, "DROP TABLE IF EXISTS {tables}", tables=tables)
 
     def discard(self, staged: StagedMonth) -> None:
-        """Drop the staging tables of a month that is not published."""
+        """Drop the staging tables of a month that will not be published."""
         self._drop(staged.key)
 
     def publish(self, staged: StagedMonth, present: Present, run_id: str, by: str = "") -> Outcome:

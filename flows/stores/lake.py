@@ -13,8 +13,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from flows.connectors import scratch
-from flows.connectors.arriving import Arriving
 from flows.connectors.bucket import Bucket, Object
+from flows.connectors.growing_file import GrowingFile
 from flows.connectors.known_months import last_known_rows
 from flows.stores.manifests import MANIFEST, LakeManifests, manifest_of
 from flows.stores.raw_zone import RAW_FACTS, content_type
@@ -60,18 +60,18 @@ class Lake(LakeManifests):
 
     # Stage and publish a month.
 
-    def stage(self, raw: RawFile, terms: Terms, run: str, add: Add, arriving: Arriving | None = None) -> StagedMonth:
+    def stage(self, raw: RawFile, terms: Terms, run: str, add: Add, growing: GrowingFile | None = None) -> StagedMonth:
         """Write a raw file's trips to a staged object, quarantined rows to a second one, and new columns to a third.
 
         Only a few row groups are in memory at a time, whatever the month's size. Nothing is staged from a refused file.
         """
         self._sweep()
-        stream = MonthStream(raw, arriving or self.content(raw), terms.rows, terms.schema, add)
+        stream = MonthStream(raw, growing or self.content(raw), terms.rows, terms.schema, add)
         try:
             return self._write(stream, run).model_copy(update={"pinned": terms.pinned})
         except (UnreadableFile, SchemaMismatch, TooManyRejects, WrongMonth):
-            # Keep an edition that a person chose, or that was published earlier. One that still arrives is not in the lake.
-            if not (arriving or terms.pinned) and raw.sha256 not in {
+            # Keep an edition that a person chose, or that was published earlier. A file that still grows is not in the lake.
+            if not (growing or terms.pinned) and raw.sha256 not in {
                 manifest.sha256 for manifest in self.history(raw.trip_month)
             }:
                 self.forget(raw, run)
@@ -105,7 +105,7 @@ class Lake(LakeManifests):
         return stream.staged(key=key, generation=self.bucket.written(key).generation, **side_keys)
 
     def discard(self, staged: StagedMonth) -> None:
-        """Delete the staged objects of a month that is not published."""
+        """Delete the staged objects of a month that will not be published."""
         self._delete_staged(staged.key, staged.quarantine_key, staged.extra_key)
 
     def _sweep(self) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import IO, cast, get_args
 
 from flows.connectors import scratch
-from flows.connectors.arriving import Arriving
 from flows.connectors.bucket import Bucket, Object
+from flows.connectors.growing_file import GrowingFile
 from flows.connectors.web import Download
 from flows.tlc.addresses import shown, stored
 from flows.tlc.errors import Gone, Overtaken, UnknownEdition, Vanished
@@ -88,13 +88,13 @@ class RawZone:
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
 
-    def extract(self, published: PublishedFile, add: Add, arriving: Arriving | None = None) -> RawFile:
+    def extract(self, published: PublishedFile, add: Add, growing: GrowingFile | None = None) -> RawFile:
         """Stream a published file into the raw zone. The object appears only when it is complete.
 
         A complete raw file is not overwritten, because the month was made from it. A new edition is staged until its month
         is published.
 
-        If the file is downloaded, another thread can read its bytes from `arriving` meanwhile.
+        If the file is downloaded, another thread can read its bytes from `growing` meanwhile.
         """
         bucket, key = self.bucket, published.trip_month.raw_key(published.ending)
         about = {name: getattr(published, name) or "" for name in ("etag", "last_modified")}
@@ -109,16 +109,16 @@ class RawZone:
         into = staged_key(key, upload) if whole else key
         replaces = 0 if whole else current.generation
         digest, download = hashlib.sha256(), Download(published, add)
-        copied = scratch.copied(published.size, str(published.trip_month), arriving)
+        spooled = scratch.spooled(published.size, str(published.trip_month), growing)
         try:
             with bucket.writer(into, about | mark, replaces=replaces) as raw:
-                with closing(ahead(download)) as pieces, copied as copy:
+                with closing(ahead(download)) as pieces, spooled as append:
                     for piece in pieces:
                         digest.update(piece)
-                        copy(piece)
+                        append(piece)
                         raw.write(piece)
-                if arriving:
-                    arriving.end(digest.hexdigest())
+                if growing:
+                    growing.complete(digest.hexdigest())
                 if current.metadata.get("sha256") == digest.hexdigest():
                     raise _SameBytes
         except _SameBytes:

@@ -91,7 +91,8 @@ def log_found(found: Iterable[Found], taken: Iterable[Found]) -> None:
     log = get_run_logger()
     for month in found:
         if decided := pinned_or_withdrawn(month):
-            log.info("%s is %s; it is not updated", month.trip_month, decided)
+            refused = "; its source does not have it" if isinstance(month.answer, NotPublished) else ""
+            log.info("%s is %s; it is not updated%s", month.trip_month, decided, refused)
         elif isinstance(month.answer, NotPublished) and not month.source_error:
             log.info("%s", month.answer)
     for month in taken:

@@ -7,7 +7,7 @@ from prefect import get_run_logger, task
 
 from flows.stores import STORES, MonthStore, Target
 from flows.stores.origins import LookedUp, Origin
-from flows.tasks.early import early, early_staging
+from flows.tasks.early import early_staging, early_staging_of
 from flows.tasks.policy import CACHE_FOR, RETRIES, cached_by, started_by, submit, this_run
 from flows.tasks.progress import meter
 from flows.tasks.report import report
@@ -127,9 +127,9 @@ def still_there(raw: RawFile, into: Target) -> bool:
 def extract_file(published: PublishedFile, into: Target) -> dict[str, Any]:
     """Copy the published file, byte for byte, to where the store reads it. Return a `RawFile` as JSON, for the cache."""
     with meter(f"extract {published.trip_month}", "bytes") as progress:
-        store, staging = open_store(into), early(published.trip_month, into)
-        with staging.fed(store) if staging else nullcontext() as arriving:
-            raw: RawFile = store.extract(published, progress.add, arriving)
+        store, early = open_store(into), early_staging_of(published.trip_month, into)
+        with early.receiving(store) if early else nullcontext() as growing:
+            raw: RawFile = store.extract(published, progress.add, growing)
     get_run_logger().info("%s: %s bytes as published are in %s", published.trip_month, f"{raw.size:,}", raw.key)
     result = raw.model_dump(mode="json")
     result["published"]["url"] = stored(raw.published.url)
@@ -140,11 +140,12 @@ def extract_file(published: PublishedFile, into: Target) -> dict[str, Any]:
 def transform(raw: RawFile | Manifest, terms: Terms, into: Target) -> StagedMonth | StagedCopy:
     """Stage canonical trips, and quarantine the rows that cannot be converted. No reader sees them yet."""
     with meter(f"transform {raw.trip_month}") as progress:
-        staging = early(raw.trip_month, into)
-        if isinstance(raw, RawFile) and staging and (staged := staging.take(raw, progress.add)):
-            return staged
-        staged_now: StagedMonth | StagedCopy = open_store(into).stage(raw, terms, this_run() or "local", progress.add)
-        return staged_now
+        staged: StagedMonth | StagedCopy | None = None
+        if isinstance(raw, RawFile) and (early := early_staging_of(raw.trip_month, into)):
+            staged = early.result(raw, progress.add)
+        if staged is None:
+            staged = open_store(into).stage(raw, terms, this_run() or "local", progress.add)
+    return staged
 
 
 @task(name="load", task_run_name="load {staged.trip_month} → {into.title}", **RETRIES)

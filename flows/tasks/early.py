@@ -1,4 +1,4 @@
-"""Stage a month while its file is still being extracted. It only saves time: if it fails, the month is staged afterwards."""
+"""Stage a month while its file is still being extracted. If early staging fails, the task `transform` stages the month."""
 
 import threading
 from collections.abc import Iterator
@@ -6,16 +6,19 @@ from contextlib import contextmanager, suppress
 
 from prefect import get_run_logger
 
-from flows.connectors.arriving import Arriving, NoMoreBytes
+from flows.connectors.growing_file import Aborted, GrowingFile
 from flows.stores import FileStore, Target
 from flows.tasks.policy import this_run
-from flows.tlc.errors import TripDataError
+from flows.tlc.errors import SchemaMismatch, TooManyRejects, UnreadableFile, WrongMonth
 from flows.tlc.manifest import Manifest, RawFile, StagedMonth
 from flows.tlc.pipeline import Add
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import Store, Terms, TripMonth
 
 _SHOWN_EVERY = 0.5  # seconds
+_PATIENCE = 60.0  # seconds to wait at the end of a run for a thread that hangs
+# No file arrived, or the task `transform` finds the same fault in it.
+_EXPECTED = (Aborted, UnreadableFile, SchemaMismatch, TooManyRejects, WrongMonth)
 
 
 class EarlyStaging:
@@ -23,76 +26,91 @@ class EarlyStaging:
 
     def __init__(self, published: PublishedFile, terms: Terms, run: str) -> None:
         self._published, self._terms, self._run = published, terms, run
-        self._arriving: Arriving | None = None
-        self._thread = threading.Thread()
-        self._staged: StagedMonth | None = None
-        self._store: FileStore
-        self._error: Exception | None = None
-        self._rows, self._share = 0, 0.0
+        self._attempt: _Attempt | None = None
 
     @contextmanager
-    def fed(self, store: FileStore) -> Iterator[Arriving]:
-        """Yield where the block must show the file's bytes. They are staged until the file is complete, or the block ends."""
-        self.close()  # what an earlier attempt of the task began
-        self._store, self._error, self._rows, self._share = store, None, 0, 0.0
-        arriving = self._arriving = Arriving()
-        self._thread = threading.Thread(target=self._stage, args=[arriving], name="early staging", daemon=True)
-        self._thread.start()
+    def receiving(self, store: FileStore) -> Iterator[GrowingFile]:
+        """Yield the file to write the published bytes to. If it is not complete at the end of the block, nothing is staged."""
+        self.close()  # two threads must not write the same staged object or table
+        attempt = _Attempt(store, self._published, self._terms, self._run)
+        self._attempt = attempt
         try:
-            yield arriving
+            yield attempt.growing
         finally:
-            if not arriving.sha256:
-                arriving.stop()
+            if not attempt.growing.sha256:
+                attempt.growing.abort()
 
-    def _stage(self, arriving: Arriving) -> None:
-        def count(rows: int, share: float) -> None:
-            arriving.require()
-            self._rows, self._share = self._rows + rows, share
-
-        raw = RawFile(published=self._published, key="", generation=0, size=self._published.size or 0, sha256="")
-        try:
-            arriving.wait_for_first()  # a file that is refused at once must not create tables
-            self._staged = self._store.stage(raw, self._terms, self._run, count, arriving)
-        except Exception as error:
-            self._error = error
-            arriving.stop()
-
-    def take(self, raw: RawFile, add: Add) -> StagedMonth | None:
-        """Wait for the staged month and return it; None if `raw` must be staged in the normal way. `add` shows the progress."""
-        arriving, shown = self._arriving, 0
-        if arriving is None:
+    def result(self, raw: RawFile, add: Add) -> StagedMonth | None:
+        """Wait for the staged month and return it; None if `raw` must be staged now. `add` receives the progress."""
+        attempt = self._attempt
+        if attempt is None:
             return None
+        shown = 0
         while True:
-            self._thread.join(_SHOWN_EVERY)
-            rows = self._rows
-            add(rows - shown, self._share)
+            attempt.thread.join(_SHOWN_EVERY)
+            rows = attempt.rows
+            add(rows - shown, attempt.share)
             shown = rows
-            if not self._thread.is_alive():
+            if not attempt.thread.is_alive():
                 break
-        staged = self._staged if arriving.sha256 == raw.sha256 else None
-        if staged is not None:
-            self._staged = None  # it must not be discarded
-        elif self._error and not isinstance(self._error, NoMoreBytes | TripDataError):
-            # A `TripDataError` is raised again by the task.
-            get_run_logger().info("%s is staged again: %s", raw.trip_month, type(self._error).__name__)
+        staged = attempt.staged if attempt.growing.sha256 == raw.sha256 else None
+        if staged:
+            attempt.staged = None  # it must not be discarded
+        else:
+            add(-shown, 0.0)
+            if attempt.error and not isinstance(attempt.error, _EXPECTED):
+                get_run_logger().info("%s is staged again: %s", raw.trip_month, type(attempt.error).__name__)
         self.close()
         return staged.model_copy(update={"raw": raw}) if staged else None
 
-    def close(self) -> None:
-        """Stop the thread, and discard what it staged and nobody took."""
-        arriving, self._arriving = self._arriving, None
-        if arriving is None:
+    def close(self, patience: float | None = None) -> None:
+        """Stop the thread. Discard its staged month unless `result` returned it. Leave a thread that does not stop in time."""
+        attempt, self._attempt = self._attempt, None
+        if attempt:
+            attempt.close(patience)
+
+
+class _Attempt:
+    """The thread of one attempt of the task `extract`."""
+
+    def __init__(self, store: FileStore, published: PublishedFile, terms: Terms, run: str) -> None:
+        self.growing = GrowingFile()
+        self.staged: StagedMonth | None = None
+        self.error: Exception | None = None
+        self.rows, self.share = 0, 0.0
+        self._store = store
+        self.thread = threading.Thread(
+            target=self._stage, args=[published, terms, run], name="early staging", daemon=True
+        )
+        self.thread.start()
+
+    def _stage(self, published: PublishedFile, terms: Terms, run: str) -> None:
+        raw = RawFile(published=published, key="", generation=0, size=published.size or 0, sha256="")
+        try:
+            # Parquet is read from its end, so no transaction waits for it. A file that is refused at once creates no table.
+            self.growing.wait(complete=published.ending == ".parquet")
+            self.staged = self._store.stage(raw, terms, run, self._count, self.growing)
+        except Exception as error:
+            self.error = error
+            self.growing.abort()
+
+    def _count(self, rows: int, share: float) -> None:
+        self.growing.require()
+        self.rows, self.share = self.rows + rows, share
+
+    def close(self, patience: float | None) -> None:
+        self.growing.abort()
+        self.thread.join(patience)
+        if self.thread.is_alive():
             return
-        arriving.stop()
-        self._thread.join()
-        arriving.close()
-        staged, self._staged = self._staged, None
+        self.growing.close()
+        staged, self.staged = self.staged, None
         if staged:
             with suppress(Exception):  # a later run deletes it
                 self._store.discard(staged)
 
 
-_open: dict[tuple[str, TripMonth, Store], EarlyStaging] = {}
+_by_month: dict[tuple[str, TripMonth, Store], EarlyStaging] = {}
 
 
 @contextmanager
@@ -102,14 +120,14 @@ def early_staging(found: PublishedFile | RawFile | Manifest, terms: Terms, into:
         yield
         return
     run = this_run()
-    at = (run, found.trip_month, into.store)
-    _open[at] = EarlyStaging(found, terms, run or "local")
+    key = (run, found.trip_month, into.store)
+    _by_month[key] = EarlyStaging(found, terms, run or "local")
     try:
         yield
     finally:
-        _open.pop(at).close()
+        _by_month.pop(key).close(_PATIENCE)
 
 
-def early(trip_month: TripMonth, into: Target) -> EarlyStaging | None:
+def early_staging_of(trip_month: TripMonth, into: Target) -> EarlyStaging | None:
     """Return the early staging of this run's month; None if there is none, or the task runs in another process."""
-    return _open.get((this_run(), trip_month, into.store))
+    return _by_month.get((this_run(), trip_month, into.store))

@@ -14,7 +14,7 @@ from prefect import get_run_logger
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 
-from flows.tasks.policy import in_agents_process
+from flows.tasks.policy import is_being_cancelled
 from flows.tasks.report import report_months
 from flows.tasks.stores import forget_stores
 from flows.tlc.errors import MisconfiguredBlock, MonthsFailed, TripDataError, UnknownMonth
@@ -71,8 +71,8 @@ def several_at_once(
 ) -> Generator[tuple[TripMonth, T | Exception], None, None]:
     """Yield each month with the result or the error of `work`, in order. Work on `at_once` months at the same time.
 
-    Use it with `closing`. A run that is interrupted finishes the months in progress, and starts no other. If an agent or a worker
-    cancels its run, the process ends after `_GRACE` seconds: a step cannot be interrupted, and may take an hour.
+    Use it with `closing`. A run that is interrupted finishes the months in progress, and starts no other. If a run of a
+    deployment is cancelled, its process ends after `_GRACE` seconds: a step cannot be interrupted, and may take an hour.
     """
     if at_once < 1:
         raise TripDataError(f"at_once is {at_once}; it must be at least 1.")
@@ -87,7 +87,7 @@ def several_at_once(
                 end = error
             yield trip_month, end
     except BaseException as interrupt:  # Ctrl-C, or somebody cancelled the run
-        if isinstance(interrupt, TerminationSignal) and in_agents_process():
+        if isinstance(interrupt, TerminationSignal) and is_being_cancelled():
             _end_soon()
         else:
             get_run_logger().warning("interrupted: the months in progress are finished; no other month is started")
@@ -97,9 +97,9 @@ def several_at_once(
 
 
 def _end_soon() -> None:
-    """Kill this process after `_GRACE` seconds. No store has a part of a month then, because each publishes atomically."""
+    """Kill this process after `_GRACE` seconds, as a crash would. The next run completes what is left."""
     get_run_logger().warning(
-        "stopped: the months in progress have %.0f seconds to end; run again to load those that do not", _GRACE
+        "cancelled: the months in progress have %.0f seconds to end; the same run completes those that do not", _GRACE
     )
     killer = threading.Timer(_GRACE, os.kill, (os.getpid(), signal.SIGKILL))
     killer.daemon = True

@@ -31,6 +31,7 @@ R = TypeVar("R")
 
 SCHEDULER = "TRIPS_DASK_SCHEDULER"  # in the environment: the address of a Dask cluster
 CACHE_FOR = dt.timedelta(days=1)
+_AGENTS_RUN = "PREFECT__FLOW_RUN_ID"  # in the environment: the run for which an agent or a worker started this process
 TIMEOUT = 6 * 60 * 60  # seconds; enough for the largest month over a slow connection
 
 
@@ -54,9 +55,12 @@ def this_run() -> str:
     return str(flow_run.get_id() or "")
 
 
-def in_agents_process() -> bool:
-    """Return whether an agent or a worker started this process, for a run of a deployment."""
-    return "PREFECT__FLOW_RUN_ID" in os.environ
+def is_being_cancelled() -> bool:
+    """Return whether somebody cancels this process's run of a deployment. SIGTERM alone can also mean that the machine stops."""
+    if run_id := os.environ.get(_AGENTS_RUN):
+        with suppress(Exception):  # without an answer of the server, the reason is unknown
+            return bool(asyncio.run(_run_of(run_id)).state.is_cancelling())
+    return False
 
 
 def started_by() -> str:
@@ -64,13 +68,18 @@ def started_by() -> str:
 
     Call it in the flow: a task may run on another machine.
     """
-    if in_agents_process():
+    if of_deployment := os.environ.get(_AGENTS_RUN):
         with suppress(Exception):  # the month must not fail if the server does not answer
-            return _started_by(os.environ["PREFECT__FLOW_RUN_ID"])
+            return _started_by(of_deployment)
         return "a deployment"
     with suppress(KeyError, OSError):  # a container's user may have no name
         return getpass.getuser()
     return str(os.getuid())
+
+
+async def _run_of(run_id: str) -> Any:
+    async with get_client() as client:
+        return await client.read_flow_run(run_id)
 
 
 @lru_cache(maxsize=1)

@@ -89,6 +89,8 @@ def sync_status(url: str, published: PublishedFile | None, manifest: Manifest | 
 
 
 def _status_of(manifest: Manifest, published: PublishedFile | None, url: str) -> SyncStatus:
+    if manifest.fault and manifest.pinned:  # the edition is in the lake, so the source is not needed to mend it
+        return "damaged"
     if published is None:
         return "gone" if manifest.url == stored(url) else "not published"
     if manifest.fault:  # a verification found that the month is not as it was published
@@ -129,24 +131,27 @@ class Found:
     def source_error(self) -> Exception | None:
         """Return the error if the source gave no answer, or refuses a month that was published before; else None.
 
-        A refusal is no error if a person pinned or withdrew the month in every store that has it. Then the publisher may have
-        withdrawn it. BigQuery's month counts as decided if the lake's is.
+        A refusal is no error if a person decided about the month, because the publisher may have withdrawn it: if the month was
+        withdrawn and no store of the run has it, or if every store has it pinned or withdrawn. BigQuery has what the lake has.
         """
         if isinstance(self.answer, NotPublished):
-            there = [store for store, manifest in self.manifests.items() if manifest]
-            if there and all(self.decided(store) or (store == "warehouse" and self.decided("lake")) for store in there):
+            from_files = [manifest for store, manifest in self.manifests.items() if store != "warehouse"]
+            there = [manifest for manifest in self.manifests.values() if manifest]
+            if there and all(manifest.withdrawn_at for manifest in there):
+                return None
+            if from_files and all(manifest and (manifest.withdrawn_at or manifest.pinned) for manifest in from_files):
                 return None
             return refusal(self.trip_month, self.url, self.answer, self.known, self.manifests)
         return self.unanswered
 
     def decided(self, store: Store) -> SyncStatus | None:
-        """Return what a person decided about a store's month: pinned, withdrawn, or None."""
+        """Return "pinned" or "withdrawn" if a run leaves a store's month as it is because a person decided so; else None."""
         manifest = self.manifests.get(store)
         if manifest is None or self.unanswered:
             return None
-        if manifest.pinned and self.published is None:
-            return "pinned"
         status = self.status(store)
+        if manifest.pinned and self.published is None and status not in _LAGS:
+            return "pinned"
         return status if status in DECIDED_BY_A_PERSON else None
 
     def status(self, store: Store) -> SyncStatus:

@@ -151,7 +151,9 @@ class Manifest(Changes, Reading, Origin):
     package_version: Annotated[str, Stored("text", "version of this package")]
     flow_run_id: Annotated[str, Stored("text", "the Prefect flow run that published it")]
     started_by: Annotated[str, Stored("text", "schedule, deployment or user that started that run")] = ""
-    started_at: Annotated[dt.datetime, Stored("instant", "when the load started")]
+    started_at: Annotated[
+        dt.datetime, Stored("instant", "when the conversion started; the file may still have been arriving")
+    ]
     published_at: Annotated[dt.datetime, Stored("instant", "when the month was published, or withdrawn")]
     withdrawn_at: Annotated[
         dt.datetime | None, Stored("instant", "when the month was withdrawn from this store; null if it is there")

@@ -206,7 +206,7 @@ def test_a_month_that_was_withdrawn_or_pinned_and_that_the_source_refuses_is_lef
         assert bring(own, "fhv", f"2022-0{number}", until=f"2022-0{number}") == []
     finally:
         own.site.heal()
-    assert f"{month} is {decision} in the lake; it is not updated" in runs.logs()
+    assert f"{month} is {decision} in the lake; it is not updated; its source does not have it" in runs.logs()
     assert f"{month} is not published" not in runs.logs()
     assert own.objects_of(month) == before
 

@@ -3,28 +3,29 @@
 import logging
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from flows.connectors import scratch
-from flows.connectors.arriving import Arriving
 from flows.connectors.bucket import Bucket
+from flows.connectors.growing_file import GrowingFile
 from flows.connectors.web import Download
 from flows.etl_web_gcs import etl_web_gcs
 from flows.ingest_data import ingest_data
 from flows.stores.database import Database
 from flows.stores.lake import Lake
-from flows.tasks.early import EarlyStaging
+from flows.tasks.early import _Attempt
 from flows.tlc.errors import DiskFull
 from flows.tlc.manifest import RawFile, StagedMonth
 from flows.tlc.trips import TripMonth
-from tests.flows.conftest import Runs, dying
+from tests.flows.conftest import Runs, until
 from tests.stores import Stores, as_published, same, with_passengers
 
 
 class Staged:
-    """Records each call of `stage` of a store, and whether the file was still arriving."""
+    """Records each call of `stage` of a store, and whether the file was still growing."""
 
     def __init__(self, store: type, monkeypatch: pytest.MonkeyPatch) -> None:
         self.early: list[bool] = []
@@ -32,7 +33,7 @@ class Staged:
         real = store.stage
 
         def stage(*arguments: Any) -> StagedMonth:
-            self.early.append(isinstance(arguments[-1], Arriving))
+            self.early.append(isinstance(arguments[-1], GrowingFile))
             staged: StagedMonth = real(*arguments)
             self.results.append(staged)
             return staged
@@ -93,7 +94,7 @@ def test_if_early_staging_fails_the_month_is_staged_again(
     real = store.stage
 
     def stage(self: Any, raw: RawFile, *arguments: Any) -> StagedMonth:
-        if isinstance(arguments[-1], Arriving):
+        if isinstance(arguments[-1], GrowingFile):
             raise ZeroDivisionError
         staged: StagedMonth = real(self, raw, *arguments)
         return staged
@@ -105,15 +106,28 @@ def test_if_early_staging_fails_the_month_is_staged_again(
     assert no_staging_left(ours, month)
 
 
-def test_an_extraction_that_is_retried_begins_a_new_staging(
+def test_a_download_that_breaks_off_and_is_retried_begins_a_new_staging(
     into: Any, ours: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    month, _, store, load, is_as_published = into
+    month, ending, store, load, is_as_published = into
     staged = Staged(store, monkeypatch)
-    with dying(Download, "__iter__", when="before", times=1) as died:
-        load()
-    assert died
-    assert staged.early in ([True], [True, True])
+    real = Download.__iter__
+    broken: list[str] = []
+
+    def pieces(self: Download) -> Iterator[bytes]:
+        if broken:
+            yield from real(self)
+            return
+        yield next(real(self))[:100_000]
+        until(lambda: bool(staged.early) or ending == ".parquet", 60)
+        broken.append("after some bytes")
+        raise ConnectionError("cut off")
+
+    monkeypatch.setattr(Download, "__iter__", pieces)
+    load()
+    assert broken
+    assert staged.early == ([True] if ending == ".parquet" else [True, True])  # Parquet is staged once it is complete
+    assert len(staged.results) == 1
     assert is_as_published()
     assert no_staging_left(ours, month)
 
@@ -123,13 +137,13 @@ def test_a_staging_whose_upload_fails_is_discarded(
 ) -> None:
     staged = Staged(Lake, monkeypatch)
     complete = threading.Event()
-    real = EarlyStaging._stage
+    real = _Attempt._stage
 
-    def stage(self: EarlyStaging, arriving: Arriving) -> None:
-        real(self, arriving)
+    def stage(*arguments: Any) -> None:
+        real(*arguments)
         complete.set()
 
-    monkeypatch.setattr(EarlyStaging, "_stage", stage)
+    monkeypatch.setattr(_Attempt, "_stage", stage)
     add_metadata = Bucket.add_metadata
     failed: list[str] = []
 

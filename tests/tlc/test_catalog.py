@@ -225,6 +225,9 @@ PINNED = MANIFEST.model_copy(update={"pinned": "0123456789ab"})
         (FORBIDDEN, {"lake": PINNED, "warehouse": MANIFEST, "database": PINNED}, "9 rows", None),
         (FORBIDDEN, {"lake": WITHDRAWN, "database": PINNED}, "9 rows", None),
         (FORBIDDEN, {"lake": PINNED, "database": MANIFEST}, "9 rows", "10 rows in the database, 2024-01-01; 9 rows)"),
+        (FORBIDDEN, {"lake": PINNED, "database": None}, "9 rows", "green 2020-01 was published before"),
+        (FORBIDDEN, {"lake": None, "database": PINNED}, "9 rows", "green 2020-01 was published before"),
+        (FORBIDDEN, {"lake": PINNED.model_copy(update={"fault": "1 row"})}, "9 rows", None),
         (ConnectionError("down"), {"lake": PINNED}, "9 rows", "down"),
         (
             FORBIDDEN,
@@ -237,6 +240,13 @@ PINNED = MANIFEST.model_copy(update={"pinned": "0123456789ab"})
 def test_the_refusal_of_a_published_month_is_an_error(answer, stored, known, words):
     wrong = Found(MONTH, URL, answer, stored, known=known).source_error
     assert (words in str(wrong)) if words else wrong is None
+
+
+def test_a_damaged_month_that_is_pinned_is_mended_although_its_source_refuses_it():
+    damaged = PINNED.model_copy(update={"fault": "1 row is missing"})
+    found = Found(MONTH, URL, FORBIDDEN, {"lake": damaged, "database": PINNED})
+    assert found.behind == ["lake"]
+    assert (found.decided("lake"), found.decided("database")) == (None, "pinned")
 
 
 @pytest.mark.parametrize(
