@@ -209,6 +209,7 @@ def test_a_month_that_was_withdrawn_or_pinned_and_that_the_source_refuses_is_lef
     assert f"{month} is {decision} in the lake; it is not updated; its source does not have it" in runs.logs()
     assert f"{month} is not published" not in runs.logs()
     assert own.objects_of(month) == before
+    withdraw("fhv", 2022, [number], stores=["lake"], block_name=NAME)  # other tests of this color must not find it
 
 
 @pytest.mark.usefixtures("blocked")
