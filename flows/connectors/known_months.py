@@ -5,7 +5,7 @@ from importlib.resources import files
 
 from flows.tlc.addresses import stored
 from flows.tlc.catalog import KNOWN_RANGES, KnownFile, known_files
-from flows.tlc.manifest import Manifest
+from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.sources import TEMPLATES
 from flows.tlc.trips import TripMonth
 
@@ -21,11 +21,11 @@ def known_file(url: str) -> KnownFile | None:
     return _shipped().get(name) if place == TEMPLATES["official"].rpartition("/")[0] else None
 
 
-def last_known_rows(url: str, before: Manifest | None) -> int | None:
+def last_known_rows(raw: RawFile, before: Manifest | None) -> int | None:
     """Return the row count of the previous edition: from the store's manifest `before`, or else from the shipped facts."""
-    if before and before.url == stored(url):
-        return before.source_rows
-    shipped = known_file(url)
+    if before and before.url == stored(raw.published.url):
+        return before.known_rows if before.sha256 == raw.sha256 else before.source_rows
+    shipped = known_file(raw.published.url)
     return shipped.rows if shipped else None
 
 

@@ -267,7 +267,7 @@ class Database:
             # An earlier attempt of this run committed, but was cut off before it received the answer.
             manifest, before = current, present.manifest
         else:
-            rows = last_known_rows(staged.raw.published.url, current)
+            rows = last_known_rows(staged.raw, current)
             manifest = staged.manifest(run_id, started_by=by, known_rows=rows)
             manifest = manifest.model_copy(update=dict(self._publish(staged.key, manifest)))
         status: Status = "replaced" if before else "loaded"

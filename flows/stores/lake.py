@@ -134,7 +134,7 @@ class Lake(LakeManifests):
             if replaces and (was := self.current(trip_month)):
                 self.append_history(was)  # its entry is missing if an older version published it, or if its run died
             changes = self._changes(staged, replaces)
-            rows = last_known_rows(staged.raw.published.url, before)
+            rows = last_known_rows(staged.raw, before)
             manifest = manifest.model_copy(update={**dict(changes), "replaces": replaces, "known_rows": rows})
             # The object's metadata has a copy of the manifest: if this run dies, a reader finds both or neither.
             noted = {"staged": staged.key, "replaces": replaces, **dict(changes)}
