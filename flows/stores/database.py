@@ -50,7 +50,9 @@ if TYPE_CHECKING:
     from flows.stores.lake import Lake
 
 _IN_MEMORY = 8 << 20  # bytes of rejects in memory; more go to disk
-_ROOM = "SET LOCAL work_mem = '128MB'; SET LOCAL maintenance_work_mem = '256MB'"  # so that nothing spills to disk
+_ROOM = "SET LOCAL maintenance_work_mem = '256MB'"  # so that making a key does not spill to disk
+# A join in the order of both keys needs no memory. A hash table of a month would spill to disk.
+_IN_KEY_ORDER = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_nestloop = off"
 _NONE_YET = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)  # or a table of an older version
 _IS_ATTACHED = "EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s))"
 _OF_MONTH = "SELECT * FROM {table} WHERE color = %s AND file_month = %s"
@@ -284,7 +286,7 @@ class Database:
                     f"{trip_month}: another run changed {staging} during this run. Nothing was published; run again."
                 )
             if self._is_attached(cursor, trip_month):
-                published = self._merge(cursor, trip_month, staging)
+                published = self._merge(cursor, trip_month, staging, manifest.loaded)
             else:
                 self._attach(cursor, trip_month, staging)
                 published = Changes(inserted=manifest.loaded)
@@ -330,7 +332,7 @@ class Database:
                     f" {trip_month.color!r}; rename it, or point the block at another database. Nothing was published."
                 ) from None
 
-    def _merge(self, cursor: "Cursor", trip_month: TripMonth, staging: str) -> Changes:
+    def _merge(self, cursor: "Cursor", trip_month: TripMonth, staging: str, loaded: int) -> Changes:
         """Update an existing partition: write only rows that differ, and delete rows that are no longer published."""
         fed = names_of(columns(trip_month.color))
         values = names_of(c for c in columns(trip_month.color) if c not in KEY)
@@ -343,12 +345,13 @@ class Database:
             "new_values": listed(values, "new.{name}"),
             "updates": listed(values, UPDATED),
         }
-        run(cursor, "ANALYZE {staging}", **names)
+        run(cursor, "CREATE UNIQUE INDEX ON {staging} (file_month, row_number)", **names)
+        cursor.execute(_IN_KEY_ORDER)
         run(
             cursor,
             "WITH written AS ("
             " INSERT INTO {partition} ({names})"
-            " SELECT {new_names} FROM {staging} new LEFT JOIN {partition} old USING (row_number)"
+            " SELECT {new_names} FROM {staging} new LEFT JOIN {partition} old USING (file_month, row_number)"
             # Without this condition, Postgres would lock and rewrite every row.
             " WHERE old.row_number IS NULL OR ({old_values}) IS DISTINCT FROM ({new_values})"
             " ON CONFLICT (file_month, row_number) DO UPDATE SET {updates}"
@@ -357,13 +360,17 @@ class Database:
             **names,
         )
         inserted, updated = cursor.fetchone() or (0, 0)
-        run(
-            cursor,
-            "DELETE FROM {partition} old"
-            " WHERE NOT EXISTS (SELECT FROM {staging} new WHERE new.row_number = old.row_number)",
-            **names,
-        )
-        removed = cursor.rowcount
+        # The partition has every staged row now, so equal counts mean that no row is left over.
+        run(cursor, "SELECT count(*) FROM {partition}", **names)
+        removed = 0
+        if value(cursor) != loaded:
+            run(
+                cursor,
+                "DELETE FROM {partition} old WHERE NOT EXISTS (SELECT FROM {staging} new"
+                " WHERE (new.file_month, new.row_number) = (old.file_month, old.row_number))",
+                **names,
+            )
+            removed = cursor.rowcount
         run(cursor, "DROP TABLE {staging}", **names)
         return Changes(inserted=inserted, updated=updated, removed=removed)
 
