@@ -64,6 +64,8 @@ class Record:
     peak_rss_mb: float
     rows: int
     runs: int
+    cores_busy: float
+    """The mean number of the machine's cores at work while its process ran."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +83,32 @@ class Entry:
     """The empty flow whose time is subtracted, a key of `EMPTY`."""
 
 
-# Each empty flow has the structure of the flow from which its time is subtracted: modules, months at once, months (0: one flow
-# without a parent; TWELVE: the number of months of twelve_months), tasks per month. The seed's has the most modules and tasks
-# that one of its flows has, which favours the others.
-TWELVE = -1
+@dataclass(frozen=True)
+class Empty:
+    """The structure of an empty flow: that of the flow from which its time is subtracted."""
+
+    imports: tuple[str, ...]
+    """What the flow has imported at its end, apart from what these modules import."""
+    tasks: int
+    """Tasks of each month."""
+    tasks_of_parent: int = 0
+    months: int | Literal["all"] = 1
+    """0: one flow without a parent. all: the months of `twelve_months`."""
+    at_once: int = 1
+
+
+_LAKE = ("flows.etl_web_gcs", "prefect_gcp.cloud_storage", "flows.stores.lake")
+_DATABASE = ("flows.ingest_data", "prefect_sqlalchemy", "flows.stores.database", "pandas")
+_WAREHOUSE = ("flows.etl_gcs_bq", "prefect_gcp.cloud_storage", "flows.stores.warehouse", "flows.stores.lake")
+# The seed's has the most modules and tasks that one of its flows has, which favours the others.
 EMPTY = {
-    "ours_lake": ("flows.etl_web_gcs", 1, 1, 3),
-    "ours_postgres": ("flows.ingest_data", 1, 0, 3),
-    "ours_warehouse": ("flows.etl_gcs_bq", 1, 1, 3),
-    "twelve_two_at_once": ("flows.etl_web_gcs", 2, TWELVE, 3),
-    "twelve_one_at_a_time": ("flows.etl_web_gcs", 1, TWELVE, 3),
-    "seed": ("pandas,pandas_gbq,prefect_gcp.cloud_storage", 1, 0, 4),
+    "ours_lake": Empty(_LAKE, tasks=4, tasks_of_parent=1),
+    "ours_postgres": Empty(_DATABASE, tasks=6, months=0),
+    "ours_postgres_same": Empty(_DATABASE[:3], tasks=3, months=0),
+    "ours_warehouse": Empty(_WAREHOUSE, tasks=3, tasks_of_parent=1),
+    "twelve_two_at_once": Empty(_LAKE, tasks=4, tasks_of_parent=1, months="all", at_once=2),
+    "twelve_one_at_a_time": Empty(_LAKE, tasks=4, tasks_of_parent=1, months="all"),
+    "seed": Empty(("pandas", "pandas_gbq", "prefect_gcp.cloud_storage"), tasks=4, months=0),
 }
 
 
@@ -104,9 +121,11 @@ def _flow(name: str, *arguments: str | int) -> list[str]:
     return [sys.executable, str(ROOT / "flows" / f"{name}.py"), "yellow", *map(str, arguments)]
 
 
-def _empty_flow(empty: str, months: int) -> list[str]:
-    imports, at_once, count, tasks = EMPTY[empty]
-    return _contender("seed", "empty_flow", imports, at_once, months if count == TWELVE else count, tasks)
+def _empty_flow(empty: Empty, months: int) -> list[str]:
+    months = months if empty.months == "all" else empty.months
+    return _contender(
+        "seed", "empty_flow", ",".join(empty.imports), empty.at_once, months, empty.tasks, empty.tasks_of_parent
+    )
 
 
 class Contest:
@@ -181,7 +200,7 @@ class Contest:
             yield entry
 
     def _empty_flow(self, name: str, _repeat: int) -> Sequence[str]:
-        return _empty_flow(name, self._size.months)
+        return _empty_flow(EMPTY[name], self._size.months)
 
     def _enter(self, entry: Entry, repeat: int) -> Run:
         entry.before()
@@ -209,7 +228,7 @@ class Contest:
             return Entry("start_up", name, lambda repeat: [sys.executable, *command])
 
         yield start("import prefect", "-c", "import prefect")
-        yield Entry("start_up", "empty flow", lambda repeat: _contender("seed", "empty_flow", "prefect", 1, 0, 0))
+        yield Entry("start_up", "empty flow", lambda repeat: _empty_flow(Empty(("prefect",), tasks=0, months=0), 0))
         for program in self._size.programs:
             yield start(f"import flows.{program}", "-c", f"import flows.{program}")
             yield start(f"flows/{program}.py --help", str(ROOT / "flows" / f"{program}.py"), "--help")
@@ -275,7 +294,7 @@ class Contest:
 
         trips, stored = self._trips["csv"], partial(self._in_postgres, "yellow")
         yield Entry(first, "ours", ours, trips, stored, self._empty_postgres, encode, "ours_postgres")
-        yield Entry("web_to_postgres_same", "ours", ours, trips, stored, empty="ours_postgres")
+        yield Entry("web_to_postgres_same", "ours", ours, trips, stored, empty="ours_postgres_same")
         yield Entry(
             "web_to_postgres_changed", "ours", ours, self._trips["changed"], stored, republish, publish_the_first_again,
             "ours_postgres",
@@ -368,11 +387,12 @@ class Contest:
 
 
 def _record(entry: Entry, runs: Sequence[Run], empty_s: float) -> Record:
-    wall, cpu, rss = (
+    wall, cpu, rss, busy = (
         statistics.median(values)
-        for values in zip(*((run.wall_s, run.cpu_s, run.peak_rss_mb) for run in runs), strict=True)
+        for values in zip(*((run.wall_s, run.cpu_s, run.peak_rss_mb, run.cores_busy) for run in runs), strict=True)
     )
     net = round(max(wall - empty_s, 0), 3)
     return Record(
-        entry.work, entry.contender, round(wall, 3), net, round(cpu, 3), round(rss, 1), entry.expected[0], len(runs)
-    )
+        entry.work, entry.contender, round(wall, 3), net, round(cpu, 3), round(rss, 1), entry.expected[0], len(runs),
+        round(busy, 2),
+    )  # fmt: skip

@@ -74,12 +74,13 @@ def tables(machine: Mapping[str, Any], records: Records) -> str:
         rows = max(record["rows"] for record in of_work)
         parts.append(f"\n### {title}\n\n" + (f"{rows:,} rows.\n\n" if rows else ""))
         parts.append(
-            "| | × this project | net s | wall s | CPU s | peak MB | runs |\n|---|---:|---:|---:|---:|---:|---:|\n"
+            "| | × this project | net s | wall s | CPU s | cores busy | peak MB | runs |\n"
+            "|---|---:|---:|---:|---:|---:|---:|---:|\n"
         )
         for record in sorted(of_work, key=lambda record: float(record["net_s"])) if ratios else of_work:
             contender = record["contender"]
             ratio = f"{ratios[contender]:.2f}" if ratios else ""
-            times = " | ".join(f"{record[name]:.2f}" for name in ("net_s", "wall_s", "cpu_s"))
+            times = " | ".join(f"{record.get(name, 0):.2f}" for name in ("net_s", "wall_s", "cpu_s", "cores_busy"))
             name = NAMES.get(contender, f"`{contender}`")
             parts.append(f"| {name} | {ratio} | {times} | {record['peak_rss_mb']:.0f} | {record['runs']} |\n")
     return "".join(parts)

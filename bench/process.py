@@ -18,6 +18,7 @@ from typing import Any
 
 # A contender that times itself ends its output with this word and a JSON object.
 MEASURED = "measured "
+_COUNTERS = Path("/proc/stat")
 
 
 @contextmanager
@@ -45,13 +46,15 @@ class Run:
     cpu_s: float
     peak_rss_mb: float
     measured: Mapping[str, Any]
+    cores_busy: float
+    """The mean number of the machine's cores at work in any process, while the program ran. 0 if the system does not tell."""
 
 
 def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Run:
     """Run a program to its end and measure it. Raise `RunFailed` with its last lines if it fails."""
     log = folder / "contender.log"
     with log.open("wb") as out:
-        begun = time.perf_counter()
+        begun, busy = time.perf_counter(), _busy_s()
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         try:
             # The kernel's counters for exactly this process and the children for which it waited.
@@ -60,7 +63,7 @@ def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path
             process.kill()
             process.wait()
             raise
-        wall = time.perf_counter() - begun
+        wall, busy = time.perf_counter() - begun, _busy_s() - busy
     process.returncode = os.waitstatus_to_exitcode(status)
     lines = log.read_text("utf-8", "replace").splitlines()
     if process.returncode:
@@ -70,7 +73,15 @@ def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path
     )
     cpu = usage.ru_utime + usage.ru_stime
     peak = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # macOS reports bytes, other systems KB
-    return Run(measured.get("wall_s", wall), measured.get("cpu_s", cpu), peak, measured)
+    return Run(measured.get("wall_s", wall), measured.get("cpu_s", cpu), peak, measured, busy / wall)
+
+
+def _busy_s() -> float:
+    """Return the seconds since the machine's start in which its cores worked, summed over the cores; 0 if it is not Linux."""
+    if not _COUNTERS.exists():
+        return 0
+    user, nice, system, _idle, _waiting, *interrupts = map(int, _COUNTERS.read_text("ascii").split(None, 8)[1:8])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _DATES = ["tpep_pickup_datetime", "tpep_dropoff_datetime"]
 
 
-def empty_flow(imports: str, at_once: str, months: str, tasks: str) -> None:
-    """Measure Prefect's own cost: a parent flow with `months` flows, each with `tasks` tasks, which do nothing.
+def empty_flow(imports: str, at_once: str, months: str, tasks: str, tasks_of_parent: str) -> None:
+    """Measure Prefect's own cost: a parent flow with tasks and with `months` flows, which have `tasks` tasks. No task works.
 
     It imports this project's modules as its programs do: the garbage collector is off meanwhile.
     """
@@ -44,6 +44,8 @@ def empty_flow(imports: str, at_once: str, months: str, tasks: str) -> None:
 
     @flow(name="empty-months")
     def parent() -> None:
+        for _ in range(int(tasks_of_parent)):
+            nothing()
         with ThreadPoolExecutor(int(at_once)) as pool:
             for future in [pool.submit(copy_context().run, month) for _ in range(int(months))]:
                 future.result()
