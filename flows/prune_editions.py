@@ -73,7 +73,7 @@ def prune_editions(
     require_usable(*targets)
     found = submit(surplus, targets, months, None if keep == "all" else int(keep), older_than_days).result()
     if action == "delete":
-        submit(delete_editions, target, found).result()
+        submit(delete_editions, targets, found).result()
     done = "deleted" if action == "delete" else "would be deleted"
     get_run_logger().info("%s earlier editions %s", len(found), done)
     title = f"Earlier editions that {'were' if action == 'delete' else 'would be'} deleted"

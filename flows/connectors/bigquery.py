@@ -3,7 +3,7 @@
 import datetime as dt
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -104,11 +104,14 @@ class BigQuery:
                 dataset.location = location
                 self._client.create_dataset(dataset, exists_ok=True)
 
-    def ensure_table(self, name: str, wanted: Iterable[Column], partitioned_by: str = "") -> None:
+    def ensure_table(
+        self, name: str, wanted: Iterable[Column], partitioned_by: str = "", own: Collection[str] = ()
+    ) -> None:
         """Create a table if it does not exist, and add the columns that it lacks. Partition it by month if a column is given.
 
         Raises:
-            MisconfiguredBlock: The table exists and is not partitioned by that column.
+            MisconfiguredBlock: The table exists and is not partitioned by that column, or lacks one of the columns `own`, which
+                this project's table has always had.
             SchemaMismatch: A column of the table has another type.
         """
         new = bigquery.Table(self.dataset.table(name), schema=_fields(wanted))
@@ -123,6 +126,11 @@ class BigQuery:
                     f" {partitioned_by}); rename it, or choose another dataset."
                 )
             present = {field.name.lower(): field for field in table.schema}
+            if absent := ", ".join(column for column in own if column not in present):
+                raise MisconfiguredBlock(
+                    f"BigQuery has a table {table.full_table_id} that this project did not make (it has no {absent}); rename it,"
+                    " or choose another dataset."
+                )
             for field in new.schema:
                 old = present.get(field.name.lower())
                 if old is not None and _TYPE_NAMES.get(old.field_type, old.field_type) != field.field_type:

@@ -11,7 +11,6 @@ from urllib.parse import quote, urlsplit
 import requests
 from google.api_core.exceptions import (
     Forbidden,
-    GoogleAPIError,
     NotFound,
     PreconditionFailed,
     RetryError,
@@ -138,10 +137,11 @@ class Bucket:
     @property
     def location(self) -> str | None:
         """The bucket's location, or None if the credentials may not read it."""
-        try:
-            self._bucket.reload(timeout=TIMEOUT)
-        except GoogleAPIError:
-            return None
+        with self._explained("read"):
+            try:
+                self._bucket.reload(timeout=TIMEOUT)
+            except Forbidden:
+                return None
         return str(self._bucket.location) if self._bucket.location else None
 
     def stat(self, key: str) -> Object:

@@ -24,7 +24,10 @@ def known_file(url: str) -> KnownFile | None:
 def last_known_rows(raw: RawFile, before: Manifest | None) -> int | None:
     """Return the row count of the previous edition: from the store's manifest `before`, or else from the shipped facts."""
     if before and before.url == stored(raw.published.url):
-        return before.known_rows if before.sha256 == raw.sha256 else before.source_rows
+        if before.sha256 != raw.sha256:
+            return before.source_rows
+        if before.known_rows is not None:
+            return before.known_rows
     shipped = known_file(raw.published.url)
     return shipped.rows if shipped else None
 

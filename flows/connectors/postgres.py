@@ -189,6 +189,19 @@ class Postgres:
             if column.postgres_name not in present:
                 run(cursor, "ALTER TABLE {table} ADD COLUMN {column}", table=table, column=_defined(column))
 
+    def require_own(self, cursor: "Cursor", table: str, own: Sequence[str]) -> None:
+        """Raise `MisconfiguredBlock` if there is a table of this name that lacks one of the columns `own`."""
+        cursor.execute(
+            "SELECT to_regclass(%s) IS NULL OR ARRAY(SELECT attname::text FROM pg_attribute"
+            " WHERE attrelid = to_regclass(%s) AND attnum > 0) @> %s",
+            (table, table, [*own]),
+        )
+        if not value(cursor):
+            raise MisconfiguredBlock(
+                f"the database has a table {table!r} that this project did not make (it lacks {' or '.join(own)}); rename it, or"
+                " point the block at another database."
+            )
+
     def rows(
         self, cursor: "Cursor", statement: str | sql.Composed, values: Sequence[object] = ()
     ) -> list[dict[str, Any]]:

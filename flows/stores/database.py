@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 _IN_MEMORY = 8 << 20  # bytes of rejects in memory; more go to disk
 _ROOM = "SET LOCAL maintenance_work_mem = '256MB'"  # so that making a key does not spill to disk
 # A join in the order of both keys needs no memory. A hash table of a month would spill to disk.
-_IN_KEY_ORDER = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_nestloop = off"
+_IN_KEY_ORDER = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_nestloop = off; SET LOCAL enable_sort = off"
 _NONE_YET = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)  # or a table of an older version
 _IS_ATTACHED = "EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s))"
 _OF_MONTH = "SELECT * FROM {table} WHERE color = %s AND file_month = %s"
@@ -228,6 +228,8 @@ class Database:
             "month": sql.Literal(trip_month.file_month),
         }
         with self.postgres.transaction() as cursor:
+            for table in (staging, _rejects_table(staging)):
+                self.postgres.require_own(cursor, table, names_of(KEY))
             for statement in (
                 "DROP TABLE IF EXISTS {staging}, {staged_rejects}",
                 "CREATE TABLE {staging} (LIKE {table}, CHECK (file_month IS NOT NULL AND file_month = {month}))",
@@ -347,6 +349,11 @@ class Database:
         }
         run(cursor, "CREATE UNIQUE INDEX ON {staging} (file_month, row_number)", **names)
         cursor.execute(_IN_KEY_ORDER)
+        run(cursor, "SELECT count(*) FROM {staging}", **names)
+        if (count := value(cursor)) != loaded:
+            raise NotReconciled(
+                f"{trip_month}: {loaded} rows were staged, {staging} has {count}. Nothing was published; run again."
+            )
         run(
             cursor,
             "WITH written AS ("

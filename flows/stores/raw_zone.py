@@ -14,7 +14,7 @@ from flows.connectors.bucket import Bucket, Object
 from flows.connectors.growing_file import GrowingFile
 from flows.connectors.web import Download
 from flows.tlc.addresses import shown, stored
-from flows.tlc.errors import Gone, Overtaken, UnknownEdition, Vanished
+from flows.tlc.errors import Gone, MisconfiguredBlock, Overtaken, UnknownEdition, UnreadableFile, Vanished
 from flows.tlc.manifest import Manifest, RawFile, Verified
 from flows.tlc.pipeline import Add, ahead
 from flows.tlc.sources import ENDINGS, Ending, PublishedFile
@@ -100,6 +100,11 @@ class RawZone:
         about = {name: getattr(published, name) or "" for name in ("etag", "last_modified")}
         about["url"] = stored(published.url)
         current = bucket.stat(key)
+        if current and "url" not in current.metadata:
+            raise MisconfiguredBlock(
+                f"{bucket.uri(key)} is not a raw file that this project wrote: it has no metadata. Copy it there again with its"
+                " metadata if it comes from a backup, or move it away. Nothing was downloaded."
+            )
         # An object without sha256 is incomplete, so no month was made from it. Its run died, or this run overtakes it now.
         whole = "sha256" in current.metadata
         if whole and same_edition(published, current):
@@ -230,15 +235,19 @@ class RawContent:
     raw: RawFile
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the bytes, even if another run fetches or publishes the same file meanwhile."""
-        raw, position = self.raw, 0
+        """Yield the bytes, even if another run fetches or publishes the same file meanwhile.
+
+        Raise `UnreadableFile` at the end if they are not those that were published.
+        """
+        raw, position, digest = self.raw, 0, hashlib.sha256()
         key, generation = raw.key, raw.generation
         while True:
             try:
                 for piece in self.bucket.read(key, generation, position):
                     position += len(piece)
+                    digest.update(piece)
                     yield piece
-                return
+                break
             except Gone:
                 plain = raw.published.trip_month.raw_key(raw.published.ending)
                 for key in (raw.key, plain, edition_key(plain, raw.sha256)):
@@ -248,6 +257,11 @@ class RawContent:
                         break
                 else:
                     raise
+        if digest.hexdigest() != raw.sha256:
+            raise UnreadableFile(
+                f"{raw.trip_month}: {self.bucket.uri(key)} does not have the SHA-256 of the published file ({raw.sha256[:12]}…):"
+                " another program changed it. Nothing was loaded; restore it from a backup, or delete it and run etl-web-gcs."
+            )
 
     @contextmanager
     def file(self) -> Iterator[IO[bytes]]:

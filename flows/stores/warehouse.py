@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _LOADS, _HISTORY = "loads", "loads_history"
 _LONGEST = 2000  # characters of names and types in an error
 _OF_MONTH = "WHERE color = @color AND file_month = @file_month"
+_OWN = ("color", "file_month", "sha256")  # columns that every version of `loads` has
 _IN_PARTITION = (
     "file_month BETWEEN @file_month AND LAST_DAY(@file_month)"  # also rows that were moved to another day by hand
 )
@@ -254,7 +255,7 @@ class Warehouse:
 
     def _ensure_loads(self) -> None:
         for table in (_LOADS, _HISTORY):
-            self.bigquery.ensure_table(table, LOADS_COLUMNS)
+            self.bigquery.ensure_table(table, LOADS_COLUMNS, own=_OWN)
 
     def _remember(self, manifest: Manifest, *statements: str) -> None:
         """Run statements, write the month's row in `loads` and append it to `loads_history`, in one transaction."""

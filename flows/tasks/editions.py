@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flows.stores import STORES, Target
+from flows.stores import STORES, MonthStore, Target
 from flows.tasks.bring import claim
 from flows.tasks.policy import RETRIES, started_by, submit, this_run
 from flows.tasks.report import as_cell, markdown_table
@@ -229,10 +229,11 @@ def surplus(
 
 
 @task(name="delete editions", task_run_name="delete editions", **RETRIES)
-def delete_editions(target: Target, editions: "Sequence[Edition]") -> None:
-    """Delete editions from the lake's raw zone, except those that the lake has been loaded with meanwhile."""
-    lake: Lake = open_store(target)
+def delete_editions(targets: Sequence[Target], editions: "Sequence[Edition]") -> None:
+    """Delete editions from the lake, the first target, except those that one of the targets has been loaded with meanwhile."""
+    lake: Lake = open_store(targets[0])
+    others: list[MonthStore] = [open_store(target) for target in targets[1:]]
     for edition in editions:
-        now = lake.current(edition.trip_month)
-        if now is None or now.sha256 != edition.sha256:
+        now = [lake.current(edition.trip_month), *(store.remembered(edition.trip_month) for store in others)]
+        if edition.sha256 not in {manifest.sha256 for manifest in now if manifest}:
             lake.delete_edition(edition)

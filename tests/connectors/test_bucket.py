@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import requests
-from google.api_core.exceptions import RetryError
+from google.api_core.exceptions import Forbidden, GoogleAPIError, RetryError, ServiceUnavailable
 
 from flows.connectors.bucket import Bucket
 from flows.tlc.errors import PassingError, Unreachable
@@ -34,3 +34,20 @@ def test_the_error_names_the_host_and_not_the_address(error: Exception, host: st
     assert str(raised.value) == f"bucket 'taxi' could not be written: {host} does not answer ({kind}). Run again."
     assert "canary" not in "".join(traceback.format_exception(raised.value))
     assert isinstance(raised.value, PassingError)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_the_location_is_unknown_if_it_may_not_be_read_but_an_outage_is_an_error(refused: bool) -> None:
+    """The text for an unknown location tells people to change rights, which does not help in an outage."""
+
+    def reload(timeout: object) -> None:
+        raise cause
+
+    cause: GoogleAPIError = Forbidden("no") if refused else ServiceUnavailable("later")  # type: ignore[no-untyped-call]
+    bucket = Bucket.__new__(Bucket)  # without a client
+    bucket.block, bucket._bucket = SimpleNamespace(bucket="taxi"), SimpleNamespace(reload=reload)  # type: ignore[assignment]
+    if refused:
+        assert bucket.location is None
+    else:
+        with pytest.raises(ServiceUnavailable):
+            bucket.location  # noqa: B018

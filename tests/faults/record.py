@@ -13,7 +13,7 @@ _WANTED = os.environ.get("FAULTS_FILE", "")  # set by `make faults`; other runs 
 
 
 class Trial:
-    """One fault that is being tried. The test adds how long recovery took."""
+    """One fault that is being tried. The test adds how long recovery took. With `times` 0, it did not happen."""
 
     def __init__(self) -> None:
         self.times = 1
@@ -44,6 +44,6 @@ def tried(part: str, fault: str, times: int = 1) -> Iterator[Trial]:
         lost = ""
     finally:
         line = {"part": part, "fault": fault, "times": trial.times, "lost": lost, "recovery_s": trial.recovery}
-        if _WANTED:
+        if _WANTED and trial.times:
             with Path(_WANTED).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

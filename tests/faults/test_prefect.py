@@ -228,8 +228,15 @@ def test_a_run_survives_an_edit_of_its_deployment(lab: Lab, on_server: Stack, fr
     with tried("prefect", "a deployment is edited while its run is at work") as trial:
         run = _deployed("ingest_data", lab)
         until(lambda: _asked(lab), 300)
-        demo.prepare(on_server.environment(), Console(quiet=True))
+        deployment = _client("read_deployment_by_name", demo.DATABASE)
+        before = deployment.parameters
+        deployment.parameters = {"color": "yellow", "year": 2009, "months": [1], "block_name": "another"}
+        _client("update_deployment", deployment)
+        assert _client("read_deployment_by_name", demo.DATABASE).parameters == deployment.parameters != before
+        assert _state(run) == "Running"
         until(lambda: _state(run) == "Completed", 600)
+        deployment.parameters = before
+        _client("update_deployment", deployment)
         trial.recovery = 0.0
         require_whole(lab, expected)
 

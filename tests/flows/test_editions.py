@@ -19,7 +19,7 @@ from flows.stores.origins import Origin
 from flows.stores.raw_zone import RawZone
 from flows.tasks import behind
 from flows.tasks.editions import Listing, delete_editions
-from flows.tlc.errors import MonthsFailed, TripDataError, UnknownEdition, Vanished
+from flows.tlc.errors import MonthsFailed, TripDataError, UnknownEdition, UnreadableFile, Vanished
 from flows.tlc.manifest import Changes, Outcome, Present
 from flows.tlc.trips import Terms, TripMonth, edition_key
 from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs, dying, lake_of, no_progress
@@ -297,6 +297,24 @@ def test_a_damaged_month_that_is_pinned_is_loaded_from_its_edition_again(
     assert (outcome.manifest.sha256, outcome.manifest.pinned, outcome.manifest.fault) == (first, first[:12], "")
 
 
+def test_an_edition_that_was_changed_by_hand_is_neither_loaded_nor_deleted(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    """The bytes are those of another edition, so they can be read. Their metadata says that they are the first one."""
+    first, second = two_editions(ours, runs, month)
+    before = ours.objects_of(month)
+    blob = ours.blob(edition_key(month.raw_key(ENDING), first))
+    blob.reload()
+    facts, published_twice = blob.metadata, ours.blob(month.raw_key(ENDING)).download_as_bytes()
+    blob.metadata = facts
+    blob.upload_from_string(published_twice)
+    for load, more in ((runs.lake, {}), (runs.postgres, {"lake_block": LAKE})):
+        with pytest.raises((UnreadableFile, MonthsFailed), match="does not have the SHA-256 of the published file"):
+            load(month, edition=first[:12], **more)
+    assert set(ours.objects_of(month)) == set(before)
+    assert ours.manifest(month)["sha256"] == second
+
+
 def test_an_edition_that_is_deleted_during_its_load_is_not_published(
     month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
@@ -318,8 +336,22 @@ def test_an_edition_that_was_loaded_after_it_was_chosen_is_not_deleted(
     lake = lake_of(LAKE)
     editions = lake.editions(month)
     runs.lake(month, edition=first)
-    delete_editions.fn(Target("lake", LAKE), [e for e in editions if e.name == first])
+    delete_editions.fn([Target("lake", LAKE)], [e for e in editions if e.name == first])
     assert first in [edition.name for edition in lake.editions(month)]
+
+
+def test_an_edition_that_postgres_was_loaded_with_after_it_was_chosen_is_not_deleted(
+    month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    first, second = two_editions(ours, runs, month)
+    lake = lake_of(LAKE)
+    editions = [edition for edition in lake.editions(month) if edition.sha256 == first]
+    runs.postgres(month, edition=first[:12], lake_block=LAKE)
+    targets = [Target("lake", LAKE), Target("database", LAKE, database_block=POSTGRES)]
+    delete_editions.fn(targets, editions)
+    assert {first, second} == {edition.sha256 for edition in lake.editions(month)}
+    delete_editions.fn(targets[:1], editions)
+    assert {second} == {edition.sha256 for edition in lake.editions(month)}
 
 
 def test_a_slow_run_does_not_replace_a_newer_edition(
@@ -347,7 +379,7 @@ def test_an_edition_that_is_deleted_while_it_is_compared_is_not_published(
 
     def deleting(store: Lake, *arguments: Any) -> Changes:
         changes = compare(store, *arguments)
-        delete_editions.fn(Target("lake", LAKE), [edition])
+        delete_editions.fn([Target("lake", LAKE)], [edition])
         return changes
 
     monkeypatch.setattr(Lake, "_changes", deleting)

@@ -28,7 +28,7 @@ from flows.stores.database import Database
 from flows.stores.warehouse import Warehouse
 from flows.tasks import survey
 from flows.tlc.catalog import ListedMonth
-from flows.tlc.errors import MisconfiguredBlock, Overtaken, Unreachable, Vanished
+from flows.tlc.errors import MisconfiguredBlock, NotReconciled, Overtaken, Unreachable, Vanished
 from flows.tlc.manifest import Present, RawFile, StagedMonth
 from flows.tlc.trips import Rows, Terms, TripMonth, Via
 from local.servers.stack import Stack
@@ -212,6 +212,25 @@ def test_the_next_run_writes_the_manifest_that_a_killed_run_did_not_write(
     assert runs.lake(month).manifest.loaded == published(ours, month).num_rows
     assert same(ours.in_lake(month), published(ours, month))
     assert ours.manifest(month)["generation"] == ours.objects()[month.key]
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
+def test_a_staging_table_that_lost_rows_is_not_published(
+    over: bool, month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    """The month before has these rows, so that the partition would have the right number of rows."""
+    store = database_of(POSTGRES)
+    if over:
+        runs.postgres_by_hand(month)
+        ours.site.republish(f"{month.stem}.parquet", 2)
+    before = ours.loads(month) if over else None
+    raw = store.extract(look_up(source_of(ours.official), month), no_progress)
+    staged = store.stage(raw, Terms("with_passengers"), "by-hand", no_progress)
+    ours.query(f"DELETE FROM {staged.key} WHERE row_number < 20")
+    with pytest.raises(NotReconciled, match="Nothing was published"):
+        store.publish(staged, store.present(month), "by-hand")
+    assert (ours.loads(month) if over else None) == before
+    store.discard(staged)
 
 
 def test_a_run_killed_while_postgres_publishes_leaves_the_old_month_and_the_next_run_replaces_it(

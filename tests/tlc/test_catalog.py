@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from flows.connectors.known_months import known_file, known_publication
+from flows.connectors.known_months import known_file, known_publication, last_known_rows
 from flows.tlc.catalog import (
     Found,
     ListedMonth,
@@ -19,7 +19,7 @@ from flows.tlc.catalog import (
     sync_status,
 )
 from flows.tlc.errors import NotPublished, UnknownMonth
-from flows.tlc.manifest import Manifest
+from flows.tlc.manifest import Manifest, RawFile
 from flows.tlc.schema import SCHEMA_VERSION
 from flows.tlc.sources import TEMPLATES, PublishedFile
 from flows.tlc.trips import COLORS, TripMonth
@@ -284,6 +284,19 @@ def test_the_catalog_marks_a_published_month_that_the_source_refuses():
         for status in (404, 410, None):  # None: a missing local file
             absent = NotPublished("no", status)
             assert entry_of(MONTH, ListedMonth(MANIFEST, 50), None, absent, URL, known).differs == ["gone"]
+
+
+def test_the_last_known_rows_are_those_of_the_edition_before_or_the_shipped_ones():
+    def rows(known, sha256, url=URL):
+        raw = RawFile(published=PUBLISHED.model_copy(update={"url": url}), key="", generation=0, size=1, sha256=sha256)
+        return last_known_rows(raw, MANIFEST.model_copy(update={"known_rows": known, "url": url}))
+
+    shipped = known_file(URL).rows
+    assert rows(7, "1" * 64) == MANIFEST.source_rows == 10
+    assert rows(7, MANIFEST.sha256) == 7
+    assert rows(None, MANIFEST.sha256) == shipped > 10
+    assert rows(None, MANIFEST.sha256, "https://elsewhere.example/file.parquet") is None
+    assert last_known_rows(RawFile(published=PUBLISHED, key="", generation=0, size=1, sha256=""), None) == shipped
 
 
 def test_a_changed_row_count_is_described_in_words():

@@ -81,7 +81,8 @@ class DatabaseCheck:
                     run(cursor, "SELECT count(*) FROM {name}", name=name)
                     if rows := value(cursor):
                         text = f"{rows:,} rows of {color} belong to no month: they are in the partition {name}"
-                        detach = f'run in Postgres: ALTER TABLE {color} DETACH PARTITION "{name}"'
+                        quoted = name.replace('"', '""')
+                        detach = f'run in Postgres: ALTER TABLE {color} DETACH PARTITION "{quoted}"'
                         found.append(Verified("database", color, (text,), mend=detach))
         return found
 

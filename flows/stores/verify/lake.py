@@ -1,7 +1,6 @@
 """Verify months of the lake: compare the object with its manifest, and its trips with the raw file."""
 
 import datetime as dt
-import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from flows.stores.lake import Lake
 from flows.stores.verify.findings import Findings, vanished
 from flows.tlc.compare import differences
-from flows.tlc.errors import Gone, TripDataError, UnknownMonth
+from flows.tlc.errors import Gone, TripDataError, UnknownMonth, UnreadableFile
 from flows.tlc.manifest import Manifest
 from flows.tlc.schema import KEY, SCHEMA_VERSION, arrow_schema
 from flows.tlc.stream import MonthStream
@@ -127,10 +126,10 @@ class LakeCheck:
         """Convert the raw file again, and compare every trip."""
         store = self.store
         raw = store.raw_of(manifest)
-        digest = hashlib.sha256()
-        for piece in store.content(raw).pieces():
-            digest.update(piece)
-        if digest.hexdigest() != manifest.sha256:
+        try:
+            for _ in store.content(raw).pieces():
+                pass
+        except UnreadableFile:
             found.remove = store.bucket.uri(raw.key)
             found.differences.append(f"{found.remove} does not have the SHA-256 of the published file")
             return
