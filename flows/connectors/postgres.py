@@ -30,6 +30,7 @@ _REFUSED = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|permission denied|not permitted to log in"
     r'|(database|role|file) ".*" does not exist|certificate|private key file|definition of service ".*" not found'
 )
+_MEND = "correct the SqlAlchemyConnector block (python -m blocks.register takes POSTGRES_URL)"
 # The server ends the session of a machine that disappeared, and so releases its locks, after a minute. Its default is two hours.
 _KEEPALIVE = "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
 _LOCK_SPACE = 0x7A21  # separates this project's advisory locks from all others in the database
@@ -88,15 +89,36 @@ def _defined(column: Column) -> sql.Composed:
     return composed("{name} " + KINDS[column.kind].postgres, name=column.postgres_name)
 
 
+def _reason_of(error: Exception) -> tuple[Exception, str]:
+    """Return the driver's error, and its text, for a connection that failed."""
+    cause: Exception = getattr(error, "orig", error)
+    reason = " ".join(str(cause).split())
+    if '"~' in reason:
+        reason += "; PostgreSQL's library does not expand ~: write the whole path"
+    return cause, reason
+
+
 class Postgres:
     """One database."""
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
 
+    @property
+    def _where(self) -> str:
+        url = self._engine.url
+        return f"database {url.database!r} on {url.host or 'this machine'}:{url.port or 5432}"
+
     @contextmanager
     def _connection(self) -> Iterator["Connection"]:
-        pooled = self._engine.raw_connection()
+        try:
+            pooled = self._engine.raw_connection()
+        except (psycopg2.OperationalError, SQLAlchemyError) as error:
+            cause, reason = _reason_of(error)
+            # Not chained: the original text could contain the password.
+            if not isinstance(cause, psycopg2.OperationalError) or _REFUSED.search(reason):
+                raise MisconfiguredBlock(f"{self._where} cannot be used ({reason}); {_MEND}.") from None
+            raise
         connection: Any = pooled.driver_connection
         try:
             connection.set_client_encoding("UTF8")  # for all data sent, even if the database has another encoding
@@ -139,9 +161,6 @@ class Postgres:
 
     def check(self) -> None:
         """Raise `MisconfiguredBlock` unless the user can connect and create tables; `Unreachable` if the server is down."""
-        url = self._engine.url
-        where = f"database {url.database!r} on {url.host or 'this machine'}:{url.port or 5432}"
-        mend = "correct the SqlAlchemyConnector block (python -m blocks.register takes POSTGRES_URL)"
         until = time.monotonic() + _PATIENCE
         while True:
             try:
@@ -150,19 +169,16 @@ class Postgres:
                     may_create = value(cursor)
                 break
             except (psycopg2.OperationalError, SQLAlchemyError) as error:
-                cause = getattr(error, "orig", error)
-                reason = " ".join(str(cause).split())
-                if '"~' in reason:
-                    reason += "; PostgreSQL's library does not expand ~: write the whole path"
-                # Not chained: the original text could contain the password.
-                if not isinstance(cause, psycopg2.OperationalError) or _REFUSED.search(reason):
-                    raise MisconfiguredBlock(f"{where} cannot be used ({reason}); {mend}.") from None
                 if time.monotonic() > until:
-                    raise Unreachable(f"{where} cannot be reached ({reason}); start it, or {mend}.") from None
+                    _, reason = _reason_of(error)
+                    raise Unreachable(
+                        f"{self._where} cannot be reached ({reason}); start it, or {_MEND}."
+                    ) from None  # the original text could contain the password
             time.sleep(_ASK_AGAIN)
         if not may_create:
             raise MisconfiguredBlock(
-                f"{where}: user {url.username!r} may not make tables in its schema; GRANT CREATE ON SCHEMA, or {mend}."
+                f"{self._where}: user {self._engine.url.username!r} may not make tables in its schema; GRANT CREATE ON SCHEMA,"
+                f" or {_MEND}."
             )
 
     def ensure_table(

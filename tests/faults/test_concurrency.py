@@ -10,16 +10,20 @@ import pytest
 from flows.tlc.trips import TripMonth
 from tests.faults import digest
 from tests.faults.crash import require_whole
-from tests.faults.lab import FLOWS, STORES_OF, FlowName, Lab, Reader, see, until
+from tests.faults.lab import AFTERWARDS, FLOWS, STORES_OF, FlowName, Lab, Reader, see, until
 from tests.faults.programs import ROOT
 from tests.faults.record import tried
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
 
-@pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
-@pytest.mark.parametrize("count", [2, 4, 8])
-@pytest.mark.parametrize("flow", FLOWS)
+CASES: list[tuple[FlowName, int, bool]] = [
+    *((flow, count, over) for flow in FLOWS for count in (2, 4, 8) for over in (False, True)),
+    *((flow, 4, True) for flow in AFTERWARDS), ("load_zones", 4, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flow", "count", "over"), CASES)
 def test_many_processes_can_load_the_same_month_at_once(flow: FlowName, count: int, over: bool, lab: Lab) -> None:
     expected, allowed = lab.expected(flow, over=over), lab.states(flow, over=over)
     with (

@@ -233,6 +233,20 @@ def test_a_run_survives_one_failure_of_a_storage_operation(failure: str, operati
                 gate.rules = []
 
 
+@pytest.mark.parametrize("failure", [failure for failure in RETRIES if failure != "broken-upload"])
+def test_a_run_into_bigquery_survives_one_failure_to_read_the_location_of_the_bucket(failure: str, lab: Lab) -> None:
+    with (
+        Gate(os.environ["STORAGE_EMULATOR_HOST"]) as gate,
+        survived(
+            lab, "warehouse", over=False, part="storage", fault=f"lake: {failure} for buckets.get", by=gate
+        ) as run,
+    ):
+        gate.rules = [RETRIES[failure]("GET", r"/b/[^/?]+(\?(?!fields=name)|$)")]
+        error = run(env={"STORAGE_EMULATOR_HOST": gate.url})
+        assert error is None, f"a temporary failure ended the run: {error!r}"
+        assert gate.happened
+
+
 BIGQUERY: Mapping[str, Callable[[], Rule]] = {
     "503 for a load job": lambda: Rule("status", "POST", r"/jobs"),
     "the answer to a load job is lost": lambda: Rule("lost answer", "POST", r"/jobs"),

@@ -6,8 +6,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -17,6 +18,7 @@ from google.cloud import bigquery, storage
 from psycopg2 import sql
 from sqlalchemy import make_url
 
+from flows.stores.database import Database
 from flows.tlc.errors import DiskFull, MisconfiguredBlock, TripDataError
 from local.servers.postgres import PostgresExecutor
 from local.servers.stack import Stack
@@ -182,6 +184,36 @@ def test_postgres_without_free_connections_is_reported(lab: Lab) -> None:
             assert "connection" in str(error)
             assert str(url.password) not in str(error)
         _limit(admin, str(url.database), -1)
+
+
+@pytest.mark.parametrize("step", ["_copy", "_merge", "_write_manifest"])
+def test_postgres_credentials_that_are_revoked_half_way_are_reported(
+    step: str, lab: Lab, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The role may not log in any more, and its connections are closed, before a step."""
+    url = make_url(lab.ours.postgres_url)
+    server = stack.executors["postgres"]
+    assert isinstance(server, PostgresExecutor)
+    with (
+        closing(psycopg2.connect(server.url("postgres", "postgres"))) as admin,
+        survived(lab, "database", over=True, part="storage", fault="Postgres: the role is revoked half-way") as run,
+    ):
+        admin.autocommit = True
+        role, original = sql.Identifier(str(url.username)), getattr(Database, step)
+
+        def revoked(*arguments: Any) -> Any:
+            admin.cursor().execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(role))
+            admin.cursor().execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (url.username,)
+            )
+            return original(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Database, step, revoked)
+            error = run()
+        admin.cursor().execute(sql.SQL("ALTER ROLE {} LOGIN").format(role))
+        assert isinstance(error, MisconfiguredBlock), error
+        assert "not permitted to log in" in str(error)
 
 
 def _limit(admin: str, database: str, connections: int) -> None:
