@@ -264,7 +264,11 @@ class Bucket:
     def delete(self, key: str, generation: int | None = None) -> None:
         """Delete an object if it exists. Raise `Overtaken` if `generation` is given and the object has another one."""
         with self._explained("written", key), suppress(NotFound):
-            self._bucket.blob(self.path(key)).delete(timeout=TIMEOUT, if_generation_match=generation)
+            try:
+                self._bucket.blob(self.path(key)).delete(timeout=TIMEOUT, if_generation_match=generation)
+            except PreconditionFailed:
+                if self.stat(key):  # else another run, or an attempt whose answer was lost, deleted it
+                    raise
 
     def delete_older(self, prefixes: Iterable[str], before: dt.datetime) -> None:
         """Delete the objects below the prefixes that were last changed before a time."""

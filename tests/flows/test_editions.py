@@ -19,7 +19,7 @@ from flows.stores.origins import Origin
 from flows.stores.raw_zone import RawZone
 from flows.tasks import behind
 from flows.tasks.editions import Listing, delete_editions
-from flows.tlc.errors import MonthsFailed, TripDataError, UnknownEdition, UnreadableFile, Vanished
+from flows.tlc.errors import MonthsFailed, Overtaken, TripDataError, UnknownEdition, UnreadableFile, Vanished
 from flows.tlc.manifest import Changes, Outcome, Present
 from flows.tlc.trips import Terms, TripMonth, edition_key
 from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs, dying, lake_of, no_progress
@@ -443,3 +443,18 @@ def test_a_pin_of_the_present_edition_stays_if_the_lake_is_moved(month: TripMont
     assert moved
     assert moved.generation == ours.objects()[month.key] != first.generation
     assert moved.pinned == first.edition
+
+
+def test_an_edition_that_another_run_deletes_at_the_same_time_is_no_error(
+    month: TripMonth, ours: Stores, runs: Runs, strict_lake: StrictLake
+) -> None:
+    first = two_editions(ours, runs, month)[0]
+    lake = lake_of(LAKE)
+    [edition] = [edition for edition in lake.editions(month) if edition.sha256 == first]
+    for _ in range(2):
+        delete_editions.fn([Target("lake", LAKE)], [edition])
+    assert first not in [edition.sha256 for edition in lake.editions(month)]
+    current = edition_key(month.raw_key(ENDING), "other")
+    ours.blob(current).upload_from_string(b"replaced")
+    with pytest.raises(Overtaken, match="was written by another run meanwhile"):
+        lake.bucket.delete(current, edition.objects[0].generation)
