@@ -88,7 +88,7 @@ class Empty:
     """The structure of an empty flow: that of the flow from which its time is subtracted."""
 
     imports: tuple[str, ...]
-    """What the flow has imported at its end, apart from what these modules import."""
+    """Modules to import, so that it has imported what the flow has imported at its end."""
     tasks: int
     """Tasks of each month."""
     tasks_of_parent: int = 0

@@ -80,7 +80,7 @@ def tables(machine: Mapping[str, Any], records: Records) -> str:
         for record in sorted(of_work, key=lambda record: float(record["net_s"])) if ratios else of_work:
             contender = record["contender"]
             ratio = f"{ratios[contender]:.2f}" if ratios else ""
-            times = " | ".join(f"{record.get(name, 0):.2f}" for name in ("net_s", "wall_s", "cpu_s", "cores_busy"))
+            times = " | ".join(f"{record[name]:.2f}" for name in ("net_s", "wall_s", "cpu_s", "cores_busy"))
             name = NAMES.get(contender, f"`{contender}`")
             parts.append(f"| {name} | {ratio} | {times} | {record['peak_rss_mb']:.0f} | {record['runs']} |\n")
     return "".join(parts)

@@ -47,14 +47,14 @@ class Run:
     peak_rss_mb: float
     measured: Mapping[str, Any]
     cores_busy: float
-    """The mean number of the machine's cores at work in any process, while the program ran. 0 if the system does not tell."""
+    """The mean number of the machine's cores at work in any process, while the program ran; 0 on systems other than Linux."""
 
 
 def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Run:
     """Run a program to its end and measure it. Raise `RunFailed` with its last lines if it fails."""
     log = folder / "contender.log"
     with log.open("wb") as out:
-        begun, busy = time.perf_counter(), _busy_s()
+        begun, busy_before = time.perf_counter(), _busy_s()
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         try:
             # The kernel's counters for exactly this process and the children for which it waited.
@@ -63,7 +63,7 @@ def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path
             process.kill()
             process.wait()
             raise
-        wall, busy = time.perf_counter() - begun, _busy_s() - busy
+        wall, busy = time.perf_counter() - begun, _busy_s() - busy_before
     process.returncode = os.waitstatus_to_exitcode(status)
     lines = log.read_text("utf-8", "replace").splitlines()
     if process.returncode:

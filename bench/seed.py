@@ -16,9 +16,10 @@ _DATES = ["tpep_pickup_datetime", "tpep_dropoff_datetime"]
 
 
 def empty_flow(imports: str, at_once: str, months: str, tasks: str, tasks_of_parent: str) -> None:
-    """Measure Prefect's own cost: a parent flow with tasks and with `months` flows, which have `tasks` tasks. No task works.
+    """Measure Prefect's own cost: a parent flow of `tasks_of_parent` tasks and `months` flows of `tasks` tasks each.
 
-    It imports this project's modules as its programs do: the garbage collector is off meanwhile.
+    The tasks do nothing. If `months` is 0, run one flow of `tasks` tasks. It imports this project's modules as its programs do:
+    the garbage collector is off meanwhile.
     """
     if imports.startswith("flows."):
         gc.disable()

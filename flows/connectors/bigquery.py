@@ -3,7 +3,7 @@
 import datetime as dt
 import io
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -88,13 +88,13 @@ class BigQuery:
         """The dataset's location. A job needs it if its first statement names no table."""
         return str(self._client.get_dataset(self.dataset).location)
 
-    def ensure_dataset(self, location: str | None) -> None:
-        """Create the dataset if it does not exist. Load jobs need it in the bucket's `location`; None if it is unknown."""
+    def ensure_dataset(self, location_of_bucket: Callable[[], str | None]) -> None:
+        """Create the dataset if it does not exist. Load jobs need it in the bucket's location; None if it is unknown."""
         with self._explained():
             try:
                 self._client.get_dataset(self.dataset)
             except NotFound:
-                if location is None:
+                if (location := location_of_bucket()) is None:
                     raise MisconfiguredBlock(
                         f"BigQuery dataset {self.dataset} does not exist, and the credentials may not read the bucket's location:"
                         " create the dataset in that location, or give the service account Storage Legacy Bucket Reader on the"

@@ -134,9 +134,8 @@ class Bucket:
         name = quote(f"{self.block.bucket}/{self.path(key)}")
         return f"https://console.cloud.google.com/storage/browser/_details/{name}"
 
-    @property
     def location(self) -> str | None:
-        """The bucket's location, or None if the credentials may not read it."""
+        """Return the bucket's location, or None if the credentials may not read it."""
         with self._explained("read"):
             try:
                 self._bucket.reload(timeout=TIMEOUT)

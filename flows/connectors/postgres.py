@@ -90,7 +90,7 @@ def _defined(column: Column) -> sql.Composed:
 
 
 def _reason_of(error: Exception) -> tuple[Exception, str]:
-    """Return the driver's error, and its text, for a connection that failed."""
+    """Return the driver's error and its text. Errors made of it are not chained: the original text could contain the password."""
     cause: Exception = getattr(error, "orig", error)
     reason = " ".join(str(cause).split())
     if '"~' in reason:
@@ -115,7 +115,6 @@ class Postgres:
             pooled = self._engine.raw_connection()
         except (psycopg2.OperationalError, SQLAlchemyError) as error:
             cause, reason = _reason_of(error)
-            # Not chained: the original text could contain the password.
             if not isinstance(cause, psycopg2.OperationalError) or _REFUSED.search(reason):
                 raise MisconfiguredBlock(f"{self._where} cannot be used ({reason}); {_MEND}.") from None
             raise
@@ -171,9 +170,7 @@ class Postgres:
             except (psycopg2.OperationalError, SQLAlchemyError) as error:
                 if time.monotonic() > until:
                     _, reason = _reason_of(error)
-                    raise Unreachable(
-                        f"{self._where} cannot be reached ({reason}); start it, or {_MEND}."
-                    ) from None  # the original text could contain the password
+                    raise Unreachable(f"{self._where} cannot be reached ({reason}); start it, or {_MEND}.") from None
             time.sleep(_ASK_AGAIN)
         if not may_create:
             raise MisconfiguredBlock(

@@ -249,7 +249,7 @@ class Database:
                 copy = composed("COPY {staged_rejects} ({fed_rejects}) FROM STDIN (FORMAT csv)", **names)
                 cursor.copy_expert(copy, rejects)
         except BaseException:  # the next run of the month drops the tables if this cannot
-            with suppress(psycopg2.Error, SQLAlchemyError):
+            with suppress(psycopg2.Error, SQLAlchemyError, MisconfiguredBlock):
                 self._drop(staging)
             raise
         return staging
@@ -286,6 +286,11 @@ class Database:
             if value(cursor) != _made_from(manifest.sha256, manifest.rule):  # this run lost its claim
                 raise Vanished(
                     f"{trip_month}: another run changed {staging} during this run. Nothing was published; run again."
+                )
+            run(cursor, "SELECT count(*) FROM {staging}", staging=staging)
+            if (count := value(cursor)) != manifest.loaded:
+                raise NotReconciled(
+                    f"{trip_month}: {manifest.loaded} rows were staged, {staging} has {count}. Nothing was published; run again."
                 )
             if self._is_attached(cursor, trip_month):
                 published = self._merge(cursor, trip_month, staging, manifest.loaded)
@@ -349,11 +354,6 @@ class Database:
         }
         run(cursor, "CREATE UNIQUE INDEX ON {staging} (file_month, row_number)", **names)
         cursor.execute(_IN_KEY_ORDER)
-        run(cursor, "SELECT count(*) FROM {staging}", **names)
-        if (count := value(cursor)) != loaded:
-            raise NotReconciled(
-                f"{trip_month}: {loaded} rows were staged, {staging} has {count}. Nothing was published; run again."
-            )
         run(
             cursor,
             "WITH written AS ("

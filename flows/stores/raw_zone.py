@@ -102,8 +102,8 @@ class RawZone:
         current = bucket.stat(key)
         if current and "url" not in current.metadata:
             raise MisconfiguredBlock(
-                f"{bucket.uri(key)} is not a raw file that this project wrote: it has no metadata. Copy it there again with its"
-                " metadata if it comes from a backup, or move it away. Nothing was downloaded."
+                f"{bucket.uri(key)} is not a raw file that this project wrote: its metadata has no url. If it comes from a"
+                " backup, copy it again with its metadata; otherwise move it away. Nothing was downloaded."
             )
         # An object without sha256 is incomplete, so no month was made from it. Its run died, or this run overtakes it now.
         whole = "sha256" in current.metadata
@@ -258,9 +258,10 @@ class RawContent:
                 else:
                     raise
         if digest.hexdigest() != raw.sha256:
+            fetched = "" if "/editions/" in key else ", or delete it and run etl-web-gcs"
             raise UnreadableFile(
                 f"{raw.trip_month}: {self.bucket.uri(key)} does not have the SHA-256 of the published file ({raw.sha256[:12]}…):"
-                " another program changed it. Nothing was loaded; restore it from a backup, or delete it and run etl-web-gcs."
+                f" another program changed it. Nothing was loaded; restore it from a backup{fetched}."
             )
 
     @contextmanager

@@ -103,8 +103,8 @@ class Warehouse:
         trip_month = manifest.trip_month
         _require_same_types(trip_month, self.lake.footer(manifest).schema.to_arrow_schema())
         self.bigquery.ensure_dataset(self.lake.bucket.location)
-        self.bigquery.ensure_table(trip_month.color, columns(trip_month.color), KEY[0].name)
         self._ensure_loads()
+        self.bigquery.ensure_table(trip_month.color, columns(trip_month.color), KEY[0].name)
         if self._via == "load_job":
             return StagedCopy(manifest=manifest)
         staged = 0

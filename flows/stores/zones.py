@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from flows.stores.database import Database
 from flows.stores.lake import Lake
 from flows.stores.warehouse import Warehouse
+from flows.tlc.errors import MisconfiguredBlock
 from flows.tlc.manifest import Changes
 from flows.tlc.trips import Store
 from flows.tlc.zones import COLUMNS, KEY, RAW_KEY, TABLE, ZoneFile, ZonesOutcome, changed, read_zones
@@ -25,6 +26,12 @@ def _to_lake(store: Lake, file: ZoneFile, run_id: str) -> ZonesOutcome:
     raw, present = bucket.stat(RAW_KEY), bucket.stat(KEY)
     changes = changed(store.table(present) if present else None, zones)
     facts = file.facts(run_id, changes)
+    for there in (raw, present):
+        if there and "sha256" not in there.metadata:
+            raise MisconfiguredBlock(
+                f"{bucket.uri(there.key)} is not an object that this project wrote: its metadata has no sha256. If it comes from"
+                " a backup, copy it again with its metadata; otherwise move it away. Nothing was written."
+            )
     if raw.metadata.get("sha256") != file.sha256:
         with bucket.writer(RAW_KEY, facts, replaces=raw.generation) as out:
             out.write(file.content)

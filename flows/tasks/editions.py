@@ -2,7 +2,7 @@
 
 import datetime as dt
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flows.stores import STORES, MonthStore, Target
+from flows.stores import STORES, Target
 from flows.tasks.bring import claim
 from flows.tasks.policy import RETRIES, started_by, submit, this_run
 from flows.tasks.report import as_cell, markdown_table
@@ -29,6 +29,7 @@ from flows.tlc.trips import EDITION_DIGITS, TripMonth
 if TYPE_CHECKING:  # importing them takes a second
     from flows.stores.lake import Lake
     from flows.stores.raw_zone import Edition
+    from flows.tlc.catalog import ListedMonth
     from flows.tlc.stream import MonthStream
 
 
@@ -215,7 +216,7 @@ def surplus(
                 f"{target.title} has no month of {', '.join(colors)}: name the right database or dataset, or leave the store"
                 " out of `stores`. No edition was deleted."
             )
-    used = {(m, month.manifest.sha256) for months in listed.values() for m, month in months.items()}
+    used = _used(listed.values())
     before = (dt.datetime.now(dt.UTC) - dt.timedelta(days=older_than_days)).isoformat()
     found: list[Edition] = []
     for color in colors:
@@ -232,8 +233,14 @@ def surplus(
 def delete_editions(targets: Sequence[Target], editions: "Sequence[Edition]") -> None:
     """Delete editions from the lake, the first target, except those that one of the targets has been loaded with meanwhile."""
     lake: Lake = open_store(targets[0])
-    others: list[MonthStore] = [open_store(target) for target in targets[1:]]
+    colors = {edition.trip_month.color for edition in editions}
+    used = _used(open_store(target).months(colors, "withdrawn") for target in targets)
     for edition in editions:
-        now = [lake.current(edition.trip_month), *(store.remembered(edition.trip_month) for store in others)]
-        if edition.sha256 not in {manifest.sha256 for manifest in now if manifest}:
+        now = lake.current(edition.trip_month)
+        if (edition.trip_month, edition.sha256) not in used and (now is None or now.sha256 != edition.sha256):
             lake.delete_edition(edition)
+
+
+def _used(of_stores: "Iterable[Mapping[TripMonth, ListedMonth]]") -> set[tuple[TripMonth, str]]:
+    """Return the editions that stores have, or that were withdrawn from them, given the months of each store."""
+    return {(trip_month, month.manifest.sha256) for months in of_stores for trip_month, month in months.items()}

@@ -127,7 +127,7 @@ class UnreadableFile(TripDataError):
     """The file is not what its name says: an HTML page, a Git LFS pointer, a truncated download, or damaged bytes.
 
     Run again. If the text stays the same, get the file from another source, or report it to the publisher: see
-    [damage](damage.md).
+    [damage](damage.md). If the text names an object in the lake, do what it says.
     """
 
 

@@ -47,7 +47,7 @@ def test_the_location_is_unknown_if_it_may_not_be_read_but_an_outage_is_an_error
     bucket = Bucket.__new__(Bucket)  # without a client
     bucket.block, bucket._bucket = SimpleNamespace(bucket="taxi"), SimpleNamespace(reload=reload)  # type: ignore[assignment]
     if refused:
-        assert bucket.location is None
+        assert bucket.location() is None
     else:
         with pytest.raises(ServiceUnavailable):
-            bucket.location  # noqa: B018
+            bucket.location()

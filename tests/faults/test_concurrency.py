@@ -24,7 +24,9 @@ CASES: list[tuple[FlowName, int, bool]] = [
 
 
 @pytest.mark.parametrize(("flow", "count", "over"), CASES)
-def test_many_processes_can_load_the_same_month_at_once(flow: FlowName, count: int, over: bool, lab: Lab) -> None:
+def test_many_processes_of_a_flow_can_run_for_the_same_month_at_once(
+    flow: FlowName, count: int, over: bool, lab: Lab
+) -> None:
     expected, allowed = lab.expected(flow, over=over), lab.states(flow, over=over)
     with (
         tried("concurrency", f"the same month by {count} processes of `{flow}` at once", count),

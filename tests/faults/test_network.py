@@ -251,8 +251,6 @@ BIGQUERY: Mapping[str, Callable[[], Rule]] = {
     "503 for a load job": lambda: Rule("status", "POST", r"/jobs"),
     "the answer to a load job is lost": lambda: Rule("lost answer", "POST", r"/jobs"),
     "the connection is reset at a job": lambda: Rule("reset", "POST", r"/jobs"),
-    "a job's state cannot be read": lambda: Rule("reset", "GET", r"/jobs/"),
-    "503 for a job's state": lambda: Rule("status", "GET", r"/jobs/"),
     "503 for query results": lambda: Rule("status", "GET", r"/queries/"),
     "the answer to a new table is lost": lambda: Rule("lost answer", "POST", r"/tables"),
     "the answer to a new dataset is lost": lambda: Rule("lost answer", "POST", r"/datasets(\?|$)"),

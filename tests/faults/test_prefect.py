@@ -232,11 +232,13 @@ def test_a_run_survives_an_edit_of_its_deployment(lab: Lab, on_server: Stack, fr
         before = deployment.parameters
         deployment.parameters = {"color": "yellow", "year": 2009, "months": [1], "block_name": "another"}
         _client("update_deployment", deployment)
-        assert _client("read_deployment_by_name", demo.DATABASE).parameters == deployment.parameters != before
-        assert _state(run) == "Running"
-        until(lambda: _state(run) == "Completed", 600)
-        deployment.parameters = before
-        _client("update_deployment", deployment)
+        try:
+            assert _client("read_deployment_by_name", demo.DATABASE).parameters == deployment.parameters != before
+            assert _state(run) == "Running"
+            until(lambda: _state(run) == "Completed", 600)
+        finally:
+            deployment.parameters = before
+            _client("update_deployment", deployment)
         trial.recovery = 0.0
         require_whole(lab, expected)
 

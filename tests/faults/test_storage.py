@@ -208,10 +208,12 @@ def test_postgres_credentials_that_are_revoked_half_way_are_reported(
             )
             return original(*arguments)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(Database, step, revoked)
-            error = run()
-        admin.cursor().execute(sql.SQL("ALTER ROLE {} LOGIN").format(role))
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(Database, step, revoked)
+                error = run()
+        finally:
+            admin.cursor().execute(sql.SQL("ALTER ROLE {} LOGIN").format(role))
         assert isinstance(error, MisconfiguredBlock), error
         assert "not permitted to log in" in str(error)
 

@@ -138,48 +138,55 @@ def test_a_wrong_password_is_reported_and_never_quoted(
 
 
 @pytest.mark.parametrize(
-    "table", ["{color}", "loads", "quarantine", "{partition}_staging", "{partition}_staging_quarantine"]
+    "table",
+    ["{color}", "loads", "loads_history", "quarantine", "{partition}_staging", "{partition}_staging_quarantine"],
 )
 def test_a_foreign_table_is_not_changed(table: str, month: TripMonth, runs: Runs, ours: Stores) -> None:
     name = "bad_input_foreign"
     table = table.format(color=month.color, partition=month.postgres_partition)
-    admin = psycopg2.connect(ours.postgres_url)
-    admin.autocommit = True
-    admin.cursor().execute(f"CREATE DATABASE {name}")
     url = make_url(ours.postgres_url).set(database=name).render_as_string(hide_password=False)
-    with closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
-        cursor.execute(f"CREATE TABLE {table} AS SELECT 1 AS theirs")
-    postgres_block(url).save("foreign", overwrite=True)
-    assert f"a table {table!r} that this project did not make" in error_of(
-        runs.of(ingest_data, month, block_name="foreign")
-    )
-    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-        cursor.execute(f"SELECT * FROM {table}")
-        assert cursor.fetchall() == [(1,)]
-    admin.cursor().execute(f"DROP DATABASE {name} WITH (FORCE)")
-    admin.close()
+    with closing(psycopg2.connect(ours.postgres_url)) as admin:
+        admin.autocommit = True
+        admin.cursor().execute(f"CREATE DATABASE {name}")
+        try:
+            with closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
+                cursor.execute(f"CREATE TABLE {table} AS SELECT 1 AS theirs")
+            postgres_block(url).save("foreign", overwrite=True)
+            text = error_of(runs.of(ingest_data, month, block_name="foreign"))
+            assert f"a table {table!r} that this project did not make" in text
+            with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+                cursor.execute(f"SELECT * FROM {table}")
+                assert cursor.fetchall() == [(1,)]
+        finally:
+            admin.cursor().execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def test_a_foreign_table_loads_in_bigquery_is_not_changed(month: TripMonth, runs: Runs, ours: Stores) -> None:
+@pytest.mark.parametrize("table", ["loads", "loads_history"])
+def test_a_foreign_table_in_bigquery_is_not_changed(table: str, month: TripMonth, runs: Runs, ours: Stores) -> None:
     runs.lake_by_hand(month)
-    dataset = f"{ours.dataset}_foreign"
-    client = bigquery.Client()
-    client.create_dataset(dataset, exists_ok=True)
-    client.query_and_wait(f"CREATE TABLE {dataset}.loads AS SELECT 1 AS theirs")
-    text = error_of(runs.of(etl_gcs_bq, month, dataset=dataset))
-    assert "loads that this project did not make (it has no color, file_month, sha256)" in text
-    assert [dict(row) for row in client.query_and_wait(f"SELECT * FROM {dataset}.loads")] == [{"theirs": 1}]
+    dataset, client = f"{ours.dataset}_foreign_{table}", bigquery.Client()
+    client.create_dataset(dataset)
+    try:
+        client.query_and_wait(f"CREATE TABLE {dataset}.{table} AS SELECT 1 AS theirs")
+        text = error_of(runs.of(etl_gcs_bq, month, dataset=dataset))
+        assert f"{table} that this project did not make (it has no color, file_month, sha256)" in text
+        assert [dict(row) for row in client.query_and_wait(f"SELECT * FROM {dataset}.{table}")] == [{"theirs": 1}]
+        assert month.color not in [there.table_id for there in client.list_tables(dataset)]
+    finally:
+        client.delete_dataset(dataset, delete_contents=True)
 
 
 def test_a_foreign_raw_file_is_not_overwritten(month: TripMonth, runs: Runs, ours: Stores) -> None:
     """A raw file that was copied from a backup without its metadata may be the only copy of its edition."""
     raw = ours.blob(month.raw_key(".parquet"))
     raw.upload_from_string(b"from a backup")
-    text = error_of(runs.of(etl_web_gcs, month))
-    assert f"{month.raw_key('.parquet')} is not a raw file that this project wrote" in text
-    assert raw.download_as_bytes() == b"from a backup"
-    assert month.key not in ours.objects()
-    raw.delete()
+    try:
+        text = error_of(runs.of(etl_web_gcs, month))
+        assert f"{month.raw_key('.parquet')} is not a raw file that this project wrote" in text
+        assert raw.download_as_bytes() == b"from a backup"
+        assert month.key not in ours.objects()
+    finally:
+        raw.delete()
 
 
 def test_an_unpublished_month_fails_and_the_others_are_loaded(runs: Runs, ours: Stores, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from flows.tasks import behind
 from flows.tasks.editions import Listing, delete_editions
 from flows.tlc.errors import MonthsFailed, Overtaken, TripDataError, UnknownEdition, UnreadableFile, Vanished
 from flows.tlc.manifest import Changes, Outcome, Present
-from flows.tlc.trips import Terms, TripMonth, edition_key
+from flows.tlc.trips import Store, Terms, TripMonth, edition_key
 from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs, dying, lake_of, no_progress
 from tests.stores import Stores, same
 from tests.strict_lake import StrictLake
@@ -305,9 +305,9 @@ def test_an_edition_that_was_changed_by_hand_is_neither_loaded_nor_deleted(
     before = ours.objects_of(month)
     blob = ours.blob(edition_key(month.raw_key(ENDING), first))
     blob.reload()
-    facts, published_twice = blob.metadata, ours.blob(month.raw_key(ENDING)).download_as_bytes()
-    blob.metadata = facts
-    blob.upload_from_string(published_twice)
+    metadata, other_bytes = blob.metadata, ours.blob(month.raw_key(ENDING)).download_as_bytes()
+    blob.metadata = metadata
+    blob.upload_from_string(other_bytes)
     for load, more in ((runs.lake, {}), (runs.postgres, {"lake_block": LAKE})):
         with pytest.raises((UnreadableFile, MonthsFailed), match="does not have the SHA-256 of the published file"):
             load(month, edition=first[:12], **more)
@@ -340,14 +340,20 @@ def test_an_edition_that_was_loaded_after_it_was_chosen_is_not_deleted(
     assert first in [edition.name for edition in lake.editions(month)]
 
 
-def test_an_edition_that_postgres_was_loaded_with_after_it_was_chosen_is_not_deleted(
-    month: TripMonth, ours: Stores, runs: Runs
+@pytest.mark.parametrize("store", ["database", "warehouse"])
+def test_an_edition_that_another_store_was_loaded_with_after_it_was_chosen_is_not_deleted(
+    store: Store, month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     first, second = two_editions(ours, runs, month)
     lake = lake_of(LAKE)
     editions = [edition for edition in lake.editions(month) if edition.sha256 == first]
-    runs.postgres(month, edition=first[:12], lake_block=LAKE)
-    targets = [Target("lake", LAKE), Target("database", LAKE, database_block=POSTGRES)]
+    if store == "database":
+        runs.postgres(month, edition=first[:12], lake_block=LAKE)
+    else:
+        runs.lake(month, edition=first[:12])
+        runs.warehouse(month)
+        runs.lake(month)
+    targets = [Target("lake", LAKE), Target(store, LAKE, CREDENTIALS, ours.dataset, POSTGRES)]
     delete_editions.fn(targets, editions)
     assert {first, second} == {edition.sha256 for edition in lake.editions(month)}
     delete_editions.fn(targets[:1], editions)

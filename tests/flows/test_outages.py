@@ -218,7 +218,7 @@ def test_the_next_run_writes_the_manifest_that_a_killed_run_did_not_write(
 def test_a_staging_table_that_lost_rows_is_not_published(
     over: bool, month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
-    """The month before has these rows, so that the partition would have the right number of rows."""
+    """If `over`, the partition has these rows of the edition before, so that it would have the right number of rows."""
     store = database_of(POSTGRES)
     if over:
         runs.postgres_by_hand(month)
