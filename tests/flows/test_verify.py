@@ -421,7 +421,7 @@ def test_rows_of_postgres_in_the_default_partition_are_found_with_the_statement_
     loaded: TripMonth, ours: Stores
 ) -> None:
     other, table = ("yellow" if loaded.color == "green" else "green"), loaded.color
-    rest = f'"{table} re""st"'  # whoever may create tables chooses this name
+    rest = f'"{table} re""st"'  # any role that may create tables can choose such a name
     ours.query(f"CREATE TABLE {rest} PARTITION OF {table} DEFAULT")
     try:
         assert [result.status for result in verified(ours, loaded, ["database"], "counts")] == ["verified"]
