@@ -2,6 +2,7 @@
 
 import datetime as dt
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -269,14 +270,15 @@ class Bucket:
                 if self.stat(key):  # else another run, or an attempt whose answer was lost, deleted it
                     raise
 
-    def delete_older(self, prefixes: Iterable[str], before: dt.datetime) -> None:
-        """Delete the objects below the prefixes that were last changed before a time."""
+    def delete_older(self, prefixes: Iterable[str], names: re.Pattern[str], before: dt.datetime) -> None:
+        """Delete the objects below the prefixes whose whole key matches, and that were last changed before a time."""
         with self._explained("read"):
             for below in map(self.path, prefixes):
                 for blob in self._bucket.client.list_blobs(self._bucket, prefix=below, timeout=TIMEOUT):
-                    if blob.updated and blob.updated < before:
-                        with suppress(NotFound):  # another run may delete the same objects
-                            blob.delete(timeout=TIMEOUT)
+                    ours = names.fullmatch(blob.name.removeprefix(self._folder))
+                    if ours and blob.updated and blob.updated < before:
+                        with suppress(NotFound, PreconditionFailed):  # another run deleted or replaced it
+                            blob.delete(timeout=TIMEOUT, if_generation_match=blob.generation)
 
     def download(self, key: str, file: IO[bytes]) -> None:
         """Download the newest generation of an object into a file."""

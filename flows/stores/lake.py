@@ -34,8 +34,9 @@ from flows.tlc.errors import (
 from flows.tlc.manifest import Changes, Manifest, Outcome, Present, RawFile, StagedMonth, Status
 from flows.tlc.pipeline import Add, ahead
 from flows.tlc.schema import KEY, arrow_schema
+from flows.tlc.sources import ENDINGS
 from flows.tlc.stream import MonthStream
-from flows.tlc.trips import TEMPORARY_KEYS, Store, Terms, TripMonth, staged_key
+from flows.tlc.trips import TEMPORARY_KEYS, Store, Terms, TripMonth, staged_key, temporary_names
 
 if TYPE_CHECKING:
     from prefect_gcp.cloud_storage import GcsBucket
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _ROW_GROUP = 128 << 10  # rows
 _BATCH = 32 << 10  # rows read at once
 _ROOM = 3 << 10  # characters of a manifest; Google allows 8 KiB of metadata per object, compatible servers allow less
+_TEMPORARY = temporary_names(ENDINGS)
 _OTHERS_TIME = 30.0  # seconds to wait for the manifest of another run that has published its object
 
 
@@ -109,8 +111,8 @@ class Lake(LakeManifests):
         self._delete_staged(staged.key, staged.quarantine_key, staged.extra_key)
 
     def _sweep(self) -> None:
-        """Delete staged objects and cached results of all months that are older than a day."""
-        self.bucket.delete_older(TEMPORARY_KEYS, dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
+        """Delete staged objects and cached results of all months that are older than a day. Keep objects of other programs."""
+        self.bucket.delete_older(TEMPORARY_KEYS, _TEMPORARY, dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
 
     def publish(self, staged: StagedMonth, present: Present, run_id: str, by: str = "") -> Outcome:
         """Publish a staged month. If another run published the same bytes by the same rule first, keep its month."""

@@ -181,8 +181,21 @@ def edition_key(raw_key: str, sha256: str) -> str:
     return f"{folder}/editions/{stem}-{sha256[:EDITION_DIGITS]}{dot}{ending}"
 
 
-# The prefixes of the lake's keys whose objects are deleted after a day.
+# The prefixes of the lake's keys with temporary objects.
 TEMPORARY_KEYS = ("staging/", "results/")
+# A run is named by the id of its flow run, or "local". An upload is named by the digits of such an id.
+_RUN = "[0-9a-f]{8}(?:-?[0-9a-f]{4}){3}-?[0-9a-f]{12}|local"
+
+
+def temporary_names(endings: Sequence[str]) -> re.Pattern[str]:
+    """Return a pattern that exactly the lake's temporary keys match. A published file has one of these endings."""
+    run, month = "{flow_run.id}", f"{_LAST_YEAR}-12"
+    names = []
+    for trip_month in (TripMonth(color, _LAST_YEAR, 12) for color in COLORS):
+        keys = [trip_month.key, trip_month.quarantine_key, trip_month.extra_key, *map(trip_month.raw_key, endings)]
+        names += [trip_month.results_key, *(staged_key(key, run) for key in keys)]
+    pattern = "|".join(map(re.escape, names)).replace(re.escape(month), "[0-9]{4}-[0-9]{2}")
+    return re.compile(pattern.replace(re.escape(run), f"(?:{_RUN})"))
 
 
 def trip_months(color: str, year: int, months: Sequence[int], today: dt.date | None = None) -> list[TripMonth]:

@@ -126,8 +126,8 @@ def _wait_for(file: Path) -> None:
 def _tomorrow(real: Callable[..., Any]) -> Callable[..., Any]:
     """Return `Bucket.delete_older` as a run calls it two days later."""
 
-    def call(bucket: Any, prefixes: Any, before: dt.datetime) -> None:
-        real(bucket, prefixes, before + dt.timedelta(days=2))
+    def call(bucket: Any, prefixes: Any, names: Any, before: dt.datetime) -> None:
+        real(bucket, prefixes, names, before + dt.timedelta(days=2))
 
     return call
 

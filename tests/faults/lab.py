@@ -22,7 +22,8 @@ from google.cloud import bigquery, storage
 from flows.connectors.web import look_up, source_of
 from flows.stores import Target
 from flows.tasks.stores import open_store
-from flows.tlc.trips import TEMPORARY_KEYS, Rows, Terms, TripMonth
+from flows.tlc.sources import ENDINGS
+from flows.tlc.trips import TEMPORARY_KEYS, Rows, Terms, TripMonth, temporary_names
 from local.trip_files.writing import BadRows, write_month
 from tests.faults import digest
 from tests.faults.programs import Programs, Run
@@ -191,7 +192,8 @@ class Lab:
 
     def sweep(self) -> None:
         """Delete staging as a run a day later does."""
-        self.store("lake").bucket.delete_older(TEMPORARY_KEYS, dt.datetime.now(dt.UTC) + dt.timedelta(days=1))
+        tomorrow = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
+        self.store("lake").bucket.delete_older(TEMPORARY_KEYS, temporary_names(ENDINGS), tomorrow)
 
     def expected(self, flow: FlowName, *, over: bool) -> dict[str, Any]:
         """Return the digest of the stores after a run of the flow without a failure."""

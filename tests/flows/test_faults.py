@@ -1,13 +1,19 @@
 """After a fault at any step, a store has the old month or the new one, and the next run stores exactly the published rows."""
 
+import datetime as dt
 import hashlib
 import threading
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import quote
+from uuid import uuid4
 
+import httpx
 import psycopg2
 import pyarrow.compute as pc
 import pytest
-from google.cloud import bigquery
+from google.cloud import bigquery, storage
+from prefect_gcp import GcpCredentials
+from prefect_gcp.cloud_storage import GcsBucket
 
 from flows.connectors.bucket import Bucket
 from flows.connectors.web import look_up, source_of
@@ -19,7 +25,7 @@ from flows.stores.lake import Lake
 from flows.stores.warehouse import Warehouse
 from flows.tlc.errors import NotReconciled, TripDataError
 from flows.tlc.manifest import Present, StagedCopy
-from flows.tlc.trips import Terms, TripMonth
+from flows.tlc.trips import TEMPORARY_KEYS, Terms, TripMonth, staged_key
 from local.trip_files.writing import BadRows, write_month
 from tests.flows.conftest import CREDENTIALS, LAKE, Runs, dying, lake_of, no_progress, warehouse_of
 from tests.stores import Stores, as_published, same, with_passengers
@@ -97,6 +103,35 @@ def test_a_foreign_object_at_a_months_key_is_not_changed(month: TripMonth, ours:
     error = str(runs.of(etl_web_gcs, month).result(raise_on_failure=False))
     assert f"data/{month.key} exists already, but this project did not write it; move it away" in error
     assert ours.objects_of(month) == before
+
+
+def test_a_sweep_deletes_only_objects_that_this_project_made_and_that_nobody_replaced(
+    month: TripMonth, ours: Stores, strict_lake: StrictLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The block has no folder, so that the prefixes are folders of the bucket itself."""
+    bucket, delete_older = storage.Client().bucket(ours.bucket), Bucket.delete_older
+    objects = f"{strict_lake.behind}/storage/v1/b/{ours.bucket}/o"
+    foreign = ["staging/model.parquet", "staging/green/trips.parquet", "results/report-1.json"]
+    staged, taken, replaced = (staged_key(month.key, str(uuid4())) for _ in range(3))
+    for name in (*foreign, staged, taken, replaced):
+        bucket.blob(name).upload_from_string(b"first")
+
+    def meddle(method: str, path: str) -> None:
+        if method == "DELETE" and path.endswith(replaced):
+            bucket.blob(replaced).upload_from_string(b"second")
+        if method == "DELETE" and path.endswith(taken):
+            httpx.delete(f"{objects}/{quote(taken, safe='')}").raise_for_status()
+
+    def in_two_days(*arguments: Any) -> None:
+        delete_older(*arguments[:-1], arguments[-1] + dt.timedelta(days=2))
+
+    monkeypatch.setattr(Bucket, "delete_older", in_two_days)
+    strict_lake.meddle = meddle
+    Lake(GcsBucket(bucket=ours.bucket, gcp_credentials=GcpCredentials()))._sweep()
+    left = [blob.name for prefix in TEMPORARY_KEYS for blob in bucket.list_blobs(prefix=prefix)]
+    assert sorted(left) == sorted([*foreign, replaced])
+    for name in left:
+        bucket.blob(name).delete()
 
 
 def test_only_the_last_run_that_published_a_month_may_write_its_quarantine(

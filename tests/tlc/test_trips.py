@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from flows.tlc.ask import external_table
 from flows.tlc.errors import ImpossibleDataset, UnknownMonth
+from flows.tlc.sources import ENDINGS
 from flows.tlc.trips import (
     COLORS,
     FIRST_MONTH,
@@ -17,6 +18,8 @@ from flows.tlc.trips import (
     in_words,
     month_named,
     requested_months,
+    staged_key,
+    temporary_names,
     trip_months,
 )
 
@@ -191,3 +194,18 @@ def test_a_printed_month_can_be_parsed():
 def test_the_key_of_an_edition_is_next_to_the_published_file():
     key = edition_key(TripMonth("green", 2021, 1).raw_key(".csv.gz"), "0123456789abcdef")
     assert key == "raw/green/editions/green_tripdata_2021-01-0123456789ab.csv.gz"
+
+
+@pytest.mark.parametrize("color", COLORS)
+@pytest.mark.parametrize("run", ["01234567-89ab-cdef-0123-456789abcdef", "0123456789abcdef" * 2, "local"])
+def test_every_key_that_is_made_for_a_run_is_temporary_and_no_other_is(color: str, run: str) -> None:
+    month, names = TripMonth(color, 2021, 1), temporary_names(ENDINGS)
+    published = [month.key, month.quarantine_key, month.extra_key, *map(month.raw_key, ENDINGS)]
+    made = [month.results_key.replace("{flow_run.id}", run), *(staged_key(key, run) for key in published)]
+    assert all(map(names.fullmatch, made))
+    lasting = [*published, month.manifest_key, month.history_key("1"), edition_key(month.raw_key(".csv"), "a" * 64)]
+    foreign = [staged_key(month.key, "final"), staged_key(month.raw_key(".txt"), run)]
+    changed = [
+        key for text in made for key in (f"{text}.bak", f"{text}\n", f"other/{text}", text.replace("trip", "model"))
+    ]
+    assert not any(map(names.fullmatch, [*lasting, *foreign, *changed]))
