@@ -45,6 +45,7 @@ class Object:
     generation: int = 0
     size: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
+    crc32c: str = ""
 
     def __bool__(self) -> bool:
         return self.generation != 0
@@ -193,7 +194,7 @@ class Bucket:
             blob.upload_from_string(text, "application/json", timeout=TIMEOUT, if_generation_match=replaces)
 
     def _object(self, key: str, blob: Blob) -> Object:
-        return Object(key, int(blob.generation), int(blob.size), dict(blob.metadata or {}))
+        return Object(key, int(blob.generation), int(blob.size), dict(blob.metadata or {}), blob.crc32c or "")
 
     @contextmanager
     def writer(

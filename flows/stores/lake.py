@@ -129,8 +129,10 @@ class Lake(LakeManifests):
             extra_key=trip_month.extra_key if staged.extra_key else "",
         )
         if staged.raw.key != raw_key:
-            # The raw file is published after the month's object. This copy keeps its bytes if the run dies in between.
-            self.copy_edition(self.bucket.stat(staged.raw.key), raw_key)
+            # The raw file is published after the month's object. The first copy keeps its bytes if the run dies in between.
+            # The second keeps the bytes that it replaces. Nothing is published if one of them cannot be made.
+            for key in (staged.raw.key, raw_key):
+                self.copy_edition(self.bucket.stat(key), raw_key)
         while True:
             before = self.remembered(trip_month)
             if replaces and (was := self.current(trip_month)):

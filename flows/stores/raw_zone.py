@@ -185,14 +185,38 @@ class RawZone:
         )
 
     def copy_edition(self, present: Object, raw_key: str) -> None:
-        """Copy a whole raw file to the key of its edition, unless a copy exists. `raw_key` is its key once published."""
+        """Copy a whole raw file to the key of its edition, unless a copy exists. `raw_key` is its key once published.
+
+        Raise `MisconfiguredBlock` if the key of the edition has another object.
+        """
         sha256 = present.metadata.get("sha256")
         if sha256:
+            key = edition_key(raw_key, sha256)
             facts = {name: text for name, text in present.metadata.items() if name in RAW_FACTS}
-            with suppress(Overtaken, Gone):  # a copy exists, or another run made one and then replaced the file
-                self.bucket.copy(
-                    present.key, present.generation, edition_key(raw_key, sha256), 0, facts, content_type(raw_key)
-                )
+            try:
+                with suppress(Gone):  # another run made a copy and then replaced the file
+                    self.bucket.copy(present.key, present.generation, key, 0, facts, content_type(raw_key))
+            except Overtaken:
+                edition = self.bucket.stat(key)
+                if not edition:  # it was deleted meanwhile; a retry copies the file
+                    raise
+                self._require_copy(edition, present)
+
+    def _require_copy(self, edition: Object, present: Object) -> None:
+        """Raise `MisconfiguredBlock` unless an edition has the digest of a raw file in its metadata, and the file's bytes."""
+        sha256 = present.metadata["sha256"]
+        same = (edition.size, edition.crc32c) == (present.size, present.crc32c)
+        if edition.metadata.get("sha256") != sha256 or not (same or self._digest(edition) == sha256):
+            raise MisconfiguredBlock(
+                f"{self.bucket.uri(edition.key)} should be a copy of {self.bucket.uri(present.key)}, but another program wrote"
+                " or changed it. Move it away, and run again. The raw file was not replaced."
+            )
+
+    def _digest(self, present: Object) -> str:
+        digest = hashlib.sha256()
+        for piece in self.bucket.read(present.key, present.generation):
+            digest.update(piece)
+        return digest.hexdigest()
 
     def require_edition(self, sha256: str, raw_key: str) -> None:
         """Raise `Vanished` unless the raw zone has the file with this digest, as `raw_key` or as an edition of it."""

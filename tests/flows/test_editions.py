@@ -19,7 +19,15 @@ from flows.stores.origins import Origin
 from flows.stores.raw_zone import RawZone
 from flows.tasks import behind
 from flows.tasks.editions import Listing, delete_editions
-from flows.tlc.errors import MonthsFailed, Overtaken, TripDataError, UnknownEdition, UnreadableFile, Vanished
+from flows.tlc.errors import (
+    MisconfiguredBlock,
+    MonthsFailed,
+    Overtaken,
+    TripDataError,
+    UnknownEdition,
+    UnreadableFile,
+    Vanished,
+)
 from flows.tlc.manifest import Changes, Outcome, Present
 from flows.tlc.trips import Store, Terms, TripMonth, edition_key
 from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs, dying, lake_of, no_progress
@@ -313,6 +321,43 @@ def test_an_edition_that_was_changed_by_hand_is_neither_loaded_nor_deleted(
             load(month, edition=first[:12], **more)
     assert set(ours.objects_of(month)) == set(before)
     assert ours.manifest(month)["sha256"] == second
+
+
+@pytest.mark.parametrize("edition", ["present", "new"])
+@pytest.mark.parametrize("keeps_metadata", [True, False], ids=["changed", "foreign"])
+def test_no_file_is_replaced_while_another_object_has_the_name_of_its_edition_or_of_the_new_one(
+    edition: str, keeps_metadata: bool, month: TripMonth, ours: Stores, runs: Runs, strict_lake: StrictLake
+) -> None:
+    _, second = two_editions(ours, runs, month)
+    third, plain = republish(ours, month, 3), month.raw_key(ENDING)
+    sha256 = second if edition == "present" else third
+    in_the_way = ours.blob(edition_key(plain, sha256))
+    in_the_way.metadata = {"sha256": sha256} if keeps_metadata else {}
+    in_the_way.upload_from_string(b"other bytes")
+    advice = rf"{in_the_way.name} should be a copy of .*\. Move it away, and run again\. The raw file was not rep"
+    with pytest.raises(MisconfiguredBlock, match=advice):
+        runs.lake_by_hand(month)
+    assert (in_raw_zone(ours, plain), ours.manifest(month)["sha256"]) == (second, second)
+    assert in_the_way.download_as_bytes() == b"other bytes"
+
+    in_the_way.bucket.rename_blob(in_the_way, f"{in_the_way.name}.changed")
+    runs.lake_by_hand(month)
+    assert [in_raw_zone(ours, edition_key(plain, sha256)) for sha256 in (second, third)] == [second, third]
+    assert in_raw_zone(ours, plain) == ours.manifest(month)["sha256"] == third
+
+
+def test_a_changed_file_whose_edition_is_intact_is_replaced(
+    month: TripMonth, ours: Stores, runs: Runs, strict_lake: StrictLake
+) -> None:
+    _, second = two_editions(ours, runs, month)
+    blob = ours.blob(month.raw_key(ENDING))
+    blob.reload()
+    blob.metadata = dict(blob.metadata)
+    blob.upload_from_string(b"other bytes")
+    third = republish(ours, month, 3)
+    runs.lake_by_hand(month)
+    assert in_raw_zone(ours, edition_key(month.raw_key(ENDING), second)) == second
+    assert in_raw_zone(ours, month.raw_key(ENDING)) == third
 
 
 def test_an_edition_that_is_deleted_during_its_load_is_not_published(
