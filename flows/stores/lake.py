@@ -73,11 +73,20 @@ class Lake(LakeManifests):
             return self._write(stream, run).model_copy(update={"pinned": terms.pinned})
         except (UnreadableFile, SchemaMismatch, TooManyRejects, WrongMonth):
             # Keep an edition that a person chose, or that was published earlier. A file that still grows is not in the lake.
-            if not (growing or terms.pinned) and raw.sha256 not in {
-                manifest.sha256 for manifest in self.history(raw.trip_month)
-            }:
+            if not (growing or terms.pinned or self._was_published(raw)):
                 self.forget(raw, run)
             raise
+
+    def _was_published(self, raw: RawFile) -> bool:
+        """Return whether the month was ever made from this file. Look at the present month last.
+
+        Another run with other terms may publish the file at any time. No request deletes an object on the condition that another
+        object is absent, so a publication between the last look and the deletion is not noticed.
+        """
+        if raw.sha256 in {manifest.sha256 for manifest in self.history(raw.trip_month)}:
+            return True
+        current = self.current(raw.trip_month)
+        return current is not None and current.sha256 == raw.sha256
 
     def _write(self, stream: MonthStream, run: str) -> StagedMonth:
         trip_month, schema = stream.trip_month, arrow_schema(stream.trip_month.color)

@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.connectors.bucket import Bucket
+from flows.connectors.web import look_up, source_of
 from flows.etl_web_gcs import etl_web_gcs
 from flows.stores.lake import Lake
 from flows.tlc.errors import SchemaMismatch
-from flows.tlc.trips import SchemaRule, TripMonth
-from tests.flows.conftest import Runs, dying
+from flows.tlc.manifest import Manifest, Present
+from flows.tlc.trips import SchemaRule, Terms, TripMonth
+from tests.flows.conftest import LAKE, Runs, dying, lake_of, no_progress
 from tests.stores import Stores
 from tests.tlc.published import HEADER, csv_file, line, parquet_file, table, times
 
@@ -136,6 +138,26 @@ def test_other_schema_changes_stop_the_month_even_if_new_columns_are_accepted(
     error = refused(runs, month, put(ours, month, content, ending), ACCEPT)
     assert ("'trip_type'" if ending == ".parquet" else "a name") in error
     assert ours.objects_of(month) == {}
+
+
+def test_a_refused_file_stays_if_another_run_publishes_it_meanwhile(
+    ours: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    month, lake, history = TripMonth("green", 2022, 10), lake_of(LAKE), Lake.history
+    source = put(ours, month, parquet_file(table(ROWS, month, **NEW)))
+    raw = lake.extract(look_up(source_of(source), month), no_progress)
+
+    def late(store: Lake, trip_month: TripMonth) -> list[Manifest]:
+        found = history(store, trip_month)
+        monkeypatch.setattr(Lake, "history", history)
+        store.publish(store.stage(raw, Terms(schema=ACCEPT), "other", no_progress), Present(), "other")
+        return found
+
+    monkeypatch.setattr(Lake, "history", late)
+    with pytest.raises(SchemaMismatch):
+        lake.stage(raw, Terms(), "strict", no_progress)
+    assert lake.has(raw)
+    assert lake.raw_of(lake.required(month)).sha256 == raw.sha256
 
 
 @pytest.mark.parametrize(("n", "owner", "name"), [(8, Bucket, "copy"), (9, Lake, "remember")])
