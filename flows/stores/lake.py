@@ -151,8 +151,8 @@ class Lake(LakeManifests):
             manifest = manifest.model_copy(update={**dict(changes), "replaces": replaces, "known_rows": rows})
             # The object's metadata has a copy of the manifest: if this run dies, a reader finds both or neither.
             noted = {"staged": staged.key, "replaces": replaces, **dict(changes)}
-            packed = manifest.packed()
-            carried = {MANIFEST: packed} if len(packed) <= _ROOM else {}
+            packed = manifest.packed(_ROOM)
+            carried = {MANIFEST: packed} if packed else {}
             self.require_edition(staged.raw.sha256, raw_key)
             try:
                 metadata = {name: str(fact) for name, fact in noted.items()} | carried

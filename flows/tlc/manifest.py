@@ -240,13 +240,22 @@ class Manifest(Changes, Reading, Origin):
             {name: value for name, value in facts.items() if value is not None or name in _NULLABLE}
         )
 
-    def packed(self) -> str:
-        """Return the manifest as compressed text, for the metadata of an object."""
-        return base64.b64encode(zlib.compress(self.model_dump_json(exclude_defaults=True).encode())).decode()
+    def packed(self, room: int) -> str:
+        """Return the manifest as compressed text of at most `room` characters, for the metadata of an object.
+
+        If it is too long, leave out the profile, then all new columns but the first. Return "" if it is too long even then.
+        """
+        shorter = self.model_copy(update={"profile": Profile()})
+        shortest = shorter.model_copy(update={"new_columns": self.new_columns[:1]})  # `schema_rule` stays the same
+        for manifest in (self, shorter, shortest):
+            packed = zlib.compress(manifest.model_dump_json(exclude_defaults=True).encode())
+            if len(text := base64.b64encode(packed).decode()) <= room:
+                return text
+        return ""
 
     @classmethod
     def unpacked(cls, text: str) -> "Manifest | None":
-        """Return the manifest that `packed()` was called on; None for any other text."""
+        """Return the manifest that `packed()` returned; None for any other text."""
         with suppress(binascii.Error, zlib.error, ValidationError):
             return cls.model_validate_json(zlib.decompress(base64.b64decode(text)))
         return None

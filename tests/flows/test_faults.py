@@ -20,11 +20,12 @@ from flows.connectors.web import look_up, source_of
 from flows.etl_gcs_bq import etl_gcs_bq
 from flows.etl_web_gcs import etl_web_gcs
 from flows.ingest_data import ingest_data
+from flows.stores import lake as lake_module
 from flows.stores.database import Database
 from flows.stores.lake import Lake
 from flows.stores.warehouse import Warehouse
 from flows.tlc.errors import NotReconciled, TripDataError
-from flows.tlc.manifest import Present, StagedCopy
+from flows.tlc.manifest import Present, Profile, StagedCopy
 from flows.tlc.trips import TEMPORARY_KEYS, Terms, TripMonth, staged_key
 from local.trip_files.writing import BadRows, write_month
 from tests.flows.conftest import CREDENTIALS, LAKE, Runs, dying, lake_of, no_progress, warehouse_of
@@ -85,6 +86,20 @@ def test_bigquery_can_load_a_month_whose_lake_run_died_before_its_manifest(
     assert same(ours.in_warehouse(month), ours.in_lake(month))
     runs.lake(month)
     assert runs.warehouse(month).status == "unchanged"
+
+
+def test_a_month_whose_manifest_is_too_large_for_metadata_can_be_read_after_a_crash(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lake_module, "_ROOM", 1200)
+    with dying(Lake, "remember", when="before"), pytest.raises(TripDataError):
+        runs.lake_by_hand(month)
+    read = lake_of(LAKE).required(month)
+    assert (read.loaded, read.profile) == (ours.in_lake(month).num_rows, Profile())
+    assert runs.warehouse(month).manifest.loaded == read.loaded
+    whole = runs.lake(month).manifest
+    assert lake_of(LAKE).remembered(month) == whole
+    assert whole.profile.days
 
 
 def test_a_corrupt_manifest_hides_no_month_and_is_replaced(month: TripMonth, ours: Stores, runs: Runs) -> None:

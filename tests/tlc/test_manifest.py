@@ -1,6 +1,7 @@
 """A manifest has the facts about a month in a store. As JSON, as a row and as a value, they are the same."""
 
 import datetime as dt
+import hashlib
 from importlib.metadata import PackageNotFoundError
 from typing import Any
 
@@ -85,6 +86,20 @@ def test_a_manifest_can_be_read_back_from_json_and_from_a_row_of_loads() -> None
     assert list(row) == [column.name for column in LOADS_COLUMNS]
     assert row["columns"] == '["VendorID", "Trip, type"]'
     assert Manifest.from_row(row) == manifest
+
+
+def test_a_packed_manifest_leaves_out_the_profile_then_the_new_columns_if_there_is_no_room() -> None:
+    months = Profile(elsewhere={f"{year}-{n:02d}": year * n**5 for year in range(1990, 2030) for n in range(1, 13)})
+    names = tuple(hashlib.sha256(bytes([n])).hexdigest() for n in range(200))
+    small, foreign = manifest_with(), manifest_with(profile=months, new_columns=names[:2])
+    assert Manifest.unpacked(small.packed(3072)) == small
+    assert Manifest.unpacked(foreign.packed(100_000)) == foreign
+    assert Manifest.unpacked(foreign.packed(3072)) == foreign.model_copy(update={"profile": Profile()})
+    wide = foreign.model_copy(update={"new_columns": names})
+    packed = wide.packed(3072)
+    assert len(packed) <= 3072
+    assert Manifest.unpacked(packed) == wide.model_copy(update={"profile": Profile(), "new_columns": names[:1]})
+    assert Manifest.unpacked(wide.packed(10)) is None
 
 
 @given(
