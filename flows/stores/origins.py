@@ -116,7 +116,7 @@ def origin_of(source: str, edition: str, terms: Terms, trip_months: Sequence[Tri
     if not re.fullmatch(f"[0-9a-f]{{{EDITION_DIGITS},64}}", name):
         raise UnknownEdition(
             f"edition {edition!r} is not the name of an edition: give the first {EDITION_DIGITS} or more hexadecimal digits of"
-            " its sha256. `python flows/catalog.py --editions 'green 2021-01'` lists them. Nothing was started."
+            " its sha256. `python flows/catalog.py --editions green 2021-01` lists them. Nothing was started."
         )
     if len(trip_months) != 1:
         raise UnknownEdition(

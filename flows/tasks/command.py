@@ -72,22 +72,28 @@ def run_as_program(flow: Flow[..., Any], show: Callable[[Any], None] = lambda re
     )
     command.__doc__ = described.split("Args:")[0].strip()
     if all(p.default not in (inspect.Parameter.empty, None) for p in signature.parameters.values()):
-        lists = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if get_origin(hint) is list}
-        sys.argv[1:] = _each_with_its_option(sys.argv[1:], lists)
+        options = {f"--{name.replace('_', '-')}": hint for name, hint in hints.items()}
+        lists = {option for option, hint in options.items() if get_origin(hint) is list}
+        texts = {option for option, hint in options.items() if hint is str}
+        sys.argv[1:] = _each_with_its_option(sys.argv[1:], lists, texts)
     typer.run(command)
 
 
-def _each_with_its_option(words: Sequence[str], lists: Collection[str]) -> list[str]:
-    """Convert `--into lake warehouse` to `--into lake --into warehouse`, for the options in `lists`.
+def _each_with_its_option(words: Sequence[str], lists: Collection[str], texts: Collection[str]) -> list[str]:
+    """Convert `--into lake warehouse` to `--into lake --into warehouse`, and `--history green 2021` to one text.
 
-    It is for programs without positional arguments: elsewhere, a word after an option's value may be such an argument.
+    `lists` and `texts` are the options that take lists and texts. It is for programs without positional arguments: elsewhere,
+    a word after an option's value may be such an argument.
     """
     every: list[str] = []
     option = ""
     for before, word in pairwise(["", *words]):
         if word.startswith("-"):
-            option = word if word in lists else ""
-        elif option and before != option:
+            option = word
+        elif before != option and option in texts:
+            every[-1] += f" {word}"
+            continue
+        elif before != option and option in lists:
             every.append(option)
         every.append(word)
     return every

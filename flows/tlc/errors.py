@@ -36,7 +36,7 @@ class UnknownMonth(TripDataError):
 class UnknownEdition(TripDataError):
     """The requested edition of a month is not in the lake, or its name fits several editions or none.
 
-    List the editions with `python flows/catalog.py --editions 'green 2021-01'`, and name one of them.
+    List the editions with `python flows/catalog.py --editions green 2021-01`, and name one of them.
     """
 
 

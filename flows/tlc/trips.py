@@ -232,7 +232,7 @@ def month_named(text: str) -> TripMonth:
     """Return the month with this name, such as green 2021-01. Raise `UnknownMonth` if it cannot exist."""
     color, _, date = text.strip().partition(" ")
     if "-" not in date:
-        raise UnknownMonth(f"month {text!r} is not a color and a month; give it in quotes, such as 'green 2021-01'.")
+        raise UnknownMonth(f"month {text!r} is not a color and a month, such as green 2021-01.")
     year, month = bound_of("the month", date, 1)
     return trip_months(color, year, [month])[0]
 

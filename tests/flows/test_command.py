@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from prefect import flow
@@ -40,6 +40,18 @@ def counting(color: Color, months: list[Month], rows: int = 3) -> int:
 def naming(year: int | None = None, months: OptionalMonths = None, since: Bound = "", until: Bound = "") -> None:
     """Name months."""
     print(f"<{year} {months} {since} {until}>")
+
+
+@flow(name="test-texts")
+def looking(colors: Annotated[list[str], "of taxis"] = ["green"], history: str = "", store: str = "lake") -> None:  # noqa: B006
+    """Look at months.
+
+    Args:
+        colors: Whose months.
+        history: Of which month.
+        store: Where.
+    """
+    print(f"<{colors} {history} {store}>")
 
 
 @flow(name="test-json")
@@ -128,6 +140,22 @@ def test_months_are_positional_arguments_or_a_range_in_options(
     out = capsys.readouterr().out
     assert "<2021 [1, 2]  >" in out
     assert "2019 2020-02>" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        (["--history", "green", "2021-01"], "<['green'] green 2021-01 lake>"),
+        (["--history", "green 2021-01", "--store", "database"], "<['green'] green 2021-01 database>"),
+        (["--store", "database", "--history", "green", "2021-01", "0123456789ab"], "<['green'] green 2021-01 0123456789ab database>"),
+        (["--colors", "green", "fhv", "--history", "fhv", "2021"], "<['green', 'fhv'] fhv 2021 lake>"),
+    ],
+)  # fmt: skip
+def test_an_option_takes_all_words_that_follow_it_if_the_program_has_no_positional_arguments(
+    words: list[str], printed: str, ours: Stores, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(monkeypatch, *words, program=looking) == 0
+    assert printed in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [("2021", "1"), ("2021",)])

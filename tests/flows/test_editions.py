@@ -243,7 +243,7 @@ def test_the_editions_of_a_color_are_listed_and_two_questions_at_once_are_refuse
     assert str(month) in [row[0] for row in listed(month, editions=month.color).rows]
     with pytest.raises(TripDataError, match="give only one of"):
         listed(month, history=str(month))
-    with pytest.raises(TripDataError, match="in quotes, such as 'green 2021-01'"):
+    with pytest.raises(TripDataError, match="not a color and a month, such as green 2021-01"):
         listed(month, editions="", history="green")
 
 
