@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2 import sql
 from psycopg2.extras import execute_values
+from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
 from flows.tlc.errors import MisconfiguredBlock, Unreachable
@@ -30,9 +31,13 @@ _REFUSED = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|permission denied|not permitted to log in"
     r'|(database|role|file) ".*" does not exist|certificate|private key file|definition of service ".*" not found'
 )
+_FULL = re.compile(r"too many (connections|clients)|connection slots")
 _MEND = "correct the SqlAlchemyConnector block (python -m blocks.register takes POSTGRES_URL)"
 # The server ends the session of a machine that disappeared, and so releases its locks, after a minute. Its default is two hours.
 _KEEPALIVE = "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
+# The same for the client: it would wait two hours for the answer of a server that disappeared, and for ever for one that accepts
+# connections and sends nothing. https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+_TIMEOUTS = {"connect_timeout": 30, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds
 _LOCK_SPACE = 0x7A21  # separates this project's advisory locks from all others in the database
 
 
@@ -98,11 +103,18 @@ def _reason_of(error: Exception) -> tuple[Exception, str]:
     return cause, reason
 
 
+def _with_timeouts(_dialect: object, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
+    """Add the timeouts to the parameters of a new connection, except those that the block or its URL sets."""
+    for name, seconds in _TIMEOUTS.items():
+        parameters.setdefault(name, seconds)
+
+
 class Postgres:
     """One database."""
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
+        event.listen(engine, "do_connect", _with_timeouts)
 
     @property
     def _where(self) -> str:
@@ -117,7 +129,12 @@ class Postgres:
             cause, reason = _reason_of(error)
             if not isinstance(cause, psycopg2.OperationalError) or _REFUSED.search(reason):
                 raise MisconfiguredBlock(f"{self._where} cannot be used ({reason}); {_MEND}.") from None
-            raise
+            if _FULL.search(reason):
+                raise Unreachable(
+                    f"{self._where} has no connection left ({reason}); wait until others end, use a smaller at_once, or raise the"
+                    " limit."
+                ) from None
+            raise Unreachable(f"{self._where} cannot be reached ({reason}); start it, or {_MEND}.") from None
         connection: Any = pooled.driver_connection
         try:
             connection.set_client_encoding("UTF8")  # for all data sent, even if the database has another encoding
@@ -167,10 +184,9 @@ class Postgres:
                     cursor.execute("SELECT has_schema_privilege(current_schema(), 'CREATE')")
                     may_create = value(cursor)
                 break
-            except (psycopg2.OperationalError, SQLAlchemyError) as error:
+            except Unreachable:
                 if time.monotonic() > until:
-                    _, reason = _reason_of(error)
-                    raise Unreachable(f"{self._where} cannot be reached ({reason}); start it, or {_MEND}.") from None
+                    raise
             time.sleep(_ASK_AGAIN)
         if not may_create:
             raise MisconfiguredBlock(

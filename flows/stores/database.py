@@ -249,7 +249,7 @@ class Database:
                 copy = composed("COPY {staged_rejects} ({fed_rejects}) FROM STDIN (FORMAT csv)", **names)
                 cursor.copy_expert(copy, rejects)
         except BaseException:  # the next run of the month drops the tables if this cannot
-            with suppress(psycopg2.Error, SQLAlchemyError, MisconfiguredBlock):
+            with suppress(psycopg2.Error, SQLAlchemyError, TripDataError):
                 self._drop(staging)
             raise
         return staging

@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from typing import Any
 
@@ -69,20 +69,33 @@ def test_a_permanent_error_recommends_to_correct_the_block(wrong: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("passing", "reason"),
+    ("passing", "reason", "advice"),
     [
-        ({"port": 1}, "Connection refused"),
-        ({"host": "no-such-host.invalid"}, "could not translate host name"),
-        ({"username": "crowded", "password": "x"}, "too many connections"),
+        ({"port": 1}, "Connection refused", "start it, or correct the SqlAlchemyConnector block"),
+        (
+            {"host": "no-such-host.invalid"},
+            "could not translate host name",
+            "start it, or correct the SqlAlchemyConnector",
+        ),
+        (
+            {"username": "crowded", "password": "x"},
+            "too many connections",
+            "wait until others end, use a smaller at_once",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_a_transient_error_can_be_retried_and_has_one_line(passing: dict[str, Any], reason: str, url: URL) -> None:
+@pytest.mark.parametrize(
+    "use", [Postgres.check, lambda there: there.transaction().__enter__()], ids=["check", "in mid-run"]
+)
+def test_a_transient_error_can_be_retried_and_has_one_line(
+    use: Callable[[Postgres], object], passing: dict[str, Any], reason: str, advice: str, url: URL
+) -> None:
     engine = create_engine(url.set(**passing))
     with pytest.raises(Unreachable, match=reason) as raised:
-        Postgres(engine).check()
+        use(Postgres(engine))
     text = str(raised.value)
-    assert "start it, or correct the SqlAlchemyConnector block" in text
+    assert advice in text
     assert "\n" not in text
     assert CANARY not in text
 
@@ -145,3 +158,21 @@ def test_the_server_soon_ends_the_session_of_a_machine_that_disappeared(url: URL
             cursor.execute(f"SHOW {name}")
             shown.append(cursor.fetchone())
     assert shown == [("30",), ("10",), ("3",)]
+
+
+def test_the_client_soon_gives_up_a_server_that_disappeared_unless_the_url_says_otherwise(url: URL) -> None:
+    wanted = {"connect_timeout": "30", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+    for options, changed in (({}, {}), ({"keepalives_idle": "7", "connect_timeout": "8"},) * 2):
+        with Postgres(create_engine(url.set(query=options))).transaction() as cursor:
+            used = cursor.connection.get_dsn_parameters()
+        assert {name: used[name] for name in wanted} == wanted | changed
+
+
+def test_a_server_that_accepts_connections_and_sends_nothing_does_not_hang_a_run(
+    url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(postgres._TIMEOUTS, "connect_timeout", 2)  # libpq's smallest
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        engine = create_engine(url.set(host="127.0.0.1", port=silent.getsockname()[1]))
+        with pytest.raises(Unreachable, match="timeout expired"):
+            Postgres(engine).check()
