@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 MARK = Path(tempfile.gettempdir(), "polled")
@@ -17,7 +18,7 @@ LIMIT_SECONDS = 90
 
 
 def ask(url: str, key: str | None = None) -> None:
-    """Raise OSError or ValueError unless `url` answers a GET with a success status."""
+    """Raise OSError, ValueError or HTTPException unless `url` answers a GET with a success status."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310
     urllib.request.urlopen(request, timeout=5).close()  # noqa: S310
 
@@ -25,13 +26,17 @@ def ask(url: str, key: str | None = None) -> None:
 def main(arguments: list[str]) -> int:
     """Check once and print the result. Return the exit status."""
     url = arguments[0] if arguments else f"{os.environ.get('PREFECT_API_URL', '')}/health"
+    name = url if arguments else "the Prefect server of PREFECT_API_URL"  # that address may contain a secret
     try:
         ask(url, None if arguments else os.environ.get("PREFECT_API_KEY"))
-    except (OSError, ValueError) as error:
-        print(f"{url} does not answer: {error}")
+    except OSError as error:
+        print(f"{name} does not answer: {error}")
+        return 1
+    except (ValueError, HTTPException):  # their texts quote the address
+        print(f"{name} does not answer: its address is malformed")
         return 1
     if arguments:
-        print(f"{url} answers")
+        print(f"{name} answers")
         return 0
     try:
         seconds = time.time() - MARK.stat().st_mtime

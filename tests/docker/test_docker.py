@@ -338,13 +338,16 @@ class TestHealthy:
         self.mark.touch()
         code, output = self.healthy("http://127.0.0.1:1/api")
         assert code == 1
-        assert "http://127.0.0.1:1/api/health does not answer" in output
+        assert "the Prefect server of PREFECT_API_URL does not answer: <urlopen error" in output
 
-    def test_an_agent_without_an_address_is_unhealthy(self):
+    @pytest.mark.parametrize(
+        "address",
+        ["", "canary/api", "http://user:canary@127.0.0.1/api", "http://127.0.0.1/ca nary", "http://[canary/api"],
+    )
+    def test_an_agent_with_a_malformed_address_is_unhealthy_and_the_address_is_not_quoted(self, address):
         self.mark.touch()
-        code, output = self.healthy("")
-        assert code == 1
-        assert "does not answer" in output
+        malformed = "the Prefect server of PREFECT_API_URL does not answer: its address is malformed\n"
+        assert self.healthy(address) == (1, malformed)
 
     def test_the_server_gets_the_key_and_the_output_does_not(self, api, monkeypatch):
         monkeypatch.setattr(_Api, "key", "pnu_canary")
