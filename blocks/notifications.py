@@ -36,6 +36,8 @@ def _apprise(kind: type[AbstractAppriseNotificationBlock], name: str, **values: 
         block = None
     if block is None or not len(block._apprise_client):
         raise BadValue(f"{name} is not what {kind._block_type_name} takes; see .env.example.")
+    if not all(service.verify_certificate for service in block._apprise_client):
+        raise BadValue(f"{name} turns off the check of certificates; remove verify= from it.")
     return block
 
 

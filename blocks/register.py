@@ -182,6 +182,18 @@ def _connection(environment: Environment) -> ConnectionComponents:
     return ConnectionComponents(driver=SyncDriver.POSTGRESQL_PSYCOPG2, query=query or None, **parts)
 
 
+def _about_tls(environment: Environment) -> str:
+    """Return a warning if nothing checks the certificate of a database on another machine; "" if `sslmode` is set."""
+    connection = _connection(environment)
+    host = connection.host or ""
+    if host.startswith("/") or host in ("", "localhost", "127.0.0.1", "::1") or "sslmode" in (connection.query or {}):
+        return ""
+    return (
+        "warning: POSTGRES_URL has no sslmode, so the server's certificate is not checked. Add"
+        " ?sslmode=verify-full&sslrootcert=system, or ?sslmode=disable in a private network; see docs/permissions.md."
+    )
+
+
 def sqlalchemy_connector(environment: Environment) -> SqlAlchemyConnector:
     """Return a block for the database `POSTGRES_URL`, with the password as a secret.
 
@@ -247,6 +259,8 @@ def main(arguments: list[str]) -> int:
     try:
         for block in register(os.environ, chosen):
             print(f"registered {block}")
+        if "sqlalchemy-connector" in chosen and (warning := _about_tls(os.environ)):
+            print(warning, file=sys.stderr)
     except BadValue as error:
         advice = f"See .env.example; to make only some blocks, name their kinds: {' '.join(kinds)}."
         print(f"error: {error}\n{advice}", file=sys.stderr)

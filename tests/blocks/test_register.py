@@ -154,6 +154,29 @@ def test_only_the_named_kinds_need_values_and_are_made(new_server, well_formed, 
     assert list(documents()) == ["sqlalchemy-connector"]
 
 
+@pytest.mark.parametrize(
+    ("address", "warned"),
+    [
+        (f"db.example.com:5432/trips?application_name={CANARY}", True),
+        ("192.0.2.7/trips", True),
+        ("db.example.com/trips?sslmode=verify-full&sslrootcert=system", False),
+        ("database/trips?sslmode=disable", False),
+        ("localhost/trips", False),
+        ("127.0.0.1:5432/trips", False),
+        ("/trips?host=/run/postgresql", False),
+    ],
+)
+def test_a_database_on_another_machine_without_sslmode_is_registered_with_a_warning(
+    address: str, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POSTGRES_URL", f"postgresql://user:{CANARY}@{address}")
+    assert main(["sqlalchemy-connector"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"registered sqlalchemy-connector/{POSTGRES}\n"
+    assert ("the server's certificate is not checked" in shown.err) is warned
+    assert CANARY not in shown.err
+
+
 def test_the_error_for_an_unknown_kind_lists_the_kinds(capsys):
     assert main(["gcs"]) == 2
     usage = capsys.readouterr().err

@@ -252,6 +252,9 @@ BAD = [
     ("NOTIFY_OPSGENIE_REGION", CANARY),
     ("NOTIFY_MAIL_URL", f"smtp://user:{CANARY}@example.com"),
     ("NOTIFY_MAIL_URL", f"mailto://user:{CANARY}@"),
+    ("NOTIFY_SLACK_URL", f"{VALUES['slack-webhook']['NOTIFY_SLACK_URL']}?verify=no&key={CANARY}"),
+    ("NOTIFY_TEAMS_URL", f"{VALUES['ms-teams-webhook']['NOTIFY_TEAMS_URL']}&verify=no&key={CANARY}"),
+    ("NOTIFY_MAIL_URL", f"mailtos://user:{CANARY}@example.com?to=data@example.com&verify=no"),
     ("NOTIFY_WEBHOOK_URL", CANARY),
     ("NOTIFY_WEBHOOK_URL", f"http://[{CANARY}"),
 ]
