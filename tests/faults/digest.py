@@ -22,6 +22,7 @@ _OF_THE_RUN = {"flow_run_id", "started_by", "started_at", "published_at", "gener
 # A run that dies between a month's object and its manifest has already changed the rows, so the next run changes none. In
 # Postgres both are one transaction, so the counts are compared there.
 _CHANGES = {"inserted", "updated", "removed"}
+STAGING = "_staging_"  # in the name of each staging table in BigQuery
 _RAW_FACTS = ("url", "etag", "last_modified", "sha256", "verified")
 
 
@@ -37,15 +38,23 @@ def _facts(manifest: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
     return facts | {"withdrawn_at": bool(manifest.get("withdrawn_at"))}  # whether, not when
 
 
+def _publications(history: list[dict[str, Any]]) -> list[str]:
+    """Return what was published and withdrawn, each once: a run that dies after it published has a history entry, too."""
+    named = ("color", "file_month", "sha256", "rule", "loaded", "pinned")
+    return sorted({str([str(one[n]) for n in named] + [bool(one.get("withdrawn_at"))]) for one in history})
+
+
 def lake(ours: Stores) -> dict[str, Any]:
     """Return what the lake has, except staging and cached results."""
-    found: dict[str, Any] = {}
+    found, history = dict[str, Any](), list[dict[str, Any]]()
     for blob in storage.Client().list_blobs(ours.bucket, prefix="data/"):
         key = blob.name.removeprefix("data/")
-        # A run that dies after it published also has a history entry, so the number of entries can differ.
-        if key.startswith((*TEMPORARY_KEYS, "history/")):
+        if key.startswith(TEMPORARY_KEYS):
             continue
         content = blob.download_as_bytes()
+        if key.startswith("history/"):
+            history.append(json.loads(content))
+            continue
         if key.startswith("manifests/"):
             manifest = json.loads(content)
             month = storage.Client().bucket(ours.bucket).get_blob(f"data/{manifest['key']}")
@@ -58,20 +67,23 @@ def lake(ours: Stores) -> dict[str, Any]:
             found[key] = rows_digest(pq.read_table(io.BytesIO(content)))
         else:  # the zones as published
             found[key] = hashlib.sha256(content).hexdigest()
-    return found
+    return found | {"history": _publications(history)}
 
 
 def warehouse(ours: Stores) -> dict[str, Any]:
-    """Return what the warehouse has, except staging: the tables that expire."""
+    """Return what the warehouse has, except staging tables. The stand-in does not keep the time at which they expire."""
     client, found = bigquery.Client(), dict[str, Any]()
     try:
         tables = [client.get_table(item.reference) for item in client.list_tables(ours.dataset)]
     except NotFound:
         return found
     for table in tables:
-        if table.expires is not None or table.table_id == "loads_history":
+        if STAGING in table.table_id:
             continue
         rows = [dict(row) for row in client.list_rows(table)]
+        if table.table_id == "loads_history":
+            found[table.table_id] = _publications(rows)
+            continue
         if table.table_id == "loads":
             rows = [_facts(row, _OF_THE_RUN | _CHANGES) for row in rows]
         found[table.table_id] = _rows(rows)
@@ -91,7 +103,8 @@ def database(ours: Stores) -> dict[str, Any]:
             cursor.execute(f'SELECT * FROM "{name}"')
             columns = [column.name for column in cursor.description]
             rows = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
-            if name == "loads_history":  # omitted as in the lake; it also has the address of each attempt
+            if name == "loads_history":
+                found[name] = _publications(rows)
                 continue
             if name == "loads":
                 rows = [_facts(row, _OF_THE_RUN) for row in rows]
@@ -131,7 +144,7 @@ def staging(ours: Stores) -> list[str]:
         items = list(client.list_tables(ours.dataset))
     except NotFound:
         items = []
-    left += [item.table_id for item in items if "_staging" in item.table_id]
+    left += [item.table_id for item in items if STAGING in item.table_id]
     tables = "SELECT relname FROM pg_class WHERE relname LIKE %s AND relkind = 'r'"
     left += [name for (name,) in ours.query(tables, "%\\_staging%")]
     return left

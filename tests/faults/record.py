@@ -13,18 +13,18 @@ _WANTED = os.environ.get("FAULTS_FILE", "")  # set by `make faults`; other runs 
 
 
 class Trial:
-    """One fault that is being tried. The test adds how long recovery took. With `times` 0, it did not happen."""
+    """One fault that is being tried. The test adds how long each recovery took. With `times` 0, it did not happen."""
 
     def __init__(self) -> None:
         self.times = 1
-        self.recovery: float | None = None
+        self.recoveries: list[float] = []
 
     @contextmanager
     def recovering(self) -> Iterator[None]:
         """Measure the seconds until the stores are correct."""
         began = time.monotonic()
         yield
-        self.recovery = time.monotonic() - began
+        self.recoveries.append(time.monotonic() - began)
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def tried(part: str, fault: str, times: int = 1) -> Iterator[Trial]:
         yield trial
         lost = ""
     finally:
-        line = {"part": part, "fault": fault, "times": trial.times, "lost": lost, "recovery_s": trial.recovery}
+        line = {"part": part, "fault": fault, "times": trial.times, "lost": lost, "recoveries_s": trial.recoveries}
         if _WANTED and trial.times:
             with Path(_WANTED).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

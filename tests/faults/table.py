@@ -25,7 +25,7 @@ def collected(lines: list[dict[str, Any]], revision: str, seed: int) -> list[dic
         by_fault[line["part"], line["fault"]].append(line)
     records = []
     for (part, fault), found in by_fault.items():
-        seconds = [line["recovery_s"] for line in found if line["recovery_s"] is not None]
+        seconds = [one for line in found for one in line["recoveries_s"]]
         records.append(
             {
                 "part": part,

@@ -81,7 +81,7 @@ def survived(
             with trial.recovering():
                 bring(lab, into)
         else:
-            trial.recovery = 0.0
+            trial.recoveries.append(0.0)
         found = digest.whole(lab.ours)
         if url:
             expected, found = (_of_any_address(one, url, lab.ours.site.url) for one in (expected, found))
@@ -231,6 +231,30 @@ def test_a_run_survives_one_failure_of_a_storage_operation(failure: str, operati
                 assert error is None, f"a temporary failure ended the run: {error!r}"
                 assert gate.happened or skip, f"{operation} is not used"
                 gate.rules = []
+
+
+LAKE: Mapping[str, Callable[[str, str], Rule]] = {
+    "two seconds of silence": lambda method, path: Rule("stall", method, path, seconds=2),
+    "two seconds of silence in an answer": lambda method, path: Rule("stall", method, path, at=64, seconds=2),
+    "a slow line": lambda method, path: Rule("throttle", method, path, seconds=0.01, times=_FROM_NOW_ON),
+    "fewer bytes than Content-Length": lambda method, path: Rule("short", method, path, at=64),
+    "HTML with 200": lambda method, path: Rule("html", method, path),
+    "a redirect to nowhere": lambda method, path: Rule("redirect", method, path, headers={"Location": "/nowhere"}),
+    "503 with Retry-After": lambda method, path: Rule("status", method, path, headers={"Retry-After": "1"}),
+}
+
+
+@pytest.mark.parametrize("fault", LAKE)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_run_loses_nothing_by_a_bad_connection_to_the_lake(operation: str, fault: str, lab: Lab) -> None:
+    method, path = OPERATIONS[operation]
+    with (
+        Gate(os.environ["STORAGE_EMULATOR_HOST"]) as gate,
+        survived(lab, "lake", over=True, part="network", fault=f"lake: {fault}", by=gate) as run,
+    ):
+        gate.rules = [LAKE[fault](method, path)]
+        run(env={"STORAGE_EMULATOR_HOST": gate.url})
+        gate.rules = []
 
 
 @pytest.mark.parametrize("failure", [failure for failure in RETRIES if failure != "broken-upload"])

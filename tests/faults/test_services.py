@@ -8,7 +8,7 @@ from mirakuru.exceptions import ExecutorError
 
 from local.servers.stack import Stack
 from tests.faults.crash import require_whole
-from tests.faults.lab import FlowName, Lab, until
+from tests.faults.lab import STORES_OF, FlowName, Lab, Reader, until
 from tests.faults.record import tried
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
@@ -45,17 +45,22 @@ def kill_and_start(stack: Stack, service: str) -> None:
 def test_a_run_survives_the_kill_of_a_server(
     service: str, flow: FlowName, step: str, over: bool, lab: Lab, stack: Stack, tmp_path: Path
 ) -> None:
-    expected = lab.expected(flow, over=over)
-    lab.prepare(flow, over=over)
+    expected, allowed = lab.expected(flow, over=over), lab.states(flow, over=over)
     go_on = tmp_path / "go.on"
-    with tried("services", f"{service} killed and started again while `{flow}` runs") as trial:
+    with (
+        tried("services", f"{service} killed and started again while `{flow}` runs") as trial,
+        Reader(lab, STORES_OF[flow], through_outages=True) as reader,
+    ):
         run = lab.start(flow, {"pause_at": {"name": step, "when": "before", "file": str(go_on)}})
         until(go_on.with_suffix(".reached").exists)
         kill_and_start(stack, service)
         go_on.touch()
         run.wait(900)
-        trial.recovery = 0.0
         if run.status:
             with trial.recovering():
                 lab.start(flow).succeeded(900)
+        else:
+            trial.recoveries.append(0.0)
         require_whole(lab, expected)
+    assert reader.reads
+    assert all(states <= allowed[store] for store, states in reader.seen.items())
