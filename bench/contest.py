@@ -65,7 +65,7 @@ class Record:
     rows: int
     runs: int
     cores_busy: float
-    """The mean number of the machine's cores at work while its process ran."""
+    """The mean number of the machine's cores at work in the net time, in this program or in a server."""
 
 
 @dataclass(frozen=True)
@@ -182,12 +182,12 @@ class Contest:
             for entry, of_entry in zip(entries, results, strict=True):
                 if entry.contender != "seed" or repeat == 0:  # the pandas script is slow
                     of_entry.append(self._enter(entry, repeat))
-        empty_s: dict[str, float] = {}
+        empty_runs: dict[str, list[Run]] = {}
         records = []
         for entry, of_entry in zip(entries, results, strict=True):
-            records.append(_record(entry, of_entry, empty_s.get(entry.empty, 0)))
+            records.append(_record(entry, of_entry, empty_runs.get(entry.empty, [])))
             if entry.work == "empty_flow":
-                empty_s[entry.contender] = records[-1].wall_s
+                empty_runs[entry.contender] = of_entry
         return records
 
     def _with_empty_flows(self, entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -386,13 +386,17 @@ class Contest:
         return tuple(int(field["v"]) for field in answer["rows"][0]["f"])
 
 
-def _record(entry: Entry, runs: Sequence[Run], empty_s: float) -> Record:
+def _record(entry: Entry, runs: Sequence[Run], empty: Sequence[Run]) -> Record:
     wall, cpu, rss, busy = (
         statistics.median(values)
-        for values in zip(*((run.wall_s, run.cpu_s, run.peak_rss_mb, run.cores_busy) for run in runs), strict=True)
+        for values in zip(*((run.wall_s, run.cpu_s, run.peak_rss_mb, run.busy_s) for run in runs), strict=True)
     )
-    net = round(max(wall - empty_s, 0), 3)
+    if empty:
+        net = max(wall - statistics.median(run.wall_s for run in empty), 0)
+        busy = max(busy - statistics.median(run.busy_s for run in empty), 0)
+    else:
+        net = wall
     return Record(
-        entry.work, entry.contender, round(wall, 3), net, round(cpu, 3), round(rss, 1), entry.expected[0], len(runs),
-        round(busy, 2),
+        entry.work, entry.contender, round(wall, 3), round(net, 3), round(cpu, 3), round(rss, 1), entry.expected[0], len(runs),
+        round(busy / net, 2) if net else 0.0,
     )  # fmt: skip

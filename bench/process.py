@@ -26,12 +26,12 @@ def timed() -> Iterator[dict[str, Any]]:
     """Print the time that the block takes, and the values that it adds to the dict."""
     extra: dict[str, Any] = {}
     before = resource.getrusage(resource.RUSAGE_SELF)
-    begun = time.perf_counter()
+    begun, busy_before = time.perf_counter(), _busy_s()
     yield extra
-    wall = time.perf_counter() - begun
+    wall, busy = time.perf_counter() - begun, _busy_s() - busy_before
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(MEASURED + json.dumps({"wall_s": wall, "cpu_s": cpu, **extra}))
+    print(MEASURED + json.dumps({"wall_s": wall, "cpu_s": cpu, "busy_s": busy, **extra}))
 
 
 class RunFailed(Exception):
@@ -46,8 +46,8 @@ class Run:
     cpu_s: float
     peak_rss_mb: float
     measured: Mapping[str, Any]
-    cores_busy: float
-    """The mean number of the machine's cores at work in any process, while the program ran; 0 on systems other than Linux."""
+    busy_s: float
+    """The time that the machine's cores worked in any process meanwhile, summed over the cores; 0 if it is not Linux."""
 
 
 def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Run:
@@ -73,7 +73,7 @@ def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path
     )
     cpu = usage.ru_utime + usage.ru_stime
     peak = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # macOS reports bytes, other systems KB
-    return Run(measured.get("wall_s", wall), measured.get("cpu_s", cpu), peak, measured, busy / wall)
+    return Run(measured.get("wall_s", wall), measured.get("cpu_s", cpu), peak, measured, measured.get("busy_s", busy))
 
 
 def _busy_s() -> float:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as program
-from bench.process import MEASURED, RunFailed, measure
+from bench.contest import Entry, _record
+from bench.process import MEASURED, Run, RunFailed, measure
 
 
 def test_without_the_peers_environment_nothing_starts_and_the_error_says_what_to_do(
@@ -18,11 +19,22 @@ def test_without_the_peers_environment_nothing_starts_and_the_error_says_what_to
 
 
 def test_the_time_that_a_contender_measures_itself_counts_instead_of_its_process(tmp_path: Path) -> None:
-    print_it = f"""print('{MEASURED}{{"wall_s": 1.5, "cpu_s": 0.5, "rows": 7}}')"""
+    print_it = f"""print('{MEASURED}{{"wall_s": 1.5, "cpu_s": 0.5, "busy_s": 0.7, "rows": 7}}')"""
     run = measure([sys.executable, "-c", print_it], {}, tmp_path)
-    assert (run.wall_s, run.cpu_s, run.measured["rows"]) == (1.5, 0.5, 7)
+    assert (run.wall_s, run.cpu_s, run.busy_s, run.measured["rows"]) == (1.5, 0.5, 0.7, 7)
 
 
 def test_a_contender_that_fails_stops_the_bench_with_its_last_lines(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"(?s)ended with 1:.*no such table"):
         measure([sys.executable, "-c", "import sys; sys.exit('no such table')"], {}, tmp_path)
+
+
+def test_the_net_time_and_the_busy_cores_leave_out_the_empty_flow() -> None:
+    def runs(*costs: tuple[float, float]) -> list[Run]:
+        return [Run(wall, 1.0, 100.0, {}, busy) for wall, busy in costs]
+
+    entry = Entry("twelve_months", "ours", lambda repeat: [], (7,))
+    record = _record(entry, runs((9, 12), (8, 11), (7, 10)), runs((4, 5), (3, 4), (2, 3)))
+    assert (record.wall_s, record.net_s, record.cores_busy) == (8, 5, 1.4)
+    record = _record(entry, runs((8, 12)), [])
+    assert (record.net_s, record.cores_busy) == (8, 1.5)
