@@ -11,10 +11,12 @@ import pandas as pd
 import pandas_gbq
 import pyarrow as pa
 import pyarrow.parquet as pq
+import requests
 from google.api_core.exceptions import BadRequest, Conflict, Forbidden, GoogleAPICallError, NotFound, Unauthorized
 from google.api_core.retry import Retry
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import bigquery
+from requests.adapters import BaseAdapter
 
 from flows.connectors.bucket import keep_connections
 from flows.tlc.errors import MisconfiguredBlock, SchemaMismatch
@@ -27,6 +29,8 @@ _FRAME = 500_000  # rows per data frame, which is one load job; BigQuery allows 
 # If two transactions write to the same table at once, BigQuery aborts one of them, even if they write different months.
 _UNTIL_ALONE = Retry(predicate=lambda error: "due to concurrent update" in str(error), initial=2, timeout=900)
 _RECENT = dt.timedelta(hours=1)
+# Seconds to connect, to send a body, and to wait for an answer. A shorter time to connect would also apply to sending.
+TIMEOUT = 300.0
 _PASSING = {"quotaExceeded", "rateLimitExceeded", "jobRateLimitExceeded", "backendError"}
 
 NO_SUCH = (NotFound, BadRequest)
@@ -53,15 +57,39 @@ def _is_recent(ended: dt.datetime | None) -> bool:
     return ended is not None and dt.datetime.now(dt.UTC) - ended < _RECENT
 
 
+class _Limited(BaseAdapter):
+    """An adapter that gives each request `TIMEOUT`.
+
+    Google's client waits for ever by default. Not all of its calls take a timeout, and that of `result` is for the whole job.
+    """
+
+    def __init__(self, adapter: BaseAdapter) -> None:
+        super().__init__()
+        self._adapter = adapter
+
+    def send(
+        self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, *others: Any, **named: Any
+    ) -> requests.Response:
+        return self._adapter.send(request, stream, TIMEOUT if timeout is None else timeout, *others, **named)
+
+    def close(self) -> None:
+        self._adapter.close()
+
+
+def _limit_waits(session: requests.Session) -> None:
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, _Limited(session.get_adapter(scheme)))
+
+
 class BigQuery:
     """One dataset of a project."""
 
     def __init__(self, block: "GcpCredentials", dataset: str) -> None:
-        self._block = block
         self._client: bigquery.Client = block.get_bigquery_client()
         self.dataset = bigquery.DatasetReference(self._client.project, dataset)
         with self._explained():
             keep_connections(self._client)
+            _limit_waits(self._client._http)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -215,18 +243,18 @@ class BigQuery:
         """Write rows through pandas into a new table, which expires after one day."""
         self.create_staging(table, wanted)
         with self._explained():
-            location, credentials = self.location, self._block.get_credentials_from_service_account()
+            location = self.location
             for rows in _together(tables):
                 frame = rows.to_pandas(types_mapper=_PANDAS.get, date_as_object=True)
                 # DataFrame.to_gbq is deprecated: it calls this function and warns.
                 pandas_gbq.to_gbq(
                     frame,
                     f"{self.dataset.dataset_id}.{table}",
+                    bigquery_client=self._client,  # its requests have a timeout
                     project_id=self.dataset.project,
                     if_exists="append",
                     table_schema=[{"name": c.name, "type": KINDS[c.kind].bigquery} for c in wanted],
                     location=location,
-                    credentials=credentials,
                     progress_bar=False,
                 )
 

@@ -280,12 +280,22 @@ BIGQUERY: Mapping[str, Callable[[], Rule]] = {
     "the answer to a new dataset is lost": lambda: Rule("lost answer", "POST", r"/datasets(\?|$)"),
     "500 for a dataset": lambda: Rule("status", "GET", r"/datasets/[^/]+(\?|$)", status=500),
     "429 for everything, three times": lambda: Rule("status", status=429, times=3),
+    "503 with Retry-After": lambda: Rule("status", "POST", r"/jobs", headers={"Retry-After": "1"}),
+    "a load job is silent beyond the time limit": lambda: Rule("stall", "POST", r"/jobs", seconds=5),
+    "a dataset is silent beyond the time limit": lambda: Rule("stall", "GET", r"/datasets/[^/]+(\?|$)", seconds=5),
+    "the answer to a table is cut": lambda: Rule("broken answer", "GET", r"/tables/", at=64),
+    "query results are cut": lambda: Rule("short", "GET", r"/queries/", at=64),
+    "HTML with 200 for a job": lambda: Rule("html", "POST", r"/jobs"),
+    "HTML with 200 for query results": lambda: Rule("html", "GET", r"/queries/"),
 }
 
 
 @pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
 @pytest.mark.parametrize("fault", BIGQUERY)
-def test_a_run_survives_a_failure_of_bigquery(fault: str, over: bool, lab: Lab) -> None:
+def test_a_run_survives_a_failure_of_bigquery(
+    fault: str, over: bool, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.connectors.bigquery.TIMEOUT", 2.0)
     for skip in (0, 1, 2):
         with (
             Gate(os.environ["BIGQUERY_EMULATOR_HOST"]) as gate,
