@@ -3,6 +3,7 @@
 import datetime as dt
 import io
 import itertools
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,23 @@ import pandas_gbq
 import pyarrow as pa
 import pyarrow.parquet as pq
 import requests
-from google.api_core.exceptions import BadRequest, Conflict, Forbidden, GoogleAPICallError, NotFound, Unauthorized
+from google.api_core.exceptions import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    GoogleAPICallError,
+    GoogleAPIError,
+    NotFound,
+    Unauthorized,
+    from_http_status,
+)
 from google.api_core.retry import Retry
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import bigquery
 from requests.adapters import BaseAdapter
 
-from flows.connectors.bucket import keep_connections
-from flows.tlc.errors import MisconfiguredBlock, SchemaMismatch
+from flows.connectors.bucket import NO_ANSWER, keep_connections, root_of, silent
+from flows.tlc.errors import MisconfiguredBlock, SchemaMismatch, Unreachable
 from flows.tlc.schema import KINDS, Column
 
 if TYPE_CHECKING:
@@ -31,6 +41,7 @@ _UNTIL_ALONE = Retry(predicate=lambda error: "due to concurrent update" in str(e
 _RECENT = dt.timedelta(hours=1)
 # Seconds to connect, to send a body, and to wait for an answer. A shorter time to connect would also apply to sending.
 TIMEOUT = 300.0
+_UPLOAD = re.compile(r"https?://\S*upload_id=\S*")
 _PASSING = {"quotaExceeded", "rateLimitExceeded", "jobRateLimitExceeded", "backendError"}
 
 NO_SUCH = (NotFound, BadRequest)
@@ -55,6 +66,29 @@ def _replacing(wanted: Iterable[Column]) -> bigquery.LoadJobConfig:
 
 def _is_recent(ended: dt.datetime | None) -> bool:
     return ended is not None and dt.datetime.now(dt.UTC) - ended < _RECENT
+
+
+@contextmanager
+def _without_addresses() -> Iterator[None]:
+    """Remove the address of an upload from an error's text. With the address, anyone can write the upload."""
+    try:
+        yield
+    except GoogleAPICallError as error:
+        if not _UPLOAD.search(text := str(error.message)):
+            raise
+        text = _UPLOAD.sub("an upload:", text)
+        raise from_http_status(error.code, text, errors=error.errors) from None  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _original_errors() -> Iterator[None]:
+    """Raise the error of Google's client in place of the one that pandas-gbq made of it."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error.__cause__, GoogleAPIError):
+            raise error.__cause__ from None
+        raise
 
 
 class _Limited(BaseAdapter):
@@ -93,8 +127,16 @@ class BigQuery:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
+        """Convert the client's errors. No access becomes `MisconfiguredBlock`, no answer `Unreachable`."""
         try:
-            yield
+            with _without_addresses():
+                yield
+        except (*NO_ANSWER, TimeoutError) as error:
+            if isinstance(root_of(error), (GoogleAPICallError, TransportError)):  # an answer, or no token
+                raise
+            raise Unreachable(
+                f"BigQuery dataset {self.dataset} could not be used: {silent(error, 'BigQuery')}. Run again."
+            ) from None
         except TransportError:  # the token server cannot be reached; the credentials may be right
             raise
         except (Forbidden, Unauthorized, GoogleAuthError) as error:
@@ -114,7 +156,8 @@ class BigQuery:
     @property
     def location(self) -> str:
         """The dataset's location. A job needs it if its first statement names no table."""
-        return str(self._client.get_dataset(self.dataset).location)
+        with self._explained():
+            return str(self._client.get_dataset(self.dataset).location)
 
     def ensure_dataset(self, location_of_bucket: Callable[[], str | None]) -> None:
         """Create the dataset if it does not exist. Load jobs need it in the bucket's location; None if it is unknown."""
@@ -247,16 +290,17 @@ class BigQuery:
             for rows in _together(tables):
                 frame = rows.to_pandas(types_mapper=_PANDAS.get, date_as_object=True)
                 # DataFrame.to_gbq is deprecated: it calls this function and warns.
-                pandas_gbq.to_gbq(
-                    frame,
-                    f"{self.dataset.dataset_id}.{table}",
-                    bigquery_client=self._client,  # its requests have a timeout
-                    project_id=self.dataset.project,
-                    if_exists="append",
-                    table_schema=[{"name": c.name, "type": KINDS[c.kind].bigquery} for c in wanted],
-                    location=location,
-                    progress_bar=False,
-                )
+                with _original_errors():
+                    pandas_gbq.to_gbq(
+                        frame,
+                        f"{self.dataset.dataset_id}.{table}",
+                        bigquery_client=self._client,  # its requests have a timeout
+                        project_id=self.dataset.project,
+                        if_exists="append",
+                        table_schema=[{"name": c.name, "type": KINDS[c.kind].bigquery} for c in wanted],
+                        location=location,
+                        progress_bar=False,
+                    )
 
     def drop(self, table: str) -> None:
         """Drop a table if it exists."""
@@ -285,7 +329,7 @@ class BigQuery:
             pq.write_table(rows, file)
             reference = self.dataset.table(name)
             self._client.load_table_from_file(
-                file, reference, rewind=True, location=self.location, job_config=_replacing(wanted)
+                file, reference, rewind=True, size=file.tell(), location=self.location, job_config=_replacing(wanted)
             ).result()
             table = self._client.get_table(reference)
             table.description = description

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 CHUNK = 8 << 20
 _CONNECTIONS = 64  # idle connections that are kept. With the default of ten, urllib3 warns if many months load at once.
 _LARGEST_TEXT = 16 << 20  # bytes; a manifest has some thousands
-_NO_ANSWER = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, RetryError)
 TIMEOUT = (15, 300)  # seconds to connect, seconds to wait for an answer
+
+NO_ANSWER = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, RetryError)
+"""Errors of Google's clients that may have an upload's address in their text. With the address, anyone can write the upload."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,18 @@ def _named() -> Iterator[None]:
         raise from_http_status(status, str(error), response=error.response) from error  # type: ignore[no-untyped-call]
 
 
-def _silent(error: Exception) -> str:
-    cause = error.cause if isinstance(error, RetryError) and error.cause else error
+def root_of(error: Exception) -> Exception:
+    """Return the last error that Google's client retried, or `error` itself."""
+    while isinstance(error, RetryError) and error.cause:
+        error = error.cause
+    return error
+
+
+def silent(error: Exception, service: str = "Google Cloud Storage") -> str:
+    """Return which host does not answer and why, without the address."""
+    cause = root_of(error)
     request = getattr(cause, "request", None)
-    host = urlsplit(request.url or "").netloc if request is not None else "Google Cloud Storage"
+    host = urlsplit(request.url or "").netloc if request is not None else service
     return f"{host} does not answer ({type(cause).__name__})"
 
 
@@ -97,8 +107,8 @@ class Bucket:
                 yield
         except PreconditionFailed as error:
             raise self._overtaken(key) from error
-        except _NO_ANSWER as error:  # its text has the address of an upload, with which anyone can write the object
-            raise Unreachable(f"bucket {name!r} could not be {doing}: {_silent(error)}. Run again.") from None
+        except NO_ANSWER as error:
+            raise Unreachable(f"bucket {name!r} could not be {doing}: {silent(error)}. Run again.") from None
         except TransportError:  # the token server cannot be reached; the credentials may be right
             raise
         except (Forbidden, Unauthorized, GoogleAuthError) as error:
