@@ -56,11 +56,19 @@ def _fields(columns: Iterable[Column]) -> list[bigquery.SchemaField]:
 
 
 def _replacing(wanted: Iterable[Column]) -> bigquery.LoadJobConfig:
-    """Return the configuration of a load job that replaces a table with a Parquet file."""
+    """Return the configuration of a load job that replaces an existing table with a Parquet file."""
     return bigquery.LoadJobConfig(
         source_format=bigquery.SourceFormat.PARQUET,
         schema=_fields(wanted),
+        create_disposition=bigquery.CreateDisposition.CREATE_NEVER,
         write_disposition=bigquery.WriteDisposition.WRITE_TRUNCATE,
+    )
+
+
+def _foreign(table: bigquery.Table, why: str) -> MisconfiguredBlock:
+    return MisconfiguredBlock(
+        f"BigQuery has a table {table.full_table_id} that this project did not make ({why}); rename it, or choose another"
+        " dataset."
     )
 
 
@@ -192,16 +200,10 @@ class BigQuery:
             table = self._client.get_table(self._client.create_table(new, exists_ok=True).reference)
             partitioning = table.time_partitioning
             if partitioned_by and getattr(partitioning, "field", None) != partitioned_by:
-                raise MisconfiguredBlock(
-                    f"BigQuery has a table {table.full_table_id} that this project did not make (it is not partitioned by"
-                    f" {partitioned_by}); rename it, or choose another dataset."
-                )
+                raise _foreign(table, f"it is not partitioned by {partitioned_by}")
             present = {field.name.lower(): field for field in table.schema}
             if absent := ", ".join(column for column in own if column not in present):
-                raise MisconfiguredBlock(
-                    f"BigQuery has a table {table.full_table_id} that this project did not make (it has no {absent}); rename it,"
-                    " or choose another dataset."
-                )
+                raise _foreign(table, f"it has no {absent}")
             for field in new.schema:
                 old = present.get(field.name.lower())
                 if old is not None and _TYPE_NAMES.get(old.field_type, old.field_type) != field.field_type:
@@ -245,9 +247,7 @@ class BigQuery:
         load twice. A failed job's id cannot be used again. The load gets the next id if the first job failed or is old, or if
         `loaded()` does not find its rows: somebody may have changed or restored the table since.
         """
-        config = _replacing(wanted)
-        config.create_disposition = bigquery.CreateDisposition.CREATE_NEVER
-        location = self.location
+        config, location = _replacing(wanted), self.location
         for attempt in itertools.count():
             job_id = f"load-{self.dataset.dataset_id}-{job_name}-{attempt}"
             with self._explained():
@@ -307,8 +307,12 @@ class BigQuery:
         with self._explained():
             self._client.delete_table(self.dataset.table(table), not_found_ok=True)
 
-    def read_table(self, name: str, wanted: Sequence[Column]) -> pa.Table | None:
-        """Return all rows of a small table, or None if it does not exist. Raise `MisconfiguredBlock` if its columns differ."""
+    def read_table(self, name: str, wanted: Sequence[Column], is_own: Callable[[str | None], bool]) -> pa.Table | None:
+        """Return all rows of a small table, or None if it does not exist.
+
+        Raises:
+            MisconfiguredBlock: Its columns differ, or it has rows and `is_own` refuses its description.
+        """
         names = [column.name for column in wanted]
         with self._explained():
             try:
@@ -316,18 +320,20 @@ class BigQuery:
             except NotFound:
                 return None
         if [field.name for field in found.schema] != names:
-            raise MisconfiguredBlock(
-                f"BigQuery has a table {found.full_table_id} that this project did not make (its columns are not"
-                f" {', '.join(names)}); rename it, or choose another dataset."
-            )
+            raise _foreign(found, f"its columns are not {', '.join(names)}")
         rows = self.query(f"SELECT * FROM {self.sql_name(name)}")  # noqa: S608
+        if rows and not is_own(found.description):
+            raise _foreign(found, "its description is not this project's")
         return pa.Table.from_pylist(rows, schema=pa.schema([(c.name, KINDS[c.kind].arrow) for c in wanted]))
 
     def replace_table(self, name: str, wanted: Sequence[Column], rows: pa.Table, description: str) -> None:
-        """Replace a small table atomically, then set its description. Create the table if it does not exist."""
+        """Replace a small table atomically, then set its description. A new table has the description from the start."""
         with self._explained(), io.BytesIO() as file:
             pq.write_table(rows, file)
             reference = self.dataset.table(name)
+            new = bigquery.Table(reference, schema=_fields(wanted))
+            new.description = description
+            self._client.create_table(new, exists_ok=True)
             self._client.load_table_from_file(
                 file, reference, rewind=True, size=file.tell(), location=self.location, job_config=_replacing(wanted)
             ).result()

@@ -103,6 +103,13 @@ def _reason_of(error: Exception) -> tuple[Exception, str]:
     return cause, reason
 
 
+def _foreign(table: str, why: str) -> MisconfiguredBlock:
+    return MisconfiguredBlock(
+        f"the database has a table {table!r} that this project did not make ({why}); rename it, or point the block at another"
+        " database."
+    )
+
+
 def _with_timeouts(_dialect: object, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
     """Add the timeouts to the parameters of a new connection, except those that the block or its URL sets."""
     for name, seconds in _TIMEOUTS.items():
@@ -208,10 +215,7 @@ class Postgres:
             (sorted(key), table),
         )
         if not value(cursor):
-            raise MisconfiguredBlock(
-                f"the database has a table {table!r} that this project did not make (its primary key is not"
-                f" {', '.join(key)}); rename it, or point the block at another database."
-            )
+            raise _foreign(table, f"its primary key is not {', '.join(key)}")
         cursor.execute("SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0", (table,))
         present = {name for (name,) in cursor.fetchall()}
         for column in wanted:
@@ -226,10 +230,7 @@ class Postgres:
             (table, table, [*own]),
         )
         if not value(cursor):
-            raise MisconfiguredBlock(
-                f"the database has a table {table!r} that this project did not make (it lacks {' or '.join(own)}); rename it, or"
-                " point the block at another database."
-            )
+            raise _foreign(table, f"it lacks {' or '.join(own)}")
 
     def rows(
         self, cursor: "Cursor", statement: str | sql.Composed, values: Sequence[object] = ()
@@ -255,6 +256,7 @@ class Postgres:
         wanted: Sequence[Column],
         rows: list[tuple[object, ...]],
         comment: Callable[[int, int, int], str],
+        is_own: Callable[[str | None], bool],
     ) -> tuple[int, int, int]:
         """Replace the rows of a small table in one transaction. Create the table if it does not exist.
 
@@ -262,6 +264,9 @@ class Postgres:
 
         Returns:
             The counts of inserted, updated and removed rows.
+
+        Raises:
+            MisconfiguredBlock: The table has another primary key, or it has rows and `is_own` refuses its comment.
         """
         key, *others = names_of(wanted)
         upsert = composed(
@@ -273,6 +278,11 @@ class Postgres:
         with self.transaction() as cursor:
             self.lock_tables(cursor)  # two runs at once also write one after the other
             self.ensure_table(cursor, name, wanted, [key])
+            run(
+                cursor, "SELECT obj_description(to_regclass(%s), 'pg_class') FROM {table} LIMIT 1", [name], table=name
+            )  # fmt: skip
+            if cursor.rowcount and not is_own(value(cursor)):
+                raise _foreign(name, "its comment is not this project's")
             written = execute_values(cursor, upsert, rows, page_size=len(rows), fetch=True)
             kept = [row[0] for row in rows]
             run(cursor, "DELETE FROM {table} WHERE NOT {key} = ANY (%s)", [kept], table=name, key=key)

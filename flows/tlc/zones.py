@@ -7,6 +7,7 @@ https://www.nyc.gov/site/tlc/about/tlc-trip-record-data.page (Taxi Zone Lookup T
 import csv
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 import pyarrow as pa
@@ -62,6 +63,11 @@ class ZoneFile(BaseModel):
             "package_version": package_version(),
             "flow_run_id": run_id,
         }
+
+
+def are_facts(stored: object) -> bool:
+    """Return whether these are facts that this project stores with the zones. Every version stores the two names."""
+    return isinstance(stored, Mapping) and {"sha256", "package_version"} <= stored.keys()
 
 
 class ZonesOutcome(BaseModel):

@@ -16,8 +16,9 @@ from google.cloud import bigquery
 
 from flows.load_zones import load_zones
 from flows.tasks.command import run_as_program
+from flows.tlc.errors import MisconfiguredBlock
 from flows.tlc.trips import TripMonth
-from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs
+from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs, dying
 from tests.stores import Stores, as_published
 
 NAME = "taxi_zone_lookup.csv"
@@ -43,10 +44,14 @@ def load(ours: Stores, dataset: str) -> Iterator[Any]:
         source = source or f"{ours.site.url}/misc/{NAME}"
         return load_zones(list(stores), source=source, **(where | parameters), return_state=True)
 
+    def remove() -> None:
+        for key in ours.objects("zones/"):
+            ours.blob(key).delete()
+        ours.query("DROP TABLE IF EXISTS zones")
+
+    remove()
     yield run
-    for key in ours.objects("zones/"):
-        ours.blob(key).delete()
-    ours.query("DROP TABLE IF EXISTS zones")
+    remove()
 
 
 @pytest.fixture
@@ -197,6 +202,60 @@ def test_a_foreign_table_zones_is_not_changed(
     state = load(store)
     assert "that this project did not make" in state.message
     assert ours.query("SELECT count(*) FROM zones") == [(0,)]
+
+
+THEIRS = "(1, 'EWR', 'our own name', 'EWR')"
+
+
+@pytest.mark.parametrize("described", ["", "zones as we edited them", '{"sha256": "of another tool"}', "[1]"])
+@pytest.mark.parametrize("store", EVERYWHERE)
+def test_zones_that_were_loaded_by_hand_are_not_changed(
+    store: str, described: str, load: Any, published: Path, ours: Stores, dataset: str
+) -> None:
+    client = bigquery.Client()
+    client.create_dataset(dataset)
+    client.query_and_wait(
+        f"CREATE TABLE {dataset}.zones (LocationID INT64, Borough STRING, Zone STRING, service_zone STRING)"
+    )
+    client.query_and_wait(f"INSERT INTO {dataset}.zones VALUES {THEIRS}")
+    table = client.get_table(f"{dataset}.zones")
+    table.description = described
+    client.update_table(table, ["description"])
+    ours.query("CREATE TABLE zones (locationid bigint PRIMARY KEY, borough text, zone text, service_zone text)")
+    ours.query(f"INSERT INTO zones VALUES {THEIRS}; COMMENT ON TABLE zones IS '{described}'")
+    blob = ours.blob("zones/zones.parquet")
+    blob.metadata = {"sha256": described}
+    blob.upload_from_string("no table of zones")
+    before = state_of_stores(ours, dataset)
+    result = load(store).result(raise_on_failure=False)
+    assert isinstance(result, MisconfiguredBlock)
+    assert "that this project did not make" in str(result) or "not an object that this project wrote" in str(result)
+    assert state_of_stores(ours, dataset) == before
+
+
+@pytest.mark.parametrize("store", ["warehouse", "database"])
+def test_an_empty_table_without_a_description_is_filled(
+    store: str, load: Any, published: Path, ours: Stores, dataset: str
+) -> None:
+    client = bigquery.Client()
+    client.create_dataset(dataset)
+    client.query_and_wait(
+        f"CREATE TABLE {dataset}.zones (LocationID INT64, Borough STRING, Zone STRING, service_zone STRING)"
+    )
+    ours.query("CREATE TABLE zones (locationid bigint PRIMARY KEY, borough text, zone text, service_zone text)")
+    assert [load(store).result()[0].status for _ in range(2)] == ["loaded", "unchanged"]
+
+
+@pytest.mark.parametrize(
+    ("dies", "status"), [("load_table_from_file", "loaded"), ("update_table", "unchanged")], ids=["empty", "full"]
+)
+def test_a_table_that_a_killed_run_created_is_this_projects(
+    dies: str, status: str, load: Any, published: Path, ours: Stores, dataset: str
+) -> None:
+    with dying(bigquery.Client, dies, when="before"):
+        assert load("warehouse").is_failed()
+    assert "sha256" in json.loads(bigquery.Client().get_table(f"{dataset}.zones").description)
+    assert load("warehouse").result()[0].status == status
 
 
 def test_loading_the_database_needs_no_google_service(
