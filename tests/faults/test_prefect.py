@@ -28,6 +28,7 @@ from tests.faults.programs import Programs
 from tests.faults.record import tried
 from tests.faults.test_services import kill_and_start
 from tests.flows.conftest import postgres_block
+from tests.stores import connected
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 FLOWS: tuple[FlowName, ...] = ("etl_web_gcs", "etl_gcs_bq", "ingest_data")
@@ -196,6 +197,31 @@ def test_a_cancelled_run_stops_and_leaves_the_old_month(
         lab.ours.site.heal()
         with trial.recovering():
             lab.start(flow).succeeded()
+        require_whole(lab, expected)
+
+
+def test_a_run_that_waits_for_a_lock_while_it_publishes_can_be_cancelled(
+    lab: Lab, on_server: Stack, fresh_agent: None
+) -> None:
+    expected, allowed = lab.expected("ingest_data", over=True), lab.states("ingest_data", over=True)
+    waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = to_regclass(%s)"
+    with (
+        tried("prefect", "a run of `ingest_data` that waits for a lock is cancelled, until its process ends") as trial,
+        connected(lab.ours.postgres_url) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(f"LOCK TABLE {lab.month.postgres_partition} IN SHARE MODE")
+        run = _deployed("ingest_data", lab)
+        until(lambda: bool(lab.ours.query(waiting, lab.month.postgres_partition)), 300)
+        process = _process(run)
+        with trial.recovering():
+            _client("set_flow_run_state", run, Cancelling(), force=True)
+            until(lambda: not process.is_running(), 30)
+        until(lambda: _state(run) == "Cancelled", 10)
+    with tried("prefect", "a run of `ingest_data` that waits for a lock is cancelled") as trial:
+        assert see(lab)["database"] in allowed["database"]
+        with trial.recovering():
+            lab.start("ingest_data").succeeded()
         require_whole(lab, expected)
 
 
