@@ -28,7 +28,7 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import bigquery
 from requests.adapters import BaseAdapter
 
-from flows.connectors.bucket import NO_ANSWER, keep_connections, root_of, silent
+from flows.connectors.bucket import NO_ANSWER, TIMEOUT, keep_connections, root_of, silent
 from flows.tlc.errors import MisconfiguredBlock, SchemaMismatch, Unreachable
 from flows.tlc.schema import KINDS, Column
 
@@ -39,8 +39,6 @@ _FRAME = 500_000  # rows per data frame, which is one load job; BigQuery allows 
 # If two transactions write to the same table at once, BigQuery aborts one of them, even if they write different months.
 _UNTIL_ALONE = Retry(predicate=lambda error: "due to concurrent update" in str(error), initial=2, timeout=900)
 _RECENT = dt.timedelta(hours=1)
-# Seconds to connect, to send a body, and to wait for an answer. A shorter time to connect would also apply to sending.
-TIMEOUT = 300.0
 _UPLOAD = re.compile(r"https?://\S*upload_id=\S*")
 _PASSING = {"quotaExceeded", "rateLimitExceeded", "jobRateLimitExceeded", "backendError"}
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 CHUNK = 8 << 20
 _CONNECTIONS = 64  # idle connections that are kept. With the default of ten, urllib3 warns if many months load at once.
 _LARGEST_TEXT = 16 << 20  # bytes; a manifest has some thousands
-TIMEOUT = (15, 300)  # seconds to connect, seconds to wait for an answer
+# Seconds to connect, to send a body, and to wait for an answer. A shorter time to connect would also apply to sending.
+TIMEOUT = 300.0
 
 NO_ANSWER = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, RetryError)
 """Errors of Google's clients that may have an upload's address in their text. With the address, anyone can write the upload."""

@@ -1,14 +1,17 @@
 """A bucket that does not answer: the error is retried and does not have the address of the upload, which is a secret."""
 
+import time
 import traceback
+from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 
 import pytest
 import requests
 from google.api_core.exceptions import Forbidden, GoogleAPIError, RetryError, ServiceUnavailable
 
-from flows.connectors.bucket import Bucket
+from flows.connectors.bucket import CHUNK, TIMEOUT, Bucket
 from flows.tlc.errors import PassingError, Unreachable
+from tests.loopback import Loopback
 
 ASKED = requests.Request("PUT", "https://storage.example:4443/upload?upload_id=canary")
 SILENT = requests.ConnectionError("Max retries exceeded with url: /upload?upload_id=canary", request=ASKED)
@@ -51,3 +54,23 @@ def test_the_location_is_unknown_if_it_may_not_be_read_but_an_outage_is_an_error
     else:
         with pytest.raises(ServiceUnavailable):
             bucket.location()
+
+
+class _Slow(BaseHTTPRequestHandler):
+    """A server that receives a body slowly."""
+
+    def do_PUT(self) -> None:
+        time.sleep(16)
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@pytest.mark.usefixtures("own_servers")
+def test_a_piece_of_an_upload_may_take_longer_than_a_connection() -> None:
+    """urllib3 applies the time to connect to sending the body, too. A piece of 8 MB takes 16 seconds at 4 Mbit/s."""
+    with Loopback(_Slow) as server:
+        assert requests.put(server.url, bytes(4 * CHUNK), timeout=TIMEOUT).ok
