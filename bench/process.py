@@ -47,7 +47,7 @@ class Run:
     peak_rss_mb: float
     measured: Mapping[str, Any]
     busy_s: float
-    """The time that the machine's cores worked in any process meanwhile, summed over the cores; 0 if it is not Linux."""
+    """The time that the machine's cores worked in any process meanwhile, summed over the cores; 0 on other systems than Linux."""
 
 
 def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Run:

@@ -183,14 +183,14 @@ def _connection(environment: Environment) -> ConnectionComponents:
 
 
 def _about_tls(environment: Environment) -> str:
-    """Return a warning if nothing checks the certificate of a database on another machine; "" if `sslmode` is set."""
+    """Return a warning if `POSTGRES_URL` names another machine and has no `sslmode`, else ""."""
     connection = _connection(environment)
     host = connection.host or ""
     if host.startswith("/") or host in ("", "localhost", "127.0.0.1", "::1") or "sslmode" in (connection.query or {}):
         return ""
     return (
         "warning: POSTGRES_URL has no sslmode, so the server's certificate is not checked. Add"
-        " ?sslmode=verify-full&sslrootcert=system, or ?sslmode=disable in a private network; see docs/permissions.md."
+        " ?sslmode=verify-full&sslrootcert=system; see docs/permissions.md."
     )
 
 

@@ -10,8 +10,9 @@ import sys
 import tempfile
 import time
 import urllib.request
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 MARK = Path(tempfile.gettempdir(), "polled")
 LIMIT_SECONDS = 90
@@ -29,11 +30,14 @@ def main(arguments: list[str]) -> int:
     name = url if arguments else "the Prefect server of PREFECT_API_URL"  # that address may contain a secret
     try:
         ask(url, None if arguments else os.environ.get("PREFECT_API_KEY"))
-    except OSError as error:
-        print(f"{name} does not answer: {error}")
-        return 1
-    except (ValueError, HTTPException):  # their texts quote the address
-        print(f"{name} does not answer: its address is malformed")
+    except (OSError, ValueError, HTTPException) as error:
+        # The texts about a malformed address quote it. That about an unknown scheme is the only reason that is no error itself.
+        unknown = (
+            isinstance(error, URLError) and not isinstance(error, HTTPError) and not isinstance(error.reason, OSError)
+        )
+        malformed = unknown or isinstance(error, ValueError | InvalidURL)
+        why = error if isinstance(error, OSError) else type(error).__name__
+        print(f"{name} does not answer: {'its address is malformed' if malformed else why}")
         return 1
     if arguments:
         print(f"{name} answers")

@@ -76,7 +76,8 @@ def silent(error: Exception, service: str = "Google Cloud Storage") -> str:
     cause = root_of(error)
     request = getattr(cause, "request", None)
     host = urlsplit(request.url or "").netloc if request is not None else service
-    return f"{host} does not answer ({type(cause).__name__})"
+    advice = "; if it stays so, check this machine's certificates and its proxy"
+    return f"{host} does not answer ({type(cause).__name__}{advice if isinstance(cause, requests.exceptions.SSLError) else ''})"
 
 
 def keep_connections(client: Any) -> None:

@@ -35,9 +35,12 @@ _FULL = re.compile(r"too many (connections|clients)|connection slots")
 _MEND = "correct the SqlAlchemyConnector block (python -m blocks.register takes POSTGRES_URL)"
 # The server ends the session of a machine that disappeared, and so releases its locks, after a minute. Its default is two hours.
 _KEEPALIVE = "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
-# The same for the client: it would wait two hours for the answer of a server that disappeared, and for ever for one that accepts
-# connections and sends nothing. https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
-_TIMEOUTS = {"connect_timeout": 30, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds
+# The same for the client. It would wait two hours for the answer of a server that disappeared, a quarter of an hour if it was
+# sending data, and for ever for a connection to a server that sends nothing. Seconds, but tcp_user_timeout has milliseconds.
+# https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+_TIMEOUTS = {
+    "connect_timeout": 30, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 120_000,
+}  # fmt: skip
 _LOCK_SPACE = 0x7A21  # separates this project's advisory locks from all others in the database
 
 
@@ -128,6 +131,11 @@ class Postgres:
         url = self._engine.url
         return f"database {url.database!r} on {url.host or 'this machine'}:{url.port or 5432}"
 
+    def _unreachable(self, error: Exception) -> Unreachable:
+        if isinstance(error, Unreachable):
+            return error
+        return Unreachable(f"{self._where} cannot be reached ({_reason_of(error)[1]}); start it, or {_MEND}.")
+
     @contextmanager
     def _connection(self) -> Iterator["Connection"]:
         try:
@@ -141,7 +149,7 @@ class Postgres:
                     f"{self._where} has no connection left ({reason}); wait until others end, use a smaller at_once, or raise the"
                     " limit."
                 ) from None
-            raise Unreachable(f"{self._where} cannot be reached ({reason}); start it, or {_MEND}.") from None
+            raise self._unreachable(error) from None
         connection: Any = pooled.driver_connection
         try:
             connection.set_client_encoding("UTF8")  # for all data sent, even if the database has another encoding
@@ -191,9 +199,9 @@ class Postgres:
                     cursor.execute("SELECT has_schema_privilege(current_schema(), 'CREATE')")
                     may_create = value(cursor)
                 break
-            except Unreachable:
+            except (Unreachable, psycopg2.OperationalError) as error:  # the second: the server ended the session
                 if time.monotonic() > until:
-                    raise
+                    raise self._unreachable(error) from None
             time.sleep(_ASK_AGAIN)
         if not may_create:
             raise MisconfiguredBlock(

@@ -25,7 +25,7 @@ from flows.connectors.web import Download
 from flows.stores.kept_file import KeptFile
 from flows.tlc.attention import warnings_of
 from flows.tlc.catalog import Also, ListedMonth
-from flows.tlc.errors import MisconfiguredBlock, NotReconciled, TripDataError, Vanished
+from flows.tlc.errors import MisconfiguredBlock, NotReconciled, TripDataError, Unreachable, Vanished
 from flows.tlc.manifest import (
     LOADS_COLUMNS,
     Changes,
@@ -249,7 +249,7 @@ class Database:
                 copy = composed("COPY {staged_rejects} ({fed_rejects}) FROM STDIN (FORMAT csv)", **names)
                 cursor.copy_expert(copy, rejects)
         except BaseException:  # the next run of the month drops the tables if this cannot
-            with suppress(psycopg2.Error, SQLAlchemyError, TripDataError):
+            with suppress(psycopg2.Error, SQLAlchemyError, MisconfiguredBlock, Unreachable):
                 self._drop(staging)
             raise
         return staging

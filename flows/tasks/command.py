@@ -89,7 +89,7 @@ def _each_with_its_option(words: Sequence[str], lists: Collection[str], texts: C
     option = ""
     for before, word in pairwise(["", *words]):
         if word.startswith("-"):
-            option = word
+            option = word.partition("=")[0]
         elif before != option and option in texts:
             every[-1] += f" {word}"
             continue

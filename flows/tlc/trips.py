@@ -188,7 +188,7 @@ _RUN = "[0-9a-f]{8}(?:-?[0-9a-f]{4}){3}-?[0-9a-f]{12}|local"
 
 
 def temporary_names(endings: Sequence[str]) -> re.Pattern[str]:
-    """Return a pattern that exactly the lake's temporary keys match. A published file has one of these endings."""
+    """Return a pattern that matches the lake's temporary keys and no other key. A published file has one of these endings."""
     run, month = "{flow_run.id}", f"{_LAST_YEAR}-12"
     names = []
     for trip_month in (TripMonth(color, _LAST_YEAR, 12) for color in COLORS):
@@ -232,7 +232,7 @@ def month_named(text: str) -> TripMonth:
     """Return the month with this name, such as green 2021-01. Raise `UnknownMonth` if it cannot exist."""
     color, _, date = text.strip().partition(" ")
     if "-" not in date:
-        raise UnknownMonth(f"month {text!r} is not a color and a month, such as green 2021-01.")
+        raise UnknownMonth(f"month {text!r} is not a color and a month, such as green 2021-01; in a list, quote each.")
     year, month = bound_of("the month", date, 1)
     return trip_months(color, year, [month])[0]
 

@@ -1,10 +1,12 @@
 """Errors of an unusable database: a wrong block fails at once, a transient error is retried, and no message has a secret."""
 
+import io
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
+from unittest.mock import MagicMock
 
 import psycopg2
 import pytest
@@ -12,7 +14,9 @@ from sqlalchemy import URL, create_engine, make_url
 
 from flows.connectors import postgres
 from flows.connectors.postgres import Postgres
-from flows.tlc.errors import MisconfiguredBlock, Unreachable
+from flows.stores.database import Database
+from flows.tlc.errors import MisconfiguredBlock, Unreachable, UnreadableFile
+from flows.tlc.trips import TripMonth
 from local.servers.stack import Stack
 from tests.stores import own_database
 
@@ -161,7 +165,7 @@ def test_the_server_soon_ends_the_session_of_a_machine_that_disappeared(url: URL
 
 
 def test_the_client_soon_gives_up_a_server_that_disappeared_unless_the_url_says_otherwise(url: URL) -> None:
-    wanted = {"connect_timeout": "30", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+    wanted = {name: str(value) for name, value in postgres._TIMEOUTS.items()}
     for options, changed in (({}, {}), ({"keepalives_idle": "7", "connect_timeout": "8"},) * 2):
         with Postgres(create_engine(url.set(query=options))).transaction() as cursor:
             used = cursor.connection.get_dsn_parameters()
@@ -176,3 +180,27 @@ def test_a_server_that_accepts_connections_and_sends_nothing_does_not_hang_a_run
         engine = create_engine(url.set(host="127.0.0.1", port=silent.getsockname()[1]))
         with pytest.raises(Unreachable, match="timeout expired"):
             Postgres(engine).check()
+
+
+def test_a_session_that_the_server_ends_during_the_check_is_an_outage(
+    url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "_KEEPALIVE", "SELECT pg_terminate_backend(pg_backend_pid())")
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        Postgres(create_engine(url)).check()
+
+
+def test_a_cleanup_that_fails_does_not_replace_the_error() -> None:
+    outcomes: Iterator[Exception | None] = iter((None, UnreadableFile("torn"), Unreachable("the server is down")))
+
+    @contextmanager
+    def transaction() -> Iterator[MagicMock]:
+        if error := next(outcomes):
+            raise error
+        yield MagicMock()
+
+    database = Database.__new__(Database)  # without a server
+    database.postgres = MagicMock(transaction=transaction)
+    with pytest.raises(UnreadableFile):
+        database._copy(TripMonth("green", 2021, 1), [], io.BytesIO(), str)
+    assert next(outcomes, None) is None

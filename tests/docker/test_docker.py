@@ -342,7 +342,14 @@ class TestHealthy:
 
     @pytest.mark.parametrize(
         "address",
-        ["", "canary/api", "http://user:canary@127.0.0.1/api", "http://127.0.0.1/ca nary", "http://[canary/api"],
+        [
+            "",
+            "canary/api",
+            "canary:abc/api",
+            "http://user:canary@127.0.0.1/api",
+            "http://127.0.0.1/ca nary",
+            "http://[canary/api",
+        ],
     )
     def test_an_agent_with_a_malformed_address_is_unhealthy_and_the_address_is_not_quoted(self, address):
         self.mark.touch()

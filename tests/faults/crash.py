@@ -129,8 +129,7 @@ class Siege:
                     else:
                         raise AssertionError(f"no run of {self.flow} reached {waiting[0]}")
                 self.recover()
-            for store, states in reader.seen.items():
-                assert states <= self.allowed[store], f"a reader of {store} saw {states - self.allowed[store]}"
+            reader.require_only(self.allowed)
 
 
 def require_whole(lab: Lab, expected: Mapping[str, Any]) -> None:

@@ -22,7 +22,6 @@ _OF_THE_RUN = {"flow_run_id", "started_by", "started_at", "published_at", "gener
 # A run that dies between a month's object and its manifest has already changed the rows, so the next run changes none. In
 # Postgres both are one transaction, so the counts are compared there.
 _CHANGES = {"inserted", "updated", "removed"}
-STAGING = "_staging_"  # in the name of each staging table in BigQuery
 _RAW_FACTS = ("url", "etag", "last_modified", "sha256", "verified")
 
 
@@ -39,9 +38,14 @@ def _facts(manifest: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
 
 
 def _publications(history: list[dict[str, Any]]) -> list[str]:
-    """Return what was published and withdrawn, each once: a run that dies after it published has a history entry, too."""
+    """Return what was published and withdrawn, in order of the text."""
     named = ("color", "file_month", "sha256", "rule", "loaded", "pinned")
-    return sorted({str([str(one[n]) for n in named] + [bool(one.get("withdrawn_at"))]) for one in history})
+    return sorted(str([str(one[n]) for n in named] + [bool(one.get("withdrawn_at"))]) for one in history)
+
+
+def _once(history: list[dict[str, Any]]) -> list[str]:
+    """Return each publication once: a run that dies between a month and its manifest has a history entry, too."""
+    return sorted(set(_publications(history)))
 
 
 def lake(ours: Stores) -> dict[str, Any]:
@@ -67,22 +71,27 @@ def lake(ours: Stores) -> dict[str, Any]:
             found[key] = rows_digest(pq.read_table(io.BytesIO(content)))
         else:  # the zones as published
             found[key] = hashlib.sha256(content).hexdigest()
-    return found | {"history": _publications(history)}
+    return found | {"history": _once(history)}
+
+
+def is_temporary(table: str) -> bool:
+    """Return whether BigQuery deletes a table after a day. The stand-in does not keep that time, so the name decides."""
+    return "_staging_" in table or "_verify_" in table
 
 
 def warehouse(ours: Stores) -> dict[str, Any]:
-    """Return what the warehouse has, except staging tables. The stand-in does not keep the time at which they expire."""
+    """Return what the warehouse has, except temporary tables."""
     client, found = bigquery.Client(), dict[str, Any]()
     try:
         tables = [client.get_table(item.reference) for item in client.list_tables(ours.dataset)]
     except NotFound:
         return found
     for table in tables:
-        if STAGING in table.table_id:
+        if is_temporary(table.table_id):
             continue
         rows = [dict(row) for row in client.list_rows(table)]
         if table.table_id == "loads_history":
-            found[table.table_id] = _publications(rows)
+            found[table.table_id] = _once(rows)
             continue
         if table.table_id == "loads":
             rows = [_facts(row, _OF_THE_RUN | _CHANGES) for row in rows]
@@ -137,14 +146,14 @@ def different(expected: Any, found: Any, where: str = "") -> list[str]:
 
 
 def staging(ours: Stores) -> list[str]:
-    """Return what runs left in staging: objects, tables of BigQuery that expire, tables of Postgres."""
+    """Return what runs left in staging: objects, temporary tables of BigQuery, tables of Postgres."""
     left = [key for key in ours.objects() if key.startswith("staging/")]
     client = bigquery.Client()
     try:
         items = list(client.list_tables(ours.dataset))
     except NotFound:
         items = []
-    left += [item.table_id for item in items if STAGING in item.table_id]
+    left += [item.table_id for item in items if is_temporary(item.table_id)]
     tables = "SELECT relname FROM pg_class WHERE relname LIKE %s AND relkind = 'r'"
     left += [name for (name,) in ours.query(tables, "%\\_staging%")]
     return left

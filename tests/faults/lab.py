@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import psycopg2
 import pyarrow.parquet as pq
+import requests
 from google.api_core.exceptions import GoogleAPIError, NotFound
 from google.cloud import bigquery, storage
 
@@ -207,7 +208,7 @@ class Lab:
         client = bigquery.Client()
         with suppress(NotFound):
             for item in client.list_tables(self.ours.dataset):
-                if digest.STAGING in item.table_id:
+                if digest.is_temporary(item.table_id):
                     client.delete_table(item.reference)
 
     def expected(self, flow: FlowName, *, over: bool) -> dict[str, Any]:
@@ -224,13 +225,8 @@ class Lab:
         """Prepare the stores. Return, for each store of the flow, what a reader may see: the old month and the new one."""
         self.expected(flow, over=over)
         self.prepare(flow, over=over)
-        old, new = see(self), self._new[flow, over]
-        states = {store: {old[store], new[store]} for store in STORES_OF[flow]}
-        if "database" in states and old["database"] == "absent":
-            # PostgreSQL chooses the partitions of a statement before it takes the snapshot. A statement that meets the commit of
-            # a first load may see the month's row of `loads`, and no trip yet.
-            states["database"].add(f"0 rows None, loads says {new['database'].rpartition(' ')[2]}")
-        return states
+        old = see(self)
+        return {store: {old[store], self._new[flow, over][store]} for store in STORES_OF[flow]}
 
 
 def _nothing(count: int, share: float) -> None:
@@ -286,6 +282,8 @@ class Reader(threading.Thread):
     If `through_outages`, a store that does not answer is asked again.
     """
 
+    _OUTAGES = (psycopg2.OperationalError, GoogleAPIError, requests.RequestException, OSError)
+
     def __init__(self, lab: Lab, stores: tuple[str, ...], *, through_outages: bool = False) -> None:
         super().__init__(name="reader", daemon=True)
         self.seen: dict[str, set[str]] = {store: set() for store in stores}
@@ -295,14 +293,14 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         while not self._done.wait(0.05):
-            try:
-                for store, states in self.seen.items():
+            for store, states in self.seen.items():
+                try:
                     states.add(_SEE[store](self._lab))
                     self.reads += 1
-            except Exception as error:  # shown by the test
-                if not self._through_outages:
-                    self.failure = error
-                    return
+                except Exception as error:  # shown by the test
+                    if not (self._through_outages and isinstance(error, self._OUTAGES)):
+                        self.failure = error
+                        return
 
     def __enter__(self) -> Self:
         self.start()
@@ -313,6 +311,16 @@ class Reader(threading.Thread):
         self.join()
         if self.failure:
             raise self.failure
+
+    def require_only(self, allowed: Mapping[str, set[str]]) -> None:
+        """Raise `AssertionError` if it saw another state than those allowed for its store."""
+        for store, states in self.seen.items():
+            other = states - allowed[store]
+            if store == "database" and "absent" in allowed[store]:
+                # PostgreSQL chooses the partitions of a statement before it takes the snapshot. A statement that meets the
+                # commit of a first load may see the month's row of `loads`, and no trip yet.
+                other = {state for state in other if not state.startswith("0 rows None, loads says ")}
+            assert not other, f"a reader of {store} saw {other}, allowed {allowed[store]}"
 
 
 def until(happened: Callable[[], bool], seconds: float = 120) -> None:

@@ -254,6 +254,7 @@ def test_a_run_loses_nothing_by_a_bad_connection_to_the_lake(operation: str, fau
     ):
         gate.rules = [LAKE[fault](method, path)]
         run(env={"STORAGE_EMULATOR_HOST": gate.url})
+        assert gate.happened
         gate.rules = []
 
 

@@ -146,6 +146,7 @@ def test_months_are_positional_arguments_or_a_range_in_options(
     ("words", "printed"),
     [
         (["--history", "green", "2021-01"], "<['green'] green 2021-01 lake>"),
+        (["--history=green", "2021-01"], "<['green'] green 2021-01 lake>"),
         (["--history", "green 2021-01", "--store", "database"], "<['green'] green 2021-01 database>"),
         (["--store", "lake", "--history", "fhv", "2021-01", "0123456789ab"], "<['green'] fhv 2021-01 0123456789ab lake>"),
         (["--colors", "green", "fhv", "--history", "fhv", "2021"], "<['green', 'fhv'] fhv 2021 lake>"),
