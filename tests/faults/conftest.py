@@ -1,6 +1,7 @@
 """The fault suite: `make faults`. Its short part runs in `make test`."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from prefect_gcp.cloud_storage import GcsBucket
 
 from local.servers.stack import Stack
 from tests.faults.lab import CREDENTIALS, LAKE, POSTGRES, Lab
-from tests.faults.programs import Programs
+from tests.faults.programs import ROOT, Programs
 from tests.flows.conftest import postgres_block
 from tests.stores import Stores, stores
 from tests.strict_lake import StrictLake
@@ -47,3 +48,17 @@ def lab(fault_stores: Stores, programs: Programs, tmp_path_factory: pytest.TempP
     """Combine the month, the stores and the programs."""
     folder: Path = tmp_path_factory.mktemp("editions")
     return Lab(fault_stores, programs, folder)
+
+
+BEFORE = "2381526"  # a revision with fewer facts in its manifests, and no history
+
+
+@pytest.fixture(scope="session")
+def version_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The flows of an earlier revision, in a folder of their own."""
+    archive = subprocess.run(["git", "archive", BEFORE, "flows", "blocks"], cwd=ROOT, capture_output=True, check=False)
+    if archive.returncode:
+        pytest.fail(f"this clone does not have revision {BEFORE}: run git fetch --unshallow")
+    folder = tmp_path_factory.mktemp("before")
+    subprocess.run(["tar", "-x"], cwd=folder, input=archive.stdout, check=True)
+    return folder

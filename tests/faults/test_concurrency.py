@@ -11,7 +11,6 @@ from flows.tlc.trips import TripMonth
 from tests.faults import digest
 from tests.faults.crash import require_whole
 from tests.faults.lab import AFTERWARDS, FLOWS, STORES_OF, FlowName, Lab, Reader, see, until
-from tests.faults.programs import ROOT
 from tests.faults.record import tried
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
@@ -85,19 +84,7 @@ def test_bring_up_to_date_a_backfill_and_other_runs_can_load_a_month_at_once(lab
     reader.require_only(allowed)
 
 
-BEFORE = "2381526"  # a revision with fewer facts in its manifests, and no history
 _AT_WORK = {"etl_web_gcs": ("Task run 'extract",), "ingest_data": ("waiting for it", "Task run 'extract")}  # in its log
-
-
-@pytest.fixture(scope="module")
-def version_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The flows of an earlier revision, in a folder of their own."""
-    archive = subprocess.run(["git", "archive", BEFORE, "flows", "blocks"], cwd=ROOT, capture_output=True, check=False)
-    if archive.returncode:
-        pytest.fail(f"this clone does not have revision {BEFORE}: run git fetch --unshallow")
-    folder = tmp_path_factory.mktemp("before")
-    subprocess.run(["tar", "-x"], cwd=folder, input=archive.stdout, check=True)
-    return folder
 
 
 @pytest.mark.parametrize("over", [False, True], ids=["empty", "over"])
