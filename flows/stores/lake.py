@@ -22,6 +22,7 @@ from flows.tlc.attention import warnings_of
 from flows.tlc.compare import compare
 from flows.tlc.errors import (
     Gone,
+    MisconfiguredBlock,
     NotReconciled,
     Overtaken,
     SchemaMismatch,
@@ -144,6 +145,7 @@ class Lake(LakeManifests):
                 self.copy_edition(self.bucket.stat(key), raw_key)
         while True:
             before = self.remembered(trip_month)
+            self._require_own_parts(trip_month, before)
             if replaces and (was := self.current(trip_month)):
                 self.append_history(was)  # its entry is missing if an older version published it, or if its run died
             changes = self._changes(staged, replaces)
@@ -216,6 +218,29 @@ class Lake(LakeManifests):
             time.sleep(1)
         return None
 
+    def _require_own_parts(self, trip_month: TripMonth, written: Manifest | None) -> None:
+        """Raise `MisconfiguredBlock` if the key of quarantined rows or of extra columns has an object of another program.
+
+        An object is the month's if its manifest names it, even if somebody damaged it. If not, a run may have died before it
+        wrote the manifest. Then the object is a Parquet file with row numbers.
+        """
+        for key, named in (
+            (trip_month.quarantine_key, written and written.quarantine_key),
+            (trip_month.extra_key, written and written.extra_key),
+        ):
+            if named or not (found := self.bucket.stat(key)):
+                continue
+            try:
+                with self.bucket.ranges(found) as file:
+                    names = pq.read_schema(file).names
+            except pa.ArrowInvalid:
+                names = []
+            if KEY[1].name not in names:
+                raise MisconfiguredBlock(
+                    f"{self.bucket.uri(key)} exists already, but this project did not write it; move it away, or give the"
+                    " GcsBucket block another folder. Nothing was changed."
+                )
+
     def _publish_side_object(self, staged: str, key: str, month: Object) -> None:
         """Publish the object `staged` under `key`, as a part of the month. If `staged` is "", delete `key`.
 
@@ -248,9 +273,11 @@ class Lake(LakeManifests):
 
         Raises:
             TripDataError: The lake does not have the month.
+            MisconfiguredBlock: The lake has an object of another program under a key of the month.
             Overtaken: Another run published the month at the same time.
         """
         month, manifest = self.bucket.stat(trip_month.key), self.written_of(trip_month)
+        self._require_own_parts(trip_month, manifest)
         if month and (current := manifest_of(month, manifest)):
             manifest = self.append_history(current.withdrawn(run_id, by))
             self._write_manifest(manifest, manifest.generation)

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import hashlib
+import io
 import threading
 from typing import Any, Literal
 from urllib.parse import quote
@@ -9,7 +10,9 @@ from uuid import uuid4
 
 import httpx
 import psycopg2
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from google.cloud import bigquery, storage
 from prefect_gcp import GcpCredentials
@@ -27,6 +30,7 @@ from flows.stores.warehouse import Warehouse
 from flows.tlc.errors import NotReconciled, TripDataError
 from flows.tlc.manifest import Present, Profile, StagedCopy
 from flows.tlc.trips import TEMPORARY_KEYS, Terms, TripMonth, staged_key
+from flows.withdraw import withdraw
 from local.trip_files.writing import BadRows, write_month
 from tests.flows.conftest import CREDENTIALS, LAKE, Runs, dying, lake_of, no_progress, warehouse_of
 from tests.stores import Stores, as_published, same, with_passengers
@@ -118,6 +122,29 @@ def test_a_foreign_object_at_a_months_key_is_not_changed(month: TripMonth, ours:
     error = str(runs.of(etl_web_gcs, month).result(raise_on_failure=False))
     assert f"data/{month.key} exists already, but this project did not write it; move it away" in error
     assert ours.objects_of(month) == before
+
+
+@pytest.mark.parametrize("what", ["quarantine_key", "extra_key"])
+@pytest.mark.parametrize("content", ["text", "parquet"])
+def test_a_foreign_object_at_the_key_of_a_months_part_is_not_changed(
+    what: str, content: str, month: TripMonth, ours: Stores, runs: Runs
+) -> None:
+    file = io.BytesIO(b"made by hand")
+    if content == "parquet":
+        pq.write_table(pa.table({"model": [1]}), file)
+    key = getattr(month, what)
+    ours.blob(key).upload_from_string(file.getvalue())
+    refused = f"data/{key} exists already, but this project did not write it; move it away"
+    assert refused in str(runs.of(etl_web_gcs, month).result(raise_on_failure=False))
+    assert month.key not in ours.objects_of(month)
+    ours.blob(key).delete()
+    runs.lake(month)
+    ours.blob(key).upload_from_string(file.getvalue())
+    before = ours.objects_of(month)
+    state = withdraw(month.color, month.year, [month.month], stores=["lake"], block_name=LAKE, return_state=True)
+    assert refused in str(state.result(raise_on_failure=False))
+    assert ours.objects_of(month) == before
+    assert ours.blob(key).download_as_bytes() == file.getvalue()
 
 
 def test_a_sweep_deletes_only_objects_that_this_project_made_and_that_nobody_replaced(
