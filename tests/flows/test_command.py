@@ -47,9 +47,9 @@ def looking(colors: Annotated[list[str], "of taxis"] = ["green"], history: str =
     """Look at months.
 
     Args:
-        colors: Whose months.
-        history: Of which month.
-        store: Where.
+        colors: Colors to look at.
+        history: The month to look at.
+        store: The store to look in.
     """
     print(f"<{colors} {history} {store}>")
 

@@ -204,6 +204,17 @@ def test_a_foreign_table_zones_is_not_changed(
     assert ours.query("SELECT count(*) FROM zones") == [(0,)]
 
 
+def with_tables_of_zones(ours: Stores, dataset: str) -> bigquery.Client:
+    """Make empty tables with TLC's columns and no description in BigQuery and Postgres. Return the client of BigQuery."""
+    client = bigquery.Client()
+    client.create_dataset(dataset)
+    client.query_and_wait(
+        f"CREATE TABLE {dataset}.zones (LocationID INT64, Borough STRING, Zone STRING, service_zone STRING)"
+    )
+    ours.query("CREATE TABLE zones (locationid bigint PRIMARY KEY, borough text, zone text, service_zone text)")
+    return client
+
+
 THEIRS = "(1, 'EWR', 'our own name', 'EWR')"
 
 
@@ -212,16 +223,11 @@ THEIRS = "(1, 'EWR', 'our own name', 'EWR')"
 def test_zones_that_were_loaded_by_hand_are_not_changed(
     store: str, described: str, load: Any, published: Path, ours: Stores, dataset: str
 ) -> None:
-    client = bigquery.Client()
-    client.create_dataset(dataset)
-    client.query_and_wait(
-        f"CREATE TABLE {dataset}.zones (LocationID INT64, Borough STRING, Zone STRING, service_zone STRING)"
-    )
+    client = with_tables_of_zones(ours, dataset)
     client.query_and_wait(f"INSERT INTO {dataset}.zones VALUES {THEIRS}")
     table = client.get_table(f"{dataset}.zones")
     table.description = described
     client.update_table(table, ["description"])
-    ours.query("CREATE TABLE zones (locationid bigint PRIMARY KEY, borough text, zone text, service_zone text)")
     ours.query(f"INSERT INTO zones VALUES {THEIRS}; COMMENT ON TABLE zones IS '{described}'")
     blob = ours.blob("zones/zones.parquet")
     blob.metadata = {"sha256": described}
@@ -237,12 +243,7 @@ def test_zones_that_were_loaded_by_hand_are_not_changed(
 def test_an_empty_table_without_a_description_is_filled(
     store: str, load: Any, published: Path, ours: Stores, dataset: str
 ) -> None:
-    client = bigquery.Client()
-    client.create_dataset(dataset)
-    client.query_and_wait(
-        f"CREATE TABLE {dataset}.zones (LocationID INT64, Borough STRING, Zone STRING, service_zone STRING)"
-    )
-    ours.query("CREATE TABLE zones (locationid bigint PRIMARY KEY, borough text, zone text, service_zone text)")
+    with_tables_of_zones(ours, dataset)
     assert [load(store).result()[0].status for _ in range(2)] == ["loaded", "unchanged"]
 
 
