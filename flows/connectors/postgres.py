@@ -137,7 +137,8 @@ class Postgres:
         return Unreachable(f"{self._where} cannot be reached ({_reason_of(error)[1]}); start it, or {_MEND}.")
 
     @contextmanager
-    def _connection(self) -> Iterator["Connection"]:
+    def connection(self) -> Iterator["Connection"]:
+        """Open a connection for one or several transactions, and close it when the block ends."""
         try:
             pooled = self._engine.raw_connection()
         except (psycopg2.OperationalError, SQLAlchemyError) as error:
@@ -165,13 +166,13 @@ class Postgres:
     @contextmanager
     def transaction(self) -> Iterator["Cursor"]:
         """Yield a cursor. Commit when the block ends; roll back on an error."""
-        with self._connection() as connection, connection, connection.cursor() as cursor:
+        with self.connection() as connection, connection, connection.cursor() as cursor:
             yield cursor
 
     @contextmanager
     def locked(self, number: int, on_wait: Callable[[], None]) -> Iterator[None]:
         """Take the project's advisory lock `number` during the block. If another run has it, call `on_wait` once and wait."""
-        with self._connection() as connection, connection.cursor() as cursor:
+        with self.connection() as connection, connection.cursor() as cursor:
             connection.autocommit = True
             for attempt in itertools.count():
                 # Polled: a wait inside the server would end if the connection breaks.

@@ -1,12 +1,14 @@
 """The database: PostgreSQL tables, one per color, partitioned by `file_month`; a month is published in one transaction.
 
-A month is staged by COPY into its own staging table. If the month is new, that table is attached as a partition. If the
-partition exists already, only rows that differ are written to it.
+A new month is staged by COPY into a table of its own, which is attached as a partition. If the partition exists already, the
+trips are compared with it, batch by batch, while the next ones are read. Only what differs is staged, and written to it.
 """
 
 import datetime as dt
+import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
+from queue import SimpleQueue
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
@@ -37,7 +39,7 @@ from flows.tlc.manifest import (
     Status,
     timeline,
 )
-from flows.tlc.pipeline import Add, ahead
+from flows.tlc.pipeline import Add, ahead, mapped
 from flows.tlc.schema import KEY, QUARANTINE_COLUMNS, arrow_schema, columns
 from flows.tlc.sources import PublishedFile
 from flows.tlc.stream import Content, MonthStream
@@ -45,14 +47,18 @@ from flows.tlc.trips import Store, Terms, TripMonth
 
 if TYPE_CHECKING:
     from prefect_sqlalchemy import SqlAlchemyConnector
-    from psycopg2.extensions import cursor as Cursor  # noqa: N812 - a class in lower case
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - a class in lower case
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
     from flows.stores.lake import Lake
 
 _IN_MEMORY = 8 << 20  # bytes of rejects in memory; more go to disk
 _ROOM = "SET LOCAL maintenance_work_mem = '256MB'"  # so that making a key does not spill to disk
-# A join in the order of both keys needs no memory. A hash table of a month would spill to disk.
-_IN_KEY_ORDER = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_nestloop = off; SET LOCAL enable_sort = off"
+_BATCH = 32_768  # most trips that are compared at once: about 10 MB
+_COMPARERS = 2  # connections that compare, each with a batch of its own
+# A hash table of a batch must not spill to disk. No batch waits until it is on the server's disk.
+_COMPARING = "SET LOCAL work_mem = '64MB'; SET LOCAL synchronous_commit = off"
+_BEFORE_ALL, _LAST = -(2**63), 2**63 - 1  # row numbers
 _NONE_YET = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)  # or a table of an older version
 _IS_ATTACHED = "EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s))"
 _OF_MONTH = "SELECT * FROM {table} WHERE color = %s AND file_month = %s"
@@ -61,6 +67,10 @@ _OF_MONTH = "SELECT * FROM {table} WHERE color = %s AND file_month = %s"
 # first four colors share four numbers per month; the numbers of further colors are 1 << 20, (1 << 20) + 1 and so on.
 _LOCKS = {"yellow": 0, "green": 1, "fhv": 2, "fhvhv": 3}
 _LOCKS_PER_MONTH = 4
+
+_Names = dict[str, str | sql.Composable]
+_Batch = tuple[list[bytes], int, int]
+"""Encoded trips, and the range of row numbers that they cover: after the first number, up to the second."""
 
 
 class Database:
@@ -179,20 +189,16 @@ class Database:
             SpooledTemporaryFile(_IN_MEMORY, dir=str(scratch.folder())) as rejects,
         ):
 
-            def tables() -> Iterator[pa.Table]:
+            def trips() -> Iterator[pa.Table]:
                 for chunk in stream:
                     if chunk.rejects.num_rows:
                         write_rejects(chunk.rejects, rejects)
-                    yield chunk.trips.drop_columns([KEY[0].name])  # the default of the staging table's column sets it
+                    yield chunk.trips
 
-            fed = arrow_schema(trip_month.color)
-            fed = fed.remove(fed.get_field_index(KEY[0].name))
-            with closing(ahead(encode(tables(), fed))) as pieces:
+            def made_from() -> str:
+                return _made_from(growing.sha256 if growing else raw.sha256, terms.rows)
 
-                def made_from() -> str:
-                    return _made_from(growing.sha256 if growing else raw.sha256, terms.rows)
-
-                staging = self._copy(trip_month, pieces, rejects, made_from)
+            staging = self._copy(trip_month, trips(), rejects, made_from)
         return stream.staged(key=staging, pinned=terms.pinned)
 
     def ensure_tables(self, color: str) -> None:
@@ -209,59 +215,143 @@ class Database:
                 self.postgres.ensure_table(cursor, table, wanted, key, partitioned)
 
     def _copy(
-        self, trip_month: TripMonth, pieces: Iterable[bytes], rejects: IO[bytes], made_from: Callable[[], str]
+        self, trip_month: TripMonth, trips: Iterator[pa.Table], rejects: IO[bytes], made_from: Callable[[], str]
     ) -> str:
-        """COPY encoded trips, without `file_month`, into a new staging table, and then the rejects into another. Return its name.
+        """Write trips into a new staging table, and then the rejects into another. Return its name.
 
-        The table has no key yet: building the index once at the end is faster than updating it for each row. Its comment is
-        `made_from()`, called after the last piece. The tables are created first: the lock of LIKE on the color's table must not
-        last as long as the COPY.
+        Of a new month, the table gets all trips. Of a month that has a partition, it gets what differs: trips that are new or
+        changed, and the keys of trips that are no longer published. Its comment begins with `made_from()`, called after the last
+        trip. The tables are created first: the lock of LIKE on the color's table must not last as long as the COPY.
         """
-        staging = f"{trip_month.postgres_partition}_staging"
-        names: dict[str, str | sql.Composable] = {
-            "table": trip_month.color,
-            "staging": staging,
-            "fed": listed(names_of(c for c in columns(trip_month.color) if c is not KEY[0])),
-            "staged_rejects": _rejects_table(staging),
-            "fed_rejects": listed(names_of(QUARANTINE_COLUMNS)),
-            "color": sql.Literal(trip_month.color),
-            "month": sql.Literal(trip_month.file_month),
-        }
+        names = _names_in(trip_month)
+        staging = _staging_table(trip_month)
         with self.postgres.transaction() as cursor:
-            for table in (staging, _rejects_table(staging)):
+            for table in (staging, _rejects_table(staging), *_batch_tables(staging)):
                 self.postgres.require_own(cursor, table, names_of(KEY))
+            base = self._base(cursor, trip_month)
             for statement in (
-                "DROP TABLE IF EXISTS {staging}, {staged_rejects}",
-                "CREATE TABLE {staging} (LIKE {table}, CHECK (file_month IS NOT NULL AND file_month = {month}))",
+                "DROP TABLE IF EXISTS {staging}, {staged_rejects}, {batches}",
+                # Changes are not logged. If the server crashes, their table is empty, and the run stages the month again.
+                f"CREATE {'UNLOGGED' * bool(base)} TABLE {{staging}}"
+                " (LIKE {table}, CHECK (file_month IS NOT NULL AND file_month = {month}))",
                 "ALTER TABLE {staging} ALTER file_month SET DEFAULT {month}",
+                *(["ALTER TABLE {staging} ADD removed boolean NOT NULL DEFAULT false"] if base else []),
                 "CREATE TABLE {staged_rejects} (LIKE quarantine)",
                 "ALTER TABLE {staged_rejects} ALTER color SET DEFAULT {color}, ALTER file_month SET DEFAULT {month}",
             ):
                 run(cursor, statement, **names)
+            cursor.execute("SELECT to_regclass(%s)::oid", (staging,))
+            oid = int(value(cursor))
         try:
+            if base:
+                self._copy_changes(trip_month, trips, oid)
             with self.postgres.transaction() as cursor:
-                # FREEZE is safe: nobody reads the table before this transaction ends. Vacuum then need not rewrite the rows.
-                run(cursor, "TRUNCATE {staging}", **names)
-                copy = composed("COPY {staging} ({fed}) FROM STDIN (FORMAT binary, FREEZE)", **names)
-                self.postgres.copy(cursor, copy, pieces)
-                run(cursor, "COMMENT ON TABLE {staging} IS {text}", staging=staging, text=sql.Literal(made_from()))
+                self._lock_staging(cursor, trip_month, oid)
+                if not base:
+                    self._copy_all(cursor, trip_month, trips)
+                text = made_from() + (_compared(base, self._count(cursor, staging)) if base else "")
+                run(cursor, "COMMENT ON TABLE {staging} IS {text}", **names, text=sql.Literal(text))
                 rejects.seek(0)
                 copy = composed("COPY {staged_rejects} ({fed_rejects}) FROM STDIN (FORMAT csv)", **names)
                 cursor.copy_expert(copy, rejects)
         except BaseException:  # the next run of the month drops the tables if this cannot
-            with suppress(psycopg2.Error, SQLAlchemyError, MisconfiguredBlock, Unreachable):
-                self._drop(staging)
+            expected = (psycopg2.Error, SQLAlchemyError, MisconfiguredBlock, Unreachable, Vanished)
+            with suppress(*expected), self.postgres.transaction() as cursor:
+                self._lock_staging(cursor, trip_month, oid)
+                self._drop(cursor, staging)
             raise
         return staging
 
-    def _drop(self, staging: str) -> None:
-        with self.postgres.transaction() as cursor:
-            tables = listed([staging, _rejects_table(staging)])
-            run(cursor, "DROP TABLE IF EXISTS {tables}", tables=tables)
+    def _base(self, cursor: "Cursor", trip_month: TripMonth) -> str:
+        """Return a text that changes whenever this project writes to the month's partition; "" if there is none."""
+        if not self._is_attached(cursor, trip_month):
+            return ""
+        cursor.execute(
+            "SELECT concat_ws(' of ', to_regclass(%s)::oid, (SELECT extract(epoch FROM published_at) FROM loads"
+            " WHERE color = %s AND file_month = %s))",
+            (trip_month.postgres_partition, *_key_of(trip_month)),
+        )
+        return str(value(cursor))
+
+    def _lock_staging(self, cursor: "Cursor", trip_month: TripMonth, oid: int) -> None:
+        """Keep the month's staging table until the transaction ends. Raise `Vanished` if another run has replaced it."""
+        staging = _staging_table(trip_month)
+        with suppress(psycopg2.errors.UndefinedTable):
+            run(cursor, "LOCK TABLE {staging} IN ROW EXCLUSIVE MODE", staging=staging)
+            cursor.execute("SELECT to_regclass(%s)::oid", (staging,))
+            if value(cursor) == oid:
+                return
+        raise _lost_claim(trip_month)
+
+    def _count(self, cursor: "Cursor", table: str) -> int:
+        run(cursor, "SELECT count(*) FROM {table}", table=table)
+        return int(value(cursor))
+
+    def _copy_all(self, cursor: "Cursor", trip_month: TripMonth, trips: Iterator[pa.Table]) -> None:
+        """COPY all trips into the staging table, without `file_month`. Parsing, encoding and copying overlap.
+
+        The table has no key yet: building the index once at the end is faster than updating it for each row.
+        """
+        names, fed = _names_in(trip_month), _fed(trip_month)
+        # FREEZE is safe: nobody reads the table before this transaction ends. Vacuum then need not rewrite the rows.
+        run(cursor, "TRUNCATE {staging}", **names)
+        copy = composed("COPY {staging} ({fed}) FROM STDIN (FORMAT binary, FREEZE)", **names)
+        with closing(ahead(encode((table.select(fed.names) for table in trips), fed))) as pieces:
+            self.postgres.copy(cursor, copy, pieces)
+
+    def _copy_changes(self, trip_month: TripMonth, trips: Iterator[pa.Table], oid: int) -> None:
+        """Compare all trips with the partition, and write what differs to the staging table. Parsing and comparing overlap.
+
+        Each batch is a transaction: no lock on the partition may last as long as the download.
+        """
+        free: SimpleQueue[tuple[Connection, str]] = SimpleQueue()
+
+        def compare(batch: _Batch) -> None:
+            connection, table = free.get()
+            try:
+                with connection, connection.cursor() as cursor:
+                    self._lock_staging(cursor, trip_month, oid)
+                    self._compare(cursor, _names_in(trip_month) | {"batch": table}, batch)
+            except psycopg2.errors.UndefinedTable:  # the partition was withdrawn
+                raise _lost_claim(trip_month) from None
+            finally:
+                free.put((connection, table))
+
+        with ExitStack() as connections:
+            for table in _batch_tables(_staging_table(trip_month)):
+                free.put((connections.enter_context(self.postgres.connection()), table))
+            with (
+                closing(ahead(_batches(trips, _fed(trip_month)), depth=1)) as batches,
+                closing(mapped(compare, batches, _COMPARERS)) as compared,
+            ):
+                for _ in compared:
+                    pass
+
+    def _compare(self, cursor: "Cursor", names: "_Names", batch: "_Batch") -> None:
+        """Compare a batch with its range of the partition. The table of the batch exists in this transaction only."""
+        pieces, after, last = batch
+        cursor.execute(_COMPARING)
+        run(cursor, "CREATE UNLOGGED TABLE {batch} (LIKE {staging} INCLUDING DEFAULTS)", **names)
+        self.postgres.copy(cursor, composed("COPY {batch} ({fed}) FROM STDIN (FORMAT binary)", **names), pieces)
+        run(
+            cursor,
+            "INSERT INTO {staging} (file_month, row_number, {values}, removed)"
+            " SELECT file_month, row_number, {new_values}, new.removed IS NULL"
+            " FROM {batch} new FULL JOIN (SELECT * FROM {partition} WHERE file_month = {month}"
+            " AND row_number > %s AND row_number <= %s) old USING (file_month, row_number)"
+            " WHERE new.removed IS NULL OR old.row_number IS NULL OR ({old_values}) IS DISTINCT FROM ({new_values})",
+            (after, last),
+            **names,
+        )
+        run(cursor, "DROP TABLE {batch}", **names)
+
+    def _drop(self, cursor: "Cursor", staging: str) -> None:
+        run(cursor, "DROP TABLE IF EXISTS {tables}", tables=listed([staging, _rejects_table(staging)]))
 
     def discard(self, staged: StagedMonth) -> None:
         """Drop the staging tables of a month that will not be published."""
-        self._drop(staged.key)
+        with self.postgres.transaction() as cursor:
+            self._drop(cursor, staged.key)
 
     def publish(self, staged: StagedMonth, present: Present, run_id: str, by: str = "") -> Outcome:
         """Publish a staged month and its row in `loads` in one transaction. Readers see the old month or the new one."""
@@ -282,25 +372,23 @@ class Database:
         partition = trip_month.postgres_partition
         with self.postgres.transaction() as cursor:
             cursor.execute(_ROOM)
+            base = self._base(cursor, trip_month)
             cursor.execute("SELECT obj_description(to_regclass(%s), 'pg_class')", (staging,))
-            if value(cursor) != _made_from(manifest.sha256, manifest.rule):  # this run lost its claim
-                raise Vanished(
-                    f"{trip_month}: another run changed {staging} during this run. Nothing was published; run again."
-                )
-            run(cursor, "SELECT count(*) FROM {staging}", staging=staging)
-            if (count := value(cursor)) != manifest.loaded:
-                raise NotReconciled(
-                    f"{trip_month}: {manifest.loaded} rows were staged, {staging} has {count}. Nothing was published; run again."
-                )
-            if self._is_attached(cursor, trip_month):
-                published = self._merge(cursor, trip_month, staging, manifest.loaded)
+            comment = value(cursor)
+            count = self._count(cursor, staging) if comment else 0
+            expected = _made_from(manifest.sha256, manifest.rule) + (_compared(base, count) if base else "")
+            if comment != expected:
+                raise _lost_claim(trip_month)
+            if base:
+                published = self._merge(cursor, trip_month)
+                count = self._count(cursor, partition)
             else:
-                self._attach(cursor, trip_month, staging)
+                self._attach(cursor, trip_month)
                 published = Changes(inserted=manifest.loaded)
-            run(cursor, "SELECT count(*) FROM {partition}", partition=partition)
-            if (count := value(cursor)) != manifest.loaded:
+            if count != manifest.loaded:
                 raise NotReconciled(
-                    f"{trip_month}: {manifest.loaded} rows were staged, Postgres would have {count}. Nothing was published."
+                    f"{trip_month}: {manifest.loaded} rows were staged, Postgres would have {count}. Nothing was published; run"
+                    " again."
                 )
             self._publish_rejects(cursor, manifest, _rejects_table(staging))
             self._write_manifest(cursor, manifest.model_copy(update=dict(published)))
@@ -322,9 +410,9 @@ class Database:
             )
         run(cursor, "DROP TABLE {staging}", staging=staging)
 
-    def _attach(self, cursor: "Cursor", trip_month: TripMonth, staging: str) -> None:
+    def _attach(self, cursor: "Cursor", trip_month: TripMonth) -> None:
         """Attach the staging table of a new month as its partition. No row is written twice."""
-        partition, month = trip_month.postgres_partition, sql.Literal(trip_month.file_month)
+        partition = trip_month.postgres_partition
         for statement in (
             "ALTER TABLE {staging} RENAME TO {partition}",
             "ALTER TABLE {partition} ADD PRIMARY KEY (file_month, row_number)",
@@ -332,52 +420,33 @@ class Database:
             "COMMENT ON TABLE {partition} IS NULL",
         ):
             try:
-                run(cursor, statement, table=trip_month.color, staging=staging, partition=partition, month=month)
+                run(cursor, statement, **_names_in(trip_month))
             except psycopg2.errors.DuplicateTable:
                 raise MisconfiguredBlock(
                     f"the database has a table {partition!r} that is not a partition of"
                     f" {trip_month.color!r}; rename it, or point the block at another database. Nothing was published."
                 ) from None
 
-    def _merge(self, cursor: "Cursor", trip_month: TripMonth, staging: str, loaded: int) -> Changes:
-        """Update an existing partition: write only rows that differ, and delete rows that are no longer published."""
-        fed = names_of(columns(trip_month.color))
-        values = names_of(c for c in columns(trip_month.color) if c not in KEY)
-        names: dict[str, str | sql.Composable] = {
-            "partition": trip_month.postgres_partition,
-            "staging": staging,
-            "names": listed(fed),
-            "new_names": listed(fed, "new.{name}"),
-            "old_values": listed(values, "old.{name}"),
-            "new_values": listed(values, "new.{name}"),
-            "updates": listed(values, UPDATED),
-        }
-        run(cursor, "CREATE UNIQUE INDEX ON {staging} (file_month, row_number)", **names)
-        cursor.execute(_IN_KEY_ORDER)
+    def _merge(self, cursor: "Cursor", trip_month: TripMonth) -> Changes:
+        """Write the staged changes to the month's partition."""
+        names = _names_in(trip_month)
+        run(
+            cursor,
+            "DELETE FROM {partition} old USING {staging} new"
+            " WHERE new.removed AND (new.file_month, new.row_number) = (old.file_month, old.row_number)",
+            **names,
+        )
+        removed = cursor.rowcount
         run(
             cursor,
             "WITH written AS ("
-            " INSERT INTO {partition} ({names})"
-            " SELECT {new_names} FROM {staging} new LEFT JOIN {partition} old USING (file_month, row_number)"
-            # Without this condition, Postgres would lock and rewrite every row.
-            " WHERE old.row_number IS NULL OR ({old_values}) IS DISTINCT FROM ({new_values})"
+            " INSERT INTO {partition} ({names}) SELECT {names} FROM {staging} WHERE NOT removed"
             " ON CONFLICT (file_month, row_number) DO UPDATE SET {updates}"
             " RETURNING (xmax = 0) AS is_new)"
             " SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM written",
             **names,
         )
         inserted, updated = cursor.fetchone() or (0, 0)
-        # The partition has every staged row now, so equal counts mean that no row is left over.
-        run(cursor, "SELECT count(*) FROM {partition}", **names)
-        removed = 0
-        if value(cursor) != loaded:
-            run(
-                cursor,
-                "DELETE FROM {partition} old WHERE NOT EXISTS (SELECT FROM {staging} new"
-                " WHERE (new.file_month, new.row_number) = (old.file_month, old.row_number))",
-                **names,
-            )
-            removed = cursor.rowcount
         run(cursor, "DROP TABLE {staging}", **names)
         return Changes(inserted=inserted, updated=updated, removed=removed)
 
@@ -434,13 +503,76 @@ def _key_of(trip_month: TripMonth) -> tuple[str, dt.date]:
     return trip_month.color, trip_month.file_month
 
 
+def _fed(trip_month: TripMonth) -> pa.Schema:
+    """Return the schema of the trips that COPY receives: without `file_month`, which is a default of the staging table."""
+    schema = arrow_schema(trip_month.color)
+    return schema.remove(schema.get_field_index(KEY[0].name))
+
+
+def _batches(trips: Iterable[pa.Table], fed: pa.Schema) -> Iterator[_Batch]:
+    """Yield the trips in batches. The ranges cover all row numbers, so that the comparison also finds removed rows."""
+    after = _BEFORE_ALL
+    for table in trips:
+        parts = math.ceil(table.num_rows / _BATCH)
+        for part in range(parts):
+            batch = table[table.num_rows * part // parts : table.num_rows * (part + 1) // parts]
+            last = batch.column(KEY[1].name)[-1].as_py()
+            yield [*encode([batch.select(fed.names)], fed)], after, last
+            after = last
+    yield [*encode([], fed)], after, _LAST
+
+
+def _names_in(trip_month: TripMonth) -> _Names:
+    """Return the names that the statements about a month use."""
+    values = names_of(c for c in columns(trip_month.color) if c not in KEY)
+    staging = _staging_table(trip_month)
+    return {
+        "table": trip_month.color,
+        "partition": trip_month.postgres_partition,
+        "staging": staging,
+        "staged_rejects": _rejects_table(staging),
+        "batches": listed(_batch_tables(staging)),
+        "names": listed(names_of(columns(trip_month.color))),
+        "fed": listed(names_of(c for c in columns(trip_month.color) if c is not KEY[0])),
+        "fed_rejects": listed(names_of(QUARANTINE_COLUMNS)),
+        "values": listed(values),
+        "old_values": listed(values, "old.{name}"),
+        "new_values": listed(values, "new.{name}"),
+        "updates": listed(values, UPDATED),
+        "color": sql.Literal(trip_month.color),
+        "month": sql.Literal(trip_month.file_month),
+    }
+
+
+def _lost_claim(trip_month: TripMonth) -> Vanished:
+    return Vanished(
+        f"{trip_month}: another run changed {_staging_table(trip_month)} or {trip_month.postgres_partition} during this run."
+        " Nothing was published; run again."
+    )
+
+
 def _made_from(sha256: str, rows: str) -> str:
+    """Return the beginning of the comment of a staging table."""
     return f"{rows} rows of {sha256}"
+
+
+def _compared(base: str, changes: int) -> str:
+    """Return how the comment of a staging table continues if the table has only what differs from a partition."""
+    return f", as {changes} changes of partition {base}"
+
+
+def _staging_table(trip_month: TripMonth) -> str:
+    return f"{trip_month.postgres_partition}_staging"
 
 
 def _rejects_table(staging: str) -> str:
     """Return the name of the staging table for quarantined rows."""
     return f"{staging}_quarantine"
+
+
+def _batch_tables(staging: str) -> list[str]:
+    """Return the names of the tables that batches are compared in. They exist within one transaction only."""
+    return [f"{staging}_batch_{number}" for number in range(_COMPARERS)]
 
 
 def lock_number(trip_month: TripMonth) -> int:

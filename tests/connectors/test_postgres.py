@@ -190,7 +190,7 @@ def test_a_session_that_the_server_ends_during_the_check_is_an_outage(
         Postgres(create_engine(url)).check()
 
 
-def test_a_cleanup_that_fails_does_not_replace_the_error() -> None:
+def test_a_cleanup_that_fails_does_not_replace_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes: Iterator[Exception | None] = iter((None, UnreadableFile("torn"), Unreachable("the server is down")))
 
     @contextmanager
@@ -199,8 +199,9 @@ def test_a_cleanup_that_fails_does_not_replace_the_error() -> None:
             raise error
         yield MagicMock()
 
+    monkeypatch.setattr(Database, "_base", lambda *_: "")
     database = Database.__new__(Database)  # without a server
     database.postgres = MagicMock(transaction=transaction)
     with pytest.raises(UnreadableFile):
-        database._copy(TripMonth("green", 2021, 1), [], io.BytesIO(), str)
+        database._copy(TripMonth("green", 2021, 1), iter([]), io.BytesIO(), str)
     assert next(outcomes, None) is None

@@ -67,7 +67,8 @@ STEPS: Mapping[FlowName, tuple[str, ...]] = {
 # Steps that only a first load has, and steps that only a replacement has.
 FIRST: Mapping[str, tuple[str, ...]] = {"ingest_data": ("flows.stores.database:Database._attach",)}
 AGAIN: Mapping[str, tuple[str, ...]] = dict.fromkeys(
-    ("ingest_data", "load_edition_database"), ("flows.stores.database:Database._merge",)
+    ("ingest_data", "load_edition_database"),
+    ("flows.stores.database:Database._compare", "flows.stores.database:Database._merge"),
 )
 
 

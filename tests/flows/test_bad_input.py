@@ -139,8 +139,11 @@ def test_a_wrong_password_is_reported_and_never_quoted(
 
 @pytest.mark.parametrize(
     "table",
-    ["{color}", "loads", "loads_history", "quarantine", "{partition}_staging", "{partition}_staging_quarantine"],
-)
+    [
+        "{color}", "loads", "loads_history", "quarantine", "{partition}_staging", "{partition}_staging_quarantine",
+        "{partition}_staging_batch_1",
+    ],
+)  # fmt: skip
 def test_a_foreign_table_is_not_changed(table: str, month: TripMonth, runs: Runs, ours: Stores) -> None:
     name = "bad_input_foreign"
     table = table.format(color=month.color, partition=month.postgres_partition)
