@@ -7,7 +7,7 @@ trips are compared with it, batch by batch, while the next ones are read. Only w
 import datetime as dt
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from queue import SimpleQueue
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
@@ -54,11 +54,10 @@ if TYPE_CHECKING:
 
 _IN_MEMORY = 8 << 20  # bytes of rejects in memory; more go to disk
 _ROOM = "SET LOCAL maintenance_work_mem = '256MB'"  # so that making a key does not spill to disk
-_BATCH = 32_768  # most trips that are compared at once: about 10 MB
+_BATCH = 32_768  # most trips that are compared at once: about 10 MB. Up to six batches are in memory.
 _COMPARERS = 2  # connections that compare, each with a batch of its own
-# A hash table of a batch must not spill to disk. No batch waits until it is on the server's disk.
-_COMPARING = "SET LOCAL work_mem = '64MB'; SET LOCAL synchronous_commit = off"
-_BEFORE_ALL, _LAST = -(2**63), 2**63 - 1  # row numbers
+_COMPARING = "SET LOCAL work_mem = '64MB'"  # so that the hash table of a batch does not spill to disk
+_BEFORE_FIRST, _LAST = -(2**63), 2**63 - 1  # of all possible row numbers
 _NONE_YET = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)  # or a table of an older version
 _IS_ATTACHED = "EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s))"
 _OF_MONTH = "SELECT * FROM {table} WHERE color = %s AND file_month = %s"
@@ -86,7 +85,7 @@ class Database:
     def from_block(cls, block: "SqlAlchemyConnector", block_name: str, open_lake: "Callable[[], Lake]") -> "Database":
         """Return the database that a block points to. `open_lake` opens the lake that has the earlier editions."""
         try:
-            # No pool: a connection is used once, and a month needs two, so a pool's limit would fail months at once.
+            # No pool: a month needs up to three connections, so a pool's limit would fail months at once.
             engine = block.get_engine(poolclass=NullPool)
         except (ImportError, SQLAlchemyError):  # for another driver, which is not installed
             engine = None
@@ -219,23 +218,28 @@ class Database:
     ) -> str:
         """Write trips into a new staging table, and then the rejects into another. Return its name.
 
-        Of a new month, the table gets all trips. Of a month that has a partition, it gets what differs: trips that are new or
-        changed, and the keys of trips that are no longer published. Its comment begins with `made_from()`, called after the last
-        trip. The tables are created first: the lock of LIKE on the color's table must not last as long as the COPY.
+        The staging table of a new month receives all trips. That of a published month receives only the differences: trips that
+        are new or changed, and trips of the partition that are no longer published. Its comment begins with `made_from()`,
+        called after the last trip. The tables are created first: the lock of LIKE on the color's table must not last as long as
+        the COPY.
         """
         names = _names_in(trip_month)
         staging = _staging_table(trip_month)
+        whole = (
+            "CREATE TABLE {staging} (LIKE {table}, CHECK (file_month IS NOT NULL AND file_month = {month}))",
+            "ALTER TABLE {staging} ALTER file_month SET DEFAULT {month}",
+        )
+        differences = (  # not logged: if the server crashes, the table is empty, and the run stages the month again
+            "CREATE UNLOGGED TABLE {staging} (LIKE {table})",
+            "ALTER TABLE {staging} ALTER file_month SET DEFAULT {month}, ADD trip_was_removed boolean NOT NULL DEFAULT false",
+        )
         with self.postgres.transaction() as cursor:
             for table in (staging, _rejects_table(staging), *_batch_tables(staging)):
                 self.postgres.require_own(cursor, table, names_of(KEY))
             base = self._base(cursor, trip_month)
             for statement in (
                 "DROP TABLE IF EXISTS {staging}, {staged_rejects}, {batches}",
-                # Changes are not logged. If the server crashes, their table is empty, and the run stages the month again.
-                f"CREATE {'UNLOGGED' * bool(base)} TABLE {{staging}}"
-                " (LIKE {table}, CHECK (file_month IS NOT NULL AND file_month = {month}))",
-                "ALTER TABLE {staging} ALTER file_month SET DEFAULT {month}",
-                *(["ALTER TABLE {staging} ADD removed boolean NOT NULL DEFAULT false"] if base else []),
+                *(differences if base else whole),
                 "CREATE TABLE {staged_rejects} (LIKE quarantine)",
                 "ALTER TABLE {staged_rejects} ALTER color SET DEFAULT {color}, ALTER file_month SET DEFAULT {month}",
             ):
@@ -243,14 +247,14 @@ class Database:
             cursor.execute("SELECT to_regclass(%s)::oid", (staging,))
             oid = int(value(cursor))
         try:
-            if base:
-                self._copy_changes(trip_month, trips, oid)
+            # Counted now, not in the table afterwards: a crash of the server may have emptied it.
+            count = self._copy_differences(trip_month, trips, oid) if base else 0
             with self.postgres.transaction() as cursor:
                 self._lock_staging(cursor, trip_month, oid)
                 if not base:
                     self._copy_all(cursor, trip_month, trips)
-                text = made_from() + (_compared(base, self._count(cursor, staging)) if base else "")
-                run(cursor, "COMMENT ON TABLE {staging} IS {text}", **names, text=sql.Literal(text))
+                text = sql.Literal(_comment(made_from(), base, count))
+                run(cursor, "COMMENT ON TABLE {staging} IS {text}", **names, text=text)
                 rejects.seek(0)
                 copy = composed("COPY {staged_rejects} ({fed_rejects}) FROM STDIN (FORMAT csv)", **names)
                 cursor.copy_expert(copy, rejects)
@@ -263,7 +267,7 @@ class Database:
         return staging
 
     def _base(self, cursor: "Cursor", trip_month: TripMonth) -> str:
-        """Return a text that changes whenever this project writes to the month's partition; "" if there is none."""
+        """Return a text that differs after each load of the month; "" if it has no partition. Changes by hand do not count."""
         if not self._is_attached(cursor, trip_month):
             return ""
         cursor.execute(
@@ -274,16 +278,15 @@ class Database:
         return str(value(cursor))
 
     def _lock_staging(self, cursor: "Cursor", trip_month: TripMonth, oid: int) -> None:
-        """Keep the month's staging table until the transaction ends. Raise `Vanished` if another run has replaced it."""
-        staging = _staging_table(trip_month)
-        with suppress(psycopg2.errors.UndefinedTable):
-            run(cursor, "LOCK TABLE {staging} IN ROW EXCLUSIVE MODE", staging=staging)
-            cursor.execute("SELECT to_regclass(%s)::oid", (staging,))
-            if value(cursor) == oid:
-                return
-        raise _lost_claim(trip_month)
+        """Lock the month's staging table until the transaction ends. Raise `Vanished` if it is no longer the one with `oid`."""
+        with _vanished(trip_month):
+            run(cursor, "LOCK TABLE {staging} IN ROW EXCLUSIVE MODE", staging=_staging_table(trip_month))
+        cursor.execute("SELECT to_regclass(%s)::oid", (_staging_table(trip_month),))
+        if value(cursor) != oid:
+            raise _lost_claim(trip_month)
 
     def _count(self, cursor: "Cursor", table: str) -> int:
+        """Return how many rows a table has."""
         run(cursor, "SELECT count(*) FROM {table}", table=table)
         return int(value(cursor))
 
@@ -299,21 +302,20 @@ class Database:
         with closing(ahead(encode((table.select(fed.names) for table in trips), fed))) as pieces:
             self.postgres.copy(cursor, copy, pieces)
 
-    def _copy_changes(self, trip_month: TripMonth, trips: Iterator[pa.Table], oid: int) -> None:
-        """Compare all trips with the partition, and write what differs to the staging table. Parsing and comparing overlap.
+    def _copy_differences(self, trip_month: TripMonth, trips: Iterator[pa.Table], oid: int) -> int:
+        """Compare all trips with the partition, and write what differs to the staging table. Return how many rows differ.
 
-        Each batch is a transaction: no lock on the partition may last as long as the download.
+        Parsing and comparing overlap. Each batch is a transaction: a lock on the partition must not last as long as the download.
         """
+        names = _names_in(trip_month)
         free: SimpleQueue[tuple[Connection, str]] = SimpleQueue()
 
-        def compare(batch: _Batch) -> None:
+        def compare(batch: _Batch) -> int:
             connection, table = free.get()
             try:
-                with connection, connection.cursor() as cursor:
+                with _vanished(trip_month), connection, connection.cursor() as cursor:
                     self._lock_staging(cursor, trip_month, oid)
-                    self._compare(cursor, _names_in(trip_month) | {"batch": table}, batch)
-            except psycopg2.errors.UndefinedTable:  # the partition was withdrawn
-                raise _lost_claim(trip_month) from None
+                    return self._compare(cursor, names | {"batch": table}, batch)
             finally:
                 free.put((connection, table))
 
@@ -324,10 +326,9 @@ class Database:
                 closing(ahead(_batches(trips, _fed(trip_month)), depth=1)) as batches,
                 closing(mapped(compare, batches, _COMPARERS)) as compared,
             ):
-                for _ in compared:
-                    pass
+                return sum(compared)
 
-    def _compare(self, cursor: "Cursor", names: "_Names", batch: "_Batch") -> None:
+    def _compare(self, cursor: "Cursor", names: _Names, batch: _Batch) -> int:
         """Compare a batch with its range of the partition. The table of the batch exists in this transaction only."""
         pieces, after, last = batch
         cursor.execute(_COMPARING)
@@ -335,17 +336,21 @@ class Database:
         self.postgres.copy(cursor, composed("COPY {batch} ({fed}) FROM STDIN (FORMAT binary)", **names), pieces)
         run(
             cursor,
-            "INSERT INTO {staging} (file_month, row_number, {values}, removed)"
-            " SELECT file_month, row_number, {new_values}, new.removed IS NULL"
+            "INSERT INTO {staging} (file_month, row_number, {values}, trip_was_removed)"
+            # Of a removed trip, the old values are staged: a user may have forbidden nulls.
+            " SELECT file_month, row_number, {new_or_old_values}, new.trip_was_removed IS NULL"
             " FROM {batch} new FULL JOIN (SELECT * FROM {partition} WHERE file_month = {month}"
             " AND row_number > %s AND row_number <= %s) old USING (file_month, row_number)"
-            " WHERE new.removed IS NULL OR old.row_number IS NULL OR ({old_values}) IS DISTINCT FROM ({new_values})",
+            " WHERE new.trip_was_removed IS NULL OR old.row_number IS NULL OR ({old_values}) IS DISTINCT FROM ({new_values})",
             (after, last),
             **names,
         )
+        count = cursor.rowcount
         run(cursor, "DROP TABLE {batch}", **names)
+        return count
 
     def _drop(self, cursor: "Cursor", staging: str) -> None:
+        """Drop both staging tables of a month."""
         run(cursor, "DROP TABLE IF EXISTS {tables}", tables=listed([staging, _rejects_table(staging)]))
 
     def discard(self, staged: StagedMonth) -> None:
@@ -370,14 +375,14 @@ class Database:
     def _publish(self, staging: str, manifest: Manifest) -> Changes:
         trip_month = manifest.trip_month
         partition = trip_month.postgres_partition
-        with self.postgres.transaction() as cursor:
+        with _vanished(trip_month), self.postgres.transaction() as cursor:
             cursor.execute(_ROOM)
-            base = self._base(cursor, trip_month)
+            run(
+                cursor, "LOCK TABLE {staging} IN ACCESS EXCLUSIVE MODE", staging=staging
+            )  # what is checked is published
+            base, count = self._base(cursor, trip_month), self._count(cursor, staging)
             cursor.execute("SELECT obj_description(to_regclass(%s), 'pg_class')", (staging,))
-            comment = value(cursor)
-            count = self._count(cursor, staging) if comment else 0
-            expected = _made_from(manifest.sha256, manifest.rule) + (_compared(base, count) if base else "")
-            if comment != expected:
+            if value(cursor) != _comment(_made_from(manifest.sha256, manifest.rule), base, count):
                 raise _lost_claim(trip_month)
             if base:
                 published = self._merge(cursor, trip_month)
@@ -387,8 +392,8 @@ class Database:
                 published = Changes(inserted=manifest.loaded)
             if count != manifest.loaded:
                 raise NotReconciled(
-                    f"{trip_month}: {manifest.loaded} rows were staged, Postgres would have {count}. Nothing was published; run"
-                    " again."
+                    f"{trip_month}: {manifest.loaded} rows of the file are to be loaded, Postgres would have {count}. Nothing was"
+                    " published; run again."
                 )
             self._publish_rejects(cursor, manifest, _rejects_table(staging))
             self._write_manifest(cursor, manifest.model_copy(update=dict(published)))
@@ -433,14 +438,14 @@ class Database:
         run(
             cursor,
             "DELETE FROM {partition} old USING {staging} new"
-            " WHERE new.removed AND (new.file_month, new.row_number) = (old.file_month, old.row_number)",
+            " WHERE new.trip_was_removed AND (new.file_month, new.row_number) = (old.file_month, old.row_number)",
             **names,
         )
         removed = cursor.rowcount
         run(
             cursor,
             "WITH written AS ("
-            " INSERT INTO {partition} ({names}) SELECT {names} FROM {staging} WHERE NOT removed"
+            " INSERT INTO {partition} ({names}) SELECT {names} FROM {staging} WHERE NOT trip_was_removed"
             " ON CONFLICT (file_month, row_number) DO UPDATE SET {updates}"
             " RETURNING (xmax = 0) AS is_new)"
             " SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM written",
@@ -511,7 +516,7 @@ def _fed(trip_month: TripMonth) -> pa.Schema:
 
 def _batches(trips: Iterable[pa.Table], fed: pa.Schema) -> Iterator[_Batch]:
     """Yield the trips in batches. The ranges cover all row numbers, so that the comparison also finds removed rows."""
-    after = _BEFORE_ALL
+    after = _BEFORE_FIRST
     for table in trips:
         parts = math.ceil(table.num_rows / _BATCH)
         for part in range(parts):
@@ -538,6 +543,9 @@ def _names_in(trip_month: TripMonth) -> _Names:
         "values": listed(values),
         "old_values": listed(values, "old.{name}"),
         "new_values": listed(values, "new.{name}"),
+        "new_or_old_values": listed(
+            values, "CASE WHEN new.trip_was_removed IS NULL THEN old.{name} ELSE new.{name} END"
+        ),
         "updates": listed(values, UPDATED),
         "color": sql.Literal(trip_month.color),
         "month": sql.Literal(trip_month.file_month),
@@ -546,19 +554,27 @@ def _names_in(trip_month: TripMonth) -> _Names:
 
 def _lost_claim(trip_month: TripMonth) -> Vanished:
     return Vanished(
-        f"{trip_month}: another run changed {_staging_table(trip_month)} or {trip_month.postgres_partition} during this run."
-        " Nothing was published; run again."
+        f"{trip_month}: {_staging_table(trip_month)} or {trip_month.postgres_partition} was changed during this run, by another"
+        " run or by a crash of the server. Nothing was published; run again."
     )
 
 
+@contextmanager
+def _vanished(trip_month: TripMonth) -> Iterator[None]:
+    """Raise `Vanished` if a table of the month does not exist."""
+    try:
+        yield
+    except psycopg2.errors.UndefinedTable:
+        raise _lost_claim(trip_month) from None
+
+
 def _made_from(sha256: str, rows: str) -> str:
-    """Return the beginning of the comment of a staging table."""
     return f"{rows} rows of {sha256}"
 
 
-def _compared(base: str, changes: int) -> str:
-    """Return how the comment of a staging table continues if the table has only what differs from a partition."""
-    return f", as {changes} changes of partition {base}"
+def _comment(made_from: str, base: str, differences: int) -> str:
+    """Return the comment of a staging table: what it was made from, and what it was compared with."""
+    return f"{made_from}: {differences} differences from {base}" if base else made_from
 
 
 def _staging_table(trip_month: TripMonth) -> str:

@@ -168,7 +168,7 @@ class Gone(TripDataError):
 
 
 class Vanished(Gone):
-    """An object or a staging table of the month was replaced or deleted during this run.
+    """An object or a staging table of the month was replaced, changed or deleted during this run.
 
     Nothing at first: a run looks the month up once more. If it fails all the same, run it again.
     """

@@ -1,10 +1,16 @@
 """A re-published month is compared with its partition in batches, and only what differs is written."""
 
+import datetime as dt
 import io
+import itertools
+import os
 import random
-from collections.abc import Iterator
+import signal
+from collections.abc import Container, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
+import psycopg2
 import pyarrow as pa
 import pytest
 
@@ -13,13 +19,20 @@ from flows.stores import database
 from flows.stores.database import Database
 from flows.tlc.errors import NotReconciled, Vanished
 from flows.tlc.manifest import Changes, StagedMonth
-from flows.tlc.schema import arrow_schema
+from flows.tlc.schema import KEY, Column, Kind, arrow_schema, columns
 from flows.tlc.trips import Terms, TripMonth
 from local.servers.stack import Stack
-from tests.flows.conftest import POSTGRES, Runs, database_of, no_progress
-from tests.stores import Stores, as_published, same, with_passengers
+from tests.flows.conftest import POSTGRES, Runs, database_of, no_progress, until
+from tests.stores import Stores, as_published, connected, same, with_passengers
 
 Row = dict[str, Any]
+VALUES: dict[Kind, tuple[Any, ...]] = {
+    "integer": (0, -1, 2**40),
+    "number": (0.0, 0.1, -1e300),
+    "datetime": (dt.datetime(2021, 1, 31, 23, 59, 59), dt.datetime(2021, 1, 31, 23, 59, 59, 1)),
+    "text": ("", "N", "n", "ß"),
+    "date": (),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +45,32 @@ def store() -> Database:
     return database_of(POSTGRES)
 
 
-def edition(month: TripMonth, *row_numbers: int, fare: float | None = 5.0) -> list[Row]:
-    names = arrow_schema(month.color).names
-    facts = {"file_month": month.file_month, "fare_amount": fare}
-    return [dict.fromkeys(names) | facts | {"row_number": number} for number in row_numbers]
+def edition(month: TripMonth, row_numbers: Iterable[int], seed: int = 0) -> list[Row]:
+    """Return rows with made-up values in each column, and nulls in every third."""
+    rows = []
+    for number in row_numbers:
+        drawn = random.Random(f"{seed} {number}")  # noqa: S311 - data, not a secret
+        values = {column.name: drawn.choice([*VALUES[column.kind], None]) for column in columns(month.color)}
+        rows.append(values | {"file_month": month.file_month, "row_number": number})
+    return rows
+
+
+def facts(month: TripMonth) -> list[Column]:
+    """Return the columns that are not in the key."""
+    return [column for column in columns(month.color) if column not in KEY]
+
+
+def with_changes(month: TripMonth, rows: list[Row], numbers: Container[int]) -> list[Row]:
+    """Return the rows, with another value in one column of those with these numbers: in each column in turn."""
+    changed = []
+    for row in rows:
+        number = row["row_number"]
+        if number in numbers:
+            column = facts(month)[number % len(facts(month))]
+            others = [value for value in (*VALUES[column.kind], None) if value != row[column.name]]
+            row = row | {column.name: others[number % len(others)]}  # noqa: PLW2901
+        changed.append(row)
+    return changed
 
 
 def put(store: Database, month: TripMonth, rows: list[Row]) -> Changes | None:
@@ -92,34 +127,48 @@ def test_a_partition_becomes_the_new_edition_and_every_change_is_counted(
     before: list[int], after: list[int], store: Database, month: TripMonth, ours: Stores
 ) -> None:
     store.ensure_tables(month.color)
-    old = edition(month, *before)
+    old = edition(month, before)
     assert put(store, month, old) is None
     assert stored(ours, month) == old
-    changed = [number for number in after if number % 5 == 0]
-    new = [
-        row | ({"fare_amount": None if row["row_number"] % 2 else 7.0} if row["row_number"] in changed else {})
-        for row in edition(month, *after)
-    ]
     kept = {*before} & {*after}
-    assert put(store, month, new) == Changes(
-        inserted=len({*after} - kept), updated=len(kept & {*changed}), removed=len({*before} - kept)
-    )
+    changed = {number for number in kept if number % 2}
+    new = with_changes(month, edition(month, after), changed)
+    here, gone = len({*after} - kept), len({*before} - kept)
+    assert put(store, month, new) == Changes(inserted=here, updated=len(changed), removed=gone)
     assert stored(ours, month) == new
-    back = put(store, month, old)
-    assert back == Changes(inserted=len({*before} - kept), updated=len(kept & {*changed}), removed=len({*after} - kept))
+    assert put(store, month, old) == Changes(inserted=gone, updated=len(changed), removed=here)
     assert stored(ours, month) == old
+
+
+def test_every_column_is_compared(store: Database, month: TripMonth, ours: Stores) -> None:
+    store.ensure_tables(month.color)
+    old = edition(month, range(1, 2 * len(facts(month))))
+    put(store, month, old)
+    for number, row in enumerate(old):
+        new = [*old[:number], *with_changes(month, [row], range(1000)), *old[number + 1 :]]
+        assert put(store, month, new) == Changes(updated=1)
+        assert stored(ours, month) == new
+        assert put(store, month, old) == Changes(updated=1)
+
+
+def test_a_user_may_forbid_nulls_in_a_column(store: Database, month: TripMonth, ours: Stores) -> None:
+    store.ensure_tables(month.color)
+    rows = [row | {"fare_amount": 1.0} for row in edition(month, range(1, 41))]
+    put(store, month, rows)
+    ours.query(f"ALTER TABLE {month.postgres_partition} ALTER fare_amount SET NOT NULL; SELECT 1")
+    assert put(store, month, rows[:30]) == Changes(removed=10)
+    assert stored(ours, month) == rows[:30]
 
 
 def test_rows_that_do_not_differ_are_not_written(store: Database, month: TripMonth, ours: Stores) -> None:
     store.ensure_tables(month.color)
-    put(store, month, edition(month, *range(1, 41)))
+    put(store, month, edition(month, range(1, 41)))
     where = (
         f"SELECT row_number, xmin::text, ctid::text FROM {month.postgres_partition} WHERE row_number <> 12 ORDER BY 1"
     )
     before = ours.query(where)
-    rows = edition(month, *range(1, 41))
-    rows[11]["fare_amount"] = 6.0
-    assert put(store, month, rows) == Changes(updated=1)
+    rows = edition(month, range(1, 41))
+    assert put(store, month, with_changes(month, rows, [12])) == Changes(updated=1)
     assert ours.query(where) == before
 
 
@@ -130,12 +179,12 @@ def test_a_run_that_lost_its_claim_while_it_compares_writes_nothing_into_the_sta
     other: list[StagedMonth] = []
 
     def interrupted() -> Iterator[pa.Table]:
-        rows = pa.Table.from_pylist(edition(month, *range(1, 41), fare=-1.0), arrow_schema(month.color))
+        rows = pa.Table.from_pylist(edition(month, range(1, 41), seed=1), arrow_schema(month.color))
         yield rows[:20]
         other.append(staged_again(store, month, ours))
         yield rows[20:]
 
-    with pytest.raises(Vanished, match=f"another run changed {month.postgres_partition}_staging"):
+    with pytest.raises(Vanished, match=f"{month.postgres_partition}_staging or"):
         store._copy(month, interrupted(), io.BytesIO(), str)
     (staged,) = other
     assert store.publish(staged, store.present(month), "run 2").status == "replaced"
@@ -148,7 +197,7 @@ def test_changes_of_a_partition_that_was_withdrawn_are_not_published(
     runs.postgres_by_hand(month)
     staged = staged_again(store, month, ours)
     store.withdraw(month, "second")
-    with pytest.raises(Vanished, match=f"or {month.postgres_partition} during this run"):
+    with pytest.raises(Vanished, match=f"or {month.postgres_partition} was changed during this run"):
         store.publish(staged, store.present(month), "first")
     assert store.remembered(month) is None
     store.discard(staged)
@@ -172,25 +221,71 @@ def test_a_row_that_somebody_adds_while_the_month_is_loaded_is_noticed(
     assert same(ours.in_postgres(month), again(ours, month))
 
 
-def test_a_run_stages_again_if_a_crash_of_the_server_emptied_its_changes(
-    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+def test_differences_from_another_load_of_the_partition_are_not_published(
+    store: Database, month: TripMonth, ours: Stores, runs: Runs
 ) -> None:
     runs.postgres_by_hand(month)
+    staged = staged_again(store, month, ours)
+    ours.query(
+        "UPDATE loads SET published_at = published_at + interval '1 microsecond' WHERE (color, file_month) = (%s, %s)"
+        " RETURNING 1",
+        *(month.color, month.file_month),
+    )
+    with pytest.raises(Vanished):
+        store.publish(staged, store.present(month), "by-hand")
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["new", "over"])
+def test_nobody_can_change_the_staging_table_while_it_is_published(
+    over: bool, store: Database, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if over:
+        runs.postgres_by_hand(month)
+    staged, tried = staged_again(store, month, ours), []
+
+    def count(store: Database, cursor: Any, table: str) -> int:
+        if table == staged.key:
+            with pytest.raises(psycopg2.errors.LockNotAvailable):
+                ours.query(f"SET lock_timeout = '100ms'; INSERT INTO {table} (row_number) VALUES (1)")
+            tried.append(table)
+        return counted(store, cursor, table)
+
+    counted = Database._count
+    monkeypatch.setattr(Database, "_count", count)
+    store.publish(staged, store.present(month), "by-hand")
+    assert tried
+    assert same(ours.in_postgres(month), again(ours, month))
+
+
+@pytest.mark.parametrize("step", ["_copy_differences", "_copy"])
+def test_a_run_stages_again_if_the_server_crashes_after_a_step(
+    step: str, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash empties the table of differences, since it is not logged."""
+    runs.postgres_by_hand(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
-    publish = Database._publish
-    crashes: list[list[tuple[str]]] = []
+    original, crashes = getattr(Database, step), []
 
-    def crash(store: Database, staging: str, *arguments: Any) -> Any:
+    def then_crash(*arguments: Any) -> Any:
+        result = original(*arguments)
         if not crashes:
-            crashes.append(ours.query("SELECT relpersistence FROM pg_class WHERE relname = %s", staging))
-            ours.query(f"DELETE FROM {staging} RETURNING 1")
-        return publish(store, staging, *arguments)
+            with connected(ours.postgres_url) as connection:
+                crashes.append(connection.info.backend_pid)
+                os.kill(connection.info.backend_pid, signal.SIGKILL)  # the server ends all sessions, and recovers
+                until(lambda: answers(ours))
+        return result
 
-    monkeypatch.setattr(Database, "_publish", crash)
+    monkeypatch.setattr(Database, step, then_crash)
     outcome = runs.postgres(month)
-    assert crashes == [[("u",)]]  # unlogged
+    assert crashes
     assert (outcome.status, outcome.manifest.updated > 0) == ("replaced", True)
     assert same(ours.in_postgres(month), with_passengers(again(ours, month)))
+
+
+def answers(ours: Stores) -> bool:
+    with suppress(psycopg2.OperationalError):
+        return ours.query("SELECT 1") == [(1,)]
+    return False
 
 
 def test_a_run_succeeds_if_the_server_restarts_while_it_compares(
@@ -198,17 +293,18 @@ def test_a_run_succeeds_if_the_server_restarts_while_it_compares(
 ) -> None:
     runs.postgres_by_hand(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
-    server, compare = stack.executors["postgres"], Database._compare
-    compared: list[str] = []
+    server, compare, number = stack.executors["postgres"], Database._compare, itertools.count(1)
+    restarts: list[str] = []
 
-    def restart(*arguments: Any) -> None:
-        compared.append("batch")
-        if len(compared) == 2:
+    def restart(*arguments: Any) -> Any:
+        if next(number) == 2:
             server.stop()
             server.start()
-        compare(*arguments)
+            restarts.append("restart")
+        return compare(*arguments)
 
     monkeypatch.setattr(Database, "_compare", restart)
     assert runs.postgres(month).status == "replaced"
-    assert len(compared) > 2
+    assert restarts == ["restart"]
+    assert next(number) > 4
     assert same(ours.in_postgres(month), with_passengers(again(ours, month)))
