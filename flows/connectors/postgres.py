@@ -231,6 +231,12 @@ class Postgres:
             if column.postgres_name not in present:
                 run(cursor, "ALTER TABLE {table} ADD COLUMN {column}", table=table, column=_defined(column))
 
+    def require_no_table(self, cursor: "Cursor", table: str) -> None:
+        """Raise `MisconfiguredBlock` if there is a table of this name."""
+        cursor.execute("SELECT to_regclass(%s) IS NULL", (table,))
+        if not value(cursor):
+            raise _foreign(table, "its name is reserved")
+
     def require_own(self, cursor: "Cursor", table: str, own: Sequence[str]) -> None:
         """Raise `MisconfiguredBlock` if there is a table of this name that lacks one of the columns `own`."""
         cursor.execute(

@@ -7,7 +7,7 @@ trips are compared with it, batch by batch, while the next ones are read. Only w
 import datetime as dt
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from queue import SimpleQueue
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
@@ -55,9 +55,12 @@ if TYPE_CHECKING:
 _IN_MEMORY = 8 << 20  # bytes of rejects in memory; more go to disk
 _ROOM = "SET LOCAL maintenance_work_mem = '256MB'"  # so that making a key does not spill to disk
 _BATCH = 32_768  # most trips that are compared at once: about 10 MB. Up to six batches are in memory.
-_COMPARERS = 2  # connections that compare, each with a batch of its own
+_COMPARERS = 2  # number of connections that compare batches
 _COMPARING = "SET LOCAL work_mem = '64MB'"  # so that the hash table of a batch does not spill to disk
-_BEFORE_FIRST, _LAST = -(2**63), 2**63 - 1  # of all possible row numbers
+_LEAST, _GREATEST = (
+    -(2**63),
+    2**63 - 1,
+)  # bounds of bigint: the first range begins after one, the last range ends at the other
 _NONE_YET = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)  # or a table of an older version
 _IS_ATTACHED = "EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s))"
 _OF_MONTH = "SELECT * FROM {table} WHERE color = %s AND file_month = %s"
@@ -226,19 +229,21 @@ class Database:
         names = _names_in(trip_month)
         staging = _staging_table(trip_month)
         whole = (
-            "CREATE TABLE {staging} (LIKE {table}, CHECK (file_month IS NOT NULL AND file_month = {month}))",
+            "CREATE TABLE {staging} (LIKE {table} INCLUDING DEFAULTS, CHECK (file_month IS NOT NULL AND file_month = {month}))",
             "ALTER TABLE {staging} ALTER file_month SET DEFAULT {month}",
         )
         differences = (  # not logged: if the server crashes, the table is empty, and the run stages the month again
-            "CREATE UNLOGGED TABLE {staging} (LIKE {table})",
+            "CREATE UNLOGGED TABLE {staging} (LIKE {table} INCLUDING DEFAULTS)",
             "ALTER TABLE {staging} ALTER file_month SET DEFAULT {month}, ADD trip_was_removed boolean NOT NULL DEFAULT false",
         )
         with self.postgres.transaction() as cursor:
-            for table in (staging, _rejects_table(staging), *_batch_tables(staging)):
+            for table in (staging, _rejects_table(staging)):
                 self.postgres.require_own(cursor, table, names_of(KEY))
+            for table in _batch_tables(staging):  # each exists within a transaction only
+                self.postgres.require_no_table(cursor, table)
             base = self._base(cursor, trip_month)
             for statement in (
-                "DROP TABLE IF EXISTS {staging}, {staged_rejects}, {batches}",
+                "DROP TABLE IF EXISTS {staging}, {staged_rejects}",
                 *(differences if base else whole),
                 "CREATE TABLE {staged_rejects} (LIKE quarantine)",
                 "ALTER TABLE {staged_rejects} ALTER color SET DEFAULT {color}, ALTER file_month SET DEFAULT {month}",
@@ -267,7 +272,7 @@ class Database:
         return staging
 
     def _base(self, cursor: "Cursor", trip_month: TripMonth) -> str:
-        """Return a text that differs after each load of the month; "" if it has no partition. Changes by hand do not count."""
+        """Return an identifier of the partition's current load; "" if there is no partition. It ignores changes by hand."""
         if not self._is_attached(cursor, trip_month):
             return ""
         cursor.execute(
@@ -279,11 +284,16 @@ class Database:
 
     def _lock_staging(self, cursor: "Cursor", trip_month: TripMonth, oid: int) -> None:
         """Lock the month's staging table until the transaction ends. Raise `Vanished` if it is no longer the one with `oid`."""
-        with _vanished(trip_month):
-            run(cursor, "LOCK TABLE {staging} IN ROW EXCLUSIVE MODE", staging=_staging_table(trip_month))
+        self._lock(cursor, trip_month, "ROW EXCLUSIVE")
         cursor.execute("SELECT to_regclass(%s)::oid", (_staging_table(trip_month),))
         if value(cursor) != oid:
-            raise _lost_claim(trip_month)
+            raise _changed(trip_month)
+
+    def _lock(self, cursor: "Cursor", trip_month: TripMonth, mode: str) -> None:
+        try:
+            run(cursor, "LOCK TABLE {staging} IN {mode} MODE", staging=_staging_table(trip_month), mode=sql.SQL(mode))
+        except psycopg2.errors.UndefinedTable:
+            raise _changed(trip_month) from None
 
     def _count(self, cursor: "Cursor", table: str) -> int:
         """Return how many rows a table has."""
@@ -313,7 +323,7 @@ class Database:
         def compare(batch: _Batch) -> int:
             connection, table = free.get()
             try:
-                with _vanished(trip_month), connection, connection.cursor() as cursor:
+                with connection, connection.cursor() as cursor:
                     self._lock_staging(cursor, trip_month, oid)
                     return self._compare(cursor, names | {"batch": table}, batch)
             finally:
@@ -360,41 +370,43 @@ class Database:
 
     def publish(self, staged: StagedMonth, present: Present, run_id: str, by: str = "") -> Outcome:
         """Publish a staged month and its row in `loads` in one transaction. Readers see the old month or the new one."""
-        current = self.remembered(staged.trip_month)
-        before = current
-        if current and run_id and current.flow_run_id == run_id and current.has_bytes(staged.raw, staged.rule):
-            # An earlier attempt of this run committed, but was cut off before it received the answer.
-            manifest, before = current, present.manifest
+        before = current = self.remembered(staged.trip_month)
+        if manifest := _of_earlier_attempt(current, staged, run_id):
+            before = present.manifest
         else:
             rows = last_known_rows(staged.raw, current)
             manifest = staged.manifest(run_id, started_by=by, known_rows=rows)
-            manifest = manifest.model_copy(update=dict(self._publish(staged.key, manifest)))
+            try:
+                manifest = manifest.model_copy(update=dict(self._publish(staged.key, manifest)))
+            except Vanished:
+                if not (manifest := _of_earlier_attempt(self.remembered(staged.trip_month), staged, run_id)):
+                    raise
         status: Status = "replaced" if before else "loaded"
         return Outcome(store="database", status=status, manifest=manifest, warnings=warnings_of(manifest, before))
 
     def _publish(self, staging: str, manifest: Manifest) -> Changes:
         trip_month = manifest.trip_month
         partition = trip_month.postgres_partition
-        with _vanished(trip_month), self.postgres.transaction() as cursor:
+        with self.postgres.transaction() as cursor:
             cursor.execute(_ROOM)
-            run(
-                cursor, "LOCK TABLE {staging} IN ACCESS EXCLUSIVE MODE", staging=staging
-            )  # what is checked is published
+            # Nobody can change the table between the check and the publication.
+            self._lock(cursor, trip_month, "ACCESS EXCLUSIVE")
             base, count = self._base(cursor, trip_month), self._count(cursor, staging)
             cursor.execute("SELECT obj_description(to_regclass(%s), 'pg_class')", (staging,))
             if value(cursor) != _comment(_made_from(manifest.sha256, manifest.rule), base, count):
-                raise _lost_claim(trip_month)
+                raise _changed(trip_month)
             if base:
                 published = self._merge(cursor, trip_month)
-                count = self._count(cursor, partition)
+                if self._count(cursor, partition) != manifest.loaded:  # somebody has added or deleted rows by hand
+                    raise _changed(trip_month)
             else:
+                if count != manifest.loaded:
+                    raise NotReconciled(
+                        f"{trip_month}: {manifest.loaded} rows were staged, {staging} has {count}. Nothing was published; run"
+                        " again."
+                    )
                 self._attach(cursor, trip_month)
                 published = Changes(inserted=manifest.loaded)
-            if count != manifest.loaded:
-                raise NotReconciled(
-                    f"{trip_month}: {manifest.loaded} rows of the file are to be loaded, Postgres would have {count}. Nothing was"
-                    " published; run again."
-                )
             self._publish_rejects(cursor, manifest, _rejects_table(staging))
             self._write_manifest(cursor, manifest.model_copy(update=dict(published)))
         return published
@@ -516,7 +528,7 @@ def _fed(trip_month: TripMonth) -> pa.Schema:
 
 def _batches(trips: Iterable[pa.Table], fed: pa.Schema) -> Iterator[_Batch]:
     """Yield the trips in batches. The ranges cover all row numbers, so that the comparison also finds removed rows."""
-    after = _BEFORE_FIRST
+    after = _LEAST
     for table in trips:
         parts = math.ceil(table.num_rows / _BATCH)
         for part in range(parts):
@@ -524,7 +536,7 @@ def _batches(trips: Iterable[pa.Table], fed: pa.Schema) -> Iterator[_Batch]:
             last = batch.column(KEY[1].name)[-1].as_py()
             yield [*encode([batch.select(fed.names)], fed)], after, last
             after = last
-    yield [*encode([], fed)], after, _LAST
+    yield [*encode([], fed)], after, _GREATEST
 
 
 def _names_in(trip_month: TripMonth) -> _Names:
@@ -536,7 +548,6 @@ def _names_in(trip_month: TripMonth) -> _Names:
         "partition": trip_month.postgres_partition,
         "staging": staging,
         "staged_rejects": _rejects_table(staging),
-        "batches": listed(_batch_tables(staging)),
         "names": listed(names_of(columns(trip_month.color))),
         "fed": listed(names_of(c for c in columns(trip_month.color) if c is not KEY[0])),
         "fed_rejects": listed(names_of(QUARANTINE_COLUMNS)),
@@ -552,20 +563,17 @@ def _names_in(trip_month: TripMonth) -> _Names:
     }
 
 
-def _lost_claim(trip_month: TripMonth) -> Vanished:
+def _of_earlier_attempt(current: Manifest | None, staged: StagedMonth, run_id: str) -> Manifest | None:
+    """Return the current manifest if an earlier attempt of this run committed it, but did not receive the server's answer."""
+    ours = current and run_id and current.flow_run_id == run_id and current.has_bytes(staged.raw, staged.rule)
+    return current if ours else None
+
+
+def _changed(trip_month: TripMonth) -> Vanished:
     return Vanished(
         f"{trip_month}: {_staging_table(trip_month)} or {trip_month.postgres_partition} was changed during this run, by another"
-        " run or by a crash of the server. Nothing was published; run again."
+        " run, by hand or by a crash of the server. Nothing was published; run again."
     )
-
-
-@contextmanager
-def _vanished(trip_month: TripMonth) -> Iterator[None]:
-    """Raise `Vanished` if a table of the month does not exist."""
-    try:
-        yield
-    except psycopg2.errors.UndefinedTable:
-        raise _lost_claim(trip_month) from None
 
 
 def _made_from(sha256: str, rows: str) -> str:

@@ -30,6 +30,9 @@ def bring(trip_month: TripMonth, origin: Origin, into: Target) -> Outcome:
             return _load_found(trip_month, looked, into)
         except Vanished as vanished:
             get_run_logger().warning("%s: it is looked up once more, because of this: %s", trip_month, vanished)
+            if STORES[into.store].exclusive:  # the server may have released the lock
+                claims.close()
+                claim(trip_month, into, claims)
             looked = submit(look_up, trip_month, origin, into, checked=False).result()
             return _load_found(trip_month, looked, into)
 

@@ -9,7 +9,7 @@ from prefect import get_run_logger
 from flows.connectors.growing_file import Aborted, GrowingFile
 from flows.stores import FileStore, Target
 from flows.tasks.policy import this_run
-from flows.tlc.errors import SchemaMismatch, TooManyRejects, UnreadableFile, WrongMonth
+from flows.tlc.errors import SchemaMismatch, TooManyRejects, UnreadableFile, Vanished, WrongMonth
 from flows.tlc.manifest import Manifest, RawFile, StagedMonth
 from flows.tlc.pipeline import Add
 from flows.tlc.sources import PublishedFile
@@ -58,6 +58,9 @@ class EarlyStaging:
             attempt.staged = None  # it must not be discarded
         else:
             add(-shown, 0.0)
+            if isinstance(attempt.error, Vanished):  # what the run looked up is out of date
+                self.close()
+                raise attempt.error
             if attempt.error and not isinstance(attempt.error, _EXPECTED):
                 get_run_logger().info("%s is staged again: %s", raw.trip_month, type(attempt.error).__name__)
         self.close()

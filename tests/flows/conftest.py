@@ -55,7 +55,7 @@ def months_of(*years: int) -> Iterator[TripMonth]:
 
 # Enough for the tests of one worker in any order. The mirror has no files from before 2019.
 _mirrored_months = months_of(2020)
-_months = months_of(2019, 2018, 2017, 2016, 2014, 2013, 2012, 2011)
+_months = months_of(2019, 2018, 2017, 2016, 2014, 2013, 2012, 2011, 2010)
 
 
 def postgres_block(url: str, **changed: Any) -> SqlAlchemyConnector:

@@ -7,23 +7,24 @@ import os
 import random
 import signal
 from collections.abc import Container, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import psycopg2
 import pyarrow as pa
 import pytest
+from sqlalchemy import create_engine, make_url
 
 from flows.connectors.web import look_up, source_of
 from flows.stores import database
 from flows.stores.database import Database
-from flows.tlc.errors import NotReconciled, Vanished
+from flows.tlc.errors import Vanished
 from flows.tlc.manifest import Changes, StagedMonth
 from flows.tlc.schema import KEY, Column, Kind, arrow_schema, columns
 from flows.tlc.trips import Terms, TripMonth
 from local.servers.stack import Stack
 from tests.flows.conftest import POSTGRES, Runs, database_of, no_progress, until
-from tests.stores import Stores, as_published, connected, same, with_passengers
+from tests.stores import Stores, as_published, same, with_passengers
 
 Row = dict[str, Any]
 VALUES: dict[Kind, tuple[Any, ...]] = {
@@ -77,12 +78,11 @@ def put(store: Database, month: TripMonth, rows: list[Row]) -> Changes | None:
     """Stage the rows, in two tables, and publish them."""
     table = pa.Table.from_pylist(rows, arrow_schema(month.color))
     half = len(rows) // 2
-    staging = store._copy(month, iter([table[:half], table[half:]]), io.BytesIO(), str)
+    store._copy(month, iter([table[:half], table[half:]]), io.BytesIO(), str)
     with store.postgres.transaction() as cursor:
         if store._is_attached(cursor, month):
             return store._merge(cursor, month)
         store._attach(cursor, month)
-    assert staging == f"{month.postgres_partition}_staging"
     return None
 
 
@@ -151,13 +151,23 @@ def test_every_column_is_compared(store: Database, month: TripMonth, ours: Store
         assert put(store, month, old) == Changes(updated=1)
 
 
-def test_a_user_may_forbid_nulls_in_a_column(store: Database, month: TripMonth, ours: Stores) -> None:
-    store.ensure_tables(month.color)
+def test_a_user_may_forbid_nulls_in_a_column(month: TripMonth, ours: Stores) -> None:
+    url = make_url(ours.postgres_url).set(database="without_nulls")
+    store = Database(create_engine(url), lambda: pytest.fail("it needs no lake"))
     rows = [row | {"fare_amount": 1.0} for row in edition(month, range(1, 41))]
-    put(store, month, rows)
-    ours.query(f"ALTER TABLE {month.postgres_partition} ALTER fare_amount SET NOT NULL; SELECT 1")
-    assert put(store, month, rows[:30]) == Changes(removed=10)
-    assert stored(ours, month) == rows[:30]
+    with closing(psycopg2.connect(ours.postgres_url)) as admin:
+        admin.autocommit = True
+        admin.cursor().execute("CREATE DATABASE without_nulls")
+        try:
+            store.ensure_tables(month.color)
+            with store.postgres.transaction() as cursor:
+                cursor.execute(
+                    f"ALTER TABLE {month.color} ALTER fare_amount SET NOT NULL, ADD theirs text NOT NULL DEFAULT 'x'"
+                )
+            assert put(store, month, rows) is None
+            assert put(store, month, rows[:30]) == Changes(removed=10)
+        finally:
+            admin.cursor().execute("DROP DATABASE without_nulls WITH (FORCE)")
 
 
 def test_rows_that_do_not_differ_are_not_written(store: Database, month: TripMonth, ours: Stores) -> None:
@@ -213,7 +223,7 @@ def test_a_row_that_somebody_adds_while_the_month_is_loaded_is_noticed(
         f"INSERT INTO {month.postgres_partition} (file_month, row_number) VALUES (%s, 900000) RETURNING 1",
         month.file_month,
     )
-    with pytest.raises(NotReconciled, match="Nothing was published; run again"):
+    with pytest.raises(Vanished, match="by hand or by a crash of the server"):
         store.publish(staged, store.present(month), "by-hand")
     assert ours.loads(month) == before
     staged = staged_again(store, month, ours)
@@ -258,31 +268,100 @@ def test_nobody_can_change_the_staging_table_while_it_is_published(
 
 
 @pytest.mark.parametrize("step", ["_copy_differences", "_copy"])
-def test_a_run_stages_again_if_the_server_crashes_after_a_step(
-    step: str, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+def test_differences_that_a_crash_of_the_server_emptied_are_not_published(
+    step: str, store: Database, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crash empties the table of differences, since it is not logged."""
     runs.postgres_by_hand(month)
-    ours.site.republish(f"{month.stem}.parquet", 2)
-    original, crashes = getattr(Database, step), []
+    before = ours.loads(month)
+    original = getattr(Database, step)
 
     def then_crash(*arguments: Any) -> Any:
         result = original(*arguments)
-        if not crashes:
-            with connected(ours.postgres_url) as connection:
-                crashes.append(connection.info.backend_pid)
-                os.kill(connection.info.backend_pid, signal.SIGKILL)  # the server ends all sessions, and recovers
-                until(lambda: answers(ours))
+        crash(ours)
         return result
 
     monkeypatch.setattr(Database, step, then_crash)
+    staged = staged_again(store, month, ours)
+    assert ours.query(f"SELECT count(*) FROM {staged.key}") == [(0,)]
+    with pytest.raises(Vanished, match="by a crash of the server"):
+        store.publish(staged, store.present(month), "by-hand")
+    assert ours.loads(month) == before
+
+
+def test_a_run_stages_again_if_the_server_crashes_before_it_publishes(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs.postgres_by_hand(month)
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    publish = Database.publish
+    crashes: list[str] = []
+
+    def crash_before(*arguments: Any) -> Any:
+        if not crashes:
+            crashes.append("crash")
+            crash(ours)
+        return publish(*arguments)
+
+    monkeypatch.setattr(Database, "publish", crash_before)
     outcome = runs.postgres(month)
-    assert crashes
+    assert "it is looked up once more" in caplog.text
     assert (outcome.status, outcome.manifest.updated > 0) == ("replaced", True)
     assert same(ours.in_postgres(month), with_passengers(again(ours, month)))
 
 
-def answers(ours: Stores) -> bool:
+def test_a_month_is_looked_up_once_more_if_early_staging_lost_its_table(
+    month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs.postgres_by_hand(month)
+    ours.site.republish(f"{month.stem}.parquet", 2)
+    compare = Database._compare
+    lost: list[str] = []
+
+    def lose(store: Database, cursor: Any, *arguments: Any) -> Any:
+        if not lost:
+            lost.append("lost")
+            raise Vanished("another run has the table now")
+        return compare(store, cursor, *arguments)
+
+    monkeypatch.setattr(Database, "_compare", lose)
+    assert runs.postgres(month).status == "replaced"
+    assert "it is looked up once more, because of this: another run has the table now" in caplog.text
+    assert same(ours.in_postgres(month), with_passengers(again(ours, month)))
+
+
+def test_a_second_attempt_finds_what_the_first_one_has_just_committed(
+    store: Database, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.postgres_by_hand(month)
+    present, staged = store.present(month), staged_again(store, month, ours)
+    first = store.publish(staged, present, "run")
+    remembered, answers = Database.remembered, [present.manifest]
+    monkeypatch.setattr(
+        Database, "remembered", lambda *asked: answers.pop() if answers else remembered(*asked)
+    )  # the second attempt begins before the first one commits
+    second = store.publish(staged, present, "run")
+    assert (second.status, second.manifest) == ("replaced", first.manifest)
+
+
+def crash(ours: Stores) -> None:
+    """Kill a session of the server. It ends all sessions, recovers, and empties tables that are not logged."""
+    with (
+        closing(psycopg2.connect(ours.postgres_url)) as witness,
+        closing(psycopg2.connect(ours.postgres_url)) as victim,
+    ):
+        os.kill(victim.info.backend_pid, signal.SIGKILL)
+        until(lambda: not answers(witness))
+    until(lambda: recovered(ours))
+
+
+def answers(connection: Any) -> bool:
+    with suppress(psycopg2.Error):
+        connection.cursor().execute("SELECT 1")
+        return True
+    return False
+
+
+def recovered(ours: Stores) -> bool:
     with suppress(psycopg2.OperationalError):
         return ours.query("SELECT 1") == [(1,)]
     return False
@@ -294,17 +373,16 @@ def test_a_run_succeeds_if_the_server_restarts_while_it_compares(
     runs.postgres_by_hand(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
     server, compare, number = stack.executors["postgres"], Database._compare, itertools.count(1)
-    restarts: list[str] = []
+    compared: list[int] = []
 
     def restart(*arguments: Any) -> Any:
-        if next(number) == 2:
+        compared.append(one := next(number))
+        if one == 2:
             server.stop()
             server.start()
-            restarts.append("restart")
         return compare(*arguments)
 
     monkeypatch.setattr(Database, "_compare", restart)
     assert runs.postgres(month).status == "replaced"
-    assert restarts == ["restart"]
-    assert next(number) > 4
+    assert len(compared) > 4
     assert same(ours.in_postgres(month), with_passengers(again(ours, month)))
