@@ -57,10 +57,7 @@ _ROOM = "SET LOCAL maintenance_work_mem = '256MB'"  # so that making a key does 
 _BATCH = 32_768  # most trips that are compared at once: about 10 MB. Up to six batches are in memory.
 _COMPARERS = 2  # number of connections that compare batches
 _COMPARING = "SET LOCAL work_mem = '64MB'"  # so that the hash table of a batch does not spill to disk
-_LEAST, _GREATEST = (
-    -(2**63),
-    2**63 - 1,
-)  # bounds of bigint: the first range begins after one, the last range ends at the other
+_LEAST, _GREATEST = -(2**63), 2**63 - 1  # of bigint; the ranges of the batches cover all row numbers
 _NONE_YET = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)  # or a table of an older version
 _IS_ATTACHED = "EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s))"
 _OF_MONTH = "SELECT * FROM {table} WHERE color = %s AND file_month = %s"
@@ -290,6 +287,7 @@ class Database:
             raise _changed(trip_month)
 
     def _lock(self, cursor: "Cursor", trip_month: TripMonth, mode: str) -> None:
+        """Lock the month's staging table in this mode. Raise `Vanished` if there is none."""
         try:
             run(cursor, "LOCK TABLE {staging} IN {mode} MODE", staging=_staging_table(trip_month), mode=sql.SQL(mode))
         except psycopg2.errors.UndefinedTable:
@@ -445,7 +443,7 @@ class Database:
                 ) from None
 
     def _merge(self, cursor: "Cursor", trip_month: TripMonth) -> Changes:
-        """Write the staged changes to the month's partition."""
+        """Write the staged differences to the month's partition."""
         names = _names_in(trip_month)
         run(
             cursor,
@@ -527,7 +525,7 @@ def _fed(trip_month: TripMonth) -> pa.Schema:
 
 
 def _batches(trips: Iterable[pa.Table], fed: pa.Schema) -> Iterator[_Batch]:
-    """Yield the trips in batches. The ranges cover all row numbers, so that the comparison also finds removed rows."""
+    """Yield the trips in batches. Their ranges of row numbers have no gaps, so that the comparison also finds removed trips."""
     after = _LEAST
     for table in trips:
         parts = math.ceil(table.num_rows / _BATCH)
