@@ -102,6 +102,10 @@ class Stores:
         rows = self.query(query, month.file_month)
         return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
 
+    def published(self, month: TripMonth) -> pa.Table:
+        """Return the trips of a month's Parquet file at the site, as a store has them."""
+        return as_published(self.site.file(f"{month.stem}.parquet"), month)
+
     def loads(self, month: TripMonth) -> dict[str, Any]:
         """Return a month's row of `loads` in the database."""
         attributes = (

@@ -34,7 +34,7 @@ from flows.tasks import bring, editions, survey, verify, zones
 from flows.tasks import stores as store_tasks
 from flows.tasks.stores import open_store
 from flows.tlc.errors import TripDataError
-from flows.tlc.manifest import Outcome
+from flows.tlc.manifest import Outcome, StagedMonth
 from flows.tlc.trips import Rows, Terms, TripMonth, Via
 from local.servers.stack import Stack
 from tests.stores import Stores, stores
@@ -134,11 +134,16 @@ def database_of(block_name: str) -> Database:
     return database
 
 
+def staged_by_hand(store: FileStore, month: TripMonth, source: str, rows: Rows = "all") -> StagedMonth:
+    """Stage a month without Prefect, as a run that does not know of any other."""
+    raw = store.extract(look_up(source_of(source), month), no_progress)
+    return store.stage(raw, Terms(rows), uuid4().hex, no_progress)
+
+
 def by_hand(store: FileStore, month: TripMonth, source: str, rows: Rows = "all", run_id: str = "") -> Outcome:
     """Load a month with the functions that the tasks call, without Prefect. Load it even if the store already has it."""
     present = store.present(month)
-    raw = store.extract(look_up(source_of(source), month), no_progress)
-    return store.publish(store.stage(raw, Terms(rows), uuid4().hex, no_progress), present, run_id)
+    return store.publish(staged_by_hand(store, month, source, rows), present, run_id)
 
 
 def no_progress(count: int, share: float) -> None:

@@ -15,16 +15,15 @@ import pyarrow as pa
 import pytest
 from sqlalchemy import create_engine, make_url
 
-from flows.connectors.web import look_up, source_of
 from flows.stores import database
 from flows.stores.database import Database
 from flows.tlc.errors import Vanished
 from flows.tlc.manifest import Changes, StagedMonth
 from flows.tlc.schema import KEY, Column, Kind, arrow_schema, columns
-from flows.tlc.trips import Terms, TripMonth
+from flows.tlc.trips import TripMonth
 from local.servers.stack import Stack
-from tests.flows.conftest import POSTGRES, Runs, database_of, no_progress, until
-from tests.stores import Stores, as_published, same, with_passengers
+from tests.flows.conftest import POSTGRES, Runs, database_of, staged_by_hand, until
+from tests.stores import Stores, same, with_passengers
 
 Row = dict[str, Any]
 VALUES: dict[Kind, tuple[Any, ...]] = {
@@ -89,12 +88,7 @@ def put(store: Database, month: TripMonth, rows: list[Row]) -> Changes | None:
 def staged_again(store: Database, month: TripMonth, ours: Stores) -> StagedMonth:
     """Stage the month's second edition."""
     ours.site.republish(f"{month.stem}.parquet", 2)
-    raw = store.extract(look_up(source_of(ours.official), month), no_progress)
-    return store.stage(raw, Terms(), "by-hand", no_progress)
-
-
-def again(ours: Stores, month: TripMonth) -> pa.Table:
-    return as_published(ours.site.file(f"{month.stem}.parquet"), month)
+    return staged_by_hand(store, month, ours.official)
 
 
 def stored(ours: Stores, month: TripMonth) -> list[Row]:
@@ -198,7 +192,7 @@ def test_a_run_that_lost_its_claim_while_it_compares_writes_nothing_into_the_sta
         store._copy(month, interrupted(), io.BytesIO(), str)
     (staged,) = other
     assert store.publish(staged, store.present(month), "run 2").status == "replaced"
-    assert same(ours.in_postgres(month), again(ours, month))
+    assert same(ours.in_postgres(month), ours.published(month))
 
 
 def test_changes_of_a_partition_that_was_withdrawn_are_not_published(
@@ -228,7 +222,7 @@ def test_a_row_that_somebody_adds_while_the_month_is_loaded_is_noticed(
     assert ours.loads(month) == before
     staged = staged_again(store, month, ours)
     assert store.publish(staged, store.present(month), "by-hand").manifest.removed == 1
-    assert same(ours.in_postgres(month), again(ours, month))
+    assert same(ours.in_postgres(month), ours.published(month))
 
 
 def test_differences_from_another_load_of_the_partition_are_not_published(
@@ -264,7 +258,7 @@ def test_nobody_can_change_the_staging_table_while_it_is_published(
     monkeypatch.setattr(Database, "_count", count)
     store.publish(staged, store.present(month), "by-hand")
     assert tried
-    assert same(ours.in_postgres(month), again(ours, month))
+    assert same(ours.in_postgres(month), ours.published(month))
 
 
 @pytest.mark.parametrize("step", ["_copy_differences", "_copy"])
@@ -306,7 +300,7 @@ def test_a_run_stages_again_if_the_server_crashes_before_it_publishes(
     outcome = runs.postgres(month)
     assert "it is looked up once more" in caplog.text
     assert (outcome.status, outcome.manifest.updated > 0) == ("replaced", True)
-    assert same(ours.in_postgres(month), with_passengers(again(ours, month)))
+    assert same(ours.in_postgres(month), with_passengers(ours.published(month)))
 
 
 def test_a_month_is_looked_up_once_more_if_early_staging_lost_its_table(
@@ -326,7 +320,7 @@ def test_a_month_is_looked_up_once_more_if_early_staging_lost_its_table(
     monkeypatch.setattr(Database, "_compare", lose)
     assert runs.postgres(month).status == "replaced"
     assert "it is looked up once more, because of this: another run has the table now" in caplog.text
-    assert same(ours.in_postgres(month), with_passengers(again(ours, month)))
+    assert same(ours.in_postgres(month), with_passengers(ours.published(month)))
 
 
 def test_a_second_attempt_finds_what_the_first_one_has_just_committed(
@@ -385,4 +379,4 @@ def test_a_run_succeeds_if_the_server_restarts_while_it_compares(
     monkeypatch.setattr(Database, "_compare", restart)
     assert runs.postgres(month).status == "replaced"
     assert len(compared) > 4
-    assert same(ours.in_postgres(month), with_passengers(again(ours, month)))
+    assert same(ours.in_postgres(month), with_passengers(ours.published(month)))

@@ -10,7 +10,6 @@ from flows.backfill import backfill
 from flows.bring_up_to_date import bring_up_to_date
 from flows.catalog import catalog
 from flows.connectors.bucket import Bucket
-from flows.connectors.web import look_up, source_of
 from flows.etl_web_gcs import etl_parent_flow
 from flows.prune_editions import prune_editions
 from flows.stores import Target
@@ -30,7 +29,7 @@ from flows.tlc.errors import (
 )
 from flows.tlc.manifest import Changes, Outcome, Present
 from flows.tlc.trips import Store, Terms, TripMonth, edition_key
-from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs, dying, lake_of, no_progress
+from tests.flows.conftest import CREDENTIALS, LAKE, POSTGRES, Runs, dying, lake_of, no_progress, staged_by_hand
 from tests.stores import Stores, same
 from tests.strict_lake import StrictLake
 
@@ -410,8 +409,7 @@ def test_a_slow_run_does_not_replace_a_newer_edition(
 ) -> None:
     lake = lake_of(LAKE)
     republish(ours, month, 1)
-    raw = lake.extract(look_up(source_of(ours.official), month), no_progress)
-    staged = lake.stage(raw, Terms(), "slow", no_progress)
+    staged = staged_by_hand(lake, month, ours.official)
     second = republish(ours, month, 2)
     runs.lake_by_hand(month)
     newer = ours.in_lake(month)

@@ -33,12 +33,8 @@ from flows.tlc.trips import TEMPORARY_KEYS, Terms, TripMonth, staged_key
 from flows.withdraw import withdraw
 from local.trip_files.writing import BadRows, write_month
 from tests.flows.conftest import CREDENTIALS, LAKE, Runs, dying, lake_of, no_progress, warehouse_of
-from tests.stores import Stores, as_published, same, with_passengers
+from tests.stores import Stores, same, with_passengers
 from tests.strict_lake import StrictLake
-
-
-def published(ours: Stores, month: TripMonth):
-    return as_published(ours.site.file(f"{month.stem}.parquet"), month)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +49,7 @@ def test_after_a_fault_in_a_lake_run_the_month_is_whole_and_the_next_run_succeed
     runs.lake_by_hand(month)
     old = ours.in_lake(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
-    new = published(ours, month)
+    new = ours.published(month)
     assert not same(old, new)
     with dying(owner, name, when=when), pytest.raises(TripDataError):
         runs.lake_by_hand(month)
@@ -86,7 +82,7 @@ def test_bigquery_can_load_a_month_whose_lake_run_died_before_its_manifest(
     ours.site.republish(f"{month.stem}.parquet", 2)
     with dying(Lake, "remember", when="before"), pytest.raises(TripDataError):
         runs.lake_by_hand(month)
-    assert runs.warehouse(month).manifest.source_rows == published(ours, month).num_rows
+    assert runs.warehouse(month).manifest.source_rows == ours.published(month).num_rows
     assert same(ours.in_warehouse(month), ours.in_lake(month))
     runs.lake(month)
     assert runs.warehouse(month).status == "unchanged"
@@ -236,7 +232,7 @@ def test_after_a_fault_in_a_postgres_run_the_month_is_whole_and_the_next_run_suc
     runs.postgres_by_hand(month)
     old = ours.in_postgres(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
-    new = with_passengers(published(ours, month))
+    new = with_passengers(ours.published(month))
     with dying(Database, name, when=when), pytest.raises(TripDataError):
         runs.postgres_by_hand(month)
     assert same(ours.in_postgres(month), new if (name, when) == ("_publish", "after") else old)
@@ -348,7 +344,7 @@ def test_readers_of_postgres_never_see_part_of_a_month(month: TripMonth, ours: S
         stop.set()
         reader.join()
     assert 1 <= len(seen) <= 2
-    edition = published(ours, month)
+    edition = ours.published(month)
     assert {count for count, _ in seen} <= {ours.site.rows_of(month.color, month.year, month.month), edition.num_rows}
 
 
@@ -402,7 +398,7 @@ def test_too_many_bad_rows_stop_the_month_in_every_store(month: TripMonth, ours:
 def test_an_interrupted_download_is_resumed(month: TripMonth, ours: Stores, runs: Runs) -> None:
     ours.site.fault(f"*{month.stem}*", times=1, methods=("GET",), cut_after=4000)
     assert runs.lake(month).status == "loaded"
-    assert same(ours.in_lake(month), published(ours, month))
+    assert same(ours.in_lake(month), ours.published(month))
     assert any(request.range for request in ours.requests(month))
 
 

@@ -42,15 +42,12 @@ from tests.flows.conftest import (
     dying,
     lake_of,
     no_progress,
+    staged_by_hand,
     until,
     warehouse_of,
 )
 from tests.stores import Stores, as_published, connected, same, with_passengers
 from tests.strict_lake import StrictLake
-
-
-def published(ours: Stores, month: TripMonth):
-    return as_published(ours.site.file(f"{month.stem}.parquet"), month)
 
 
 def in_loads(ours: Stores, month: TripMonth) -> list[dict[str, object]]:
@@ -104,7 +101,7 @@ def test_if_two_runs_publish_a_month_at_once_the_object_and_its_manifest_agree(
     with ThreadPoolExecutor() as threads:
         list(threads.map(publish, staged))
     assert f"data/{month.key}" in strict_lake.refused
-    everybody = published(ours, month)
+    everybody = ours.published(month)
     expected = {"all": everybody, "with_passengers": with_passengers(everybody)}
     manifest = ours.manifest(month)
     assert manifest["generation"] == ours.objects()[month.key]
@@ -120,7 +117,7 @@ def test_if_two_runs_load_a_month_into_postgres_at_once_one_waits_and_finds_it_u
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sorted("is unchanged" in "".join(texts) for texts in outputs) == [False, True]
-    assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
+    assert same(ours.in_postgres(month), with_passengers(ours.published(month)))
 
 
 @pytest.mark.parametrize(("via", "publishes"), [("load_job", "_load_from_lake"), ("dataframe", "_replace_from")])
@@ -185,7 +182,7 @@ def test_a_run_succeeds_if_the_lake_answers_503_to_the_first_attempt_of_every_wr
     strict_lake.meddle = meddle
     assert runs.lake(month).status == "loaded"
     assert any("/rewriteTo/" in request for request in refused)
-    assert same(ours.in_lake(month), published(ours, month))
+    assert same(ours.in_lake(month), ours.published(month))
     assert ours.manifest(month)["generation"] == ours.objects()[month.key]
 
 
@@ -209,8 +206,8 @@ def test_the_next_run_writes_the_manifest_that_a_killed_run_did_not_write(
     process.wait()
     killed.set()
     assert month.manifest_key not in ours.objects()
-    assert runs.lake(month).manifest.loaded == published(ours, month).num_rows
-    assert same(ours.in_lake(month), published(ours, month))
+    assert runs.lake(month).manifest.loaded == ours.published(month).num_rows
+    assert same(ours.in_lake(month), ours.published(month))
     assert ours.manifest(month)["generation"] == ours.objects()[month.key]
 
 
@@ -224,8 +221,7 @@ def test_a_staging_table_that_lost_rows_is_not_published(
         runs.postgres_by_hand(month)
         ours.site.republish(f"{month.stem}.parquet", 2)
     before = ours.loads(month) if over else None
-    raw = store.extract(look_up(source_of(ours.official), month), no_progress)
-    staged = store.stage(raw, Terms("with_passengers"), "by-hand", no_progress)
+    staged = staged_by_hand(store, month, ours.official, "with_passengers")
     ours.query(f"DELETE FROM {staged.key} WHERE row_number < 20")
     with pytest.raises(Vanished if over else NotReconciled, match="Nothing was published"):
         store.publish(staged, store.present(month), "by-hand")
@@ -252,7 +248,7 @@ def test_a_run_killed_while_postgres_publishes_leaves_the_old_month_and_the_next
     assert same(ours.in_postgres(month), old)
     outcome = runs.postgres(month)
     assert (outcome.status, outcome.manifest.updated > 0) == ("replaced", True)
-    assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
+    assert same(ours.in_postgres(month), with_passengers(ours.published(month)))
 
 
 def test_a_run_succeeds_if_the_server_restarts_during_copy(
@@ -272,7 +268,7 @@ def test_a_run_succeeds_if_the_server_restarts_during_copy(
     monkeypatch.setattr(database, "encode", encode)
     assert runs.postgres(month).status == "loaded"
     assert restarts
-    assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
+    assert same(ours.in_postgres(month), with_passengers(ours.published(month)))
 
 
 def test_a_task_succeeds_if_the_server_is_still_starting(
@@ -391,7 +387,7 @@ def test_a_retry_after_an_unreported_success_reports_the_original_counts(
     assert [getattr(outcome.manifest, name) for name in ("inserted", "updated", "removed")] == [
         facts[name] for name in ("inserted", "updated", "removed")
     ]
-    assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
+    assert same(ours.in_postgres(month), with_passengers(ours.published(month)))
 
 
 @pytest.mark.parametrize("flow", [etl_web_gcs, ingest_data])
@@ -418,7 +414,7 @@ def test_readers_see_the_old_month_until_the_new_one_is_committed(
     runs.postgres_by_hand(month)
     old = ours.in_postgres(month)
     ours.site.republish(f"{month.stem}.parquet", 2)
-    new = with_passengers(published(ours, month))
+    new = with_passengers(ours.published(month))
     write, seen = Database._write_manifest, []
 
     def look_first(*arguments: object) -> None:
@@ -461,8 +457,8 @@ def test_if_a_source_sends_no_etag_and_no_date_its_bytes_decide(month: TripMonth
         assert [run(month).status for run in both] == ["replaced", "replaced"]
     finally:
         ours.site.heal()
-    assert same(ours.in_lake(month), published(ours, month))
-    assert same(ours.in_postgres(month), with_passengers(published(ours, month)))
+    assert same(ours.in_lake(month), ours.published(month))
+    assert same(ours.in_postgres(month), with_passengers(ours.published(month)))
 
 
 def test_a_file_from_another_source_replaces_the_month(ours: Stores, runs: Runs) -> None:
@@ -481,8 +477,7 @@ def test_a_run_that_lost_its_claim_does_not_publish_the_rows_of_another(month: T
     staged = []
     for edition in (1, 2, 1):  # the first run stages again after the second, which has the claim now
         ours.site.republish(f"{month.stem}.parquet", edition)
-        raw = store.extract(look_up(source_of(ours.official), month), no_progress)
-        staged.append(store.stage(raw, Terms(), f"run {edition}", no_progress))
+        staged.append(staged_by_hand(store, month, ours.official))
     with pytest.raises(Vanished, match=f"{month.postgres_partition}_staging or .* was changed during this run"):
         store.publish(staged[1], Present(), "run 2")
     assert store.remembered(month) is None
