@@ -8,6 +8,7 @@ import datetime as dt
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
+from itertools import chain
 from queue import SimpleQueue
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
@@ -192,7 +193,7 @@ class Database:
                 for chunk in stream:
                     if chunk.rejects.num_rows:
                         write_rejects(chunk.rejects, rejects)
-                    yield chunk.trips
+                    yield chunk.trips.select([name for name in chunk.trips.column_names if name in stream.shape.filled])
 
             def made_from() -> str:
                 return _made_from(growing.sha256 if growing else raw.sha256, terms.rows)
@@ -218,6 +219,7 @@ class Database:
     ) -> str:
         """Write trips into a new staging table, and then the rejects into another. Return its name.
 
+        All tables of `trips` have the same columns: those of the key, and others of the color. The others are null.
         The staging table of a new month receives all trips. That of a published month receives only the differences: trips that
         are new or changed, and trips of the partition that are no longer published. Its comment begins with `made_from()`,
         called after the last trip. The tables are created first: the lock of LIKE on the color's table must not last as long as
@@ -227,11 +229,12 @@ class Database:
         staging = _staging_table(trip_month)
         whole = (
             "CREATE TABLE {staging} (LIKE {table} INCLUDING DEFAULTS, CHECK (file_month IS NOT NULL AND file_month = {month}))",
-            "ALTER TABLE {staging} ALTER file_month SET DEFAULT {month}",
+            "ALTER TABLE {staging} {no_defaults}, ALTER file_month SET DEFAULT {month}",
         )
         differences = (  # not logged: if the server crashes, the table is empty, and the run stages the month again
             "CREATE UNLOGGED TABLE {staging} (LIKE {table} INCLUDING DEFAULTS)",
-            "ALTER TABLE {staging} ALTER file_month SET DEFAULT {month}, ADD trip_was_removed boolean NOT NULL DEFAULT false",
+            "ALTER TABLE {staging} {no_defaults}, ALTER file_month SET DEFAULT {month},"
+            " ADD trip_was_removed boolean NOT NULL DEFAULT false",
         )
         with self.postgres.transaction() as cursor:
             for table in (staging, _rejects_table(staging)):
@@ -299,23 +302,25 @@ class Database:
         return int(value(cursor))
 
     def _copy_all(self, cursor: "Cursor", trip_month: TripMonth, trips: Iterator[pa.Table]) -> None:
-        """COPY all trips into the staging table, without `file_month`. Parsing, encoding and copying overlap.
+        """COPY all trips into the staging table. Parsing, encoding and copying overlap.
 
         The table has no key yet: building the index once at the end is faster than updating it for each row.
         """
-        names, fed = _names_in(trip_month), _fed(trip_month)
+        names = _names_in(trip_month)
+        fed, trips = _fed(trip_month, trips)
         # FREEZE is safe: nobody reads the table before this transaction ends. Vacuum then need not rewrite the rows.
         run(cursor, "TRUNCATE {staging}", **names)
-        copy = composed("COPY {staging} ({fed}) FROM STDIN (FORMAT binary, FREEZE)", **names)
-        with closing(ahead(encode((table.select(fed.names) for table in trips), fed))) as pieces:
-            self.postgres.copy(cursor, copy, pieces)
+        copy = "COPY {staging} ({fed}) FROM STDIN (FORMAT binary, FREEZE)"
+        with closing(ahead(encode(trips, fed))) as pieces:
+            self.postgres.copy(cursor, composed(copy, **names, fed=_listed_in(fed)), pieces)
 
     def _copy_differences(self, trip_month: TripMonth, trips: Iterator[pa.Table], oid: int) -> int:
         """Compare all trips with the partition, and write what differs to the staging table. Return how many rows differ.
 
         Parsing and comparing overlap. Each batch is a transaction: a lock on the partition must not last as long as the download.
         """
-        names = _names_in(trip_month)
+        fed, trips = _fed(trip_month, trips)
+        names = _names_in(trip_month) | {"fed": _listed_in(fed)}
         free: SimpleQueue[tuple[Connection, str]] = SimpleQueue()
 
         def compare(batch: _Batch) -> int:
@@ -331,7 +336,7 @@ class Database:
             for table in _batch_tables(_staging_table(trip_month)):
                 free.put((connections.enter_context(self.postgres.connection()), table))
             with (
-                closing(ahead(_batches(trips, _fed(trip_month)), depth=1)) as batches,
+                closing(ahead(_batches(trips, fed), depth=1)) as batches,
                 closing(mapped(compare, batches, _COMPARERS)) as compared,
             ):
                 return sum(compared)
@@ -518,10 +523,19 @@ def _key_of(trip_month: TripMonth) -> tuple[str, dt.date]:
     return trip_month.color, trip_month.file_month
 
 
-def _fed(trip_month: TripMonth) -> pa.Schema:
-    """Return the schema of the trips that COPY receives: without `file_month`, which is a default of the staging table."""
-    schema = arrow_schema(trip_month.color)
-    return schema.remove(schema.get_field_index(KEY[0].name))
+def _fed(trip_month: TripMonth, trips: Iterator[pa.Table]) -> tuple[pa.Schema, Iterator[pa.Table]]:
+    """Return the schema of the trips that COPY receives, and the trips.
+
+    A column costs time in every row, so COPY does not receive `file_month`, which is a default of the staging table, nor the
+    columns that the file does not have.
+    """
+    first = next(trips, arrow_schema(trip_month.color).empty_table())
+    fed = [name for name in first.column_names if name != KEY[0].name]
+    return first.select(fed).schema, (table.select(fed) for table in chain([first], trips))
+
+
+def _listed_in(fed: pa.Schema) -> sql.Composed:
+    return listed(name.lower() for name in fed.names)
 
 
 def _batches(trips: Iterable[pa.Table], fed: pa.Schema) -> Iterator[_Batch]:
@@ -532,7 +546,7 @@ def _batches(trips: Iterable[pa.Table], fed: pa.Schema) -> Iterator[_Batch]:
         for part in range(parts):
             batch = table[table.num_rows * part // parts : table.num_rows * (part + 1) // parts]
             last = batch.column(KEY[1].name)[-1].as_py()
-            yield [*encode([batch.select(fed.names)], fed)], after, last
+            yield [*encode([batch], fed)], after, last
             after = last
     yield [*encode([], fed)], after, _GREATEST
 
@@ -547,9 +561,9 @@ def _names_in(trip_month: TripMonth) -> _Names:
         "staging": staging,
         "staged_rejects": _rejects_table(staging),
         "names": listed(names_of(columns(trip_month.color))),
-        "fed": listed(names_of(c for c in columns(trip_month.color) if c is not KEY[0])),
         "fed_rejects": listed(names_of(QUARANTINE_COLUMNS)),
         "values": listed(values),
+        "no_defaults": listed(values, "ALTER {name} DROP DEFAULT"),  # a column that COPY does not receive is null
         "old_values": listed(values, "old.{name}"),
         "new_values": listed(values, "new.{name}"),
         "new_or_old_values": listed(

@@ -45,6 +45,13 @@ class Shape:
         """Return whether the file has texts where the canonical column has codes."""
         return column.name in self.era.coded.split()
 
+    @property
+    def filled(self) -> frozenset[str]:
+        """The canonical columns that trips of this file can have values in. All others are null in every row."""
+        coded = [column.name for column in self.canonical if self.coded(column)]
+        names = {column.name for column in self.canonical} | {CODINGS[name].original for name in coded}
+        return frozenset(names - {""} | _KEY_NAMES)
+
     def padded(self, fields: int) -> "Shape":
         """Return the shape of the same file with `fields` more fields at the end of each row, without names in the header."""
         unnamed = tuple(f"(field {len(self.names) + i + 1}, which has no name)" for i in range(fields))

@@ -73,9 +73,10 @@ def with_changes(month: TripMonth, rows: list[Row], numbers: Container[int]) -> 
     return changed
 
 
-def put(store: Database, month: TripMonth, rows: list[Row]) -> Changes | None:
-    """Stage the rows, in two tables, and publish them."""
+def put(store: Database, month: TripMonth, rows: list[Row], without: Container[str] = ()) -> Changes | None:
+    """Stage the rows, in two tables, and publish them. Leave out the columns `without`, as for a file that lacks them."""
     table = pa.Table.from_pylist(rows, arrow_schema(month.color))
+    table = table.select([name for name in table.column_names if name not in without])
     half = len(rows) // 2
     store._copy(month, iter([table[:half], table[half:]]), io.BytesIO(), str)
     with store.postgres.transaction() as cursor:
@@ -162,6 +163,28 @@ def test_a_user_may_forbid_nulls_in_a_column(month: TripMonth, ours: Stores) -> 
             assert put(store, month, rows[:30]) == Changes(removed=10)
         finally:
             admin.cursor().execute("DROP DATABASE without_nulls WITH (FORCE)")
+
+
+def test_a_column_that_the_file_lacks_is_null_whatever_its_default(
+    store: Database, month: TripMonth, ours: Stores
+) -> None:
+    store.ensure_tables(month.color)
+    lacking = facts(month)[-3:]
+    without = {column.name for column in lacking}
+    full = edition(month, range(1, 41))
+    sparse = [row | dict.fromkeys(without) for row in full]
+    number = next(column for column in lacking if column.kind == "number").postgres_name
+    ours.query(f"ALTER TABLE {month.color} ALTER {number} SET DEFAULT 7")
+    try:
+        assert put(store, month, full, without) is None
+        assert stored(ours, month) == sparse
+        differing = sum(row != emptied for row, emptied in zip(full, sparse, strict=True))
+        assert put(store, month, full) == Changes(updated=differing)
+        assert stored(ours, month) == full
+        assert put(store, month, full, without) == Changes(updated=differing)
+        assert stored(ours, month) == sparse
+    finally:
+        ours.query(f"ALTER TABLE {month.color} ALTER {number} DROP DEFAULT")
 
 
 def test_rows_that_do_not_differ_are_not_written(store: Database, month: TripMonth, ours: Stores) -> None:

@@ -70,9 +70,12 @@ def test_a_month_of_every_era_is_loaded_without_losing_a_row(
 ) -> None:
     path = tmp_path / f"trips{ending}"
     written = write_month(path, color, year, month, rows=120)
-    _, tally, _ = read(TripMonth(color, year, month), ending, path.read_bytes())
+    trips, tally, shape = read(TripMonth(color, year, month), ending, path.read_bytes())
     assert tally.source_rows == written.rows
     assert tally.quarantined.total() == written.counts.get("ragged_rows", 0)
+    # Postgres receives only these columns.
+    assert shape.filled <= set(trips.column_names)
+    assert {name for name in trips.column_names if trips[name].null_count < trips.num_rows} <= shape.filled
 
 
 @pytest.mark.parametrize(
@@ -152,6 +155,7 @@ def test_words_of_old_yellow_files_become_tlcs_codes_or_stay_as_text() -> None:
     content = YELLOW_2009 + "".join(trip.format(v, s, p) + "\r\n" for v, s, p in cases)
     trips, tally, shape = read(TripMonth("yellow", 2009, 1), ".csv", content.encode())
     assert (tally.loaded, shape.era.name) == (5, "yellow csv since 2009-01")
+    assert {"vendor_text", "payment_text"} <= shape.filled
     assert trips["VendorID"].to_pylist() == [2, 1, None, 2, None]
     assert trips["vendor_text"].to_pylist() == [None, None, "DDS", None, None]
     assert trips["payment_type"].to_pylist() == [2, 1, 3, None, None]
