@@ -18,7 +18,15 @@ import pyarrow.csv as pa_csv
 from flows.tlc.clean import MAX_REJECTED, Chunk, clean, rejects_table
 from flows.tlc.eras import meant_by
 from flows.tlc.errors import UnreadableFile
-from flows.tlc.foreign import LONGEST_LINE, Foreign, fields_of, lines_of, refuse_joined, require_no_header
+from flows.tlc.foreign import (
+    LONGEST_LINE,
+    Foreign,
+    fields_of,
+    has_lone_return,
+    lines_of,
+    refuse_joined,
+    require_no_header,
+)
 from flows.tlc.gunzip import DamagedGzip, ImplausibleGzip, beginning, inflated
 from flows.tlc.matching import Shape, match
 from flows.tlc.missing import Missing
@@ -89,12 +97,11 @@ def _blocks(data: Iterable[bytes], size: int) -> Iterator[bytes]:
 
 
 _BOM = b"\xef\xbb\xbf"
-_LONE_RETURN = re.compile(rb"\r(?!\n)")  # Arrow takes it for a line end
 
 
 def _split_header(trip_month: TripMonth, block: bytes) -> tuple[list[str], bytes]:
     header, _, rest = block.removeprefix(_BOM).lstrip(b"\r\n").partition(b"\n")
-    if _LONE_RETURN.search(header[:_LONGEST_HEADER].rstrip(b"\r")):
+    if has_lone_return(header[:_LONGEST_HEADER].rstrip(b"\r")):
         raise UnreadableFile(
             f"{trip_month}: the lines end with CR alone, as on old Macs. Nothing was loaded; save the file with LF or CRLF."
         )
@@ -131,7 +138,7 @@ class _Rows:
 
     def parse_block(self, block: bytes) -> tuple[bytes, pa.Table | None]:
         """Return a block, and its rows if Arrow reads it as any CSV reader would. Any thread may call this, in any order."""
-        if _LONE_RETURN.search(block) or (b'"' in block and not _PLAINLY_QUOTED.fullmatch(block)):
+        if has_lone_return(block) or (b'"' in block and not _PLAINLY_QUOTED.fullmatch(block)):
             return block, None
         # Arrow reads 0x10 as 16. If the block has an x, or a number in an odd spelling, read all as text: `clean` checks it.
         for typed in (False,) if b"x" in block or b"X" in block else (True, False):

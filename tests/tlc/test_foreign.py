@@ -69,6 +69,15 @@ def test_the_number_of_places_that_are_remembered_is_limited() -> None:
         assert checks.repeated
 
 
+@given(st.text(alphabet="\r\n1", max_size=12))
+def test_a_cr_without_lf_is_found_anywhere(text: str) -> None:
+    assert foreign.has_lone_return(text.encode()) is bool(re.search(r"\r(?!\n)", text))
+
+
+def test_many_equal_rows_are_no_repeated_part() -> None:
+    assert not read_csv(csv_file(*(_trip(number // 60) for number in range(12_000)))).tally.repeated
+
+
 def _damaged(kind: str, at: int, size: int) -> bytes:
     make, _ = FOREIGN[kind]
     return MONTH[:at] + make(MONTH[at : at + size]) + MONTH[at + size :]
