@@ -29,17 +29,16 @@ class Rule:
 
     name: str
     severity: Literal["note", "warning"]
-    condition: Callable[[], pc.Expression]
-    """Returns the condition. Arrow imports pandas to make one; a run that reads no trips needs no pandas."""
+    condition: Callable[[], pc.Expression] | None
+    """Returns the condition. Arrow imports pandas to make one; a run that reads no trips needs no pandas.
+
+    None means a pickup in another month: `Pickups` counts these trips anyway.
+    """
     colors: str
 
 
 _TAXIS, _ALL = "yellow green", " ".join(COLORS)
 _field = pc.field
-
-
-def _month(name: str) -> pc.Expression:
-    return pc.year(_field(name)) * 12 + pc.month(_field(name))
 
 
 def _a_day() -> pa.Scalar:
@@ -48,7 +47,7 @@ def _a_day() -> pa.Scalar:
 
 # TLC's own files have trips that meet each of these rules.
 RULES = (
-    Rule("picked up in another month", "note", lambda: _month("pickup") != _month("file_month"), _ALL),
+    Rule("picked up in another month", "note", None, _ALL),
     Rule("dropped off before the pickup", "warning", lambda: _field("dropoff") < _field("pickup"), _ALL),
     Rule("longer than a day", "warning", lambda: (_field("dropoff") - _field("pickup")) > _a_day(), _ALL),
     Rule(  # some times of this vendor are wrong: the minute is the number of the month
@@ -97,11 +96,13 @@ class Profiler:
     def profile(self) -> Profile:
         """Return the profile of all trips so far."""
         sums = {name: self._totals[name] for name in self._money}
+        elsewhere = self.pickups.elsewhere
+        counts = {rule.name: int(self._totals[rule.name]) for rule in self._rules if rule.condition}
         return Profile(
             sums={name: round(total, 2) for name, total in sums.items() if isfinite(total)},
             days=self.pickups.within,
-            elsewhere=self.pickups.elsewhere,
-            quality={rule.name: int(self._totals[rule.name]) for rule in self._rules},
+            elsewhere=elsewhere,
+            quality={rule.name: counts.get(rule.name, sum(elsewhere.values())) for rule in self._rules},
         )
 
 
@@ -117,7 +118,7 @@ def _totals_of(
 
     named = {"pickup": _field(pickup(color)), "dropoff": _field(dropoff(color))}
     own = {name: _field(name) for name in (*(column.name for column in columns), "file_month")}
-    counts = {rule.name: rule.condition().cast(pa.int64()) for rule in rules}
+    counts = {rule.name: rule.condition().cast(pa.int64()) for rule in rules if rule.condition}
     sums = {name: _field(name) for name in money(color)}
     totals = acero.AggregateNodeOptions([(name, "sum", None, name) for name in (*counts, *sums)])
     steps = [project(own | named), project(counts | sums), acero.Declaration("aggregate", totals)]
