@@ -46,6 +46,7 @@
 | which bytes between rows are not trips             | `tlc/foreign.py`                  |
 | how other programs spell a missing value           | `tlc/missing.py`                  |
 | which Parquet files contradict themselves or need too much memory | `tlc/{parquet_footer,parquet_pages,thrift}.py` |
+| how threads encode a Parquet file of the lake      | `tlc/parquet_joining.py`          |
 | how reading, converting and storing overlap        | `tlc/pipeline.py`                 |
 | which values can be converted                      | `tlc/convert.py`                  |
 | which rows are quarantined                         | `tlc/clean.py`                    |
@@ -60,7 +61,12 @@ Imports go down only: flows → tasks → stores → connectors → tlc.
 
 import atexit
 import gc
+import os
 import sys
+
+if sys.platform == "linux":
+    # Read when Arrow is loaded. Its default allocator keeps more freed memory: about 70 MB more at the peak of a month.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
 
 
 @atexit.register

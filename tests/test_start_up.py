@@ -1,5 +1,6 @@
 """Programs start fast: importing a program imports no library that only some runs need."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,19 @@ def test_a_program_collects_garbage_but_not_among_what_it_imported() -> None:
     )
     assert done.stdout.splitlines() == [f"{program} True True" for program in PROGRAMS]
     assert done.stderr.count("Usage:") == len(PROGRAMS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only builds of Arrow for Linux have jemalloc for certain")
+@pytest.mark.parametrize("chosen", ["", "mimalloc"])
+def test_arrow_uses_the_allocator_that_keeps_less_memory_unless_the_user_chose_another(chosen: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import flows.tlc.stream, pyarrow; print(pyarrow.default_memory_pool().backend_name)"],
+        env=environment | ({"ARROW_DEFAULT_MEMORY_POOL": chosen} if chosen else {}),
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [chosen or "jemalloc"]
+    assert not done.stderr

@@ -1,7 +1,6 @@
 """The lake: one canonical Parquet object per month, and one manifest per month, which is written last."""
 
 import datetime as dt
-import io
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
@@ -33,6 +32,7 @@ from flows.tlc.errors import (
     WrongMonth,
 )
 from flows.tlc.manifest import Changes, Manifest, Outcome, Present, RawFile, StagedMonth, Status
+from flows.tlc.parquet_joining import joined, row_groups
 from flows.tlc.pipeline import Add, ahead
 from flows.tlc.schema import KEY, arrow_schema
 from flows.tlc.sources import ENDINGS
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from prefect_gcp.cloud_storage import GcsBucket
 
 _ROW_GROUP = 128 << 10  # rows
+_ENCODERS = max(1, min(4, pa.cpu_count() - 1))  # threads that encode row groups; another one reads the rows
 _BATCH = 32 << 10  # rows read at once
 _ROOM = 3 << 10  # characters of a manifest; Google allows 8 KiB of metadata per object, compatible servers allow less
 _TEMPORARY = temporary_names(ENDINGS)
@@ -343,26 +344,16 @@ class Lake(LakeManifests):
             return pq.read_table(file, pre_buffer=False)
 
 
-def parquet_pieces(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[bytes]:
-    """Yield the bytes of a canonical Parquet file, one row group at a time."""
-    sink = io.BytesIO()
+def parquet_pieces(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a canonical Parquet file, one row group at a time. Threads encode several row groups at once."""
 
-    def written() -> bytes:
-        piece = sink.getvalue()
-        sink.seek(0)
-        sink.truncate()
-        return piece
+    def encode(table: pa.Table) -> pa.Buffer:
+        sink = pa.BufferOutputStream()
+        with parquet_writer(sink, schema) as parquet:
+            parquet.write_table(table, _ROW_GROUP)
+        return sink.getvalue()
 
-    with parquet_writer(pa.PythonFile(sink, mode="w"), schema) as parquet:
-        buffered: list[pa.Table] = []
-        for table in tables:
-            buffered.append(table)
-            if sum(table.num_rows for table in buffered) >= _ROW_GROUP:
-                parquet.write_table(pa.concat_tables(buffered), _ROW_GROUP)
-                buffered = []
-                yield written()
-        parquet.write_table(pa.concat_tables([schema.empty_table(), *buffered]), _ROW_GROUP)
-    yield written()
+    return joined(row_groups(tables, _ROW_GROUP), encode, _ENCODERS)
 
 
 def parquet_writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:

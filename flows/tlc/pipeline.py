@@ -87,6 +87,7 @@ def mapped(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generato
     try:
         for item in until_error():
             waiting.append(pool.submit(work, item))
+            del item  # only the thread that works on it keeps it in memory
             if len(waiting) > threads:
                 yield waiting.popleft().result()
         while waiting:

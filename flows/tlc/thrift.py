@@ -1,11 +1,12 @@
-"""Read Thrift's compact protocol, in which Parquet's footers and page headers are written: structs as dicts by field number.
+"""Read and edit Thrift's compact protocol, in which Parquet writes footers and page headers: structs as dicts by field number.
 
 The protocol: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md. Arrow's reader cannot replace
 this: it does not expose page headers. It can also crash the process: one wrong byte in a footer is enough, if a program
 reads a column's codec or statistics.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 _DEEPEST = 16  # nested structs and lists
 _SIZES = {3: 1, 7: 8}  # bytes by type: a byte, a double
@@ -35,6 +36,37 @@ def read_struct(data: bytes, most: int) -> tuple[dict[int, Any], int]:
         raise CutOff("it is cut off") from None
 
 
+class Place(NamedTuple):
+    """Where the encoded value of a field is: its first byte, and the byte after its last."""
+
+    start: int
+    end: int
+
+
+def places(data: bytes, most: int) -> Iterator[tuple[tuple[int, ...], Any, Place]]:
+    """Yield the path, the value and the place of each field of a struct, inner fields first.
+
+    The path has the numbers of the fields that lead to it. All elements of a list have the path of the list.
+    """
+    locator = _Locator(data, most)
+    locator.struct(0)
+    yield from locator.found
+
+
+def integer(number: int) -> bytes:
+    """Return an integer as a field's value."""
+    return varint(number << 1 if number >= 0 else ~(number << 1))
+
+
+def varint(number: int) -> bytes:
+    """Return a number that is not negative in groups of seven bits, as sizes are written."""
+    groups = bytearray()
+    while number >= 0x80:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*groups, number])
+
+
 class _Reader:
     """Reads values from `at` on. Raises IndexError where the bytes end."""
 
@@ -47,8 +79,11 @@ class _Reader:
         while head := self._byte():
             field = field + (head >> 4) if head >> 4 else self._integer()
             kind = head & 0x0F
-            fields[field] = self._value(kind, depth)
+            fields[field] = self._field(field, kind, depth)
         return fields
+
+    def _field(self, field: int, kind: int, depth: int) -> Any:
+        return self._value(kind, depth)
 
     def _count(self) -> None:
         self._left -= 1
@@ -109,6 +144,23 @@ class _Reader:
     def _integer(self) -> int:
         number = self._varint()
         return (number >> 1) ^ -(number & 1)
+
+
+class _Locator(_Reader):
+    """Also records the place of each field."""
+
+    def __init__(self, data: bytes, most: int) -> None:
+        super().__init__(data, most)
+        self.found: list[tuple[tuple[int, ...], Any, Place]] = []
+        self._path: tuple[int, ...] = ()
+
+    def _field(self, field: int, kind: int, depth: int) -> Any:
+        start, outer = self.at, self._path
+        self._path = (*outer, field)
+        value = self._value(kind, depth)
+        self.found.append((self._path, value, Place(start, self.at)))
+        self._path = outer
+        return value
 
 
 def number(fields: dict[int, Any], field: int, what: str) -> int:
