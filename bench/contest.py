@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".venv-bench" / "bin" / "python"
 NAME = "yellow_tripdata_{year}-{month:02d}"
 KEY = "data/yellow/yellow_tripdata_2021-01.parquet"
-TWELVE_YEAR = 2020
+TWELVE_YEAR, SMALL_YEAR = 2020, 2019
+_SMALL_MONTH = 300  # rows
 
 
 class WrongRows(Exception):
@@ -38,7 +39,7 @@ class Size:
 
     rows: int
     months: int
-    """The number of months in the work `twelve_months`; each has `rows_a_month` rows."""
+    """The number of months in the works `twelve_months`, where each has `rows_a_month` rows, and `small_months`."""
     rows_a_month: int
     repeats: int
     programs: tuple[str, ...]
@@ -93,7 +94,7 @@ class Empty:
     """Tasks of each month."""
     tasks_of_parent: int = 0
     months: int | Literal["all"] = 1
-    """0: one flow without a parent. all: the months of `twelve_months`."""
+    """0: one flow without a parent. all: as many as `twelve_months` has."""
     at_once: int = 1
 
 
@@ -161,6 +162,7 @@ class Contest:
         }
         for month in self._months:
             wanted[f"twelve {month}"] = (self._site, ".csv.gz", TWELVE_YEAR, month, self._size.rows_a_month, 1)
+            wanted[f"small {month}"] = (self._site, ".csv.gz", SMALL_YEAR, month, _SMALL_MONTH, 1)
         made = {
             what: self._helper.submit(
                 files.make, folder / (NAME.format(year=year, month=month) + ending), year, month, count, edition
@@ -333,20 +335,20 @@ class Contest:
             )  # fmt: skip
 
     def _twelve_months(self) -> Iterator[Entry]:
-        trips = tuple(map(sum, zip(*(self._trips[f"twelve {month}"] for month in self._months), strict=True)))
-
-        def ours(at_once: int) -> Callable[[int], Sequence[str]]:
+        def ours(year: int, at_once: int) -> Callable[[int], Sequence[str]]:
             return lambda repeat: _flow(
-                "etl_web_gcs", TWELVE_YEAR, *self._months,
+                "etl_web_gcs", year, *self._months,
                 "--at-once", at_once, "--source", self._source(".csv.gz", 10 * repeat + at_once),
             )  # fmt: skip
 
-        for contender, at_once, empty in (
-            ("ours", 2, "twelve_two_at_once"),
-            ("ours_one_at_a_time", 1, "twelve_one_at_a_time"),
+        for work, contender, files_of, year, at_once, empty in (
+            ("twelve_months", "ours", "twelve", TWELVE_YEAR, 2, "twelve_two_at_once"),
+            ("twelve_months", "ours_one_at_a_time", "twelve", TWELVE_YEAR, 1, "twelve_one_at_a_time"),
+            ("small_months", "ours", "small", SMALL_YEAR, 1, "twelve_one_at_a_time"),
         ):
+            trips = tuple(map(sum, zip(*(self._trips[f"{files_of} {month}"] for month in self._months), strict=True)))
             yield Entry(
-                "twelve_months", contender, ours(at_once), trips, partial(self._in_lake, "data/yellow/*"),
+                work, contender, ours(year, at_once), trips, partial(self._in_lake, "data/yellow/*"),
                 self._empty_lake, empty=empty,
             )  # fmt: skip
 

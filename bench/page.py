@@ -22,6 +22,7 @@ TITLES = {
     "web_to_postgres_changed": "web → Postgres, re-published with 1 % changed",
     "lake_to_warehouse": "lake → BigQuery (stand-in)",
     "twelve_months": "several months, web → lake",
+    "small_months": "several months of 300 trips, one at a time, web → lake",
     "start_up": "start of a program",
     "empty_flow": "empty flows, subtracted from the above",
 }
