@@ -8,7 +8,6 @@ import datetime as dt
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
-from itertools import chain
 from queue import SimpleQueue
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
@@ -40,7 +39,7 @@ from flows.tlc.manifest import (
     Status,
     timeline,
 )
-from flows.tlc.pipeline import Add, ahead, mapped
+from flows.tlc.pipeline import Add, ahead, closing_if_open, mapped
 from flows.tlc.schema import KEY, QUARANTINE_COLUMNS, arrow_schema, columns
 from flows.tlc.sources import PublishedFile
 from flows.tlc.stream import Content, MonthStream
@@ -193,7 +192,8 @@ class Database:
                 for chunk in stream:
                     if chunk.rejects.num_rows:
                         write_rejects(chunk.rejects, rejects)
-                    yield chunk.trips.select([name for name in chunk.trips.column_names if name in stream.shape.filled])
+                    filled = stream.shape.filled
+                    yield chunk.trips.select([name for name in chunk.trips.column_names if name in filled])
 
             def made_from() -> str:
                 return _made_from(growing.sha256 if growing else raw.sha256, terms.rows)
@@ -219,7 +219,7 @@ class Database:
     ) -> str:
         """Write trips into a new staging table, and then the rejects into another. Return its name.
 
-        All tables of `trips` have the same columns: those of the key, and others of the color. The others are null.
+        All tables of `trips` have the same columns, those of the key among them. Columns of the color that they lack become null.
         The staging table of a new month receives all trips. That of a published month receives only the differences: trips that
         are new or changed, and trips of the partition that are no longer published. Its comment begins with `made_from()`,
         called after the last trip. The tables are created first: the lock of LIKE on the color's table must not last as long as
@@ -252,17 +252,19 @@ class Database:
             cursor.execute("SELECT to_regclass(%s)::oid", (staging,))
             oid = int(value(cursor))
         try:
-            # Counted now, not in the table afterwards: a crash of the server may have emptied it.
-            count = self._copy_differences(trip_month, trips, oid) if base else 0
-            with self.postgres.transaction() as cursor:
-                self._lock_staging(cursor, trip_month, oid)
-                if not base:
-                    self._copy_all(cursor, trip_month, trips)
-                text = sql.Literal(_comment(made_from(), base, count))
-                run(cursor, "COMMENT ON TABLE {staging} IS {text}", **names, text=text)
-                rejects.seek(0)
-                copy = composed("COPY {staged_rejects} ({fed_rejects}) FROM STDIN (FORMAT csv)", **names)
-                cursor.copy_expert(copy, rejects)
+            with closing_if_open(trips):
+                fed, tables = _fed(trip_month, trips)
+                # Counted now, not in the table afterwards: a crash of the server may have emptied it.
+                count = self._copy_differences(trip_month, fed, tables, oid) if base else 0
+                with self.postgres.transaction() as cursor:
+                    self._lock_staging(cursor, trip_month, oid)
+                    if not base:
+                        self._copy_all(cursor, trip_month, fed, tables)
+                    text = sql.Literal(_comment(made_from(), base, count))
+                    run(cursor, "COMMENT ON TABLE {staging} IS {text}", **names, text=text)
+                    rejects.seek(0)
+                    copy = composed("COPY {staged_rejects} ({fed_rejects}) FROM STDIN (FORMAT csv)", **names)
+                    cursor.copy_expert(copy, rejects)
         except BaseException:  # the next run of the month drops the tables if this cannot
             expected = (psycopg2.Error, SQLAlchemyError, MisconfiguredBlock, Unreachable, Vanished)
             with suppress(*expected), self.postgres.transaction() as cursor:
@@ -301,25 +303,23 @@ class Database:
         run(cursor, "SELECT count(*) FROM {table}", table=table)
         return int(value(cursor))
 
-    def _copy_all(self, cursor: "Cursor", trip_month: TripMonth, trips: Iterator[pa.Table]) -> None:
+    def _copy_all(self, cursor: "Cursor", trip_month: TripMonth, fed: pa.Schema, trips: Iterator[pa.Table]) -> None:
         """COPY all trips into the staging table. Parsing, encoding and copying overlap.
 
         The table has no key yet: building the index once at the end is faster than updating it for each row.
         """
         names = _names_in(trip_month)
-        fed, trips = _fed(trip_month, trips)
         # FREEZE is safe: nobody reads the table before this transaction ends. Vacuum then need not rewrite the rows.
         run(cursor, "TRUNCATE {staging}", **names)
         copy = "COPY {staging} ({fed}) FROM STDIN (FORMAT binary, FREEZE)"
         with closing(ahead(encode(trips, fed))) as pieces:
             self.postgres.copy(cursor, composed(copy, **names, fed=_listed_in(fed)), pieces)
 
-    def _copy_differences(self, trip_month: TripMonth, trips: Iterator[pa.Table], oid: int) -> int:
+    def _copy_differences(self, trip_month: TripMonth, fed: pa.Schema, trips: Iterator[pa.Table], oid: int) -> int:
         """Compare all trips with the partition, and write what differs to the staging table. Return how many rows differ.
 
         Parsing and comparing overlap. Each batch is a transaction: a lock on the partition must not last as long as the download.
         """
-        fed, trips = _fed(trip_month, trips)
         names = _names_in(trip_month) | {"fed": _listed_in(fed)}
         free: SimpleQueue[tuple[Connection, str]] = SimpleQueue()
 
@@ -531,7 +531,14 @@ def _fed(trip_month: TripMonth, trips: Iterator[pa.Table]) -> tuple[pa.Schema, I
     """
     first = next(trips, arrow_schema(trip_month.color).empty_table())
     fed = [name for name in first.column_names if name != KEY[0].name]
-    return first.select(fed).schema, (table.select(fed) for table in chain([first], trips))
+    waiting = [first.select(fed)]
+
+    def tables() -> Iterator[pa.Table]:
+        yield waiting.pop()  # nothing here keeps the first table in memory until the last
+        for table in trips:
+            yield table.select(fed)
+
+    return waiting[0].schema, tables()
 
 
 def _listed_in(fed: pa.Schema) -> sql.Composed:
