@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from prefect_gcp.cloud_storage import GcsBucket
 
 _ROW_GROUP = 128 << 10  # rows
-_ENCODERS = max(1, min(4, pa.cpu_count() - 1))  # threads that encode row groups; another one reads the rows
+# Threads that encode row groups. Another one reads and checks the rows, which takes about as long as encoding them.
+_ENCODERS = max(1, min(2, pa.cpu_count() - 1))
 _BATCH = 32 << 10  # rows read at once
 _ROOM = 3 << 10  # characters of a manifest; Google allows 8 KiB of metadata per object, compatible servers allow less
 _TEMPORARY = temporary_names(ENDINGS)

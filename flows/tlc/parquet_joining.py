@@ -17,10 +17,12 @@ from flows.tlc.thrift import Place, integer, places, varint
 # A file is: magic, pages, footer, the footer's length in 4 bytes, magic.
 _MAGIC, _LENGTH = b"PAR1", 4
 _TAIL = _LENGTH + len(_MAGIC)
-_MOST_VALUES = 100_000  # in the footer of one row group; one of 28 columns has about 1,500
+_MOST_VALUES = 100_000  # in the footer of one row group; one of 28 columns has about 1,300
 _ROWS, _GROUPS = (3,), (4,)  # FileMetaData.num_rows and row_groups
 # RowGroup.file_offset, and data_page_offset, index_page_offset and dictionary_page_offset of ColumnMetaData.
 _POSITIONS = {(4, 5), (4, 1, 3, 9), (4, 1, 3, 10), (4, 1, 3, 11)}
+# ColumnMetaData.bloom_filter_offset, and offset_index_offset and column_index_offset of ColumnChunk: data after the last page.
+_AFTER_PAGES = {(4, 1, 3, 14), (4, 1, 4), (4, 1, 6)}
 _STRUCT = 12  # the type of a list's elements
 
 
@@ -74,9 +76,11 @@ class _Footer:
 
     def add(self, footer: bytes, pages: int) -> None:
         """Add the footer of a file with one row group and so many bytes of pages."""
-        found = [*places(footer, _MOST_VALUES)]
+        found = places(footer, _MOST_VALUES)
         [(rows, rows_at)] = [(value, place) for path, value, place in found if path == _ROWS]
-        [groups_at] = [place for path, _, place in found if path == _GROUPS]
+        [(groups, groups_at)] = [(value, place) for path, value, place in found if path == _GROUPS]
+        if len(groups) != 1 or not _AFTER_PAGES.isdisjoint(path for path, _, _ in found):
+            raise ValueError("a part of a Parquet file has several row groups, page indexes or Bloom filters")
         if not self._groups:
             self._first = footer, rows_at, groups_at
         edited, at = b"", groups_at.start + len(_list_head(1))

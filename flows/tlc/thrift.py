@@ -5,7 +5,6 @@ this: it does not expose page headers. It can also crash the process: one wrong 
 reads a column's codec or statistics.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 _DEEPEST = 16  # nested structs and lists
@@ -43,14 +42,14 @@ class Place(NamedTuple):
     end: int
 
 
-def places(data: bytes, most: int) -> Iterator[tuple[tuple[int, ...], Any, Place]]:
-    """Yield the path, the value and the place of each field of a struct, inner fields first.
+def places(data: bytes, most: int) -> list[tuple[tuple[int, ...], Any, Place]]:
+    """Return the path, the value and the place of each field of the struct at the beginning of `data`, inner fields first.
 
     The path has the numbers of the fields that lead to it. All elements of a list have the path of the list.
     """
     locator = _Locator(data, most)
     locator.struct(0)
-    yield from locator.found
+    return locator.found
 
 
 def integer(number: int) -> bytes:

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows.stores import lake
 from flows.stores.lake import parquet_writer
-from flows.tlc.parquet_joining import joined, row_groups
+from flows.tlc.parquet_joining import joined
 from flows.tlc.schema import arrow_schema
 from flows.tlc.trips import COLORS
 
@@ -19,14 +20,14 @@ SIZE = 100  # rows of a row group
 
 
 def trips(color: str, rows: int) -> pa.Table:
-    """Return made-up values in each column: one column without any, one with texts of all lengths, others with some nulls."""
+    """Return made-up values: the first column has none, the others have some nulls, and their texts have up to 6,000 bytes."""
     drawn = random.Random(rows)  # noqa: S311 - data, not a secret
     schema = arrow_schema(color)
     columns = []
     for place, field in enumerate(schema):
         values: tuple[object, ...] = (None, 0, -1, 2**40, *range(rows))
         if pa.types.is_string(field.type):
-            values = (None, "", "N", "ß" * drawn.randrange(1, 3000))
+            values = (None, "", "N", *("ß" * drawn.randrange(1, 3000) for _ in range(9)))
         elif pa.types.is_floating(field.type):
             values = (None, 0.0, -1e300, 0.1, drawn.random())
         elif pa.types.is_temporal(field.type):
@@ -35,15 +36,22 @@ def trips(color: str, rows: int) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def encoded(table: pa.Table) -> pa.Buffer:
+@pytest.fixture(autouse=True)
+def small_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lake, "_ROW_GROUP", SIZE)
+    monkeypatch.setattr(lake, "_ENCODERS", 3)
+
+
+def encoded(table: pa.Table, **more: bool) -> pa.Buffer:
     sink = pa.BufferOutputStream()
-    with parquet_writer(sink, table.schema) as parquet:
+    with parquet_writer(sink, table.schema) if not more else pq.ParquetWriter(sink, table.schema, **more) as parquet:
         parquet.write_table(table, SIZE)
     return sink.getvalue()
 
 
 def file_of(tables: Iterable[pa.Table]) -> bytes:
-    return b"".join(joined(row_groups(tables, SIZE), encoded, threads=3))
+    tables = [*tables]
+    return b"".join(lake.parquet_pieces(tables, tables[0].schema))
 
 
 def cut(table: pa.Table, length: int) -> list[pa.Table]:
@@ -81,11 +89,19 @@ def test_several_row_groups_are_encoded_at_once() -> None:
 
 
 def test_an_error_while_encoding_or_reading_reaches_the_caller() -> None:
+    table = trips("green", 250)
+
     def interrupted() -> Iterable[pa.Table]:
-        yield trips("green", 250)
+        yield table
         raise OSError("broken")
 
     with pytest.raises(OSError, match="broken"):
-        file_of(interrupted())
+        b"".join(lake.parquet_pieces(interrupted(), table.schema))
     with pytest.raises(ZeroDivisionError):
         b"".join(joined([trips("green", 1)], lambda table: 1 // 0, threads=2))
+
+
+@pytest.mark.parametrize(("rows", "options"), [(2 * SIZE, {}), (1, {"write_page_index": True})])
+def test_a_part_that_cannot_be_joined_is_an_error(rows: int, options: dict[str, bool]) -> None:
+    with pytest.raises(ValueError, match="several row groups, page indexes or Bloom filters"):
+        b"".join(joined([trips("green", rows)], lambda table: encoded(table, **options), threads=1))
