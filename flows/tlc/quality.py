@@ -29,10 +29,10 @@ class Rule:
 
     name: str
     severity: Literal["note", "warning"]
-    condition: Callable[[], pc.Expression] | None
+    condition: Callable[[], pc.Expression] | Literal["counted by Pickups"]
     """Returns the condition. Arrow imports pandas to make one; a run that reads no trips needs no pandas.
 
-    None means a pickup in another month: `Pickups` counts these trips anyway.
+    `Pickups` counts the trips of other months anyway.
     """
     colors: str
 
@@ -47,7 +47,7 @@ def _a_day() -> pa.Scalar:
 
 # TLC's own files have trips that meet each of these rules.
 RULES = (
-    Rule("picked up in another month", "note", None, _ALL),
+    Rule("picked up in another month", "note", "counted by Pickups", _ALL),
     Rule("dropped off before the pickup", "warning", lambda: _field("dropoff") < _field("pickup"), _ALL),
     Rule("longer than a day", "warning", lambda: (_field("dropoff") - _field("pickup")) > _a_day(), _ALL),
     Rule(  # some times of this vendor are wrong: the minute is the number of the month
@@ -97,7 +97,7 @@ class Profiler:
         """Return the profile of all trips so far."""
         sums = {name: self._totals[name] for name in self._money}
         elsewhere = self.pickups.elsewhere
-        counts = {rule.name: int(self._totals[rule.name]) for rule in self._rules if rule.condition}
+        counts = {rule.name: int(self._totals[rule.name]) for rule in self._rules if callable(rule.condition)}
         return Profile(
             sums={name: round(total, 2) for name, total in sums.items() if isfinite(total)},
             days=self.pickups.within,
@@ -118,7 +118,7 @@ def _totals_of(
 
     named = {"pickup": _field(pickup(color)), "dropoff": _field(dropoff(color))}
     own = {name: _field(name) for name in (*(column.name for column in columns), "file_month")}
-    counts = {rule.name: rule.condition().cast(pa.int64()) for rule in rules if rule.condition}
+    counts = {rule.name: rule.condition().cast(pa.int64()) for rule in rules if callable(rule.condition)}
     sums = {name: _field(name) for name in money(color)}
     totals = acero.AggregateNodeOptions([(name, "sum", None, name) for name in (*counts, *sums)])
     steps = [project(own | named), project(counts | sums), acero.Declaration("aggregate", totals)]
