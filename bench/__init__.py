@@ -16,3 +16,6 @@ empty flow with the same number of flows and tasks and the same imports, measure
 measure their own time after their imports, which favours them; their `net_s` is their `wall_s`. The memory is a process's peak,
 including imports. A run that stores wrong rows stops the bench.
 """
+
+SMALL_MONTH = 300
+"""The rows of each month in the work `small_months`."""

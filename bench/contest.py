@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 import psycopg2
 
-from bench import files
+from bench import SMALL_MONTH, files
 from bench.files import DIGEST, Digest
 from bench.process import Run, measure
 from local.servers.stack import BUCKET, PROJECT, Stack, without_foreign_settings
@@ -26,7 +26,6 @@ PEERS = ROOT / ".venv-bench" / "bin" / "python"
 NAME = "yellow_tripdata_{year}-{month:02d}"
 KEY = "data/yellow/yellow_tripdata_2021-01.parquet"
 TWELVE_YEAR, SMALL_YEAR = 2020, 2019
-_SMALL_MONTH = 300  # rows
 
 
 class WrongRows(Exception):
@@ -39,8 +38,9 @@ class Size:
 
     rows: int
     months: int
-    """The number of months in the works `twelve_months`, where each has `rows_a_month` rows, and `small_months`."""
+    """The number of months in the works `twelve_months` and `small_months`."""
     rows_a_month: int
+    """The rows of each month in the work `twelve_months`."""
     repeats: int
     programs: tuple[str, ...]
     """The programs whose start-up is measured."""
@@ -162,7 +162,7 @@ class Contest:
         }
         for month in self._months:
             wanted[f"twelve {month}"] = (self._site, ".csv.gz", TWELVE_YEAR, month, self._size.rows_a_month, 1)
-            wanted[f"small {month}"] = (self._site, ".csv.gz", SMALL_YEAR, month, _SMALL_MONTH, 1)
+            wanted[f"small {month}"] = (self._site, ".csv.gz", SMALL_YEAR, month, SMALL_MONTH, 1)
         made = {
             what: self._helper.submit(
                 files.make, folder / (NAME.format(year=year, month=month) + ending), year, month, count, edition

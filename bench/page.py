@@ -6,6 +6,8 @@ from math import log10
 from pathlib import Path
 from typing import Any
 
+from bench import SMALL_MONTH
+
 _ROOT = Path(__file__).resolve().parent.parent
 RESULTS = _ROOT / "bench" / "results.json"
 PAGE = _ROOT / "docs" / "speed.md"
@@ -22,7 +24,7 @@ TITLES = {
     "web_to_postgres_changed": "web → Postgres, re-published with 1 % changed",
     "lake_to_warehouse": "lake → BigQuery (stand-in)",
     "twelve_months": "several months, web → lake",
-    "small_months": "several months of 300 trips, one at a time, web → lake",
+    "small_months": f"several months of {SMALL_MONTH} trips, one at a time, web → lake",
     "start_up": "start of a program",
     "empty_flow": "empty flows, subtracted from the above",
 }
@@ -74,6 +76,11 @@ def tables(machine: Mapping[str, Any], records: Records) -> str:
         ratios = _ratios(of_work)
         rows = max(record["rows"] for record in of_work)
         parts.append(f"\n### {title}\n\n" + (f"{rows:,} rows.\n\n" if rows else ""))
+        if work == "small_months":
+            fixed = float(of_work[0]["net_s"]) * SMALL_MONTH / rows
+            parts.append(
+                f"The fixed cost of a month is {fixed:.2f} s: the net time, divided by the number of months.\n\n"
+            )
         parts.append(
             "| | × this project | net s | wall s | CPU s | cores busy | peak MB | runs |\n"
             "|---|---:|---:|---:|---:|---:|---:|---:|\n"

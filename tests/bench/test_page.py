@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+from bench import SMALL_MONTH
 from bench.page import CHART, NAMES, PAGE, RESULTS, TITLES, chart, page, tables
 
 MACHINE = {"cpus": 2, "memory_gb": 8.0, "system": "Linux", "load": 0.1, "revision": "abc1234", "dlt": "1.31.0"}
@@ -28,6 +29,11 @@ def test_a_ratio_is_relative_to_this_project_and_the_fastest_comes_first() -> No
     rows = [line.split(" | ")[:2] for line in text.splitlines() if line.endswith("| 3 |")]
     assert rows == [["| plain pyarrow", "0.50"], ["| this project", "1.00"], ["| pandas script", "8.00"]]
     assert "was busy" not in text
+
+
+def test_the_fixed_cost_is_that_of_one_small_month() -> None:
+    record = _record("ours", 4.8, "small_months") | {"rows": 12 * SMALL_MONTH}
+    assert "The fixed cost of a month is 0.40 s" in tables(MACHINE, [record])
 
 
 def test_a_page_from_a_busy_machine_says_so() -> None:
