@@ -43,8 +43,7 @@ if TYPE_CHECKING:
     from prefect_gcp.cloud_storage import GcsBucket
 
 _ROW_GROUP = 128 << 10  # rows
-# Threads that encode row groups. Another one reads and checks the rows, which takes about as long as encoding them.
-_ENCODERS = max(1, min(2, pa.cpu_count() - 1))
+_ENCODERS = max(1, min(2, pa.cpu_count() - 1))  # threads that encode row groups; each has one of about 30 MB in memory
 _BATCH = 32 << 10  # rows read at once
 _ROOM = 3 << 10  # characters of a manifest; Google allows 8 KiB of metadata per object, compatible servers allow less
 _TEMPORARY = temporary_names(ENDINGS)
@@ -95,7 +94,8 @@ class Lake(LakeManifests):
         trip_month, schema = stream.trip_month, arrow_schema(stream.trip_month.color)
         key = staged_key(trip_month.key, run)
         side_keys = {"quarantine_key": "", "extra_key": ""}
-        with ExitStack() as files:
+        # If an upload fails, the thread that writes ends before the files are closed: Arrow crashes if both happen at once.
+        with self.bucket.writer(key) as month, ExitStack() as files:
             writers: dict[str, pq.ParquetWriter] = {}
 
             def write_side_object(what: str, key: str, table: pa.Table) -> None:
@@ -113,9 +113,9 @@ class Lake(LakeManifests):
                         write_side_object("extra_key", trip_month.extra_key, chunk.extra)
                     yield chunk.trips
 
-            month = files.enter_context(self.bucket.writer(key))
-            for piece in files.enter_context(closing(ahead(parquet_pieces(tables(), schema), depth=1))):
-                month.write(piece)
+            with closing(ahead(parquet_pieces(tables(), schema), depth=1)) as pieces:
+                for piece in pieces:
+                    month.write(piece)
         return stream.staged(key=key, generation=self.bucket.written(key).generation, **side_keys)
 
     def discard(self, staged: StagedMonth) -> None:
