@@ -21,8 +21,9 @@ _MOST_VALUES = 100_000  # in the footer of one row group; one of 28 columns has 
 _ROWS, _GROUPS = (3,), (4,)  # FileMetaData.num_rows and row_groups
 # RowGroup.file_offset, and data_page_offset, index_page_offset and dictionary_page_offset of ColumnMetaData.
 _POSITIONS = {(4, 5), (4, 1, 3, 9), (4, 1, 3, 10), (4, 1, 3, 11)}
-# ColumnMetaData.bloom_filter_offset, and offset_index_offset and column_index_offset of ColumnChunk: data after the last page.
-_AFTER_PAGES = {(4, 1, 3, 14), (4, 1, 4), (4, 1, 6)}
+_DEPRECATED = (4, 1, 2)  # ColumnChunk.file_offset; Arrow writes 0
+# RowGroup.ordinal, ColumnMetaData.bloom_filter_offset, and offset_index_offset and column_index_offset of ColumnChunk.
+_NOT_JOINED = {(4, 7), (4, 1, 3, 14), (4, 1, 4), (4, 1, 6)}
 _STRUCT = 12  # the type of a list's elements
 
 
@@ -33,7 +34,7 @@ def row_groups(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
     for table in tables:
         waiting.append(table)
         rows += table.num_rows
-        del table  # while a group is encoded, nothing else keeps its rows in memory
+        del table  # while a group is encoded, this generator keeps only the rest
         while rows >= size:
             whole = pa.concat_tables(waiting)
             rows, done = rows - size, True
@@ -79,8 +80,10 @@ class _Footer:
         found = places(footer, _MOST_VALUES)
         [(rows, rows_at)] = [(value, place) for path, value, place in found if path == _ROWS]
         [(groups, groups_at)] = [(value, place) for path, value, place in found if path == _GROUPS]
-        if len(groups) != 1 or not _AFTER_PAGES.isdisjoint(path for path, _, _ in found):
-            raise ValueError("a part of a Parquet file has several row groups, page indexes or Bloom filters")
+        if len(groups) != 1 or any(path in _NOT_JOINED or (path == _DEPRECATED and value) for path, value, _ in found):
+            raise ValueError(
+                "a row group was not encoded as it must be; please report this, with the version of pyarrow"
+            )
         if not self._groups:
             self._first = footer, rows_at, groups_at
         edited, at = b"", groups_at.start + len(_list_head(1))

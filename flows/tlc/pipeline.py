@@ -19,12 +19,15 @@ _END = object()
 
 @contextmanager
 def closing_if_open(items: Iterable[object]) -> Iterator[None]:
-    """Close `items` afterwards if they can be closed: generators and files can, lists cannot."""
+    """Close `items` afterwards if they can be closed: generators and files can, lists cannot.
+
+    A generator that is running in a thread cannot, either. This happens if a wait for that thread is interrupted.
+    """
     try:
         yield
     finally:
         close = getattr(items, "close", None)
-        if close is not None:
+        if close is not None and not getattr(items, "gi_running", False):
             close()
 
 

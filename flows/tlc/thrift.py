@@ -29,10 +29,7 @@ def read_struct(data: bytes, most: int) -> tuple[dict[int, Any], int]:
     A struct has integers, booleans, bytes, lists and dicts. Values of other types are None.
     """
     reader = _Reader(data, most)
-    try:
-        return reader.struct(0), reader.at
-    except IndexError:
-        raise CutOff("it is cut off") from None
+    return reader.whole(), reader.at
 
 
 class Place(NamedTuple):
@@ -48,7 +45,7 @@ def places(data: bytes, most: int) -> list[tuple[tuple[int, ...], Any, Place]]:
     The path has the numbers of the fields that lead to it. All elements of a list have the path of the list.
     """
     locator = _Locator(data, most)
-    locator.struct(0)
+    locator.whole()
     return locator.found
 
 
@@ -71,6 +68,13 @@ class _Reader:
 
     def __init__(self, data: bytes, most: int) -> None:
         self._data, self._left, self.at = data, most, 0
+
+    def whole(self) -> dict[int, Any]:
+        """Return the struct at the beginning. Raise `CutOff` if the bytes end inside it."""
+        try:
+            return self.struct(0)
+        except IndexError:
+            raise CutOff("it is cut off") from None
 
     def struct(self, depth: int) -> dict[int, Any]:
         fields: dict[int, Any] = {}

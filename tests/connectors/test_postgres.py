@@ -4,11 +4,12 @@ import io
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from typing import Any
+from contextlib import closing, contextmanager, nullcontext, suppress
+from typing import Any, NoReturn
 from unittest.mock import MagicMock
 
 import psycopg2
+import pyarrow as pa
 import pytest
 from sqlalchemy import URL, create_engine, make_url
 
@@ -16,6 +17,7 @@ from flows.connectors import postgres
 from flows.connectors.postgres import Postgres
 from flows.stores.database import Database
 from flows.tlc.errors import MisconfiguredBlock, Unreachable, UnreadableFile
+from flows.tlc.schema import arrow_schema
 from flows.tlc.trips import TripMonth
 from local.servers.stack import Stack
 from tests.stores import own_database
@@ -205,3 +207,48 @@ def test_a_cleanup_that_fails_does_not_replace_the_error(monkeypatch: pytest.Mon
     with pytest.raises(UnreadableFile):
         database._copy(TripMonth("green", 2021, 1), iter([]), io.BytesIO(), str)
     assert next(outcomes, None) is None
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replace all that `Database._copy` asks of the server. Return the names of the transactions that are open."""
+    opened: list[str] = []
+
+    @contextmanager
+    def transaction(_self: object) -> Iterator[MagicMock]:
+        opened.append("transaction")
+        yield MagicMock()
+        opened.pop()
+
+    monkeypatch.setattr(Postgres, "transaction", transaction)
+    monkeypatch.setattr(Postgres, "require_own", lambda *_: None)
+    monkeypatch.setattr(Postgres, "require_no_table", lambda *_: None)
+    monkeypatch.setattr(Postgres, "copy", lambda *_: None)
+    monkeypatch.setattr(Database, "_lock_staging", lambda *_: None)
+    return opened
+
+
+@pytest.mark.parametrize("base", ["", "a load of the partition"], ids=["new", "re-published"])
+def test_no_transaction_is_open_while_the_first_trips_are_awaited_and_the_reader_is_closed(
+    base: str, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def trips() -> Iterator[pa.Table]:
+        seen.extend(["the first trips", *opened])
+        try:
+            yield arrow_schema("green").empty_table()
+        finally:
+            seen.append("closed")
+
+    def no_connection(_self: object) -> NoReturn:
+        raise Unreachable("no connection is free")
+
+    monkeypatch.setattr(Database, "_base", lambda *_: base)
+    monkeypatch.setattr(Postgres, "connection", no_connection)
+    database = Database.__new__(Database)
+    database.postgres = Postgres.__new__(Postgres)
+    kept = trips()
+    with pytest.raises(Unreachable) if base else nullcontext():
+        database._copy(TripMonth("green", 2021, 1), kept, io.BytesIO(), str)
+    assert seen == ["the first trips", "closed"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.tlc.pipeline import ahead, mapped
+from flows.tlc.pipeline import ahead, closing_if_open, mapped
 
 
 def alive() -> list[threading.Thread]:
@@ -167,3 +167,23 @@ def test_at_most_one_item_more_than_the_threads_is_in_work(threads: int) -> None
     results.close()
     assert made == threads + 1
     assert alive() == []
+
+
+def test_a_generator_that_still_runs_in_a_thread_is_left_to_it() -> None:
+    running, finish = threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        running.set()
+        finish.wait(30)
+        yield 1
+
+    generator = items()
+    thread = threading.Thread(target=next, args=(generator,))
+    thread.start()
+    assert running.wait(30)
+    try:
+        with pytest.raises(KeyboardInterrupt), closing_if_open(generator):
+            raise KeyboardInterrupt
+    finally:
+        finish.set()
+        thread.join()

@@ -43,3 +43,5 @@ def test_places_are_those_of_the_values() -> None:
         ((3,), [{1: 7}, {1: 7}], b"\x2c" + inner + inner),
     ]
     assert varint(300) == b"\xac\x02"
+    with pytest.raises(CutOff):
+        places(data[:-1], 100)
