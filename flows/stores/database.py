@@ -313,14 +313,14 @@ class Database:
         run(cursor, "TRUNCATE {staging}", **names)
         copy = "COPY {staging} ({fed}) FROM STDIN (FORMAT binary, FREEZE)"
         with closing(ahead(encode(trips, fed))) as pieces:
-            self.postgres.copy(cursor, composed(copy, **names, fed=_listed_in(fed)), pieces)
+            self.postgres.copy(cursor, composed(copy, **names, fed=_listed_in(trip_month, fed)), pieces)
 
     def _copy_differences(self, trip_month: TripMonth, fed: pa.Schema, trips: Iterator[pa.Table], oid: int) -> int:
         """Compare all trips with the partition, and write what differs to the staging table. Return how many rows differ.
 
         Parsing and comparing overlap. Each batch is a transaction: a lock on the partition must not last as long as the download.
         """
-        names = _names_in(trip_month) | {"fed": _listed_in(fed)}
+        names = _names_in(trip_month) | {"fed": _listed_in(trip_month, fed)}
         free: SimpleQueue[tuple[Connection, str]] = SimpleQueue()
 
         def compare(batch: _Batch) -> int:
@@ -541,8 +541,10 @@ def _fed(trip_month: TripMonth, trips: Iterator[pa.Table]) -> tuple[pa.Schema, I
     return waiting[0].schema, tables()
 
 
-def _listed_in(fed: pa.Schema) -> sql.Composed:
-    return listed(name.lower() for name in fed.names)
+def _listed_in(trip_month: TripMonth, fed: pa.Schema) -> sql.Composed:
+    """Return the columns that COPY receives, in the order of `fed`."""
+    by_name = {column.name: column for column in columns(trip_month.color)}
+    return listed(names_of(by_name[name] for name in fed.names))
 
 
 def _batches(trips: Iterable[pa.Table], fed: pa.Schema) -> Iterator[_Batch]:

@@ -14,7 +14,6 @@ from flows.stores import lake
 from flows.stores.lake import Lake
 from flows.tlc.clean import Chunk, rejects_table
 from flows.tlc.schema import arrow_schema
-from flows.tlc.stream import MonthStream
 from flows.tlc.trips import TripMonth, staged_key
 
 MONTH = TripMonth("green", 2021, 1)
@@ -56,5 +55,5 @@ def test_files_are_closed_after_the_thread_that_writes_them(monkeypatch: pytest.
     ours = Lake.__new__(Lake)
     ours.bucket = MagicMock(writer=writer)
     with pytest.raises(OSError, match="the bucket is gone"):
-        ours._write(cast("MonthStream", cast("Any", Endless())), "run")
+        ours._write(cast("Any", Endless()), "run")
     assert alive_at_close == [False, False]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from flows.tlc.thrift import integer, varint
+
 # Thrift's compact protocol: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 12
 
@@ -53,25 +55,17 @@ class _Reader:
         return fields
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
 def _encode(kind: int, value: Any) -> bytes:
     if kind in (I16, I32, I64):
-        return _varint(value * 2 if value >= 0 else -value * 2 - 1)
+        return integer(value)
     if kind == STRUCT:
         return encode(value)
     if kind == LIST:
         inside = value[0][0] if value else STRUCT
-        head = bytes([len(value) << 4 | inside]) if len(value) < 15 else bytes([0xF0 | inside]) + _varint(len(value))
+        head = bytes([len(value) << 4 | inside]) if len(value) < 15 else bytes([0xF0 | inside]) + varint(len(value))
         return head + b"".join(_encode(*one) for one in value)
     if kind == BINARY:
-        return _varint(len(value)) + value
+        return varint(len(value)) + value
     return value if kind in (BYTE, DOUBLE) else b""
 
 
