@@ -20,6 +20,8 @@ from flows.tlc.pipeline import Add, ahead
 from flows.tlc.sources import ENDINGS, Ending, PublishedFile
 from flows.tlc.trips import COLORS, EDITION_DIGITS, TripMonth, edition_key, staged_key
 
+_AHEAD = 16  # most pieces of a download that wait for their upload; a piece has about 1 MiB
+
 # Metadata keys of a raw file. Servers and other tools add their own keys, and some servers refuse those keys from a client.
 RAW_FACTS = ("url", "etag", "last_modified", "upload", "sha256", "fetched_at", "verified")
 
@@ -115,15 +117,20 @@ class RawZone:
         replaces = 0 if whole else current.generation
         digest, download = hashlib.sha256(), Download(published, add)
         spooled = scratch.spooled(published.size, str(published.trip_month), growing)
+
+        def received() -> Iterator[bytes]:
+            for piece in download:
+                digest.update(piece)
+                append(piece)
+                yield piece
+            if growing:  # now, not after the upload: Parquet can be read only once it is complete
+                growing.complete(digest.hexdigest())
+
         try:
             with bucket.writer(into, about | mark, replaces=replaces) as raw:
-                with closing(ahead(download)) as pieces, spooled as append:
+                with spooled as append, closing(ahead(received(), _AHEAD)) as pieces:
                     for piece in pieces:
-                        digest.update(piece)
-                        append(piece)
                         raw.write(piece)
-                if growing:
-                    growing.complete(digest.hexdigest())
                 if current.metadata.get("sha256") == digest.hexdigest():
                     raise _SameBytes
         except _SameBytes:

@@ -4,6 +4,8 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,6 +132,29 @@ def test_a_download_that_breaks_off_and_is_retried_begins_a_new_staging(
     assert len(staged.results) == 1
     assert is_as_published()
     assert no_staging_left(ours, month)
+
+
+def test_parquet_is_staged_while_the_last_pieces_are_still_uploaded(
+    mirrored_month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    month = mirrored_month
+    staged = Staged(Lake, monkeypatch)
+    real = Bucket.writer
+
+    @contextmanager
+    def writer(self: Bucket, key: str, *more: Any, **options: Any) -> Iterator[Any]:
+        with real(self, key, *more, **options) as file:
+
+            def write(piece: bytes) -> None:
+                until(lambda: bool(staged.results), 20)
+                file.write(piece)
+
+            yield SimpleNamespace(write=write) if key.startswith("raw/") else file
+
+    monkeypatch.setattr(Bucket, "writer", writer)
+    assert runs.lake(month).status == "loaded"
+    assert staged.early == [True]
+    assert same(ours.in_lake(month), as_published(ours.site.file(f"{month.stem}.parquet"), month))
 
 
 def test_a_staging_whose_upload_fails_is_discarded(
