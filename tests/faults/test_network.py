@@ -36,14 +36,16 @@ _LIBRARIES = ("google", "requests", "psycopg2", "urllib3", "httpx")  # a task fa
 def _of_any_address(found: Mapping[str, Any], *urls: str) -> dict[str, Any]:
     """Return a digest without these addresses of the site, and without the facts that depend on the address.
 
-    These are `known_rows`, and the counts of changes: a month whose file comes from another address is loaded again.
+    These are `known_rows`, the counts of changes, and how often an edition is in the history: a month whose file comes from
+    another address is loaded again.
     """
     text = json.dumps(found)
     for url in urls:
         text = text.replace(url, "http://site")
     dependent = r'(\\*"(?:known_rows|inserted|updated|removed)\\*": )(\\*"\w+\\*"|null)'
     any_address: dict[str, Any] = json.loads(re.sub(dependent, r"\1null", text))
-    return any_address
+    database = any_address["database"]
+    return any_address | {"database": database | {"loads_history": sorted(set(database.get("loads_history", [])))}}
 
 
 @contextmanager
