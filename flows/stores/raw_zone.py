@@ -20,7 +20,7 @@ from flows.tlc.pipeline import Add, ahead
 from flows.tlc.sources import ENDINGS, Ending, PublishedFile
 from flows.tlc.trips import COLORS, EDITION_DIGITS, TripMonth, edition_key, staged_key
 
-_AHEAD = 16  # most pieces of a download that wait for their upload; a piece has about 1 MiB
+_AHEAD = 8  # most pieces of a download that wait for their upload; a piece has one or two MiB
 
 # Metadata keys of a raw file. Servers and other tools add their own keys, and some servers refuse those keys from a client.
 RAW_FACTS = ("url", "etag", "last_modified", "upload", "sha256", "fetched_at", "verified")
@@ -96,7 +96,8 @@ class RawZone:
         A complete raw file is not overwritten, because the month was made from it. A new edition is staged until its month
         is published.
 
-        If the file is downloaded, another thread can read its bytes from `growing` meanwhile.
+        If the file is downloaded, another thread can read its bytes from `growing` meanwhile. `growing` is complete before the
+        upload is, which may still fail. If the raw zone has these bytes already, `growing` is never complete.
         """
         bucket, key = self.bucket, published.trip_month.raw_key(published.ending)
         about = {name: getattr(published, name) or "" for name in ("etag", "last_modified")}
@@ -118,12 +119,15 @@ class RawZone:
         digest, download = hashlib.sha256(), Download(published, add)
         spooled = scratch.spooled(published.size, str(published.trip_month), growing)
 
+        def is_new() -> bool:
+            return current.metadata.get("sha256") != digest.hexdigest()
+
         def received() -> Iterator[bytes]:
             for piece in download:
                 digest.update(piece)
                 append(piece)
                 yield piece
-            if growing:  # now, not after the upload: Parquet can be read only once it is complete
+            if growing and is_new():  # now, not after the upload: Parquet can be read only once it is complete
                 growing.complete(digest.hexdigest())
 
         try:
@@ -131,7 +135,7 @@ class RawZone:
                 with spooled as append, closing(ahead(received(), _AHEAD)) as pieces:
                     for piece in pieces:
                         raw.write(piece)
-                if current.metadata.get("sha256") == digest.hexdigest():
+                if not is_new():
                     raise _SameBytes
         except _SameBytes:
             into, mark = key, {"sha256": digest.hexdigest()}

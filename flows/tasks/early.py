@@ -30,14 +30,16 @@ class EarlyStaging:
 
     @contextmanager
     def receiving(self, store: FileStore) -> Iterator[GrowingFile]:
-        """Yield the file to write the published bytes to. If it is not complete at the end of the block, nothing is staged."""
+        """Yield the file to write the published bytes to. If the block fails or does not complete it, nothing is staged."""
         self.close()  # two threads must not write the same staged object or table
         attempt = _Attempt(store, self._published, self._terms, self._run)
         self._attempt = attempt
+        failed = True
         try:
             yield attempt.growing
+            failed = not attempt.growing.sha256
         finally:
-            if not attempt.growing.sha256:
+            if failed:
                 attempt.growing.abort()
 
     def result(self, raw: RawFile, add: Add) -> StagedMonth | None:
