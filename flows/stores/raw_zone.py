@@ -20,8 +20,6 @@ from flows.tlc.pipeline import Add, ahead
 from flows.tlc.sources import ENDINGS, Ending, PublishedFile
 from flows.tlc.trips import COLORS, EDITION_DIGITS, TripMonth, edition_key, staged_key
 
-_AHEAD = 8  # most pieces of a download that wait for their upload; a piece has one or two MiB
-
 # Metadata keys of a raw file. Servers and other tools add their own keys, and some servers refuse those keys from a client.
 RAW_FACTS = ("url", "etag", "last_modified", "upload", "sha256", "fetched_at", "verified")
 
@@ -96,8 +94,7 @@ class RawZone:
         A complete raw file is not overwritten, because the month was made from it. A new edition is staged until its month
         is published.
 
-        If the file is downloaded, another thread can read its bytes from `growing` meanwhile. `growing` is complete before the
-        upload is, which may still fail. If the raw zone has these bytes already, `growing` is never complete.
+        If the file is downloaded, another thread can read its bytes from `growing` meanwhile.
         """
         bucket, key = self.bucket, published.trip_month.raw_key(published.ending)
         about = {name: getattr(published, name) or "" for name in ("etag", "last_modified")}
@@ -118,24 +115,16 @@ class RawZone:
         replaces = 0 if whole else current.generation
         digest, download = hashlib.sha256(), Download(published, add)
         spooled = scratch.spooled(published.size, str(published.trip_month), growing)
-
-        def is_new() -> bool:
-            return current.metadata.get("sha256") != digest.hexdigest()
-
-        def received() -> Iterator[bytes]:
-            for piece in download:
-                digest.update(piece)
-                append(piece)
-                yield piece
-            if growing and is_new():  # now, not after the upload: Parquet can be read only once it is complete
-                growing.complete(digest.hexdigest())
-
         try:
             with bucket.writer(into, about | mark, replaces=replaces) as raw:
-                with spooled as append, closing(ahead(received(), _AHEAD)) as pieces:
+                with closing(ahead(download)) as pieces, spooled as append:
                     for piece in pieces:
+                        digest.update(piece)
+                        append(piece)
                         raw.write(piece)
-                if not is_new():
+                if growing:
+                    growing.complete(digest.hexdigest())
+                if current.metadata.get("sha256") == digest.hexdigest():
                     raise _SameBytes
         except _SameBytes:
             into, mark = key, {"sha256": digest.hexdigest()}

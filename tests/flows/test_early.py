@@ -3,8 +3,8 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,12 +28,13 @@ from tests.stores import Stores, as_published, same, with_passengers
 
 
 class Staged:
-    """Records each call of `stage` of a store, and whether the file was still growing."""
+    """Records each call of `stage` of a store, whether the file was still growing, and each call of `discard`."""
 
-    def __init__(self, store: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.early: list[bool] = []
         self.results: list[StagedMonth] = []
-        real = store.stage
+        self.discarded: list[StagedMonth] = []
+        real, discard = store.stage, store.discard
 
         def stage(*arguments: Any) -> StagedMonth:
             self.early.append(isinstance(arguments[-1], GrowingFile))
@@ -41,7 +42,12 @@ class Staged:
             self.results.append(staged)
             return staged
 
+        def discarded(self_: Any, month: StagedMonth) -> None:
+            self.discarded.append(month)
+            discard(self_, month)
+
         monkeypatch.setattr(store, "stage", stage)
+        monkeypatch.setattr(store, "discard", discarded)
 
 
 def no_staging_left(ours: Stores, month: TripMonth) -> bool:
@@ -135,69 +141,7 @@ def test_a_download_that_breaks_off_and_is_retried_begins_a_new_staging(
     assert no_staging_left(ours, month)
 
 
-def before_each_write(act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `act` run before each piece of a raw file is uploaded. Cut downloads into six pieces."""
-    writer, pieces = Bucket.writer, Download.__iter__
-
-    @contextmanager
-    def watched(self: Bucket, key: str, *more: Any, **options: Any) -> Iterator[Any]:
-        with writer(self, key, *more, **options) as file:
-
-            def write(piece: bytes) -> None:
-                act()
-                file.write(piece)
-
-            yield SimpleNamespace(write=write) if key.startswith("raw/") else file
-
-    def in_six(self: Download) -> Iterator[bytes]:
-        whole = b"".join(pieces(self))
-        size = len(whole) // 6 + 1
-        yield from (whole[at : at + size] for at in range(0, len(whole), size))
-
-    monkeypatch.setattr(Bucket, "writer", watched)
-    monkeypatch.setattr(Download, "__iter__", in_six)
-
-
-def test_parquet_is_staged_before_its_last_pieces_are_uploaded(
-    mirrored_month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    staged = Staged(Lake, monkeypatch)
-    writes: list[bool] = []
-
-    def wait() -> None:
-        until(lambda: bool(staged.results), 60)
-        writes.append(True)
-
-    before_each_write(wait, monkeypatch)
-    assert runs.lake(mirrored_month).status == "loaded"
-    assert len(writes) == 6
-    assert staged.early == [True]
-    assert same(
-        ours.in_lake(mirrored_month), as_published(ours.site.file(f"{mirrored_month.stem}.parquet"), mirrored_month)
-    )
-    assert no_staging_left(ours, mirrored_month)
-
-
-def test_the_staging_of_a_file_whose_upload_fails_is_discarded(
-    mirrored_month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    staged = Staged(Lake, monkeypatch)
-    failed: list[str] = []
-
-    def fail() -> None:
-        if not failed:
-            until(lambda: bool(staged.results), 60)
-            failed.append("the month is staged, and nothing of its raw file is uploaded")
-            raise ConnectionError("cut off")
-
-    before_each_write(fail, monkeypatch)
-    assert runs.lake(mirrored_month).status == "loaded"
-    assert failed
-    assert staged.early == [True, True]
-    assert no_staging_left(ours, mirrored_month)
-
-
-def test_an_upload_that_fails_after_the_download_stops_the_staging_at_once(month: TripMonth) -> None:
+def test_an_extraction_that_fails_after_the_last_byte_stops_the_staging_at_once(month: TripMonth) -> None:
     published = PublishedFile(
         trip_month=month, url="http://site/file.parquet", ending=".parquet", etag=None, last_modified=None, size=None
     )
@@ -235,6 +179,7 @@ def test_a_staging_whose_upload_fails_is_discarded(
     monkeypatch.setattr(Bucket, "add_metadata", fails_once)
     runs.lake(mirrored_month)
     assert staged.early == [True, True]
+    assert staged.discarded == staged.results[:1]
     assert no_staging_left(ours, mirrored_month)
 
 
@@ -249,9 +194,7 @@ def test_a_file_with_the_same_bytes_leaves_no_staging(
     os.utime(path, (0, path.stat().st_mtime + 60))
     staged = Staged(Lake if store == "lake" else Database, monkeypatch)
     assert load(month).status == "unchanged"
-    assert staged.early == (
-        [] if store == "lake" else [True]
-    )  # the raw zone has the file, so it is known to be the same
+    assert staged.early == [True]
     assert no_staging_left(ours, month)
 
 
