@@ -1,4 +1,4 @@
-"""Flows run in this process against the real stand-ins, on stores of these tests' own; every test takes a month for itself."""
+"""Flows run in this process against the real stand-ins. Every test file has stores of its own, where every test takes a month."""
 
 import asyncio
 import os
@@ -45,17 +45,11 @@ LAKE, CREDENTIALS, POSTGRES = "tests-lake", "tests-credentials", "tests-postgres
 
 
 def months_of(*years: int) -> Iterator[TripMonth]:
-    """Yield months that no test names."""
+    """Yield the months of green and yellow of these years, which no test names."""
     for year in years:
         for n in range(1, 13):
             for color in ("green", "yellow"):
-                if (color, year) > ("green", 2013):
-                    yield TripMonth(color, year, n)
-
-
-# Enough for the tests of one worker in any order. The mirror has no files from before 2019.
-_mirrored_months = months_of(2020)
-_months = months_of(2019, 2018, 2017, 2016, 2014, 2013, 2012, 2011, 2010)
+                yield TripMonth(color, year, n)
 
 
 def postgres_block(url: str, **changed: Any) -> SqlAlchemyConnector:
@@ -72,28 +66,42 @@ def postgres_block(url: str, **changed: Any) -> SqlAlchemyConnector:
     return SqlAlchemyConnector(connection_info=ConnectionComponents(**(components | changed)))
 
 
-@pytest.fixture(scope="session")
-def ours(stack: Stack, prefect_api: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
-    """Create the stores of the flow tests, and blocks that name them."""
+@pytest.fixture(scope="module")
+def ours(
+    stack: Stack, prefect_api: dict[str, str], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Stores]:
+    """Create the stores of a test file, and blocks that name them."""
     folder = tmp_path_factory.mktemp("flows")
-    with stores(folder, "flow_tests") as made:
+    with stores(folder, f"flow_{request.path.stem}") as made:
         credentials = GcpCredentials()
-        credentials.save(CREDENTIALS)
-        GcsBucket(bucket=made.bucket, bucket_folder="data", gcp_credentials=credentials).save(LAKE)
-        postgres_block(made.postgres_url).save(POSTGRES)
+        credentials.save(CREDENTIALS, overwrite=True)
+        GcsBucket(bucket=made.bucket, bucket_folder="data", gcp_credentials=credentials).save(LAKE, overwrite=True)
+        postgres_block(made.postgres_url).save(POSTGRES, overwrite=True)
         yield made
 
 
-@pytest.fixture
-def month() -> TripMonth:
-    """Return a month that no other test uses."""
-    return next(_months)
+@pytest.fixture(scope="module")
+def months() -> Iterator[TripMonth]:
+    """Return the months for the tests of a file."""
+    return months_of(2019, 2018, 2017, 2016)
+
+
+@pytest.fixture(scope="module")
+def mirrored_months() -> Iterator[TripMonth]:
+    """Return the months for the tests of a file that need a CSV file. The mirror has none from before 2019."""
+    return months_of(2020)
 
 
 @pytest.fixture
-def mirrored_month() -> TripMonth:
-    """Return a month that no other test uses and that the mirror has as a CSV file, too."""
-    return next(_mirrored_months)
+def month(months: Iterator[TripMonth]) -> TripMonth:
+    """Return a month that no other test of the file uses."""
+    return next(months)
+
+
+@pytest.fixture
+def mirrored_month(mirrored_months: Iterator[TripMonth]) -> TripMonth:
+    """Return a month that no other test of the file uses and that the mirror has as a CSV file, too."""
+    return next(mirrored_months)
 
 
 @pytest.fixture(autouse=True)

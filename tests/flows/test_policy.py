@@ -10,6 +10,7 @@ import pytest
 from prefect import engine
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
@@ -278,7 +279,9 @@ async def runs_of_a_deployment() -> dict[str, UUID]:
         deployment = await client.create_deployment(flow, "every month", schedules=[monthly])
         asked_for = await client.create_flow_run_from_deployment(deployment)
         await client._client.post(f"/deployments/{deployment}/schedule", json={})
-        by_schedule = next(run for run in await client.read_flow_runs() if run.auto_scheduled)
+        of_deployment = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+        runs = await client.read_flow_runs(deployment_filter=of_deployment)
+        by_schedule = next(run for run in runs if run.auto_scheduled)
     return {"schedule": by_schedule.id, "run": asked_for.id}
 
 
