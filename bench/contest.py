@@ -49,7 +49,7 @@ class Size:
 
 
 PROGRAMS = tuple(sorted(path.stem for path in (ROOT / "flows").glob("*.py") if path.stem != "__init__"))
-FULL = Size(1_370_000, 12, 150_000, repeats=3, programs=PROGRAMS, empties="one for each structure")
+FULL = Size(1_370_000, 12, 150_000, repeats=5, programs=PROGRAMS, empties="one for each structure")
 QUICK = Size(50_000, 2, 20_000, repeats=1, programs=("etl_web_gcs",), empties="one for all")
 
 
@@ -389,15 +389,16 @@ class Contest:
 
 
 def _record(entry: Entry, runs: Sequence[Run], empty: Sequence[Run]) -> Record:
+    """Return the medians of `runs`. From each run, subtract the empty flow of the same round, which met the same other load."""
     wall, cpu, rss, busy = (
         statistics.median(values)
         for values in zip(*((run.wall_s, run.cpu_s, run.peak_rss_mb, run.busy_s) for run in runs), strict=True)
     )
+    net = wall
     if empty:
-        net = max(wall - statistics.median(run.wall_s for run in empty), 0)
-        busy = max(busy - statistics.median(run.busy_s for run in empty), 0)
-    else:
-        net = wall
+        pairs = list(zip(runs, empty[: len(runs)], strict=True))
+        net = max(statistics.median(run.wall_s - other.wall_s for run, other in pairs), 0)
+        busy = max(statistics.median(run.busy_s - other.busy_s for run, other in pairs), 0)
     return Record(
         entry.work, entry.contender, round(wall, 3), round(net, 3), round(cpu, 3), round(rss, 1), entry.expected[0], len(runs),
         round(busy / net, 2) if net else 0.0,
