@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -26,6 +27,9 @@ PEERS = ROOT / ".venv-bench" / "bin" / "python"
 NAME = "yellow_tripdata_{year}-{month:02d}"
 KEY = "data/yellow/yellow_tripdata_2021-01.parquet"
 TWELVE_YEAR, SMALL_YEAR = 2020, 2019
+
+
+T = TypeVar("T")
 
 
 class WrongRows(Exception):
@@ -174,14 +178,17 @@ class Contest:
             self._say(f"made the file {what}: {self._trips[what][0]:,} trips")
 
     def run(self, works: str) -> list[Record]:
-        """Run every work whose name begins with `works`. Contenders take turns, so that other load affects all of them."""
+        """Run every work whose name begins with `works`. Contenders take turns, so that other load affects all of them.
+
+        Each round begins with another contender: the first one meets servers that have done something else before.
+        """
         entries = [entry for entry in self._entries() if entry.work.startswith(works)]
         if self._size.empties == "one for all":
             entries = [replace(entry, empty=entry.empty and "ours_lake") for entry in entries]
         entries = list(self._with_empty_flows(entries))
         results: list[list[Run]] = [[] for _ in entries]
         for repeat in range(self._size.repeats):
-            for entry, of_entry in zip(entries, results, strict=True):
+            for entry, of_entry in _rotated(list(zip(entries, results, strict=True)), repeat):
                 if entry.contender != "seed" or repeat == 0:  # the pandas script is slow
                     of_entry.append(self._enter(entry, repeat))
         empty_runs: dict[str, list[Run]] = {}
@@ -386,6 +393,14 @@ class Contest:
         query = {"query": statement, "useLegacySql": False}
         answer = httpx.post(url, json=query, trust_env=False, timeout=60).raise_for_status().json()
         return tuple(int(field["v"]) for field in answer["rows"][0]["f"])
+
+
+def _rotated(entries: Sequence[tuple[Entry, T]], by: int) -> Iterator[tuple[Entry, T]]:
+    """Yield entries in their order, but those of one work, if they are neighbours, from the one with the number `by` on."""
+    for _, group in groupby(entries, lambda entry: entry[0].work):
+        neighbours = list(group)
+        first = by % len(neighbours)
+        yield from neighbours[first:] + neighbours[:first]
 
 
 def _record(entry: Entry, runs: Sequence[Run], empty: Sequence[Run]) -> Record:

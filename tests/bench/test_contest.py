@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as program
-from bench.contest import Entry, _record
+from bench.contest import Entry, _record, _rotated
 from bench.process import MEASURED, Run, RunFailed, measure
 
 
@@ -41,3 +41,11 @@ def test_the_net_time_and_the_busy_cores_leave_out_the_empty_flow_of_the_same_ro
     assert record.net_s == 5
     record = _record(entry, runs((8, 12)), [])
     assert (record.net_s, record.cores_busy) == (8, 1.5)
+
+
+def test_another_contender_is_first_in_each_round_and_the_works_keep_their_order() -> None:
+    works = [("first", "ours"), ("same", "ours"), ("first", "adbc"), ("first", "dlt"), ("twelve", "ours")]
+    entries = [(Entry(work, contender, lambda repeat: []), (work, contender)) for work, contender in works]
+    orders = [[name for _, name in _rotated(entries, by)] for by in range(3)]
+    assert orders[0] == orders[2] == works
+    assert orders[1] == [*works[:2], ("first", "dlt"), ("first", "adbc"), ("twelve", "ours")]
