@@ -81,13 +81,23 @@ def _machine() -> dict[str, object]:
     return {
         "cpus": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "processor": _processor(),
         "system": f"{platform.system()} {platform.machine()}",
         "load": round(os.getloadavg()[0], 1),
-        "revision": _output("git", "rev-parse", "--short", "HEAD"),
+        "revision": _output("git", "describe", "--always", "--dirty", "--exclude=*"),
         "python": platform.python_version(),
         **{name: version(name) for name in _PACKAGES},
         **dict(zip(_PEERS, _output(PEERS, "-c", _VERSIONS, *_PEERS).split(), strict=True)),
     }
+
+
+def _processor() -> str:
+    """Return the processor's name, as far as the system knows it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def _table(records: Sequence[Record]) -> str:

@@ -180,7 +180,7 @@ class Contest:
     def run(self, works: str) -> list[Record]:
         """Run every work whose name begins with `works`. Contenders take turns, so that other load affects all of them.
 
-        Each round begins with another contender: the first one meets servers that have done something else before.
+        Each round of a work begins with another contender: the first one meets servers that have been idle.
         """
         entries = [entry for entry in self._entries() if entry.work.startswith(works)]
         if self._size.empties == "one for all":
@@ -396,7 +396,7 @@ class Contest:
 
 
 def _rotated(entries: Sequence[tuple[Entry, T]], by: int) -> Iterator[tuple[Entry, T]]:
-    """Yield entries in their order, but those of one work, if they are neighbours, from the one with the number `by` on."""
+    """Yield the entries in their order, but begin each group of neighbours of one work with its entry number `by`."""
     for _, group in groupby(entries, lambda entry: entry[0].work):
         neighbours = list(group)
         first = by % len(neighbours)
@@ -404,7 +404,7 @@ def _rotated(entries: Sequence[tuple[Entry, T]], by: int) -> Iterator[tuple[Entr
 
 
 def _record(entry: Entry, runs: Sequence[Run], empty: Sequence[Run]) -> Record:
-    """Return the medians of `runs`. From each run, subtract the empty flow of the same round, which met the same other load."""
+    """Return the medians of `runs`. From each run, subtract the empty flow of the same round: the machine's speed changes."""
     wall, cpu, rss, busy = (
         statistics.median(values)
         for values in zip(*((run.wall_s, run.cpu_s, run.peak_rss_mb, run.busy_s) for run in runs), strict=True)

@@ -42,18 +42,31 @@ NAMES = {
     "gunzip": "gunzip",
     "ours_one_at_a_time": "this project, one month at a time",
 }
+_BASES = {"start_up": "import prefect"}  # what the times are compared with, if it is not this project
 
 
-def _ratios(records: Records) -> dict[str, float]:
-    """Return each contender's net time relative to this project's, fastest first. It is empty if this project took no time."""
+def _ratios(records: Records, to: str = "ours") -> dict[str, float]:
+    """Return each contender's net time relative to that of `to`, fastest first. It is empty if `to` took no time."""
     net = {str(record["contender"]): float(record["net_s"]) for record in records}
-    ours = net.get("ours", 0)
-    return {name: seconds / ours for name, seconds in sorted(net.items(), key=lambda item: item[1])} if ours else {}
+    base = net.get(to, 0)
+    return {name: seconds / base for name, seconds in sorted(net.items(), key=lambda item: item[1])} if base else {}
+
+
+def _of_first_load(changed: Mapping[str, Any], records: Records) -> str:
+    """Return a sentence about the speed of a re-published month; none without a first load."""
+    for first in records:
+        if (first["work"], first["contender"]) == ("web_to_postgres_first", "ours") and changed["net_s"]:
+            speed = first["net_s"] / first["rows"] * changed["rows"] / changed["net_s"]
+            return f"The speed is {speed:.2f} × that of a first load.\n\n"
+    return ""
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
-    lines = [f"Measured at revision {machine['revision']} on {machine['cpus']} cores, {machine['memory_gb']} GB, "]
-    facts = {"cpus", "memory_gb", "revision", "load", "system"}
+    processor = f" of {machine['processor']}" if machine.get("processor") else ""
+    lines = [
+        f"Measured at revision {machine['revision']} on {machine['cpus']} cores{processor}, {machine['memory_gb']} GB, "
+    ]
+    facts = {"cpus", "processor", "memory_gb", "revision", "load", "system"}
     versions = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in facts)
     lines.append(f"{machine['system']}.\nVersions: {versions}.\n")
     if machine["load"] > machine["cpus"] / 4:
@@ -73,7 +86,8 @@ def tables(machine: Mapping[str, Any], records: Records) -> str:
         of_work = [record for record in records if record["work"] == work]
         if not of_work:
             continue
-        ratios = _ratios(of_work)
+        base = _BASES.get(work, "ours")
+        ratios = _ratios(of_work, base)
         rows = max(record["rows"] for record in of_work)
         parts.append(f"\n### {title}\n\n" + (f"{rows:,} rows.\n\n" if rows else ""))
         if work == "small_months":
@@ -81,8 +95,10 @@ def tables(machine: Mapping[str, Any], records: Records) -> str:
             parts.append(
                 f"The fixed cost of a month is {fixed:.2f} s: the net time, divided by the number of months.\n\n"
             )
+        if work == "web_to_postgres_changed":
+            parts.append(_of_first_load(of_work[0], records))
         parts.append(
-            "| | × this project | net s | wall s | CPU s | cores busy | peak MB | runs |\n"
+            f"| | × {NAMES.get(base, f'`{base}`')} | net s | wall s | CPU s | cores busy | peak MB | runs |\n"
             "|---|---:|---:|---:|---:|---:|---:|---:|\n"
         )
         for record in sorted(of_work, key=lambda record: float(record["net_s"])) if ratios else of_work:

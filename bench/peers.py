@@ -34,7 +34,7 @@ def _keyed(url: str) -> "Iterator[pa.RecordBatch]":
     first = 1
     for batch in batches(url):
         after = first + len(batch)
-        key = [pa.repeat(pa.scalar(_FILE_MONTH), len(batch)), pa.array(range(first, after), pa.int64())]
+        key = [pa.repeat(pa.scalar(_FILE_MONTH), len(batch)), pa.arange(first, after)]
         names = [name.lower() for name in batch.schema.names]
         yield pa.RecordBatch.from_arrays([*batch.columns, *key], names=[*names, *_KEY])
         first = after

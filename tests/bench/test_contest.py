@@ -43,7 +43,7 @@ def test_the_net_time_and_the_busy_cores_leave_out_the_empty_flow_of_the_same_ro
     assert (record.net_s, record.cores_busy) == (8, 1.5)
 
 
-def test_another_contender_is_first_in_each_round_and_the_works_keep_their_order() -> None:
+def test_each_round_begins_a_work_with_another_of_its_neighbours_and_the_works_keep_their_order() -> None:
     works = [("first", "ours"), ("same", "ours"), ("first", "adbc"), ("first", "dlt"), ("twelve", "ours")]
     entries = [(Entry(work, contender, lambda repeat: []), (work, contender)) for work, contender in works]
     orders = [[name for _, name in _rotated(entries, by)] for by in range(3)]

@@ -36,6 +36,17 @@ def test_the_fixed_cost_is_that_of_one_small_month() -> None:
     assert "The fixed cost of a month is 0.40 s" in tables(MACHINE, [record])
 
 
+def test_a_re_published_month_is_compared_with_a_first_load_and_a_program_with_prefects_import() -> None:
+    first = _record("ours", 2, "web_to_postgres_first") | {"rows": 100}
+    changed = _record("ours", 5, "web_to_postgres_changed") | {"rows": 200}
+    assert "The speed is 0.80 × that of a first load." in tables(MACHINE, [first, changed])
+    assert "that of a first load" not in tables(MACHINE, [changed])
+    programs = [_record("import prefect", 2, "start_up"), _record("flows/verify.py --help", 1, "start_up")]
+    text = tables(MACHINE, programs)
+    assert "| | × `import prefect` | net s |" in text
+    assert "| `flows/verify.py --help` | 0.50 | 1.00 |" in text
+
+
 def test_a_page_from_a_busy_machine_says_so() -> None:
     assert "**The machine was busy**" in tables(MACHINE | {"load": 3.0}, [_record("ours", 2)])
 
