@@ -135,7 +135,7 @@ class Drill:
         self.state, self.months, self.words = state, months, words
         self.file_format, self.scale, self.kills, self.seed = file_format, scale, kills, seed
         self.log = state / "backfill.log"
-        self._began = time.monotonic()
+        self._began, self._load_before = time.monotonic(), os.getloadavg()[0]
 
     def say(self, text: str) -> None:
         """Print a line with the time since the start of the drill."""
@@ -184,6 +184,8 @@ class Drill:
         fit = fixed_cost(completions, [attempt.began for attempt in attempts])
         return {
             "machine": machine(),
+            "revision": revision(),
+            "load_before": round(self._load_before, 1),
             "format": self.file_format,
             "scale": self.scale,
             "months": len(published),
@@ -300,12 +302,19 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {memory:.1f} GB, {system}"
 
 
+def revision() -> str:
+    """Return the revision of the code; it ends in "-dirty" if a file was changed."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
 def rows_of_table(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the report as rows of a table: what, and how much."""
     kills = ", ".join(f"{months:,}" for months in report["killed_after_months"]) or "no"
     fixed, per_row = report["fixed_s_per_month"], report["s_per_million_rows"]
     return [
-        ("machine", report["machine"]),
+        ("machine", f"{report['machine']}; its load before was {report['load_before']}"),
+        ("revision", report["revision"]),
         ("files", f"{report['months']:,} months as {report['format']}, {report['megabytes']:,} MB"),
         ("rows of a month", f"1/{report['scale']:,} of TLC's, {_FEWEST_ROWS} at least"),
         ("rows published", f"{report['rows']:,}"),

@@ -15,6 +15,7 @@ from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -51,6 +52,14 @@ _SQL = {
     "number": ("SUM({})",),
     "datetime": ("MIN({})", "MAX({})"),
     "text": ("SUM(LENGTH({}))",),
+}
+# A value of each kind as a whole number. Its sum, weighted with the row's number, differs if rows have each other's values.
+_WHOLE = {
+    "integer": "{}",
+    "number": "CAST(FLOOR({} * 1000) AS BIGINT)",
+    "datetime": "EXTRACT(DAY FROM {0}) * 86400 + EXTRACT(HOUR FROM {0}) * 3600 + EXTRACT(MINUTE FROM {0}) * 60"
+    " + CAST(FLOOR(EXTRACT(SECOND FROM {0})) AS BIGINT)",
+    "text": "LENGTH({})",
 }
 _LOAD_FACTS = ("source_rows", "loaded", "filtered", "quarantined", "rule", "size", "sha256")
 
@@ -91,6 +100,7 @@ def reconcile(months: Iterable[PublishedMonth], env: Mapping[str, str], processe
         findings += differences
     findings += compare_with_database("warehouse", "all", expected, _warehouse(env))
     findings += compare_with_database("database", "with_passengers", expected, _database(env))
+    findings += compare_quarantine("database", files, _database(env))
     return findings
 
 
@@ -195,7 +205,20 @@ def facts_of(trips: pa.Table, color: str) -> Facts:
         for expression in _SQL[column.kind]:
             name = expression.partition("(")[0].lower()
             facts[expression.format(column.name)] = getattr(pc, name)(lengths).as_py()
+        facts[_by_row(column)] = pc.sum(pc.multiply(_whole(lengths, column.kind), trips["row_number"])).as_py()
     return facts
+
+
+def _by_row(column: Column) -> str:
+    return f"{column.name}, by row,"
+
+
+def _whole(values: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
+    """Return what `_WHOLE` says of each value of this kind; of texts, `values` are the lengths."""
+    if kind == "datetime":
+        parts = ((pc.day, 86400), (pc.hour, 3600), (pc.minute, 60), (pc.second, 1))
+        return reduce(pc.add, (pc.multiply(part(values), seconds) for part, seconds in parts))
+    return pc.floor(pc.multiply(values, 1000)).cast(pa.int64()) if kind == "number" else values.cast(pa.int64())
 
 
 def digest(trips: pa.Table) -> str:
@@ -210,11 +233,13 @@ def _compared(color: str) -> list[Column]:
 
 def _query(color: str) -> tuple[str, list[str]]:
     """Return a statement that both databases accept, with one row per month, and the names of its facts."""
-    facts = ["COUNT(*)"]
+    facts = {"rows": "COUNT(*)"}
     for column in _compared(color):
-        facts += [expression.format(column.name) for expression in ("COUNT({})", *_SQL[column.kind])]
-    selected = ", ".join(f"{fact} AS f{number}" for number, fact in enumerate(facts))
-    return f"SELECT file_month, {selected} FROM {{}}{color} GROUP BY file_month", ["rows", *facts[1:]]  # noqa: S608
+        expressions = (expression.format(column.name) for expression in ("COUNT({})", *_SQL[column.kind]))
+        facts |= {expression: expression for expression in expressions}
+        facts[_by_row(column)] = f"SUM(({_WHOLE[column.kind].format(column.name)}) * row_number)"
+    selected = ", ".join(f"{fact} AS f{number}" for number, fact in enumerate(facts.values()))
+    return f"SELECT file_month, {selected} FROM {{}}{color} GROUP BY file_month", [*facts]  # noqa: S608
 
 
 def _warehouse(env: Mapping[str, str]) -> Read:
@@ -259,6 +284,20 @@ def compare_with_database(store: str, rule: str, months: Sequence[Expected], rea
         differences += _differences(f"{where}: loads", month.load[rule], _load_facts(loads.pop(key, None)))
     unknown = sorted({**trips, **loads})
     return differences + [f"{color} {month:%Y-%m}: {store}: has a month without a file" for color, month in unknown]
+
+
+def compare_quarantine(store: str, months: Iterable[PublishedMonth], read: Read) -> list[str]:
+    """Return where the row numbers in a store's table `quarantine` differ from those of the rows that cannot be converted."""
+    found: dict[Any, list[int]] = {}
+    for row in read("SELECT color, file_month, row_number FROM {}quarantine ORDER BY row_number"):
+        found.setdefault((row["color"], row["file_month"]), []).append(row["row_number"])
+    expected = {(m.trip_month.color, m.trip_month.file_month): list(m.bad_rows) for m in months if m.bad_rows}
+    return [
+        f"{color} {month:%Y-%m}: {store}: quarantine: row numbers are {found.get((color, month), [])}, must be"
+        f" {expected.get((color, month), [])}"
+        for color, month in sorted({**found, **expected})
+        if found.get((color, month)) != expected.get((color, month))
+    ]
 
 
 def _load_facts(manifest: Mapping[str, Any] | None) -> Facts | None:

@@ -126,18 +126,16 @@ class Board:
         counts = Counter(line.progress for line in lines.values())
         seconds = max(time.monotonic() - self._begun, 1e-3)
         rows = sum(line.rows for line in lines.values())
-        ended = sum(self._weight(m) for m, line in lines.items() if line.progress in ("done", "failed"))
-        left = sum(self._weight(m) for m in lines) - ended
+        known = [size for size in self._sizes.values() if size]
+        mean = sum(known) / len(known) if known else 1
+        weights = {trip_month: self._sizes.get(trip_month) or mean for trip_month in lines}
+        ended = sum(weights[m] for m, line in lines.items() if line.progress in ("done", "failed"))
+        left = sum(weights.values()) - ended
         parts = [f"{counts[name]} {word}" for name, word in _WORDS.items() if counts[name]] or ["nothing to do"]
         parts += [f"{rows:,} rows", f"{rows / seconds:,.0f} rows/s"] if rows else []
         if ended and left:
             parts.append(f"about {_time(seconds * left / ended)} left")
         return ", ".join(parts)
-
-    def _weight(self, trip_month: TripMonth) -> float:
-        sizes = self._sizes or {}
-        known = [size for size in sizes.values() if size]
-        return sizes.get(trip_month) or (sum(known) / len(known) if known else 1)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the table for the UI: the summary, the incidents, then one row per month. No rows before `plan`."""
@@ -154,8 +152,9 @@ class Board:
     def _on_terminal(self) -> Table:
         table = Table("month", "status", "rows", "note", title=self.summary, title_justify="left", box=box.SIMPLE)
         with self._lock:
-            seen = [(m, line) for m, line in self._lines.items() if line.progress in ("failed", "running")][-_SHOWN:]
-        for trip_month, line in seen:
+            seen = [(m, line) for m, line in self._lines.items() if line.progress in ("failed", "running")]
+        seen.sort(key=lambda each: each[1].progress == "running")
+        for trip_month, line in seen[-_SHOWN:]:
             table.add_row(str(trip_month), line.progress, f"{line.rows:,}" if line.rows else "", as_cell(line.note))
         return table
 

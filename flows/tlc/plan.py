@@ -16,9 +16,9 @@ from flows.tlc.trips import Store, TripMonth
 class Figures:
     """The speed of one machine. The defaults are those of docs/speed.md: two cores of a virtual machine."""
 
-    lake_rows: float = 700_000  # per second, web → lake
-    database_rows: float = 420_000  # per second, web → Postgres
-    warehouse_seconds: float = 1.5  # per month, lake → BigQuery
+    lake_rows: float = 1_050_000  # per second, web → lake
+    database_rows: float = 485_000  # per second, web → Postgres
+    warehouse_seconds: float = 1.2  # per month, lake → BigQuery
     month_seconds: float = 0.5  # per month and store, whatever its size
     batch_seconds: float = 10.0  # until a batch's process has started
     batch: int = 8  # months
@@ -44,6 +44,7 @@ _BUCKET_PRICE, _BIGQUERY_PRICE = 0.020, 0.020
 _ROW_BYTES = 150  # of a trip in BigQuery, where a number or time has 8 bytes
 _JOBS_PER_TABLE_AND_DAY = 1_500  # BigQuery load jobs
 _DML_AT_ONCE = 22  # statements that change one table, 2 running and 20 waiting: here the table `loads`
+_CONNECTIONS = 3  # to Postgres, for one month at most: its lock, and two that compare a re-published month
 _AT_ONCE = 2  # months that one machine processes at the same time
 
 
@@ -94,7 +95,7 @@ class Plan:
         f = self.figures
         limits = {
             "the machines' cores": sum(self.work.values()) / machines,
-            "the source's network (TLC's CDN)": self.size / f.download_bytes / machines,
+            "each machine's download (TLC's CDN)": self.size / f.download_bytes / machines,
         }
         if "database" in self.into:
             limits["Postgres' cores"] = self.rows / f.database_rows / f.database_cores
@@ -125,7 +126,7 @@ class Plan:
                 "GCS: one write per second to one object; each month has its own objects, so this is no limit."
             )
         if "database" in self.into:
-            each = 2 * _AT_ONCE
+            each = _CONNECTIONS * _AT_ONCE
             lines.append(
                 f"Postgres: {each} connections per machine; its default of 100 is enough for {90 // each} machines."
             )

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Literal
@@ -39,7 +39,14 @@ NAME = "machine-tests"
 SILENT_AFTER = 30
 ON_POSTGRES = "PREFECT_API_DATABASE_CONNECTION_URL"
 SERVERS = itertools.count()
-YEARS = iter(range(2014, 2024))  # each test takes a year of green months
+
+
+def months_of(color: str, *years: int) -> list[TripMonth]:
+    return [TripMonth(color, year, n) for year in years for n in range(1, 13)]
+
+
+YEARS = (months_of("green", year) for year in itertools.count(2014))  # each test takes one
+FOUR_YEARS = months_of("yellow", 2015, 2016, 2017, 2018)
 
 
 @pytest.fixture(scope="module", params=["sqlite"])
@@ -121,9 +128,12 @@ def command(kind: Literal["agent", "worker"], number: int) -> list[str]:
     ]
 
 
-def start_backfill(own: Stores, server: Stack, folder: Path, year: int, *words: object) -> "subprocess.Popen[bytes]":
+def start_backfill(
+    own: Stores, server: Stack, folder: Path, months: Sequence[TripMonth], *words: object
+) -> "subprocess.Popen[bytes]":
+    since, until = (f"{month.file_month:%Y-%m}" for month in (months[0], months[-1]))
     options = [
-        "--since", year, "--until", year, "--colors", "green", "--into", "lake", "warehouse", "database", "--batch", 3,
+        "--since", since, "--until", until, "--colors", months[0].color, "--into", "lake", "warehouse", "database", "--batch", 3,
         "--silent-after", SILENT_AFTER, "--source", own.official, "--block-name", NAME, "--credentials-block", NAME,
         "--dataset", own.dataset, "--postgres-block", NAME, *words,
     ]  # fmt: skip
@@ -140,57 +150,59 @@ def runs() -> list[FlowRun]:
     return sorted(found, key=lambda run: str(run.created), reverse=True)
 
 
-def require_ended(own: Stores, process: "subprocess.Popen[bytes]", folder: Path, year: int) -> str:
+def require_ended(own: Stores, process: "subprocess.Popen[bytes]", folder: Path, months: Sequence[TripMonth]) -> str:
     """Wait for the back-fill, compare every row of the stores, and return its log. No run stays Running."""
     process.wait(1200)
     log = (folder / "backfill.log").read_text()
     assert process.returncode == 0, log
-    require_exact(own, [TripMonth("green", year, n) for n in range(1, 13)])
+    require_exact(own, list(months))
     # A slow run may have been marked as crashed by mistake. Then it ends by itself.
     until(lambda: not any(map(is_active, runs())))
     return log
 
 
-def loaded(own: Stores, year: int) -> int:
-    return len(own.objects(f"manifests/green/green_tripdata_{year}"))
+def loaded(own: Stores, months: Sequence[TripMonth]) -> int:
+    return len({month.manifest_key for month in months} & own.objects("manifests/").keys())
 
 
 @pytest.mark.parametrize(
-    ("server", "kind", "count"),
+    ("server", "kind", "count", "years"),
     [
-        ("sqlite", "agent", 2),
-        ("sqlite", "agent", 4),
-        ("sqlite", "worker", 2),
-        ("sqlite", "worker", 4),
-        ("postgres", "agent", 4),
+        ("sqlite", "agent", 2, 1),
+        ("sqlite", "agent", 4, 4),
+        ("sqlite", "worker", 2, 1),
+        ("sqlite", "worker", 4, 1),
+        ("postgres", "agent", 4, 1),
     ],
     indirect=["server"],
 )
 def test_a_machine_of_the_queue_is_killed_half_way(
     kind: Literal["agent", "worker"],
     count: int,
+    years: int,
     own: Stores,
     server: Stack,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    year = next(YEARS)
+    months = next(YEARS) if years == 1 else FOUR_YEARS
+    what = "a back-fill" if years == 1 else f"a back-fill of {len(months)} months"
     where = "; Prefect's server on Postgres" if "postgres" in request.node.callspec.id else ""
     if kind == "worker":
         make_work_pool(server.env["PREFECT_API_URL"], WORK_POOL, "process")
     demo.prepare(server.environment(), Console(quiet=True), kind)
     with (
-        tried("machines", f"{count} {kind}s share a back-fill, and one is killed with its runs{where}") as trial,
+        tried("machines", f"{count} {kind}s share {what}, and one is killed with its runs{where}") as trial,
         ExitStack() as on,
     ):
         machines = [on.enter_context(machine(tmp_path / f"m{n}", server, *command(kind, n))) for n in range(count)]
-        process = start_backfill(own, server, tmp_path, year, "--spread", "queue", "--machines", count)
+        process = start_backfill(own, server, tmp_path, months, "--spread", "queue", "--machines", count)
         on.callback(process.kill)
-        until(lambda: loaded(own, year) >= 2 or process.poll() is not None, 600)
+        until(lambda: loaded(own, months) >= 2 or process.poll() is not None, 600)
         busy = next(m for m in machines if len(descendants(m.pid)) > 1)
         kill(busy)
         with trial.recovering():
-            log = require_ended(own, process, tmp_path, year)
+            log = require_ended(own, process, tmp_path, months)
         assert "marked as crashed: no heartbeat for" in log
         # Not by its name: it may have been killed before it had one.
         crashed = next(r for r in runs() if r.state and r.state.is_crashed() and PART_OF_ANOTHER in r.tags)
@@ -198,7 +210,7 @@ def test_a_machine_of_the_queue_is_killed_half_way(
 
 
 def test_a_worker_of_a_dask_cluster_is_killed_half_way(own: Stores, server: Stack, tmp_path: Path) -> None:
-    year, file = next(YEARS), tmp_path / "scheduler.json"
+    months, file = next(YEARS), tmp_path / "scheduler.json"
     dask = (sys.executable, "-m", "distributed.cli.dask_")
 
     def role(name: str, *words: str) -> list[str]:
@@ -212,16 +224,16 @@ def test_a_worker_of_a_dask_cluster_is_killed_half_way(own: Stores, server: Stac
             scheduler.wait_for_workers(4, timeout=240)
             address = scheduler.scheduler.address
             words = ("--spread", "dask", "--dask", address, "--machines", 4, "--at-once", 1)
-            process = start_backfill(own, server, tmp_path, year, *words)
+            process = start_backfill(own, server, tmp_path, months, *words)
             on.callback(process.kill)
-            until(lambda: loaded(own, year) >= 2 or process.poll() is not None, 600)
+            until(lambda: loaded(own, months) >= 2 or process.poll() is not None, 600)
             busy = scheduler.processing()
         names = {
             f"{w}": next(m for m in workers if w.split(":")[-1] in ports(m.pid)) for w, keys in busy.items() if keys
         }
         kill(next(iter(names.values())))
         with trial.recovering():
-            log = require_ended(own, process, tmp_path, year)
+            log = require_ended(own, process, tmp_path, months)
         # Either another worker was free and Dask started the batch again, or the batch sent no heartbeat.
         assert "marked as crashed: " in log, log
 
@@ -230,15 +242,15 @@ def test_a_worker_of_a_dask_cluster_is_killed_half_way(own: Stores, server: Stac
 def test_a_backfill_that_is_cancelled_stops_on_all_machines_and_can_be_resumed(
     spread: Literal["here", "queue", "dask"], own: Stores, server: Stack, tmp_path: Path
 ) -> None:
-    year = next(YEARS)
+    months = next(YEARS)
     demo.prepare(server.environment(), Console(quiet=True), "agent")
     with tried("machines", f"a back-fill with `--spread {spread}` is cancelled through the API") as trial:
         with ExitStack() as on:
             for n in range(2 if spread == "queue" else 0):
                 on.enter_context(machine(tmp_path / f"m{n}", server, *command("agent", n)))
-            process = start_backfill(own, server, tmp_path, year, "--spread", spread, "--machines", 2)
+            process = start_backfill(own, server, tmp_path, months, "--spread", spread, "--machines", 2)
             on.callback(process.kill)
-            until(lambda: loaded(own, year) >= 2 or process.poll() is not None, 600)
+            until(lambda: loaded(own, months) >= 2 or process.poll() is not None, 600)
             cancelled = next(run for run in runs() if is_active(run) and PART_OF_ANOTHER not in run.tags)
             client("set_flow_run_state", cancelled.id, Cancelling())
             process.wait(120)
@@ -246,9 +258,9 @@ def test_a_backfill_that_is_cancelled_stops_on_all_machines_and_can_be_resumed(
             ended = [run for run in runs() if run.id == cancelled.id or BATCHES_OF.format(id=cancelled.id) in run.tags]
             assert {run.state_type for run in ended} == {StateType.CANCELLED}
             assert len(ended) == (1 if spread == "here" else 3)
-            assert loaded(own, year) < 12
+            assert loaded(own, months) < 12
         with trial.recovering():
-            require_ended(own, start_backfill(own, server, tmp_path, year), tmp_path, year)
+            require_ended(own, start_backfill(own, server, tmp_path, months), tmp_path, months)
 
 
 def is_active(run: FlowRun) -> bool:
@@ -265,9 +277,9 @@ def test_a_backfill_that_is_killed_is_marked_by_the_next_one_and_its_waiting_bat
     own: Stores, server: Stack, tmp_path: Path
 ) -> None:
     """Without an agent, its batches wait for ever."""
-    year = next(YEARS)
+    months = next(YEARS)
     demo.prepare(server.environment(), Console(quiet=True), "agent")
-    process = start_backfill(own, server, tmp_path, year, "--spread", "queue", "--machines", 2)
+    process = start_backfill(own, server, tmp_path, months, "--spread", "queue", "--machines", 2)
     until(
         lambda: [run.state_type for run in runs() if PART_OF_ANOTHER in run.tags][:2] == [StateType.SCHEDULED] * 2, 300
     )
@@ -275,11 +287,11 @@ def test_a_backfill_that_is_killed_is_marked_by_the_next_one_and_its_waiting_bat
     process.wait()
     killed = next(run for run in runs() if run.state_type == StateType.RUNNING)
     time.sleep(SILENT_AFTER)
-    first = f"{year}-01"
-    again = start_backfill(own, server, tmp_path, year, "--since", first, "--until", first)
+    first = f"{months[0].file_month:%Y-%m}"
+    again = start_backfill(own, server, tmp_path, months, "--since", first, "--until", first)
     again.wait(600)
     assert again.returncode == 0, (tmp_path / "backfill.log").read_text()
-    require_exact(own, [TripMonth("green", year, 1)])
+    require_exact(own, months[:1])
     assert client("read_flow_run", killed.id).state.is_crashed()
     batches = [run for run in runs() if BATCHES_OF.format(id=killed.id) in run.tags]
     assert [run.state_type for run in batches] == [StateType.CANCELLED] * 2

@@ -45,7 +45,7 @@ LAKE, CREDENTIALS, POSTGRES = "tests-lake", "tests-credentials", "tests-postgres
 
 
 def months_of(*years: int) -> Iterator[TripMonth]:
-    """Yield the months of green and yellow of these years, which no test names."""
+    """Yield the months of green and yellow of these years."""
     for year in years:
         for n in range(1, 13):
             for color in ("green", "yellow"):
@@ -73,11 +73,16 @@ def ours(
     """Create the stores of a test file, and blocks that name them."""
     folder = tmp_path_factory.mktemp("flows")
     with stores(folder, f"flow_{request.path.stem}") as made:
-        credentials = GcpCredentials()
-        credentials.save(CREDENTIALS, overwrite=True)
-        GcsBucket(bucket=made.bucket, bucket_folder="data", gcp_credentials=credentials).save(LAKE, overwrite=True)
-        postgres_block(made.postgres_url).save(POSTGRES, overwrite=True)
+        save_blocks(made)
         yield made
+
+
+def save_blocks(made: Stores) -> None:
+    """Save the blocks that name these stores."""
+    credentials = GcpCredentials()
+    credentials.save(CREDENTIALS, overwrite=True)
+    GcsBucket(bucket=made.bucket, bucket_folder="data", gcp_credentials=credentials).save(LAKE, overwrite=True)
+    postgres_block(made.postgres_url).save(POSTGRES, overwrite=True)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from flows.tlc.trips import TripMonth
 from tests.flows.conftest import LAKE, ROOT, Program
 from tests.stores import Stores, as_published, same
 
-MONTHS = [TripMonth("fhv", 2019, 3), TripMonth("fhv", 2019, 4)]  # no other test uses them
+MONTHS = [TripMonth("fhv", 2019, 3), TripMonth("fhv", 2019, 4)]
 
 ADDRESS = "tcp://10.0.0.5:8786"
 

@@ -16,7 +16,7 @@ from tests.stores import Stores
 from tests.strict_lake import StrictLake
 from tests.tlc.published import csv_file, line, times
 
-ODD, VALID = TripMonth("green", 2023, 10), TripMonth("green", 2023, 11)  # no other test uses them
+ODD, VALID = TripMonth("green", 2023, 10), TripMonth("green", 2023, 11)
 ROWS = 400
 
 

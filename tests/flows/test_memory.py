@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.tlc.trips import TripMonth
+from local.servers.stack import Stack
 from local.trip_files.writing import write_month
-from tests.flows.conftest import LAKE, POSTGRES, ROOT
+from tests.flows.conftest import LAKE, POSTGRES, ROOT, save_blocks
 from tests.stores import Stores
 
 pytestmark = pytest.mark.operations
@@ -154,3 +156,53 @@ def test_a_month_of_twenty_million_trips_needs_the_memory_of_five_million(
     small = peaks(ours, of_five, trips_of(of_five, 1_000_000, tmp_path), 5, tmp_path, prefect_api)
     large = peaks(ours, of_twenty, trips_of(of_twenty, 1_000_000, tmp_path), 20, tmp_path, prefect_api)
     assert all(large[step] < 1.15 * small[step] for step in STEPS), (small, large)
+
+
+# A process begins with the peak of the process that starts it, so a small one starts the program.
+STARTER = """
+import os, sys
+_, status, usage = os.wait4(os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, *sys.argv[1:]]), 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+PROGRAMS = {
+    "lake": ("etl_web_gcs", "--block-name", LAKE),
+    "Postgres": ("ingest_data", "--block-name", POSTGRES, "--rows", "all"),
+}
+
+
+@large_months
+@pytest.mark.timeout(3600)
+def test_a_whole_run_needs_600_mb_at_most_for_twenty_million_trips(ours: Stores, server: Stack, tmp_path: Path) -> None:
+    """Print the table of docs/speed.md."""
+    with temporary_settings({PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
+        save_blocks(ours)
+    environment = server.environment() | {"TRIPS_ALLOW_SOURCES": "file,private"}
+    found: dict[str, list[float]] = {}
+    for number, millions in ((7, 5), (8, 20)):
+        month = TripMonth("fhvhv", 2021, number)
+        trips, path = trips_of(month, 1_000_000, tmp_path), tmp_path / f"{month.stem}.parquet"
+        for edition in ("first", "re-published"):
+            save(path, trips.replace_schema_metadata({"edition": edition}), millions)
+            ours.site.put(path.name, path)
+            for store, (program, *words) in PROGRAMS.items():
+                command = [
+                    sys.executable,
+                    "-c",
+                    STARTER,
+                    f"flows/{program}.py",
+                    month.color,
+                    "2021",
+                    str(number),
+                    *words,
+                ]
+                done = subprocess.run(
+                    [*command, "--source", ours.official], cwd=ROOT, env=environment, capture_output=True, text=True,
+                    check=False,
+                )  # fmt: skip
+                assert done.returncode == 0, done.stderr
+                assert f"{millions}000000" in "".join(filter(str.isalnum, done.stdout + done.stderr))
+                found.setdefault(f"{store}, {edition}", []).append(int(done.stdout.split()[-1]) / 1024)
+    print("", *(f"| {what} | {small:.0f} MB | {large:.0f} MB |" for what, (small, large) in found.items()), sep="\n")
+    assert all(large < 1.1 * small for small, large in found.values()), found
+    assert max(large for _, large in found.values()) <= 600, found

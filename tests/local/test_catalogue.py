@@ -111,12 +111,14 @@ def test_rows_never_cost_less_than_nothing() -> None:
 
 def test_the_table_of_the_page_replaces_the_one_before() -> None:
     report = {
-        "machine": "2 cores", "format": "parquet", "scale": 500, "months": 599, "megabytes": 90.5, "rows": 8_847_507,
+        "machine": "2 cores", "revision": "abc1234", "load_before": 0.1,
+        "format": "parquet", "scale": 500, "months": 599, "megabytes": 90.5, "rows": 8_847_507,
         "killed_after_months": [70, 200, 400], "generate_s": 60.0, "load_s": 1800.0, "rows_per_s": 4915, "peak_mb": 400,
         "fixed_s_per_month": 2.5, "s_per_million_rows": 30.0, "nothing_to_do_s": 20.0, "reconcile_s": 100.0, "findings": [],
     }  # fmt: skip
     text = f"before\n{catalogue._BEGIN}| an | older |\n{catalogue._END}after\n"
     new = page(text, report)
+    assert "| machine | 2 cores; its load before was 0.1 |\n| revision | abc1234 |" in new
     assert "| killed | after 70, 200, 400 months |" in new
     assert "older" not in new
     assert new.startswith("before\n")

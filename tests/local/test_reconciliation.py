@@ -14,7 +14,15 @@ import pytest
 from flows.tlc.reading_csv import csv_chunks
 from flows.tlc.reading_parquet import parquet_chunks
 from flows.tlc.trips import TripMonth
-from local.reconciliation import PublishedMonth, compare_with_database, compare_with_lake, digest, expected_of, trips_of
+from local.reconciliation import (
+    PublishedMonth,
+    compare_quarantine,
+    compare_with_database,
+    compare_with_lake,
+    digest,
+    expected_of,
+    trips_of,
+)
 from local.servers.stack import Stack
 from local.trip_files.layouts import CSV_LAYOUTS, PARQUET_NAMES
 from local.trip_files.writing import BadRows, write_month
@@ -67,6 +75,12 @@ CHANGES = {
     "UPDATE green SET row_number = 8 WHERE row_number = 7": "SUM(row_number) is ",
     "UPDATE green SET store_and_fwd_flag = 'NN' WHERE store_and_fwd_flag = 'N'": "SUM(LENGTH(store_and_fwd_flag)) is ",
     "UPDATE green SET PULocationID = NULL WHERE row_number = 7": "COUNT(PULocationID) is ",
+    **{
+        f"UPDATE green SET {name} = other.{name} FROM (SELECT * FROM green WHERE row_number IN (7, 8)) other"
+        " WHERE green.row_number IN (7, 8) AND green.row_number <> other.row_number": f"{name}, by row, is "
+        for name in ("total_amount", "lpep_pickup_datetime", "PULocationID")
+    },
+    "UPDATE green SET store_and_fwd_flag = 'Y' || store_and_fwd_flag WHERE row_number = 8": "store_and_fwd_flag, by row, is ",
     "UPDATE green SET file_month = '2020-06-01'": "is missing",
     "UPDATE loads SET loaded = loaded - 1": "loads: loaded is ",
     "UPDATE loads SET sha256 = ''": "loads: sha256 is ",
@@ -92,6 +106,16 @@ def test_whatever_differs_in_a_database_is_named(tmp_path: Path, change: str) ->
         database.execute(change)
         found = compare_with_database("warehouse", "all", [expected], read)
     assert [line for line in found if line.startswith(f"green 2020-05: warehouse: {CHANGES[change]}")]
+
+
+def test_quarantined_rows_that_differ_are_named(tmp_path: Path) -> None:
+    file = published(tmp_path, "green", "2018-05", ".csv.gz", 2)
+    month, bad = file.trip_month, list(file.bad_rows)
+    rows = [{"color": "green", "file_month": month.file_month, "row_number": number} for number in bad]
+    assert compare_quarantine("database", [file], lambda statement: rows) == []
+    [line] = compare_quarantine("database", [file], lambda statement: rows[:1])
+    assert line == f"green 2018-05: database: quarantine: row numbers are {bad[:1]}, must be {bad}"
+    assert compare_quarantine("database", [], lambda statement: rows)
 
 
 def test_whatever_differs_in_the_lake_is_named(tmp_path: Path, stack: Stack) -> None:
@@ -134,7 +158,7 @@ def test_whatever_differs_in_the_lake_is_named(tmp_path: Path, stack: Stack) -> 
         "row_number",
         trips["row_number"].take([1, 0, *range(2, len(trips))]),
     )
-    [found] = differences({month.key: parquet(swapped)})
+    *_, found = differences({month.key: parquet(swapped)})
     assert found.startswith("green 2020-05: lake: digest is ")
     [found] = differences(whole | {month.manifest_key: json.dumps(manifest | {"source_rows": 1}).encode()})
     assert found == "green 2020-05: lake: manifest: source_rows is 1, must be 600"

@@ -11,6 +11,8 @@ from flows.tasks.plan import main, plan_of
 from flows.tlc.plan import Figures
 from flows.tlc.trips import COLORS
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def run(*words: str) -> Result:
     app = typer.Typer()
@@ -35,7 +37,7 @@ def test_more_machines_are_faster_until_something_else_is_full() -> None:
     assert many.limit == "Postgres' cores"
     assert many.seconds == plan.on(128).seconds
     slow = plan_of("2009-01", "2024-05", list(COLORS), ["lake"], Figures(download_bytes=1e6))[0]
-    assert slow.on(4).limit == "the source's network (TLC's CDN)"
+    assert slow.on(4).limit == "each machine's download (TLC's CDN)"
     assert slow.size * 2 == plan.size
 
 
@@ -60,6 +62,20 @@ def test_a_machines_own_figures_replace_the_defaults(tmp_path: Path) -> None:
         run("--since", "2024", "--into", "lake", "--figures", str(results)).stdout
         != run("--since", "2024", "--into", "lake").stdout
     )
+
+
+def test_the_defaults_are_those_of_the_bench_and_of_its_page() -> None:
+    measured = Figures.measured(json.loads((ROOT / "bench" / "results.json").read_text("utf-8"))["records"])
+    for name in ("lake_rows", "database_rows", "warehouse_seconds"):
+        assert getattr(Figures(), name) == pytest.approx(getattr(measured, name), rel=0.1), name
+    page = " ".join((ROOT / "docs" / "speed.md").read_text("utf-8").split())
+    assert f"{Figures.lake_rows:,} rows per second from the web into the lake (Parquet)" in page
+    assert f"{Figures.database_rows:,} from the web into Postgres, and {Figures.warehouse_seconds} s per month" in page
+
+
+def test_a_month_in_progress_may_have_three_connections_to_postgres() -> None:
+    done = run("--since", "2024", "--into", "database")
+    assert "Postgres: 6 connections per machine; its default of 100 is enough for 15 machines." in done.stdout
 
 
 def test_a_file_without_records_is_no_machines_figures(tmp_path: Path) -> None:
