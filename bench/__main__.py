@@ -92,7 +92,7 @@ def _machine() -> dict[str, object]:
 
 
 def _processor() -> str:
-    """Return the processor's name, as far as the system knows it."""
+    """Return the processor's name; "" if it is unknown."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8").splitlines() if info.exists() else []
     return next(

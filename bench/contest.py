@@ -180,7 +180,7 @@ class Contest:
     def run(self, works: str) -> list[Record]:
         """Run every work whose name begins with `works`. Contenders take turns, so that other load affects all of them.
 
-        Each round of a work begins with another contender: the first one meets servers that have been idle.
+        Each round of a work in the lake begins with another contender: the first one meets servers that have been idle.
         """
         entries = [entry for entry in self._entries() if entry.work.startswith(works)]
         if self._size.empties == "one for all":
@@ -200,7 +200,7 @@ class Contest:
         return records
 
     def _with_empty_flows(self, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """Yield the entries, and each empty flow before the first entry that needs it, so that both meet the same other load."""
+        """Yield the entries, and each empty flow before the first entry that needs it."""
         done = {""}
         for entry in entries:
             if entry.empty not in done:
@@ -395,7 +395,7 @@ class Contest:
 
 
 def _rotated(entries: Sequence[tuple[Entry, T]], by: int) -> Iterator[tuple[Entry, T]]:
-    """Yield the entries in their order, but begin each group of neighbours of one work with its entry number `by`."""
+    """Yield the entries in their order, but begin each group of neighbours of one work `by` entries later."""
     for _, group in groupby(entries, lambda entry: entry[0].work):
         neighbours = list(group)
         first = by % len(neighbours)

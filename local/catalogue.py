@@ -135,7 +135,7 @@ class Drill:
         self.state, self.months, self.words = state, months, words
         self.file_format, self.scale, self.kills, self.seed = file_format, scale, kills, seed
         self.log = state / "backfill.log"
-        self._began, self._load_before = time.monotonic(), os.getloadavg()[0]
+        self._began, self._load_before, self._revision = time.monotonic(), os.getloadavg()[0], revision()
 
     def say(self, text: str) -> None:
         """Print a line with the time since the start of the drill."""
@@ -184,7 +184,7 @@ class Drill:
         fit = fixed_cost(completions, [attempt.began for attempt in attempts])
         return {
             "machine": machine(),
-            "revision": revision(),
+            "revision": self._revision,
             "load_before": round(self._load_before, 1),
             "format": self.file_format,
             "scale": self.scale,
@@ -399,7 +399,11 @@ def main() -> int:
         if options.page:
             if not results.exists():
                 raise DrillError(f"{results} does not exist: run `make catalogue` first")
-            _PAGE.write_text(page(_PAGE.read_text("utf-8"), json.loads(results.read_text("utf-8"))), "utf-8")
+            try:
+                text = page(_PAGE.read_text("utf-8"), json.loads(results.read_text("utf-8")))
+            except KeyError as error:
+                raise DrillError(f"{results} is of an older version, without {error}: run `make catalogue`") from None
+            _PAGE.write_text(text, "utf-8")
             return 0
         if options.scale < 1 or options.kills < 0:
             raise DrillError("--scale must be at least 1, and --kills at least 0")

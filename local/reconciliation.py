@@ -53,13 +53,16 @@ _SQL = {
     "datetime": ("MIN({})", "MAX({})"),
     "text": ("SUM(LENGTH({}))",),
 }
-# A value of each kind as a whole number. Its sum, weighted with the row's number, differs if rows have each other's values.
+# A whole number from each value: of a time, its day and second; of a text, its length, first and last character. The sum of these
+# numbers, weighted with the rows' numbers, differs if rows have each other's values. Numbers beyond the limits, which the other
+# facts show, are left out: the sums must fit into 64 bits.
+_LIMIT, _WEIGHTS = 10**12, 99_991
 _WHOLE = {
-    "integer": "{}",
-    "number": "CAST(FLOOR({} * 1000) AS BIGINT)",
+    "integer": f"CASE WHEN {{0}} BETWEEN -{_LIMIT} AND {_LIMIT} THEN {{0}} END",
+    "number": f"CASE WHEN {{0}} BETWEEN -{_LIMIT} AND {_LIMIT} THEN CAST(FLOOR({{0}} * 1000) AS BIGINT) END",
     "datetime": "EXTRACT(DAY FROM {0}) * 86400 + EXTRACT(HOUR FROM {0}) * 3600 + EXTRACT(MINUTE FROM {0}) * 60"
     " + CAST(FLOOR(EXTRACT(SECOND FROM {0})) AS BIGINT)",
-    "text": "LENGTH({})",
+    "text": "LENGTH({0}) * 10000 + ASCII({0}) * 100 + ASCII(RIGHT({0}, 1))",
 }
 _LOAD_FACTS = ("source_rows", "loaded", "filtered", "quarantined", "rule", "size", "sha256")
 
@@ -198,6 +201,7 @@ def compare_with_lake(month: PublishedMonth, lake: str) -> tuple[Expected, list[
 def facts_of(trips: pa.Table, color: str) -> Facts:
     """Return the facts of trips in a table: their number, and for each column what `_SQL` says."""
     facts: dict[str, Any] = {"rows": len(trips)}
+    weights = pa.array(np.remainder(trips["row_number"].to_numpy(), _WEIGHTS))
     for column in _compared(color):
         values = trips[column.name]
         facts[f"COUNT({column.name})"] = len(values) - values.null_count
@@ -205,7 +209,8 @@ def facts_of(trips: pa.Table, color: str) -> Facts:
         for expression in _SQL[column.kind]:
             name = expression.partition("(")[0].lower()
             facts[expression.format(column.name)] = getattr(pc, name)(lengths).as_py()
-        facts[_by_row(column)] = pc.sum(pc.multiply(_whole(lengths, column.kind), trips["row_number"])).as_py()
+        if column.name != "row_number":
+            facts[_by_row(column)] = pc.sum(pc.multiply(_whole(values, column.kind), weights)).as_py()
     return facts
 
 
@@ -214,11 +219,19 @@ def _by_row(column: Column) -> str:
 
 
 def _whole(values: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
-    """Return what `_WHOLE` says of each value of this kind; of texts, `values` are the lengths."""
+    """Return a whole number from each value, as `_WHOLE` does."""
     if kind == "datetime":
         parts = ((pc.day, 86400), (pc.hour, 3600), (pc.minute, 60), (pc.second, 1))
         return reduce(pc.add, (pc.multiply(part(values), seconds) for part, seconds in parts))
-    return pc.floor(pc.multiply(values, 1000)).cast(pa.int64()) if kind == "number" else values.cast(pa.int64())
+    if kind == "text":
+        numbers = {
+            text: len(text) * 10000 + ord(text[:1] or "\0") * 100 + ord(text[-1:] or "\0")
+            for text in pc.unique(values.drop_null()).to_pylist()
+        }
+        return pa.array(map(numbers.get, values.to_pylist()), pa.int64())
+    within = pc.and_(pc.greater_equal(values, -_LIMIT), pc.less_equal(values, _LIMIT))
+    values = pc.if_else(within, values, None)
+    return pc.floor(pc.multiply(values, 1000)).cast(pa.int64()) if kind == "number" else values
 
 
 def digest(trips: pa.Table) -> str:
@@ -237,7 +250,10 @@ def _query(color: str) -> tuple[str, list[str]]:
     for column in _compared(color):
         expressions = (expression.format(column.name) for expression in ("COUNT({})", *_SQL[column.kind]))
         facts |= {expression: expression for expression in expressions}
-        facts[_by_row(column)] = f"SUM(({_WHOLE[column.kind].format(column.name)}) * row_number)"
+        if column.name != "row_number":
+            whole = _WHOLE[column.kind].format(column.name)
+            # The stand-in for BigQuery makes an operator of MOD, so it needs brackets.
+            facts[_by_row(column)] = f"SUM(({whole}) * (MOD(row_number, {_WEIGHTS})))"
     selected = ", ".join(f"{fact} AS f{number}" for number, fact in enumerate(facts.values()))
     return f"SELECT file_month, {selected} FROM {{}}{color} GROUP BY file_month", [*facts]  # noqa: S608
 

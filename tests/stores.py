@@ -22,8 +22,6 @@ from flows.tlc.schema import TRIP_COLUMNS, arrow_schema
 from flows.tlc.trips import TripMonth
 from local.servers.site import Request, Site
 
-LAKE_BLOCK, CREDENTIALS_BLOCK, POSTGRES_BLOCK = "tests-lake", "tests-credentials", "tests-postgres"
-
 
 @dataclass(frozen=True)
 class Stores:

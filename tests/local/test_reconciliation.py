@@ -80,7 +80,9 @@ CHANGES = {
         " WHERE green.row_number IN (7, 8) AND green.row_number <> other.row_number": f"{name}, by row, is "
         for name in ("total_amount", "lpep_pickup_datetime", "PULocationID")
     },
-    "UPDATE green SET store_and_fwd_flag = 'Y' || store_and_fwd_flag WHERE row_number = 8": "store_and_fwd_flag, by row, is ",
+    "UPDATE green SET store_and_fwd_flag = CASE store_and_fwd_flag WHEN 'N' THEN 'Y' ELSE 'N' END": "store_and_fwd_flag, by",
+    "UPDATE green SET total_amount = 'NaN' WHERE row_number = 7": "SUM(total_amount) is ",
+    "UPDATE green SET PULocationID = 9223372036854775807 WHERE row_number = 7": "PULocationID, by row, is ",
     "UPDATE green SET file_month = '2020-06-01'": "is missing",
     "UPDATE loads SET loaded = loaded - 1": "loads: loaded is ",
     "UPDATE loads SET sha256 = ''": "loads: sha256 is ",
@@ -158,7 +160,8 @@ def test_whatever_differs_in_the_lake_is_named(tmp_path: Path, stack: Stack) -> 
         "row_number",
         trips["row_number"].take([1, 0, *range(2, len(trips))]),
     )
-    *_, found = differences({month.key: parquet(swapped)})
+    *by_row, found = differences({month.key: parquet(swapped)})
     assert found.startswith("green 2020-05: lake: digest is ")
+    assert any(line.startswith("green 2020-05: lake: total_amount, by row, is ") for line in by_row)
     [found] = differences(whole | {month.manifest_key: json.dumps(manifest | {"source_rows": 1}).encode()})
     assert found == "green 2020-05: lake: manifest: source_rows is 1, must be 600"
