@@ -54,8 +54,8 @@ _SQL = {
     "text": ("SUM(LENGTH({}))",),
 }
 # A whole number from each value: of a time, its day and second; of a text, its length, first and last character. The sum of these
-# numbers, weighted with the rows' numbers, differs if rows have each other's values. Numbers beyond the limits, which the other
-# facts show, are left out: the sums must fit into 64 bits.
+# numbers, weighted with the rows' numbers, shows values that rows have exchanged. Numbers beyond the limits are left out, since
+# the sums must fit into 64 bits; the other facts show them.
 _LIMIT, _WEIGHTS = 10**12, 99_991
 _WHOLE = {
     "integer": f"CASE WHEN {{0}} BETWEEN -{_LIMIT} AND {_LIMIT} THEN {{0}} END",
@@ -248,8 +248,8 @@ def _query(color: str) -> tuple[str, list[str]]:
     """Return a statement that both databases accept, with one row per month, and the names of its facts."""
     facts = {"rows": "COUNT(*)"}
     for column in _compared(color):
-        expressions = (expression.format(column.name) for expression in ("COUNT({})", *_SQL[column.kind]))
-        facts |= {expression: expression for expression in expressions}
+        for expression in ("COUNT({})", *_SQL[column.kind]):
+            facts[expression.format(column.name)] = expression.format(column.name)
         if column.name != "row_number":
             whole = _WHOLE[column.kind].format(column.name)
             # The stand-in for BigQuery makes an operator of MOD, so it needs brackets.
