@@ -174,8 +174,8 @@ def without_nan(values: pa.Array) -> pa.Array:
         return values
     if pa.types.is_float16(values.type):
         values = values.cast(pa.float32())
-    number = pc.invert(pc.fill_null(pc.is_nan(values), False))
-    return values if pc.all(number, min_count=0).as_py() else _only(values, number)
+    nan = pc.is_nan(values)
+    return _only(values, pc.invert(nan)) if pc.any(nan, min_count=0).as_py() else values
 
 
 def convert(values: pa.Array, kind: Kind) -> tuple[pa.Array, list[int]]:

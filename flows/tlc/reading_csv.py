@@ -126,6 +126,7 @@ def _split_header(trip_month: TripMonth, block: bytes) -> tuple[list[str], bytes
 
 # Arrow reads a block as RFC 4180 says if each quote begins or ends a field. This pattern matches such a block.
 _PLAINLY_QUOTED = re.compile(rb'(?:(?:"[^"\r\n]*+"|[^",\r\n]*+)(?:,|\r?\n|\Z))*+')
+_EMPTY = re.compile(rb"[\r\n]*+")
 _SHAPELESS = _OTHER_FIELDS, _NO_TEXT, _NO_CSV = "wrong number of fields", "not UTF-8", "not CSV"
 
 
@@ -143,7 +144,9 @@ class _Rows:
         # Arrow reads 0x10 as 16. If the block has an x, or a number in an odd spelling, read all as text: `clean` checks it.
         for typed in (False,) if b"x" in block or b"X" in block else (True, False):
             with suppress(pa.ArrowInvalid):
-                return block, self._parse(block, typed=typed) if block.strip(b"\r\n") else _table(self._shape, [], ())
+                return block, _table(self._shape, [], ()) if _EMPTY.fullmatch(block) else self._parse(
+                    block, typed=typed
+                )
         return block, None
 
     def chunk(self, block: bytes, table: pa.Table | None, first_row: int) -> Chunk:

@@ -127,10 +127,15 @@ def test_chunks_that_the_footer_swaps_are_refused_even_if_their_counts_agree(how
 
 @pytest.mark.parametrize("how", WRITTEN)
 @pytest.mark.parametrize("column", ["fare_amount", "VendorID", "lpep_pickup_datetime"])
-def test_chunks_with_swapped_bytes_are_refused_if_the_footer_has_their_bounds(how: str, column: str) -> None:
+@pytest.mark.parametrize("wrong", ["above", "below"])
+def test_chunks_with_swapped_bytes_are_refused_if_the_footer_has_their_bounds(
+    how: str, column: str, wrong: str
+) -> None:
     place = list(TRIP).index(column)
     pickups = [TRIPS["lpep_pickup_datetime"][0].as_py().replace(minute=n // 60, second=n % 60) for n in range(ROWS)]
     trips = TRIPS.set_column(1, "lpep_pickup_datetime", [pickups])
+    if wrong == "below":
+        trips = trips.take(list(range(ROWS))[::-1])
     file = Edited(parquet_file(trips, **(WRITTEN[how] | {"write_statistics": True, "row_group_size": GROUP})))
     assert read_parquet(file.data).tally.loaded == ROWS
     file.chunks[0][place], file.chunks[1][place] = file.chunks[1][place], file.chunks[0][place]
