@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 from google.cloud import storage
 from rich.console import Console
 
+from flows.connectors.request import ATTEMPTS
 from flows.tlc.trips import TripMonth
 from local import demo
 from local.servers.stack import Stack
@@ -36,33 +38,45 @@ def loads(server: Stack, months: list[TripMonth]) -> list[Any]:
     return found
 
 
+def backfill(server: Stack, months: list[TripMonth], spread: str, *into: str) -> str:
+    """Run a back-fill of these months as a program, with one month in each batch. Return its log."""
+    months_of = [f"{month.file_month:%Y-%m}" for month in months]
+    done = subprocess.run(
+        [
+            *(sys.executable, "flows/backfill.py", "--since", months_of[0], "--until", months_of[-1]),
+            *("--colors", months[0].color, "--into", *into, "--spread", spread, "--machines", "1", "--batch", "1"),
+        ],
+        cwd=ROOT,
+        env=server.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stderr
+
+
 @pytest.mark.parametrize(("spread", "year"), [("queue", 2017), ("dask", 2018)])
 def test_batches_load_each_month_once(spread: str, year: int, orchestrator: Stack) -> None:
     months = [TripMonth("green", year, n) for n in (1, 2)]
     demo.prepare(orchestrator.environment(), Console(quiet=True), "agent")
-    command = [
-        sys.executable,
-        "flows/backfill.py",
-        "--since",
-        f"{year}-01",
-        "--until",
-        f"{year}-02",
-        "--colors",
-        "green",
-    ]
-    command += ["--into", "lake", "database", "--spread", spread, "--machines", "1", "--batch", "1"]
-
-    def run() -> str:
-        done = subprocess.run(
-            command, cwd=ROOT, env=orchestrator.environment(), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stderr
-
-    assert "2 months checked, 2 to load" in run()
+    assert "2 months checked, 2 to load" in backfill(orchestrator, months, spread, "lake", "database")
     found = loads(orchestrator, months)
     assert [each[:2] for each in found[:2]] == [(month.color, month.file_month) for month in months]
     assert len(found) == 4
     assert all(rows for *_, rows in found)
-    assert "2 months checked, 0 to load" in run()
+    assert "2 months checked, 0 to load" in backfill(orchestrator, months, spread, "lake", "database")
     assert loads(orchestrator, months) == found
+
+
+@pytest.mark.parametrize(("spread", "year"), [("here", 2016), ("queue", 2017), ("dask", 2018)])
+def test_a_failed_step_is_retried_in_every_spread(spread: str, year: int, orchestrator: Stack) -> None:
+    """The source fails all requests of the first attempt, and the second attempt gets the file."""
+    month = TripMonth("green", year, 3)
+    demo.prepare(orchestrator.environment(), Console(quiet=True), "agent")
+    fault = {"path": f"*{month.stem}*", "methods": ["GET"], "times": ATTEMPTS, "status": 503, "retry_after": 0}
+    httpx.post(f"{orchestrator.address('web')}/faults", json=fault).raise_for_status()
+    assert "1 months checked, 1 to load" in backfill(orchestrator, [month], spread, "lake")
+    wanted = {"task_runs": {"name": {"any_": [f"extract {month} → the lake"]}}}
+    answer = httpx.post(f"{orchestrator.env['PREFECT_API_URL']}/task_runs/filter", json=wanted).raise_for_status()
+    assert [(run["state_type"], run["run_count"]) for run in answer.json()] == [("COMPLETED", 2)]
