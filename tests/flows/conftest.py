@@ -1,6 +1,7 @@
 """Flows run in this process against the real stand-ins. Every test file has stores of its own, where every test takes a month."""
 
 import asyncio
+import datetime as dt
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from uuid import uuid4
 import pytest
 from prefect import Flow, Task
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId, LogFilter
 from prefect.client.schemas.objects import Artifact, State, TaskRun
 from prefect.logging.handlers import APILogHandler
 from prefect_gcp import GcpCredentials
@@ -168,6 +169,7 @@ class Runs:
 
     def __init__(self, ours: Stores) -> None:
         self.ours = ours
+        self._since = dt.datetime.now(dt.UTC)
 
     def lake(self, month: TripMonth, **parameters: Any) -> Outcome:
         """Load a month from the web into the lake."""
@@ -237,12 +239,13 @@ class Runs:
         ]
 
     def logs(self) -> str:
-        """Return all log lines of all runs, as the UI shows them."""
+        """Return all log lines of the test's runs, as the UI shows them."""
+        of_test = LogFilter.parse_obj({"timestamp": {"after_": self._since}})
 
         async def read() -> list[str]:
             lines: list[str] = []
             async with get_client() as client:
-                while page := await client.read_logs(limit=200, offset=len(lines)):
+                while page := await client.read_logs(of_test, limit=200, offset=len(lines)):
                     lines += [line.message for line in page]
             return lines
 

@@ -312,7 +312,7 @@ def test_a_check_waits_for_a_server_that_restarts(stack: Stack, ours: Stores) ->
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_interrupted_run_starts_no_further_month_and_ends(times: int, ours: Stores, start: Started) -> None:
-    color, year = "fhv", 2017 + times  # no other test uses these months
+    color, year = "fhv", 2017 + times  # no other test of the file uses these months
     ours.site.fault(f"*{color}_tripdata_{year}-01*", methods=("GET",), stall=3)
     months = range(1, 9)
     process = start(
@@ -338,7 +338,7 @@ def test_a_cancelled_run_of_a_deployment_ends_within_seconds_although_a_step_is_
             await client.set_flow_run_state(run.id, state(), force=True)
             return str(run.id)
 
-    month = TripMonth("fhv", 2015, number)  # no other test uses it
+    month = TripMonth("fhv", 2015, number)  # no other test of the file uses it
     ours.site.fault(f"*{month.stem}*", methods=("GET",), stall=12)
     process = start(
         "etl_web_gcs", month.color, month.year, month.month, "--block-name", LAKE, "--source", ours.official,

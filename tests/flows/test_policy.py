@@ -170,7 +170,7 @@ def test_a_permanent_error_is_not_retried(flow, month: TripMonth, ours: Stores, 
 def test_a_month_that_fails_does_not_stop_the_others_and_the_error_names_it(
     flow, store: str, ours: Stores, runs: Runs
 ) -> None:
-    color = {"lake": "fhv", "database": "green"}[store]  # no other test uses these months
+    color = {"lake": "fhv", "database": "green"}[store]  # no other test of the file uses these months
     state = flow(color, 2021, [6, 8, 7], **runs.places(flow) | {"source": ours.mirror}, return_state=True)
     with pytest.raises(MonthsFailed) as failed:
         state.result()

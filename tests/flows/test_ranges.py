@@ -14,7 +14,7 @@ from flows.tlc.trips import TripMonth
 from tests.flows.conftest import LAKE, Program, Runs
 from tests.stores import Stores
 
-RANGE = {"color": "yellow", "since": "2022-12", "until": "2023-01"}  # no other test uses these months
+RANGE = {"color": "yellow", "since": "2022-12", "until": "2023-01"}  # no other test of the file uses these months
 MONTHS = [TripMonth("yellow", 2022, 12), TripMonth("yellow", 2023, 1)]
 PARENTS = [etl_parent_flow, etl_gcs_bq_parent_flow, ingest_data, replay_quarantine]
 

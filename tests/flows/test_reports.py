@@ -12,7 +12,7 @@ from flows.tlc.trips import TripMonth
 from tests.flows.conftest import Runs
 from tests.stores import Stores
 
-MONTHS = [TripMonth("yellow", 2024, 1), TripMonth("yellow", 2024, 2)]  # no other test uses these months
+MONTHS = [TripMonth("yellow", 2024, 1), TripMonth("yellow", 2024, 2)]  # no other test of the file uses these months
 SVG = "{http://www.w3.org/2000/svg}"
 
 
