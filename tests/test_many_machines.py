@@ -40,10 +40,10 @@ def loads(server: Stack, months: list[TripMonth]) -> list[Any]:
 
 def backfill(server: Stack, months: list[TripMonth], spread: str, *into: str) -> str:
     """Run a back-fill of these months as a program, with one month in each batch. Return its log."""
-    months_of = [f"{month.file_month:%Y-%m}" for month in months]
+    since, until = (f"{month.file_month:%Y-%m}" for month in (months[0], months[-1]))
     done = subprocess.run(
         [
-            *(sys.executable, "flows/backfill.py", "--since", months_of[0], "--until", months_of[-1]),
+            *(sys.executable, "flows/backfill.py", "--since", since, "--until", until),
             *("--colors", months[0].color, "--into", *into, "--spread", spread, "--machines", "1", "--batch", "1"),
         ],
         cwd=ROOT,
@@ -71,12 +71,24 @@ def test_batches_load_each_month_once(spread: str, year: int, orchestrator: Stac
 
 @pytest.mark.parametrize(("spread", "year"), [("here", 2016), ("queue", 2017), ("dask", 2018)])
 def test_a_failed_step_is_retried_in_every_spread(spread: str, year: int, orchestrator: Stack) -> None:
-    """The source fails all requests of the first attempt, and the second attempt gets the file."""
+    """The source answers 503 to every GET of the first attempt. The second attempt gets the file."""
     month = TripMonth("green", year, 3)
     demo.prepare(orchestrator.environment(), Console(quiet=True), "agent")
     fault = {"path": f"*{month.stem}*", "methods": ["GET"], "times": ATTEMPTS, "status": 503, "retry_after": 0}
-    httpx.post(f"{orchestrator.address('web')}/faults", json=fault).raise_for_status()
-    assert "1 months checked, 1 to load" in backfill(orchestrator, [month], spread, "lake")
+    with httpx.Client(base_url=orchestrator.address("web"), timeout=60, trust_env=False) as web:
+        web.post("/faults", json=fault).raise_for_status()
+        try:
+            log = backfill(orchestrator, [month], spread, "lake")
+        finally:
+            web.delete("/faults").raise_for_status()
+        answers = [entry["status"] for entry in web.get("/requests").json() if is_get_of(month, entry)]
+    assert "1 months checked, 1 to load" in log
+    assert answers == [503] * ATTEMPTS + [200]
     wanted = {"task_runs": {"name": {"any_": [f"extract {month} → the lake"]}}}
-    answer = httpx.post(f"{orchestrator.env['PREFECT_API_URL']}/task_runs/filter", json=wanted).raise_for_status()
-    assert [(run["state_type"], run["run_count"]) for run in answer.json()] == [("COMPLETED", 2)]
+    api = orchestrator.env["PREFECT_API_URL"]
+    found = httpx.post(f"{api}/task_runs/filter", json=wanted, timeout=60, trust_env=False).raise_for_status().json()
+    assert [(run["state_type"], run["run_count"]) for run in found] == [("COMPLETED", 2)]
+
+
+def is_get_of(month: TripMonth, entry: dict[str, Any]) -> bool:
+    return entry["method"] == "GET" and month.stem in entry["path"]

@@ -126,7 +126,7 @@ def _split_header(trip_month: TripMonth, block: bytes) -> tuple[list[str], bytes
 
 # Arrow reads a block as RFC 4180 says if each quote begins or ends a field. This pattern matches such a block.
 _PLAINLY_QUOTED = re.compile(rb'(?:(?:"[^"\r\n]*+"|[^",\r\n]*+)(?:,|\r?\n|\Z))*+')
-_EMPTY = re.compile(rb"[\r\n]*+")
+_EMPTY = re.compile(rb"[\r\n]*+")  # unlike `strip`, it copies nothing
 _SHAPELESS = _OTHER_FIELDS, _NO_TEXT, _NO_CSV = "wrong number of fields", "not UTF-8", "not CSV"
 
 
@@ -141,6 +141,8 @@ class _Rows:
         """Return a block, and its rows if Arrow reads it as any CSV reader would. Any thread may call this, in any order."""
         if has_lone_return(block) or (b'"' in block and not _PLAINLY_QUOTED.fullmatch(block)):
             return block, None
+        if _EMPTY.fullmatch(block):
+            return block, _table(self._shape, [], ())
         # Arrow reads 0x10 as 16. If the block has an x, or a number in an odd spelling, read all as text: `clean` checks it.
         for typed in (False,) if b"x" in block or b"X" in block else (True, False):
             with suppress(pa.ArrowInvalid):

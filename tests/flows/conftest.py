@@ -1,7 +1,6 @@
 """Flows run in this process against the real stand-ins. Every test file has stores of its own, where every test takes a month."""
 
 import asyncio
-import datetime as dt
 import os
 import subprocess
 import sys
@@ -12,10 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
+import pendulum
 import pytest
 from prefect import Flow, Task
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId, LogFilter
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterTimestamp,
+)
 from prefect.client.schemas.objects import Artifact, State, TaskRun
 from prefect.logging.handlers import APILogHandler
 from prefect_gcp import GcpCredentials
@@ -169,7 +176,7 @@ class Runs:
 
     def __init__(self, ours: Stores) -> None:
         self.ours = ours
-        self._since = dt.datetime.now(dt.UTC)
+        self._since = pendulum.now("UTC")
 
     def lake(self, month: TripMonth, **parameters: Any) -> Outcome:
         """Load a month from the web into the lake."""
@@ -239,13 +246,13 @@ class Runs:
         ]
 
     def logs(self) -> str:
-        """Return all log lines of the test's runs, as the UI shows them."""
-        of_test = LogFilter.parse_obj({"timestamp": {"after_": self._since}})
+        """Return all log lines since this object was made, as the UI shows them."""
+        since = LogFilter(timestamp=LogFilterTimestamp(after_=self._since))
 
         async def read() -> list[str]:
             lines: list[str] = []
             async with get_client() as client:
-                while page := await client.read_logs(of_test, limit=200, offset=len(lines)):
+                while page := await client.read_logs(since, limit=200, offset=len(lines)):
                     lines += [line.message for line in page]
             return lines
 

@@ -143,6 +143,18 @@ def test_chunks_with_swapped_bytes_are_refused_if_the_footer_has_their_bounds(
         read_parquet(file.data)
 
 
+def test_one_value_outside_the_bounds_is_enough() -> None:
+    fares = [None, *map(float, range(1, GROUP))]
+    trips = TRIPS.set_column(FARE, "fare_amount", [[*fares, *fares[:-1], 1000.0, *fares]])
+    file = Edited(parquet_file(trips, write_statistics=True, row_group_size=GROUP))
+    assert read_parquet(file.data).tally.loaded == ROWS
+    file.chunks[0][FARE], file.chunks[1][FARE] = file.chunks[1][FARE], file.chunks[0][FARE]
+    with pytest.raises(
+        UnreadableFile, match="row group 1 of 3, column 'fare_amount': it has values outside the bounds"
+    ):
+        read_parquet(file.data)
+
+
 @pytest.mark.parametrize("how", WRITTEN)
 def test_a_chunk_with_another_null_count_than_the_footer_is_refused(how: str) -> None:
     file = edited(how, write_statistics=True)
