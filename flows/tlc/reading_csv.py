@@ -146,9 +146,7 @@ class _Rows:
         # Arrow reads 0x10 as 16. If the block has an x, or a number in an odd spelling, read all as text: `clean` checks it.
         for typed in (False,) if b"x" in block or b"X" in block else (True, False):
             with suppress(pa.ArrowInvalid):
-                return block, _table(self._shape, [], ()) if _EMPTY.fullmatch(block) else self._parse(
-                    block, typed=typed
-                )
+                return block, self._parse(block, typed=typed)
         return block, None
 
     def chunk(self, block: bytes, table: pa.Table | None, first_row: int) -> Chunk:
