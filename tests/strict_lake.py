@@ -110,7 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
         if "upload_id" in query:
             last = re.fullmatch(r"bytes .*/\d+", self.headers.get("Content-Range", ""))
             return self.lake.sessions.get(query["upload_id"]) if last else None
-        replaced = _REWRITE.fullmatch(path) or (_OBJECT.fullmatch(path) if self.command == "DELETE" else None)
+        replaced = _REWRITE.fullmatch(path) or (
+            _OBJECT.fullmatch(path) if self.command in ("DELETE", "PATCH") else None
+        )
         if "ifGenerationMatch" in query and replaced:
             return replaced["bucket"], unquote(replaced["name"]), query["ifGenerationMatch"]
         return None

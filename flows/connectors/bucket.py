@@ -108,7 +108,7 @@ class Bucket:
             with _named():
                 yield
         except PreconditionFailed as error:
-            raise self._overtaken(key) from error
+            raise self.overtaken(key) from error
         except NO_ANSWER as error:
             raise Unreachable(f"bucket {name!r} could not be {doing}: {silent(error)}. Run again.") from None
         except TransportError:  # the token server cannot be reached; the credentials may be right
@@ -120,8 +120,12 @@ class Bucket:
                 " docs/permissions.md has the exact permissions of each flow."
             ) from error
 
-    def _overtaken(self, key: str) -> Overtaken:
+    def overtaken(self, key: str) -> Overtaken:
+        """Return the error for a write to `key` that lost against the write of another run."""
         return Overtaken(f"{self.uri(key)} was written by another run meanwhile")
+
+    def _vanished(self, key: str) -> Vanished:
+        return Vanished(f"{self.uri(key)} was deleted or replaced during this run. Run again.")
 
     def check(self) -> None:
         """Raise `MisconfiguredBlock` unless the bucket exists and the credentials may read it."""
@@ -190,7 +194,7 @@ class Bucket:
                 while piece := file.read(CHUNK):
                     yield piece
         except NotFound as error:
-            raise Vanished(f"{self.uri(key)} was deleted or replaced during this run. Run again.") from error
+            raise self._vanished(key) from error
 
     def read_text(self, key: str) -> str | None:
         """Return the text of a small object, or None if it does not exist. Raise `ValueError` if it is large, or not text."""
@@ -229,19 +233,21 @@ class Bucket:
                 # close it later, and closing sends the incomplete data as a whole object.
                 file._buffer.close()
 
-    def add_metadata(self, key: str, metadata: Mapping[str, str], mark: Mapping[str, str]) -> Object:
-        """Add metadata to the object `key` and return the object. Keep metadata that the server or another tool added.
+    def add_metadata(self, present: Object, metadata: Mapping[str, str]) -> Object:
+        """Add metadata to an object, and return it. Keep metadata that the server or another tool added.
 
-        Raise `Overtaken` if the object's metadata lacks `mark`: then another run replaced the object.
+        Raises:
+            Vanished: The object was deleted.
+            Overtaken: It was replaced. Some servers answer so for a deleted object, too.
         """
-        present = self.written(key)
-        blob = self._bucket.blob(self.path(key))
+        blob = self._bucket.blob(self.path(present.key))
         blob.metadata = dict(metadata)  # PATCH keeps all other keys
-        with self._explained("written", key):
-            if not mark.items() <= present.metadata.items():
-                raise self._overtaken(key)
-            blob.patch(timeout=TIMEOUT, if_generation_match=present.generation)
-        return self._object(key, blob)
+        with self._explained("written", present.key):
+            try:
+                blob.patch(timeout=TIMEOUT, if_generation_match=present.generation)
+            except NotFound as error:
+                raise self._vanished(present.key) from error
+        return self._object(present.key, blob)
 
     def written(self, key: str) -> Object:
         """Return an object that was just written. Raise `Gone` if it does not exist."""

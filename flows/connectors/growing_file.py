@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import IO
 
 _PIECE = 1 << 20  # bytes read at once
@@ -16,7 +16,7 @@ class Aborted(Exception):
 class GrowingFile:
     """A file that one thread writes, and another reads from its beginning. The reader waits for bytes that are missing.
 
-    Any thread may call `abort`, for example if the disk is full. It raises nothing in the writer; the reader gets `Aborted`.
+    Any thread may call `abort`. It raises nothing in the writer; the reader gets `Aborted`.
     """
 
     def __init__(self) -> None:
@@ -38,18 +38,6 @@ class GrowingFile:
         with self._changed:
             self._size += size
             self._changed.notify_all()
-
-    def append(self, piece: bytes) -> None:
-        """Write a piece to the file. If that fails, for example because the disk is full, discard the file; raise nothing."""
-        left = memoryview(piece)
-        with self._changed:  # `close` must not close the file meanwhile: another file could get its descriptor
-            try:
-                while left and not self._aborted:
-                    left = left[os.write(self._descriptor, left) :]
-            except OSError:
-                self.discard()
-                return
-            self.grow(len(piece) - len(left))
 
     def complete(self, sha256: str) -> None:
         """Record that the file is complete."""
@@ -97,14 +85,6 @@ class GrowingFile:
         with self._changed:
             self._aborted = True
             self._changed.notify_all()
-
-    def discard(self) -> None:
-        """Abort, and free the space on the disk. Call it only for a file that nothing else needs."""
-        with self._changed:
-            self.abort()
-            if self._descriptor >= 0:
-                with suppress(OSError):
-                    os.ftruncate(self._descriptor, 0)
 
     def close(self) -> None:
         """Abort, and close the file. The reader must have ended."""

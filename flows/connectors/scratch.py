@@ -12,10 +12,10 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 from flows.connectors.growing_file import GrowingFile
 from flows.tlc.errors import DiskFull, UnsafeScratch
@@ -38,6 +38,9 @@ _FETCHING_NAME = re.compile(rf"{re.escape(_FETCHING)}[a-z0-9_]{{8}}")
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
+
+Read = Callable[[PublishedFile], Iterable[bytes]]
+"""Fetches the bytes of a published file."""
 
 
 def folder() -> Path:
@@ -181,11 +184,7 @@ def _make_room(limit: int = DEFAULT_LIMIT) -> None:
                     os.unlink(name, dir_fd=here)
 
 
-def keep(
-    published: PublishedFile,
-    read: Callable[[PublishedFile], Iterable[bytes]],
-    growing: GrowingFile | None = None,
-) -> RawFile:
+def keep(published: PublishedFile, read: Read, growing: GrowingFile | None = None) -> RawFile:
     """Fetch a file into the cache and return its facts. Give the file its name only when it is complete.
 
     Another thread can read its bytes from `growing` meanwhile.
@@ -193,30 +192,46 @@ def keep(
     what = str(published.trip_month)
     require_room(published.size, what)
     place = folder()
-    digest = hashlib.sha256()
-    size = 0
     descriptor, half = tempfile.mkstemp(dir=place, prefix=_FETCHING)
     try:
         with disk_full_explained(what), os.fdopen(descriptor, "wb") as file:
-            if growing:
-                growing.begin(file)
-            for piece in read(published):
-                digest.update(piece)
-                size += file.write(piece)
-                if growing:
-                    file.flush()
-                    growing.grow(len(piece))
-                if shutil.disk_usage(descriptor).free < _SPARE:  # the file's size may be unknown before it is fetched
-                    raise _full(what)
-        raw = _raw(published, size, digest.hexdigest())
-        if growing:
-            growing.complete(raw.sha256)
+            sha256 = _fetch(published, read, file, growing)
+            # Not `tell`: the reader of a growing file moves the position, too.
+            raw = _raw(published, os.fstat(file.fileno()).st_size, sha256)
         Path(half).replace(place / raw.key)
     except BaseException:
         Path(half).unlink(missing_ok=True)
         raise
     _make_room()
     return raw
+
+
+@contextmanager
+def fetched(
+    published: PublishedFile, read: Read, growing: GrowingFile | None = None
+) -> Iterator[tuple[IO[bytes], str]]:
+    """Fetch a file into a temporary one. Yield it and its SHA-256. Another thread can read its bytes from `growing` meanwhile."""
+    with temporary_file(published.size, str(published.trip_month)) as file:
+        yield file, _fetch(published, read, file, growing)
+
+
+def _fetch(published: PublishedFile, read: Read, file: IO[bytes], growing: GrowingFile | None) -> str:
+    """Write the bytes of a published file to an empty file, and return their SHA-256."""
+    digest = hashlib.sha256()
+    if growing:
+        growing.begin(file)
+    for piece in read(published):
+        digest.update(piece)
+        file.write(piece)
+        file.flush()
+        if growing:
+            growing.grow(len(piece))
+        if shutil.disk_usage(file.fileno()).free < _SPARE:  # the file's size may be unknown before it is fetched
+            raise _full(str(published.trip_month))
+    sha256 = digest.hexdigest()
+    if growing:
+        growing.complete(sha256)
+    return sha256
 
 
 def _raw(published: PublishedFile, size: int, sha256: str) -> RawFile:
@@ -262,9 +277,11 @@ def has(raw: RawFile) -> bool:
     return True
 
 
-def pieces(file: BinaryIO, piece: int = 1 << 20) -> Iterator[bytes]:
-    """Yield the bytes of an open file from its current position."""
-    while data := file.read(piece):
+def pieces(file: IO[bytes], piece: int = 1 << 20) -> Iterator[bytes]:
+    """Yield all bytes of a file on disk. Its position, which another thread may use, is neither used nor changed."""
+    position = 0
+    while data := os.pread(file.fileno(), piece, position):
+        position += len(data)
         yield data
 
 
@@ -274,28 +291,3 @@ def temporary_file(size: int | None, what: str) -> Iterator[IO[bytes]]:
     require_room(size, what)
     with disk_full_explained(what), tempfile.TemporaryFile(dir=folder()) as file:
         yield file
-
-
-@contextmanager
-def spooled(size: int | None, what: str, growing: GrowingFile | None) -> Iterator[Callable[[bytes], None]]:
-    """Yield a function that appends pieces to a temporary file, which another thread reads as `growing`.
-
-    The file only saves time, so nothing is raised: without `growing` it is not written, and without room it is given up.
-    """
-    if growing is None:
-        yield lambda piece: None
-        return
-    file: IO[bytes] | None = None
-
-    def append(piece: bytes) -> None:
-        if file and shutil.disk_usage(file.fileno()).free < _SPARE:
-            growing.discard()
-        growing.append(piece)
-
-    with ExitStack() as open_files:
-        try:
-            file = open_files.enter_context(temporary_file(size, what))
-            growing.begin(file)
-        except (DiskFull, UnsafeScratch, OSError):
-            growing.abort()
-        yield append

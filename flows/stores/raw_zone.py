@@ -5,7 +5,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, cast, get_args
 
@@ -16,12 +16,12 @@ from flows.connectors.web import Download
 from flows.tlc.addresses import shown, stored
 from flows.tlc.errors import Gone, MisconfiguredBlock, Overtaken, UnknownEdition, UnreadableFile, Vanished
 from flows.tlc.manifest import Manifest, RawFile, Verified
-from flows.tlc.pipeline import Add, ahead
+from flows.tlc.pipeline import Add
 from flows.tlc.sources import ENDINGS, Ending, PublishedFile
 from flows.tlc.trips import COLORS, EDITION_DIGITS, TripMonth, edition_key, staged_key
 
 # Metadata keys of a raw file. Servers and other tools add their own keys, and some servers refuse those keys from a client.
-RAW_FACTS = ("url", "etag", "last_modified", "upload", "sha256", "fetched_at", "verified")
+RAW_FACTS = ("url", "etag", "last_modified", "sha256", "fetched_at", "verified")
 
 
 _RAW_KEY = re.compile(
@@ -78,10 +78,6 @@ class Edition:
         return f"{self.name} ({about.size:,} bytes, fetched {self.fetched_at or 'at an unknown time'} from {shown(about.url)})"
 
 
-class _SameBytes(Exception):
-    """The lake already has exactly these bytes."""
-
-
 class RawZone:
     """Published files in a bucket."""
 
@@ -89,7 +85,7 @@ class RawZone:
         self.bucket = bucket
 
     def extract(self, published: PublishedFile, add: Add, growing: GrowingFile | None = None) -> RawFile:
-        """Stream a published file into the raw zone. The object appears only when it is complete.
+        """Copy a published file into the raw zone, through the scratch disk. The object appears only when it is complete.
 
         A complete raw file is not overwritten, because the month was made from it. A new edition is staged until its month
         is published.
@@ -105,35 +101,27 @@ class RawZone:
                 f"{bucket.uri(key)} is not a raw file that this project wrote: its metadata has no url. If it comes from a"
                 " backup, copy it again with its metadata; otherwise move it away. Nothing was downloaded."
             )
-        # An object without sha256 is incomplete, so no month was made from it. Its run died, or this run overtakes it now.
+        # Older versions wrote the digest after the bytes. An object without it is incomplete, and no month was made from it.
         whole = "sha256" in current.metadata
         if whole and same_edition(published, current):
             return _raw_file(published, current)
-        upload = uuid.uuid4().hex
-        mark = {"upload": upload}  # shows this run which upload is its own
-        into = staged_key(key, upload) if whole else key
-        replaces = 0 if whole else current.generation
-        digest, download = hashlib.sha256(), Download(published, add)
-        spooled = scratch.spooled(published.size, str(published.trip_month), growing)
-        try:
-            with bucket.writer(into, about | mark, replaces=replaces) as raw:
-                with closing(ahead(download)) as pieces, spooled as append:
-                    for piece in pieces:
-                        digest.update(piece)
-                        append(piece)
-                        raw.write(piece)
-                if growing:
-                    growing.complete(digest.hexdigest())
-                if current.metadata.get("sha256") == digest.hexdigest():
-                    raise _SameBytes
-        except _SameBytes:
-            into, mark = key, {"sha256": digest.hexdigest()}
-        facts = {
-            "sha256": digest.hexdigest(),
-            "fetched_at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
-            "verified": download.verified,
-        }
-        return _raw_file(published, bucket.add_metadata(into, about | facts, mark))
+        into = staged_key(key, uuid.uuid4().hex) if whole else key
+        download = Download(published, add)
+        with scratch.fetched(published, lambda _: download, growing) as (file, sha256):
+            facts = about | {
+                "sha256": sha256,
+                "fetched_at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
+                "verified": download.verified,
+            }
+            if current.metadata.get("sha256") == sha256:
+                return _raw_file(published, bucket.add_metadata(current, facts))
+            with bucket.writer(into, facts, replaces=0 if whole else current.generation) as raw:
+                for piece in scratch.pieces(file):
+                    raw.write(piece)
+        present = bucket.written(into)
+        if present.metadata.get("sha256") != sha256:
+            raise bucket.overtaken(into)
+        return _raw_file(published, present)
 
     def raw_of(self, manifest: Manifest) -> RawFile:
         """Return the published file that a month was made from. Raise `Gone` if the raw zone does not have it."""
@@ -160,7 +148,7 @@ class RawZone:
         found: dict[TripMonth, dict[str, Edition]] = {}
         for present in (there for prefix in prefixes for there in self.bucket.listing(prefix).values()):
             name, sha256 = _RAW_KEY.fullmatch(present.key), present.metadata.get("sha256")
-            if name and sha256:  # without sha256, the upload is in progress or was cut off
+            if name and sha256:  # without sha256, it is an incomplete upload of an older version
                 trip_month = TripMonth(name["color"], int(name["year"]), int(name["month"]))
                 editions = found.setdefault(trip_month, {})
                 others = editions[sha256].objects if sha256 in editions else ()

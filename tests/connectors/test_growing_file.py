@@ -1,9 +1,8 @@
 """A file is read while it is written: the reader gets all its bytes in order, or `Aborted`."""
 
+import hashlib
 import os
-import shutil
 import threading
-from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import TripMonth
 
 PIECES = [bytes([number]) * (number * 100_000) for number in range(1, 9)]
-Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture(autouse=True)
@@ -60,40 +58,76 @@ def reader() -> Iterator[Reader]:
     made.growing.close()
 
 
-def test_the_reader_gets_each_piece_before_the_next_is_written(reader: Reader) -> None:
-    so_far = b""
-    with scratch.spooled(None, "a month", reader.growing) as append:
-        for piece in PIECES:
-            append(piece)
-            so_far += piece
-            assert reader.has(so_far)
+PUBLISHED = PublishedFile(
+    trip_month=TripMonth("green", 2019, 6), url="https://tlc.example/a.csv", ending=".csv", size=None, etag=None,
+    last_modified=None,
+)  # fmt: skip
+
+
+def kept(read: scratch.Read, growing: GrowingFile) -> str:
+    return scratch.keep(PUBLISHED, read, growing).sha256
+
+
+def fetched(read: scratch.Read, growing: GrowingFile) -> str:
+    with scratch.fetched(PUBLISHED, read, growing) as (_, sha256):
+        return sha256
+
+
+@pytest.mark.parametrize("fetch", [kept, fetched])
+def test_the_reader_gets_each_piece_before_the_next_is_fetched(
+    fetch: Callable[[scratch.Read, GrowingFile], str], reader: Reader
+) -> None:
+    def pieces(_: PublishedFile) -> Iterator[bytes]:
+        for number, piece in enumerate(PIECES):
+            yield piece
+            assert reader.has(b"".join(PIECES[: number + 1]))
         assert reader.is_alive()  # the file is not complete yet
-        reader.growing.complete("its sha256")
+
+    sha256 = fetch(pieces, reader.growing)
     assert reader.ended()
-    assert reader.got == so_far
+    assert reader.got == b"".join(PIECES)
     assert not reader.aborted
+    assert reader.growing.sha256 == sha256 == hashlib.sha256(b"".join(PIECES)).hexdigest()
+
+
+def test_a_reader_that_seeks_does_not_change_the_size_that_is_recorded() -> None:
+    class Seeking(GrowingFile):
+        def complete(self, sha256: str) -> None:
+            super().complete(sha256)
+            with self.file() as file:
+                file.seek(-5, os.SEEK_END)
+
+    growing = Seeking()
+    raw = scratch.keep(PUBLISHED, lambda _: PIECES, growing)
+    growing.close()
+    assert raw.size == sum(map(len, PIECES))
+    assert scratch.has(raw)
 
 
 def test_a_seekable_file_opens_when_it_is_complete(reader: Reader) -> None:
-    growing = reader.growing
-    with scratch.spooled(None, "a month", growing) as append:
-        for piece in PIECES:
-            append(piece)
-        growing.complete("its sha256")
-    for _ in range(2):  # each reader begins at the beginning
-        with growing.file() as file:
-            file.seek(-5, os.SEEK_END)
-            assert file.read() == PIECES[-1][-5:]
-            file.seek(0)
-            assert file.read() == b"".join(PIECES)
+    whole = b"".join(PIECES)
+    with scratch.fetched(PUBLISHED, lambda _: PIECES, reader.growing) as (file, _):
+        pieces = scratch.pieces(file, 100_000)
+        begun = next(pieces)
+        for _ in range(2):  # each reader begins at the beginning
+            with reader.growing.file() as other:
+                other.seek(-5, os.SEEK_END)
+                assert other.read() == whole[-5:]
+                other.seek(0)
+                assert other.read() == whole
+        assert begun + b"".join(pieces) == whole  # the other readers did not move this one
 
 
 def test_a_reader_notices_that_the_writer_gave_up(reader: Reader) -> None:
     growing = reader.growing
-    with scratch.spooled(None, "a month", growing) as append:
-        append(PIECES[0])
-    growing.abort()
-    growing.complete("too late")
+
+    def pieces(_: PublishedFile) -> Iterator[bytes]:
+        yield PIECES[0]
+        growing.abort()
+
+    with scratch.fetched(PUBLISHED, pieces, growing) as (file, _):
+        assert b"".join(scratch.pieces(file)) == PIECES[0]  # the writer goes on
+    assert growing.sha256 == ""
     assert reader.ended()
     assert reader.aborted
     uses: list[Callable[[], object]] = [
@@ -102,52 +136,3 @@ def test_a_reader_notices_that_the_writer_gave_up(reader: Reader) -> None:
     for use in uses:
         with pytest.raises(Aborted):
             use()
-
-
-def free(monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
-    """Let the disk have this much room at each question; the last answer stays."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, sizes.pop(0) if len(sizes) > 1 else sizes[0]))
-
-
-@pytest.mark.parametrize("sizes", [[0], [1 << 40, 1 << 40, 1 << 20]], ids=["from the beginning", "half-way"])
-def test_without_room_the_reader_ends_and_the_space_is_freed(
-    sizes: list[int], reader: Reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free(monkeypatch, sizes)
-    with scratch.spooled(None, "a month", reader.growing) as append:
-        for piece in PIECES:
-            append(piece)
-        assert reader.ended()
-        descriptor = reader.growing._descriptor
-        assert descriptor < 0 or os.fstat(descriptor).st_size == 0
-    assert reader.aborted
-
-
-def test_a_disk_that_is_full_ends_the_reader_and_not_the_writer(reader: Reader) -> None:
-    with Path("/dev/full").open("wb") as full:
-        reader.growing.begin(full)
-    reader.growing.append(PIECES[0])
-    assert reader.ended()
-    assert reader.aborted
-
-
-def test_without_a_reader_nothing_is_written(tmp_path: Path) -> None:
-    with scratch.spooled(None, "a month", None) as append:
-        append(b"bytes")
-    assert not (tmp_path / "scratch").exists()
-
-
-def test_a_file_is_kept_and_read_at_the_same_time(reader: Reader) -> None:
-    def pieces(_: PublishedFile) -> Iterator[bytes]:
-        for number, piece in enumerate(PIECES):
-            yield piece
-            assert reader.has(b"".join(PIECES[: number + 1]))
-
-    published = PublishedFile(
-        trip_month=TripMonth("green", 2019, 6), url="https://tlc.example/a.csv", ending=".csv", size=None, etag=None,
-        last_modified=None,
-    )  # fmt: skip
-    raw = scratch.keep(published, pieces, reader.growing)
-    assert reader.ended()
-    assert reader.got == b"".join(PIECES)
-    assert reader.growing.sha256 == raw.sha256

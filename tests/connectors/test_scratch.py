@@ -367,13 +367,25 @@ def test_using_a_file_makes_it_the_last_to_be_deleted(folder: Path) -> None:
 _Usage = namedtuple("_Usage", "total used free")
 
 
+def fetch_into_a_temporary_file(published: PublishedFile, read: scratch.Read) -> None:
+    with scratch.fetched(published, read):
+        pass
+
+
+BOTH = pytest.mark.parametrize("fetch", [scratch.keep, fetch_into_a_temporary_file])
+
+
+@BOTH
 @pytest.mark.parametrize("size", [None, 50_000_000])
 def test_a_full_disk_is_reported_before_the_download(
-    size: int | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+    fetch: Callable[[PublishedFile, scratch.Read], object],
+    size: int | None,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(0, 0, 60_000_000))
     with pytest.raises(DiskFull) as full:
-        scratch.keep(published(size=size), lambda _: pytest.fail("fetched"))
+        fetch(published(size=size), lambda _: pytest.fail("fetched"))
     needed = "67" if size is None else "117"
     assert f"green 2021-01 needs {needed} MB on disk, 60 MB are free in {folder}." in str(full.value)
     assert "point TRIPS_SCRATCH at a larger disk" in str(full.value)
@@ -390,8 +402,9 @@ def no_room(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@BOTH
 def test_a_disk_that_fills_up_during_a_download_is_reported_and_no_file_is_left(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    fetch: Callable[[PublishedFile, scratch.Read], object], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def on_a_filling_disk(_: PublishedFile) -> Iterator[bytes]:
         yield DATA
@@ -401,7 +414,7 @@ def test_a_disk_that_fills_up_during_a_download_is_reported_and_no_file_is_left(
 
     for read in (on_a_filling_disk, no_room):
         with pytest.raises(DiskFull, match=re.escape(f"green 2021-01: the disk of {folder} became full")) as full:
-            scratch.keep(published(size=None), read)  # type: ignore[arg-type]
+            fetch(published(size=None), read)  # type: ignore[arg-type]
         assert "point TRIPS_SCRATCH at a larger disk" in str(full.value)
         assert list(folder.iterdir()) == []
         monkeypatch.undo()

@@ -12,7 +12,7 @@ from tests.faults.record import Trial, tried
 # All named steps of a run. The tests kill a run before and after each of them.
 STEPS: Mapping[FlowName, tuple[str, ...]] = {
     "etl_web_gcs": (
-        "flows.tasks.bring:look_up", "flows.stores.raw_zone:RawZone.extract", "flows.connectors.bucket:Bucket.add_metadata",
+        "flows.tasks.bring:look_up", "flows.stores.raw_zone:RawZone.extract", "flows.connectors.bucket:Bucket.written",
         "flows.tasks.bring:extract_file", "flows.stores.lake:Lake._sweep", "flows.stores.lake:Lake._write",
         "flows.tasks.bring:transform", "flows.stores.lake:Lake._changes", "flows.connectors.bucket:Bucket.copy",
         "flows.stores.lake:Lake._publish_side_object", "flows.stores.lake:Lake.remember", "flows.connectors.bucket:Bucket.delete",

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -186,7 +186,6 @@ OPERATIONS: Mapping[str, tuple[str, str]] = {
     "objects.insert (multipart)": ("POST", r"uploadType=multipart"),
     "objects.insert (resumable, start)": ("POST", r"uploadType=resumable"),
     "objects.insert (resumable, chunk)": ("PUT", r"upload_id="),
-    "objects.patch": ("PATCH", r"/o/"),
     "objects.rewrite": ("POST", r"/rewriteTo/"),
     "objects.delete": ("DELETE", r"/o/"),
 }
@@ -267,6 +266,37 @@ def test_a_run_into_bigquery_survives_one_failure_to_read_the_location_of_the_bu
         error = run(env={"STORAGE_EMULATOR_HOST": gate.url})
         assert error is None, f"a temporary failure ended the run: {error!r}"
         assert gate.happened
+
+
+@pytest.mark.parametrize("failure", [failure for failure in RETRIES | LAKE if failure != "broken-upload"])
+def test_the_facts_of_a_file_with_the_same_bytes_survive_one_failure(failure: str, lab: Lab) -> None:
+    """Then only the metadata of the raw file is written, by one PATCH."""
+    lab.prepare("etl_web_gcs", over=False)
+    lab.load("lake")
+    before = see(lab)
+    lab.ours.site.fault(
+        f"/legacy/{lab.month.stem}.csv", times=None, headers={"ETag": '"of the same bytes"', "Last-Modified": ""}
+    )
+    part = "storage" if failure in RETRIES else "network"
+    try:
+        with (
+            StrictLake(os.environ["STORAGE_EMULATOR_HOST"]) as strict,
+            Gate(strict.url) as gate,
+            tried(part, f"lake: {failure} while a raw file's metadata is updated") as trial,
+        ):
+            gate.rules = [(RETRIES | LAKE)[failure]("PATCH", r"/o/")]
+            with suppress(*(() if failure in RETRIES else (Exception,))):
+                bring(lab, "lake", env={"STORAGE_EMULATOR_HOST": gate.url})
+            assert gate.happened
+            assert see(lab) == before
+            with trial.recovering():
+                bring(lab, "lake")
+            raw = lab.ours.blob(lab.month.raw_key(".csv"))
+            raw.reload()
+            assert raw.metadata["etag"] == '"of the same bytes"'
+            assert see(lab) == before
+    finally:
+        lab.ours.site.heal()
 
 
 BIGQUERY: Mapping[str, Callable[[], Rule]] = {

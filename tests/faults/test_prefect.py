@@ -51,7 +51,7 @@ def test_a_step_that_fails_after_its_work_is_retried_without_duplicates(
 @pytest.mark.parametrize(
     ("flow", "task", "step"),
     [
-        ("etl_web_gcs", "extract_file", "flows.connectors.bucket:Bucket.add_metadata"),
+        ("etl_web_gcs", "extract_file", "flows.connectors.scratch:pieces"),
         ("etl_web_gcs", "transform", "flows.stores.lake:Lake._write"),
         ("etl_web_gcs", "load", "flows.connectors.bucket:Bucket.copy"),
         ("etl_gcs_bq", "load", "flows.stores.warehouse:Warehouse._load_from_lake"),

@@ -18,7 +18,7 @@ _CASES: list[tuple[str, FlowName, str]] = [
     ("postgres", "ingest_data", "flows.stores.database:Database._copy"),
     ("postgres", "ingest_data", "flows.stores.database:Database._publish"),
     ("postgres", "ingest_data", "flows.stores.database:Database._write_manifest"),
-    ("lake", "etl_web_gcs", "flows.connectors.bucket:Bucket.add_metadata"),
+    ("lake", "etl_web_gcs", "flows.connectors.bucket:Bucket.written"),
     ("lake", "etl_web_gcs", "flows.stores.lake:Lake._write"),
     ("lake", "etl_web_gcs", "flows.connectors.bucket:Bucket.copy"),
     ("lake", "etl_web_gcs", "flows.stores.lake:Lake.remember"),

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from flows.connectors import scratch
-from flows.connectors.bucket import Bucket
+from flows.connectors.bucket import Bucket, Object
 from flows.connectors.growing_file import Aborted, GrowingFile
 from flows.connectors.web import Download
 from flows.etl_web_gcs import etl_web_gcs
@@ -19,7 +19,7 @@ from flows.ingest_data import ingest_data
 from flows.stores.database import Database
 from flows.stores.lake import Lake
 from flows.tasks.early import EarlyStaging, _Attempt
-from flows.tlc.errors import DiskFull
+from flows.tlc.errors import TripDataError
 from flows.tlc.manifest import RawFile, StagedMonth
 from flows.tlc.sources import PublishedFile
 from flows.tlc.trips import Terms, TripMonth
@@ -166,25 +166,25 @@ def test_a_staging_whose_upload_fails_is_discarded(
         complete.set()
 
     monkeypatch.setattr(_Attempt, "_stage", stage)
-    add_metadata = Bucket.add_metadata
+    written = Bucket.written
     failed: list[str] = []
 
-    def fails_once(*arguments: Any) -> Any:
-        if not failed:
+    def fails_once(self: Bucket, key: str) -> Object:
+        if not failed and key.startswith("raw/"):
             assert complete.wait(60)
-            failed.append("the month is staged, and its raw file is not complete")
+            failed.append("the month is staged, and whether its raw file was uploaded is unknown")
             raise ConnectionError("cut off")
-        return add_metadata(*arguments)
+        return written(self, key)
 
-    monkeypatch.setattr(Bucket, "add_metadata", fails_once)
+    monkeypatch.setattr(Bucket, "written", fails_once)
     runs.lake(mirrored_month)
-    assert staged.early == [True, True]
+    assert staged.early == [True, False]  # the retry finds the whole raw file
     assert staged.discarded == staged.results[:1]
     assert no_staging_left(ours, mirrored_month)
 
 
 @pytest.mark.parametrize("store", ["lake", "postgres"])
-def test_a_file_with_the_same_bytes_leaves_no_staging(
+def test_a_file_with_the_same_bytes_is_not_uploaded_again_and_leaves_no_staging(
     store: str, month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = runs.lake if store == "lake" else runs.postgres
@@ -193,21 +193,31 @@ def test_a_file_with_the_same_bytes_leaves_no_staging(
     path = ours.site.file(f"{month.stem}.parquet")
     os.utime(path, (0, path.stat().st_mtime + 60))
     staged = Staged(Lake if store == "lake" else Database, monkeypatch)
+    written: list[str] = []
+    writer = Bucket.writer
+    monkeypatch.setattr(
+        Bucket, "writer", lambda self, key, *more, **named: written.append(key) or writer(self, key, *more, **named)
+    )
     assert load(month).status == "unchanged"
+    assert not [key for key in written if "raw/" in key]
     assert staged.early == [True]
     assert no_staging_left(ours, month)
 
 
-def test_without_room_for_a_copy_a_csv_is_loaded_into_the_lake_all_the_same(
-    mirrored_month: TripMonth, ours: Stores, runs: Runs, monkeypatch: pytest.MonkeyPatch
+def test_without_room_for_the_file_nothing_is_downloaded_and_nothing_is_left(
+    into: Any, ours: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise DiskFull("no room")
-
-    staged = Staged(Lake, monkeypatch)
-    monkeypatch.setattr(scratch, "require_room", full)
-    assert runs.lake(mirrored_month, source=ours.mirror).status == "loaded"
-    assert staged.early == [False]
+    month, _, store, load, is_as_published = into
+    staged = Staged(store, monkeypatch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+        patch.setattr(Download, "__iter__", lambda _: pytest.fail("downloaded"))
+        with pytest.raises(TripDataError, match="point TRIPS_SCRATCH at a larger disk"):
+            load()
+    assert staged.early == []
+    assert not [key for key in ours.objects() if month.stem in key]
+    assert load().status == "loaded"
+    assert is_as_published()
 
 
 @pytest.mark.parametrize("flow", [etl_web_gcs, ingest_data], ids=["lake", "postgres"])

@@ -39,7 +39,7 @@ from tests.strict_lake import StrictLake
 
 @pytest.mark.parametrize(
     ("owner", "name", "when"),
-    [(Bucket, "add_metadata", "before"), (Lake, "_write", "before"), (Lake, "_write", "after"), (Bucket, "copy", "before"),
+    [(Bucket, "written", "before"), (Lake, "_write", "before"), (Lake, "_write", "after"), (Bucket, "copy", "before"),
      (Bucket, "copy", "after"), (Lake, "_publish_side_object", "before"), (Lake, "_publish_side_object", "after"),
      (Lake, "remember", "before"), (Lake, "remember", "after")],
 )  # fmt: skip

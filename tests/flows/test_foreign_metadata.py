@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 
+from flows.connectors.bucket import Bucket, Object
 from flows.connectors.web import look_up, source_of
 from flows.load_zones import load_zones
 from flows.query_lake import query_lake
-from flows.tlc.errors import Overtaken
+from flows.tlc.errors import Overtaken, Vanished
 from flows.tlc.trips import TripMonth
 from tests.flows.conftest import LAKE, Runs, lake_of, no_progress
 from tests.flows.test_new_columns import put
@@ -87,12 +88,38 @@ def test_the_manifest_identifies_a_month_whose_metadata_was_replaced(
     assert runs.lake(month).status == "replaced"
 
 
-def test_a_run_does_not_mistake_another_runs_upload_for_its_own(ours: Stores) -> None:
+def test_a_run_does_not_mistake_the_raw_file_of_another_run_for_its_own(
+    month: TripMonth, ours: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Bucket.written
+    key = month.raw_key(".parquet")
+
+    def replaced(self: Bucket, key: str) -> Object:
+        with self.writer(key, {"url": "https://tlc.example/other.parquet", "sha256": "other"}) as file:
+            file.write(b"of another run")
+        return written(self, key)
+
+    monkeypatch.setattr(Bucket, "written", replaced)
+    with pytest.raises(Overtaken, match=key):
+        lake_of(LAKE).extract(look_up(source_of(ours.official), month), no_progress)
+
+
+def test_metadata_is_added_only_to_the_object_that_was_seen(ours: Stores, strict_lake: StrictLake) -> None:
     bucket = lake_of(LAKE).bucket
-    with bucket.writer("raw/of-two-runs", {"upload": "second", "sha256": "2"}) as file:
-        file.write(b"second")
-    assert bucket.add_metadata("raw/of-two-runs", {"etag": "e"}, {"upload": "second"}).metadata["etag"] == "e"
-    for mark in ({"upload": "first"}, {"sha256": "1"}, {"upload": "second", "sha256": "1"}):
-        with pytest.raises(Overtaken):
-            bucket.add_metadata("raw/of-two-runs", {"etag": "other"}, mark)
-    ours.blob("raw/of-two-runs").delete()
+    key = "raw/of-two-runs"
+    seen = []
+    for owner in ("first", "second"):
+        with bucket.writer(key, {"owner": owner}) as file:
+            file.write(b"bytes")
+        seen.append(bucket.stat(key))
+    first, second = seen
+    assert bucket.add_metadata(second, {"etag": "e"}).metadata == {"owner": "second", "etag": "e"}
+    with pytest.raises(Overtaken):
+        bucket.add_metadata(first, {"etag": "other"})
+    assert bucket.stat(key).metadata["etag"] == "e"
+    ours.blob(key).delete()
+
+
+def test_metadata_is_not_added_to_an_object_that_was_deleted(ours: Stores) -> None:
+    with pytest.raises(Vanished, match="raw/deleted"):
+        lake_of(LAKE).bucket.add_metadata(Object("raw/deleted", generation=1), {"etag": "e"})

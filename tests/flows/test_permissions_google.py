@@ -90,6 +90,12 @@ class Scenes:
     def lake(self) -> None:
         assert self.runs.lake(self.month).status == "loaded"
         assert self.runs.lake(self.month).status == "unchanged"
+        file = f"/trip-data/{self.month.stem}.parquet"
+        self.ours.site.fault(file, times=None, headers={"ETag": '"the same bytes"', "Last-Modified": ""})
+        try:
+            assert self.runs.lake(self.month).status == "unchanged"
+        finally:
+            self.ours.site.heal()
         self.republish()
         assert self.runs.lake(self.month).status == "replaced"
 

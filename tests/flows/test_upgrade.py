@@ -1,5 +1,6 @@
 """Stores of an older version, and a column that is added to the canonical schema, cause no unnecessary reload."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from flows.tlc.errors import SchemaMismatch
 from flows.tlc.manifest import LOADS_COLUMNS, Changes
 from flows.tlc.schema import KINDS, SCHEMA_VERSION, TRIP_COLUMNS, Column, arrow_schema
 from flows.tlc.trips import TripMonth
-from tests.flows.conftest import CREDENTIALS, Runs, postgres_block, warehouse_of
+from tests.flows.conftest import CREDENTIALS, Runs, lake_of, postgres_block, warehouse_of
 from tests.stores import Stores, same, stores
 from tests.tlc.published import parquet_file, table
 
@@ -115,7 +116,7 @@ def as_an_older_version_wrote_it(made: Stores, month: TripMonth) -> None:
     made.blob(month.manifest_key).upload_from_string(json.dumps(older))
     raw = made.blob(month.raw_key(".parquet"))
     raw.reload()
-    raw.metadata = {name: text for name, text in raw.metadata.items() if name not in ("upload", "verified")}
+    raw.metadata = {name: text for name, text in raw.metadata.items() if name != "verified"}
     raw.patch()
     for name in NEWER:
         made.query(f"ALTER TABLE loads DROP COLUMN {name}")
@@ -129,6 +130,25 @@ def as_an_older_version_wrote_it(made: Stores, month: TripMonth) -> None:
     older_rows = [{name: row[name] for name in schema.names} for row in rows]
     warehouse.drop("loads")
     warehouse.replace_table("loads", OLDER_COLUMNS, pa.Table.from_pylist(older_rows, schema), "")
+
+
+def test_a_raw_file_that_an_older_version_did_not_complete_is_replaced(made: Stores) -> None:
+    """It wrote the digest after the bytes."""
+    month, runs = TripMonth("yellow", 2023, 5), Runs(made)
+    raw = made.blob(month.raw_key(".parquet"))
+    raw.metadata = {
+        "url": f"{made.site.url}/trip-data/{month.stem}.parquet",
+        "etag": "",
+        "upload": "of a run that died",
+    }
+    raw.upload_from_string(b"bytes whose digest is unknown")
+    assert lake_of("upgrade-lake").editions(month) == []
+    assert into_the_lake(runs, month).status == "loaded"
+    published = made.site.file(f"{month.stem}.parquet").read_bytes()
+    assert raw.download_as_bytes() == published
+    assert [edition.sha256 for edition in lake_of("upgrade-lake").editions(month)] == [
+        hashlib.sha256(published).hexdigest()
+    ]
 
 
 def test_stores_that_an_older_version_wrote_are_read_and_updated_without_a_reload(made: Stores) -> None:
