@@ -175,7 +175,7 @@ class Bucket:
         """Return the object `key`. Raise `Vanished` unless it has this generation."""
         present = self.stat(key)
         if present.generation != generation:
-            raise Vanished(f"{self.uri(key)} was replaced during this run. Run again.")
+            raise self._vanished(key)
         return present
 
     def listing(self, prefix: str) -> dict[str, Object]:
