@@ -189,7 +189,7 @@ class Contest:
         results: list[list[Run]] = [[] for _ in entries]
         for repeat in range(self._size.repeats):
             for entry, of_entry in _rotated(list(zip(entries, results, strict=True)), repeat):
-                if entry.contender != "seed" or repeat == 0:  # the pandas script is slow
+                if repeat == 0 or entry.contender != "seed" or entry.work == "empty_flow":  # the pandas script is slow
                     of_entry.append(self._enter(entry, repeat))
         empty_runs: dict[str, list[Run]] = {}
         records = []
@@ -403,14 +403,18 @@ def _rotated(entries: Sequence[tuple[Entry, T]], by: int) -> Iterator[tuple[Entr
 
 
 def _record(entry: Entry, runs: Sequence[Run], empty: Sequence[Run]) -> Record:
-    """Return the medians of `runs`. From each run, subtract the empty flow of the same round: the machine's speed changes."""
+    """Return the medians of `runs`. From each run, subtract the empty flow of the same round: the machine's speed changes.
+
+    From a single run, subtract the median empty flow: that of the first round meets a machine that has been idle.
+    """
     wall, cpu, rss, busy = (
         statistics.median(values)
         for values in zip(*((run.wall_s, run.cpu_s, run.peak_rss_mb, run.busy_s) for run in runs), strict=True)
     )
     net = wall
     if empty:
-        pairs = list(zip(runs, empty[: len(runs)], strict=True))
+        middle = sorted(empty, key=lambda run: run.wall_s)[len(empty) // 2]
+        pairs = list(zip(runs, [middle] if len(runs) == 1 else empty, strict=True))
         net = max(statistics.median(run.wall_s - other.wall_s for run, other in pairs), 0)
         busy = max(statistics.median(run.busy_s - other.busy_s for run, other in pairs), 0)
     return Record(
