@@ -53,7 +53,7 @@ class Size:
 
 
 PROGRAMS = tuple(sorted(path.stem for path in (ROOT / "flows").glob("*.py") if path.stem != "__init__"))
-FULL = Size(1_370_000, 12, 150_000, repeats=4, programs=PROGRAMS, empties="one for each structure")
+FULL = Size(1_370_000, 12, 150_000, repeats=5, programs=PROGRAMS, empties="one for each structure")
 QUICK = Size(50_000, 2, 20_000, repeats=1, programs=("etl_web_gcs",), empties="one for all")
 
 
