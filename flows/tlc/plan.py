@@ -16,8 +16,8 @@ from flows.tlc.trips import Store, TripMonth
 class Figures:
     """The speed of one machine. The defaults are those of docs/speed.md: two cores of a virtual machine."""
 
-    lake_rows: float = 940_000  # per second, web → lake
-    database_rows: float = 375_000  # per second, web → Postgres
+    lake_rows: float = 820_000  # per second, web → lake
+    database_rows: float = 430_000  # per second, web → Postgres
     warehouse_seconds: float = 1.2  # per month, lake → BigQuery
     month_seconds: float = 0.5  # per month and store, whatever its size
     batch_seconds: float = 10.0  # until a batch's process has started
