@@ -189,7 +189,7 @@ class Contest:
         results: list[list[Run]] = [[] for _ in entries]
         for repeat in range(self._size.repeats):
             for entry, of_entry in _rotated(list(zip(entries, results, strict=True)), repeat):
-                if repeat == 0 or entry.contender != "seed" or entry.work == "empty_flow":  # the pandas script is slow
+                if repeat == 0 or _repeats(entry):
                     of_entry.append(self._enter(entry, repeat))
         empty_runs: dict[str, list[Run]] = {}
         records = []
@@ -402,10 +402,15 @@ def _rotated(entries: Sequence[tuple[Entry, T]], by: int) -> Iterator[tuple[Entr
         yield from neighbours[first:] + neighbours[:first]
 
 
+def _repeats(entry: Entry) -> bool:
+    """Return whether an entry runs in every round. The pandas script is slow, so it runs once."""
+    return entry.contender != "seed" or entry.work == "empty_flow"
+
+
 def _record(entry: Entry, runs: Sequence[Run], empty: Sequence[Run]) -> Record:
     """Return the medians of `runs`. From each run, subtract the empty flow of the same round: the machine's speed changes.
 
-    From a single run, subtract the median empty flow: that of the first round meets a machine that has been idle.
+    From a single run, subtract the median empty flow: one empty flow may be an outlier.
     """
     wall, cpu, rss, busy = (
         statistics.median(values)
@@ -413,7 +418,7 @@ def _record(entry: Entry, runs: Sequence[Run], empty: Sequence[Run]) -> Record:
     )
     net = wall
     if empty:
-        middle = sorted(empty, key=lambda run: run.wall_s)[len(empty) // 2]
+        middle = sorted(empty, key=lambda run: run.wall_s)[(len(empty) - 1) // 2]
         pairs = list(zip(runs, [middle] if len(runs) == 1 else empty, strict=True))
         net = max(statistics.median(run.wall_s - other.wall_s for run, other in pairs), 0)
         busy = max(statistics.median(run.busy_s - other.busy_s for run, other in pairs), 0)

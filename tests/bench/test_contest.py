@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as program
-from bench.contest import Entry, _record, _rotated
+from bench.contest import Entry, _record, _repeats, _rotated
 from bench.process import MEASURED, Run, RunFailed, measure
 
 
@@ -37,9 +37,8 @@ def test_the_net_time_and_the_busy_cores_leave_out_the_empty_flow_of_the_same_ro
     # The second round was slow: the medians of each, 8 and 3, differ by 5.
     record = _record(entry, runs((7, 10), (20, 24), (8, 11)), runs((3, 4), (14, 17), (2, 3)))
     assert (record.wall_s, record.net_s, record.cores_busy) == (8, 6, 1.17)
-    record = _record(
-        entry, runs((8, 12)), runs((5, 6), (2, 3), (3, 4))
-    )  # the pandas script runs in the first round only
+    # The pandas script runs in the first round only, its empty flow in each.
+    record = _record(entry, runs((8, 12)), runs((5, 6), (2, 3), (3, 4)))
     assert (record.net_s, record.cores_busy) == (5, 1.6)
     record = _record(entry, runs((8, 12)), [])
     assert (record.net_s, record.cores_busy) == (8, 1.5)
@@ -51,3 +50,13 @@ def test_each_round_begins_a_work_with_another_of_its_neighbours_and_the_works_k
     orders = [[name for _, name in _rotated(entries, by)] for by in range(3)]
     assert orders[0] == orders[2] == works
     assert orders[1] == [*works[:2], ("first", "dlt"), ("first", "adbc"), ("twelve", "ours")]
+
+
+def test_only_the_pandas_script_runs_once_and_its_empty_flow_runs_in_every_round() -> None:
+    entries = [
+        ("web_to_lake_csv", "ours"),
+        ("web_to_lake_csv", "seed"),
+        ("empty_flow", "seed"),
+        ("start_up", "empty flow"),
+    ]
+    assert [_repeats(Entry(*names, lambda repeat: [])) for names in entries] == [True, False, True, True]

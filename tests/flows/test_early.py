@@ -208,12 +208,14 @@ def test_a_file_with_the_same_bytes_is_not_uploaded_again(
 ) -> None:
     runs.lake(month)
     touched(month, ours, monkeypatch)
+    staged = Staged(Lake, monkeypatch)
     written: list[str] = []
     writer = Bucket.writer
     monkeypatch.setattr(
         Bucket, "writer", lambda self, key, *more, **named: written.append(key) or writer(self, key, *more, **named)
     )
     assert runs.lake(month).status == "unchanged"
+    assert staged.early == [True]  # the file was downloaded
     assert not [key for key in written if key.startswith("raw/")]
 
 
